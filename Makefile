@@ -15,9 +15,8 @@ export PIP_ROOT_USER_ACTION := ignore
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
 
-# One process per file: with every runtime in one address space, llama.cpp was seen to crash while freeing a context.
 test: $(VENV)/.dev
-	@set -e; for file in tests/test_*.py; do echo "$$file"; $(BIN)/python -m pytest "$$file"; done
+	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"

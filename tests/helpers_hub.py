@@ -34,7 +34,8 @@ class FakeHub:
         self.url = ""
 
     def files_asked(self, method: str = "GET") -> list[str]:
-        return [name for verb, name, _ in self.requests if verb == method]
+        # The client also asks, once a day, for a list that is no file of a repository.
+        return [name for verb, name, _ in self.requests if verb == method and name]
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:

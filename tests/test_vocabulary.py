@@ -1,4 +1,3 @@
-import ctypes
 import json
 import os
 from pathlib import Path
@@ -7,6 +6,7 @@ import pytest
 from helpers_export import LLAMA_SPLIT, QWEN_SPLIT, build_tokenizer, make_checkpoint, write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from fsrm_lite.engine import load_llama
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 from fsrm_lite.export.vocabulary import CONTROL, NORMAL, PRE_BY_PATTERN, UNUSED, USER_DEFINED, detect_pre, read_vocabulary
 
@@ -38,9 +38,8 @@ def llama_ids(tmp_path_factory):
     """A function from (tokenizer, text) to the ids that llama.cpp reads from the exported GGUF."""
     pytest.importorskip("gguf")
     pytest.importorskip("torch")
-    llama_cpp = pytest.importorskip("llama_cpp")
-    keep = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    pytest.importorskip("llama_cpp")
+    llama_cpp = load_llama()  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
     from fsrm_lite.export.checkpoint import Checkpoint
     from fsrm_lite.export.gguf_writer import write_gguf
 
@@ -55,8 +54,7 @@ def llama_ids(tmp_path_factory):
         model = llama_cpp.Llama(str(folder / "m.gguf"), vocab_only=True, verbose=False)
         return lambda text: model.tokenize(text.encode(), add_bos=False, special=False)
 
-    yield load
-    assert keep is not None
+    return load
 
 
 def plain_ids(tokenizer, text):
