@@ -37,9 +37,10 @@ class Goal:
     Attributes:
         risk: Error rate among the items decided fast, guaranteed with probability ``confidence``.
         budget: Mean generated tokens per item; the most accurate gate within it.
-        within: Accuracy that may be lost against always thinking slowly, for example 0.005; the cheapest such gate.
+        within: Accuracy that may be lost against always thinking slowly, for example 0.005; the cheapest gate that
+            keeps to it with ``confidence`` on the tuning part.
         front: The whole Pareto front instead of one gate.
-        confidence: Of the risk guarantee, over the draw of the testing part.
+        confidence: Of the risk guarantee, over the draw of the testing part; of the bound behind ``within``.
         paths: Threshold paths to walk for ``risk``, delta split over them; None picks one on the tuning part.
     """
 
@@ -209,7 +210,7 @@ def _choose(goal: Goal, tuning: Sample, testing: Sample, temperature: float, see
     if goal.budget is not None:
         return best_within_budget(points, goal.budget).gate
     if goal.within is not None:
-        return cheapest_within(points, operate(ALWAYS, tuning).accuracy - goal.within).gate
+        return cheapest_within(points, tuning, goal.within, goal.confidence).gate
     return None
 
 
@@ -249,7 +250,9 @@ def _statement(control: RiskControl) -> str:
 def _goal_dict(goal: Goal) -> dict[str, Any]:
     if goal.risk is not None:
         return {"risk": goal.risk, "confidence": goal.confidence, "paths": list(goal.paths) if goal.paths else "auto"}
-    return {"budget": goal.budget} if goal.budget is not None else {"within": goal.within} if goal.within is not None else {"front": True}
+    if goal.within is not None:
+        return {"within": goal.within, "confidence": goal.confidence}
+    return {"budget": goal.budget} if goal.budget is not None else {"front": True}
 
 
 def _point_dict(point: OperatingPoint, testing: Sample) -> dict[str, Any]:

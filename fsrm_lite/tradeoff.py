@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -85,9 +86,24 @@ def best_within_budget(front: Sequence[OperatingPoint], tokens: float) -> Operat
     return [p for p in front if p.tokens <= tokens][-1]  # the first point costs nothing
 
 
-def cheapest_within(front: Sequence[OperatingPoint], accuracy: float) -> OperatingPoint:
-    """Return the cheapest point with at least ``accuracy``; the most accurate one if none has it."""
-    return next((p for p in front if p.accuracy >= accuracy - 1e-12), front[-1])
+def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float, confidence: float) -> OperatingPoint:
+    """Return the cheapest point that loses at most ``loss`` of always-slow's accuracy; always-slow itself if none is sure to.
+
+    The point that merely looks good enough on the items that it was picked on is as a rule too cheap (the winner's curse). So
+    the mean of the paired differences, with one lost item added (few items prove little), must stay above ``-loss`` by its
+    normal lower bound at ``confidence``.
+
+    Raises:
+        CalibrationError: If slow outcomes are unknown.
+    """
+    slow_correct, _ = _slow(sample)
+    z = NormalDist().inv_cdf(confidence)
+    for point in front:
+        right = np.where(escalations(point.gate, sample), slow_correct, sample.fast_correct)
+        gain = np.append(right.astype(np.float64) - slow_correct, -1.0)
+        if gain.mean() - z * gain.std() / len(gain) ** 0.5 >= -loss:
+            return point
+    return operate(GateSpec(1.0, 1.0, "any", always=True), sample)
 
 
 def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) -> list[OperatingPoint]:

@@ -28,8 +28,8 @@ from fsrm_lite.tradeoff import cheapest_within, pareto
 
 CALIBRATION_PAIRS = 2000
 PARITY_PAIRS = 510
-SLACK = 0.002
-"""The gate is the cheapest one that stays this close to always-slow's accuracy on the calibration split."""
+LOSS, CONFIDENCE = 0.005, 0.9
+"""The gate is the cheapest one that is this sure, on the calibration split, to lose no more of always-slow's accuracy."""
 
 GOLDEN = 12
 """Test responses whose scores the manifest keeps, for ``fsrm-lite doctor`` and the tests."""
@@ -38,11 +38,9 @@ TEXT = Path(__file__).with_name("CARD.md")
 
 
 def choose_gate(rm: FastSlowRM, count: int, progress: Any = None) -> GateSpec:  # noqa: ANN401 - a callback
-    """Choose thresholds on the calibration split: the cheapest gate within ``SLACK`` of always-slow's accuracy."""
+    """Choose thresholds on the calibration split: the cheapest gate that keeps always-slow's accuracy."""
     sample = Sample.of(judge_all(rm, held_out("calibration", count), progress))
-    if sample.slow_correct is None:
-        raise ValueError("every pair must have been judged slowly")
-    return cheapest_within(pareto(sample), float(sample.slow_correct.mean()) - SLACK).gate
+    return cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
 
 
 def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
