@@ -158,7 +158,9 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
     try:
         read = iter(_in_parts(score, texts) if options.skip_too_long else score(texts) if texts else [])
     except InputError as error:
-        raise type(error)(f"between {batch[0].id} and {batch[-1].id}: {error}") from error
+        if len(batch) > 1:  # one at a time, so that the error names the item
+            return [reading for example in batch for reading in _read_fast(rm, [example], pairwise, options)]
+        raise type(error)(f"{batch[0].id}: {error}") from error
     readings = []
     for example in batch:
         scores = tuple(next(read) if response.strip() else None for response in example.responses)
