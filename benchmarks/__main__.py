@@ -1,8 +1,10 @@
 """Run the benchmarks: ``python -m benchmarks`` (all stages), or one stage at a time; finished stages are kept.
 
-python -m benchmarks --work .bench                 everything, under 25 minutes on 2 cores
+python -m benchmarks                               everything, under 25 minutes on 2 cores behind a one-time preparation
 python -m benchmarks --stage W2 --again            one workload once more
 python -m benchmarks --shape small --minutes 1     the harness itself, on a toy
+
+The table, the JSON and the plot of the growth lie under .bench/SHAPE. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,21 +15,24 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+from benchmarks import judge
 from benchmarks.files import Files
 from benchmarks.measure import Field, race
-from benchmarks.peers import PEERS, ROOFLINE, UNSHARED
+from benchmarks.peers import PEERS, ROOFLINE
 from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
 from benchmarks.startup import startup_times
-from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, Workload
+from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.threads import usable_cores
 
-STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth")
-BUDGET_SHARES = {"W1": 0.10, "W2": 0.24, "W3": 0.22, "W4": 0.22, "growth": 0.16}
-"""Shares of the minutes behind ``prepare``; the rest is loading and start-up."""
+JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
+STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth", *JUDGE_STAGES)
+BUDGET_SHARES = {"W1": 0.07, "W2": 0.17, "W3": 0.22, "W4": 0.20, "growth": 0.14, "judge-random": 0.14, "judge-embedded": 0.06}
+"""Shares of the minutes; loading the peers, start-up and what a first round takes beyond its share come on top."""
 
 GROWTH_PEERS = ("fsrm-lite int8", "llama.cpp seq_cp Q4_0", "transformers bf16", "transformers bf16 cached")
 PACKAGES = ("fsrm-lite", "onnxruntime", "llama-cpp-python", "transformers", "torch", "numpy")
@@ -57,17 +62,25 @@ def main() -> None:
     arguments = _arguments()
     work: Path = arguments.work / arguments.shape
     files, threads = Files(work), arguments.threads or usable_cores()
-    results = Results(work / "results.json") if work.is_dir() else None
     stages = [arguments.stage] if arguments.stage else list(STAGES)
     prepare(files, arguments.shape, say)
-    results = results or Results(work / "results.json")
-    results.data["about"] = _about(files, arguments.shape, threads)
+    results = Results(work / "results.json")
+    about = _about(files, arguments.shape, threads)
+    if results.data and results.data["about"]["setting"] != about["setting"]:
+        say("another machine, thread count or version than the kept results were measured with: measuring all of it again")
+        results.data.clear()
+    results.data["about"] = about
     field = Field(work, threads, say)
     try:
         for stage in stages:
             if arguments.again or not _done(results.data, stage):
+                start = perf_counter()
                 _run_stage(stage, results.data, field, arguments.minutes * 60 * BUDGET_SHARES.get(stage, 0.0))
+                results.data.setdefault("stage_seconds", {})[stage] = perf_counter() - start
                 results.save()
+    except KeyboardInterrupt:
+        say("interrupted; finished stages are kept, the same command goes on from here")
+        raise SystemExit(130) from None
     finally:
         field.close()
     text = table(results.data)
@@ -83,7 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
     parser.add_argument("--stage", choices=STAGES)
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
-    parser.add_argument("--minutes", type=float, default=17.0, help="for all measurements together")
+    parser.add_argument("--minutes", type=float, default=18.0, help="for all measurements together")
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser.parse_args()
 
@@ -93,12 +106,17 @@ def _about(files: Files, shape: str, threads: int) -> dict[str, Any]:
     q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     weights = arch.layers * (arch.hidden_size * (2 * q + 2 * kv) + 3 * arch.hidden_size * arch.intermediate_size)
     versions = {name: metadata.version(name) for name in PACKAGES}
-    date = f"{datetime.now(UTC):%Y-%m-%d}"
-    return {"machine": machine(), "threads": threads, "shape": shape, "linear_weights": weights, "versions": versions, "date": date}
+    return {
+        "setting": {"machine": machine(), "threads": threads, "shape": shape, "versions": versions},
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "linear_weights": weights,
+        "weights_file_bytes": sum(path.stat().st_size for path in files.fast("int8").parent.iterdir()),
+        "prefix_bytes": MAIN[1].prompt * arch.layers * 2 * kv,  # int8 keys and values
+    }
 
 
 def _done(data: dict[str, Any], stage: str) -> bool:
-    return stage == "prepare" or stage in data or stage in data.get("main", {})
+    return stage == "prepare" or any(stage in place for place in (data, data.get("main", {}), data.get("judge", {})))
 
 
 def _run_stage(stage: str, data: dict[str, Any], field: Field, budget_s: float) -> None:
@@ -108,13 +126,17 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, budget_s: float) 
     elif stage == "roofline":
         _measure_roofline(data, field)
     elif stage == "growth":
+        field.close(*(name for name in PEERS if name not in GROWTH_PEERS))
         data["growth"] = _grow(field, budget_s)
+    elif stage in JUDGE_STAGES:
+        field.close()
+        data.setdefault("judge", {})[stage] = judge.measure(field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s)
     elif stage != "prepare":
         workload = next(w for w in MAIN if w.name == stage)
         peers = [name for name in PEERS if name != ROOFLINE and (workload.prompt or name != "transformers bf16 cached")]
         series = race(field, peers, workload, budget_s, say)
         _check_agreement(series)
-        data.setdefault("main", {})[stage] = {name: s.to_dict() for name, s in series.items()}
+        data.setdefault("main", {})[stage] = {name: s.to_dict() | {"spin": field.spins.get(name)} for name, s in series.items()}
         # Once more beside the workload: the peak drifts with the machine.
         _measure_roofline(data, field)
 
@@ -136,31 +158,16 @@ def _check_agreement(series: dict[str, Any]) -> None:
 
 
 def _grow(field: Field, budget_s: float) -> dict[str, dict[str, float]]:
-    """Time each point once or twice; a peer that grows too slow for the budget stops there."""
+    """Time each point, twice while the budget lasts; the faster time counts."""
     growth: dict[str, dict[str, float]] = {peer: {} for peer in GROWTH_PEERS}
-    each = budget_s / (len(GROWTH_PEERS) * 2)
-    for workloads in (BY_COUNT, BY_PROMPT):
-        spent = dict.fromkeys(GROWTH_PEERS, 0.0)
-        for workload in workloads:
-            for peer in GROWTH_PEERS:
-                expected = _expected(growth[peer], workload, workloads, peer)
-                if spent[peer] + expected > each:
-                    continue
-                series = race(field, [peer], workload, 0.0, say, rounds=1 if expected > each / 8 else 2)[peer]
-                spent[peer] += sum(series.seconds)
-                if series.seconds:
-                    growth[peer][workload.name] = min(series.seconds)
+    end = perf_counter() + budget_s
+    points = (*BY_COUNT, *BY_PROMPT)
+    for done, workload in enumerate(points):
+        series = race(field, GROWTH_PEERS, workload, (end - perf_counter()) * 2 / (len(points) - done), say, rounds=2)
+        for peer, times in series.items():
+            if times.seconds:
+                growth[peer][workload.name] = min(times.seconds)
     return growth
-
-
-def _expected(points: dict[str, float], workload: Workload, workloads: tuple[Workload, ...], peer: str) -> float:
-    """Scale the last point by the tokens to read."""
-
-    def tokens(w: Workload) -> int:
-        return w.count * (w.prompt + w.response) if peer in UNSHARED else w.tokens
-
-    known = [w for w in workloads if w.name in points]
-    return points[known[-1].name] * tokens(workload) / tokens(known[-1]) if known else 0.0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has n
     return params
 
 
+def guard_high_level(lib: Any, path: Path) -> None:  # noqa: ANN401
+    """Have ``Llama``, which has no argument for it, start from :func:`model_params` for this file, the only one it will load."""
+    params = model_params(lib, path)
+    lib.llama_cpp.llama_model_default_params = lambda: params
+
+
 class LlamaLowLevel:
     """One context per workload, as large as it needs."""
 

@@ -9,15 +9,22 @@ from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
+from benchmarks.judge_sides import Task
+from benchmarks.peers import LLAMA_CPP, UNSHARED
 from benchmarks.worker import Worker, WorkerError
-from benchmarks.workloads import Workload
+from benchmarks.workloads import MAIN, Workload
 
 ROUNDS = 5
 SETTLE_SECONDS = 0.2
 """Pause before each run: other peers' thread pools spin for a while after theirs."""
 
-SLOW_PART = 4
-"""A peer that takes this many times as long as the first one runs that part of a workload of independent pieces."""
+NEAR = 2.5
+"""A peer of equal pieces that takes more than this many times as long as the first one runs a part of them, scaled up."""
+
+SPINS = ("300000", "100")
+"""GOMP_SPINCOUNT, how long llama.cpp's threads spin at a barrier: libgomp's default, and what fsrm-lite sets for itself."""
+
+TRIAL = MAIN[0]
 
 
 @dataclass(slots=True)
@@ -41,12 +48,13 @@ class Field:
     """The peers that are running, each started when first needed."""
 
     def __init__(self, root: Path, threads: int, say: Callable[[str], None]) -> None:
-        self._root, self._threads, self._say = root, threads, say
+        self.root, self.threads, self._say = root, threads, say
         self._workers: dict[str, Worker] = {}
         self._failed: dict[str, str] = {}
+        self.spins: dict[str, str] = {}
 
-    def run(self, peer: str, workload: Workload, timeout: float) -> dict[str, Any]:
-        """Run one workload on one peer.
+    def run(self, peer: str, task: Workload | Task, timeout: float) -> dict[str, Any]:
+        """Run one task on one peer.
 
         Raises:
             WorkerError: If it fails; every later call then fails with the same message.
@@ -56,18 +64,37 @@ class Field:
         try:
             if peer not in self._workers:
                 self._say(f"loading {peer}")
-                self._workers[peer] = Worker(peer, self._root, self._threads)
-            return self._workers[peer].run(workload, timeout)
+                self._workers[peer] = self._faster_spin(peer) if peer in LLAMA_CPP else Worker(peer, self.root, self.threads)
+            return self._workers[peer].run(task, timeout)
         except WorkerError as error:
             self._failed[peer] = str(error)
             self._workers.pop(peer, None)
             raise
 
-    def close(self) -> None:
-        """End all of them."""
-        for worker in self._workers.values():
+    def close(self, *peers: str) -> None:
+        """End these, or all of them."""
+        for peer in peers or tuple(self._workers):
+            if peer in self._workers:
+                self._workers.pop(peer).close()
+
+    def _faster_spin(self, peer: str) -> Worker:
+        """Start a llama.cpp peer with either way to wait at barriers, and keep the faster one: its best form."""
+        trials: list[tuple[float, str, Worker]] = []
+        try:
+            for spin in SPINS:
+                worker = Worker(peer, self.root, self.threads, environ={"GOMP_SPINCOUNT": spin})
+                trials.append((0.0, spin, worker))
+                trials[-1] = (min(worker.run(TRIAL, 120.0)["seconds"] for _ in range(3)), spin, worker)
+        except WorkerError:
+            for _, _, worker in trials:
+                worker.close()
+            raise
+        trials.sort(key=lambda trial: trial[0])
+        self.spins[peer] = trials[0][1]
+        self._say(f"{peer}: " + ", ".join(f"GOMP_SPINCOUNT={spin} {seconds:.2f} s" for seconds, spin, _ in trials))
+        for _, _, worker in trials[1:]:
             worker.close()
-        self._workers.clear()
+        return trials[0][2]
 
 
 def race(
@@ -79,24 +106,23 @@ def race(
     """
     end = perf_counter() + budget_s
     series = {peer: Series() for peer in peers}
-    parts = dict.fromkeys(peers, workload)
+    parts = {peer: workload.part() if peer in UNSHARED or not workload.prompt else workload for peer in peers}
     reference = peers[0]
+    parts[reference] = workload
+    timeout = max(60.0, budget_s)
     for number in range(rounds):
         runners = [p for p in peers if series[p].failed is None]
         if number:
             runners = _affordable(runners, series, end - perf_counter())
         for peer in runners:
-            if number == 0 and peer != reference and series[reference].seconds:
-                # The first look at a peer is at a part, where the workload has parts.
-                parts[peer] = workload.part(SLOW_PART)
-            _run_once(field_, peer, parts[peer], series[peer], max(60.0, budget_s))
-            if number == 0 and parts[peer] is not workload and series[peer].seconds:
-                fast = series[peer].seconds[-1] < SLOW_PART * series[reference].seconds[-1]
-                if fast:
-                    # Comparable enough to be measured in full; the part was the warm-up.
-                    parts[peer], series[peer].seconds, series[peer].scale = workload, [], 1
-                    _run_once(field_, peer, workload, series[peer], max(60.0, budget_s))
-            say(f"{workload.name} round {number + 1}: {peer} {series[peer].failed or f'{series[peer].seconds[-1]:.2f} s'}")
+            own = series[peer]
+            _run_once(field_, peer, parts[peer], own, timeout)
+            if number == 0 and own.scale > 1 and series[reference].seconds and own.seconds[-1] < NEAR * series[reference].seconds[-1]:
+                # Close enough to be measured in full; the part was a look at it.
+                parts[peer] = workload
+                own.seconds.clear()
+                _run_once(field_, peer, workload, own, timeout)
+            say(f"{workload.name} round {number + 1}: {peer} {own.failed or f'{own.seconds[-1]:.2f} s'}{' (from a part)' * (own.scale > 1)}")
         if not runners:
             break
     return series

@@ -1,7 +1,6 @@
 """optimum's ONNX export of the model, in an environment of its own: its pins conflict with this project's.
 
-``python -m benchmarks.optimum_peer setup WORK`` makes the environment ``WORK/venv-optimum``, exports and quantizes; it
-takes some ten minutes and 8 GB of disk, so ``make bench`` does not do it. The workers then appear in the table.
+:func:`setup`, part of the one-time preparation, makes the environment ``WORK/venv-optimum``, exports and quantizes.
 """
 
 from __future__ import annotations
@@ -9,7 +8,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from shutil import copyfile, rmtree
 
 from benchmarks.workloads import Workload
 
@@ -52,33 +53,44 @@ class Optimum:
         return out
 
 
-def setup(root: Path) -> None:
-    """Make the environment, export in fp32, quantize to int8 as optimum's users do."""
+def setup(root: Path, say: Callable[[str], None]) -> None:
+    """Make the environment, export in fp32, quantize to int8 as optimum's users do; what is there already is kept.
+
+    Raises:
+        subprocess.CalledProcessError: If a step fails; its output went to standard error.
+    """
     python = environment(root)
-    if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(root / "venv-optimum")], check=True)
+    done = python.parents[1] / "installed"
+    if not done.is_file():
+        say(f"installing {' and '.join(PINS)} in an environment of their own")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(python.parents[1])], check=True)
         for pin in PINS:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", pin], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True)
+        done.touch()
     for precision in ("fp32", "int8"):
         if not folder(root, precision).is_dir():
+            say(f"writing optimum's export, {precision}")
             environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-            subprocess.run([str(python), "-m", "benchmarks.optimum_peer", precision, str(root)], check=True, env=environ)
+            part = folder(root, f"{precision}.part")
+            rmtree(part, ignore_errors=True)
+            part.mkdir()
+            with (root / "workers.log").open("a", encoding="utf-8") as log:
+                command = [str(python), "-m", "benchmarks.optimum_peer", precision, str(root)]
+                subprocess.run(command, check=True, env=environ, stdout=log, stderr=log)
+            part.rename(folder(root, precision))
 
 
 def _export(root: Path) -> None:
     from optimum.onnxruntime import ORTModelForCausalLM
 
     model = ORTModelForCausalLM.from_pretrained(root / "checkpoint", export=True, use_cache=False, use_io_binding=False)
-    model.save_pretrained(folder(root, "fp32"))
+    model.save_pretrained(folder(root, "fp32.part"))
 
 
 def _quantize(root: Path) -> None:
-    from shutil import copyfile
-
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = folder(root, "int8")
-    target.mkdir()
+    target = folder(root, "int8.part")
     for name in ("config.json", "generation_config.json"):
         copyfile(folder(root, "fp32") / name, target / name)
     options = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": True}
@@ -86,4 +98,4 @@ def _quantize(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"setup": setup, "fp32": _export, "int8": _quantize}[sys.argv[1]](Path(sys.argv[2]))
+    {"fp32": _export, "int8": _quantize}[sys.argv[1]](Path(sys.argv[2]))

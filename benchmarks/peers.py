@@ -71,13 +71,11 @@ class LlamaHighLevel:
     """llama-cpp-python as most people use it: ``Llama``, one sequence after the other, logits of the last token."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        from benchmarks.llama_peer import model_params
+        from benchmarks.llama_peer import guard_high_level
         from fsrm_lite.engine import load_llama
 
         self._lib = load_llama()
-        # ``Llama`` has no argument for what keeps it from crashing here; it takes these defaults.
-        params = model_params(self._lib, path)
-        self._lib.llama_cpp.llama_model_default_params = lambda: params
+        guard_high_level(self._lib, path)
         options: dict[str, Any] = {"n_ctx": 8192, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
         self._llama = self._lib.Llama(model_path=str(path), **options)
 
@@ -148,5 +146,7 @@ PEERS: dict[str, Callable[[Files, int], Peer]] = {
 
 UNSHARED = ("Llama Q4_0", "Llama Q8_0", "transformers bf16", "transformers fp32", "CrossEncoder bf16", "optimum fp32", "optimum int8")
 """The usual way: nothing is shared between sequences."""
+
+LLAMA_CPP = tuple(name for name in PEERS if name.lower().startswith("llama"))
 
 ROOFLINE = "GEMM roofline"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
+from benchmarks import optimum_peer
 from benchmarks.files import LABELS, Files
 from fsrm_lite.engine import quantize
 from fsrm_lite.export.checkpoint import Checkpoint
@@ -15,6 +18,9 @@ from fsrm_lite.export.graph import write_fast_graph
 from fsrm_lite.export.vocabulary import read_vocabulary
 
 GGUF_KINDS = ("q4_0", "q4_k_m", "q8_0")
+OPTIMUM_SHAPES = ("0.6b",)
+"""A toy is not worth an environment of its own."""
+
 SHAPES: dict[str, dict[str, Any]] = {
     # Qwen3-0.6B's config.json, from its model card.
     "0.6b": {
@@ -46,34 +52,47 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
-    """Write whatever is missing."""
+    """Write whatever is missing; each thing appears under its name when it is whole, so an interrupt leaves no half."""
     files.root.mkdir(parents=True, exist_ok=True)
-    if not (files.checkpoint / "model.safetensors").is_file():
+    if not files.checkpoint.is_dir():
         say("writing the checkpoint")
-        _write_checkpoint(files.checkpoint, SHAPES[shape])
+        part = _fresh(files.checkpoint.with_name("checkpoint.part"))
+        _write_checkpoint(part, SHAPES[shape])
+        part.rename(files.checkpoint)
     checkpoint = Checkpoint.open(files.checkpoint)
     for precision in ("int8", "fp32"):
-        path = files.fast(precision)
-        if not path.is_file():
+        folder = files.fast(precision).parent
+        if not folder.is_dir():
             say(f"writing the fast graph, {precision}")
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_name("part.onnx")
-            write_fast_graph(checkpoint, part, LABELS, precision=precision)  # type: ignore[arg-type]
-            _publish(part, path)
+            part = _fresh(folder.with_name(f"{folder.name}.part"))
+            write_fast_graph(checkpoint, part / files.fast(precision).name, LABELS, precision=precision)
+            part.rename(folder)
+    _write_ggufs(files, checkpoint, say)
+    if shape in OPTIMUM_SHAPES:
+        try:
+            optimum_peer.setup(files.root, say)
+        except (OSError, subprocess.CalledProcessError) as error:
+            # Its rows then say that it is not set up.
+            say(f"optimum could not be set up and is left out: {error}")
+
+
+def _write_ggufs(files: Files, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
     plain = files.gguf("f16")
-    for kind in GGUF_KINDS:
-        if not files.gguf(kind).is_file():
-            if not plain.is_file():
-                say("writing GGUF, f16")
-                write_gguf(checkpoint, read_vocabulary(files.checkpoint, checkpoint.arch.vocab_size), plain, dtype="f16")
-            say(f"quantizing GGUF, {kind}")
-            quantize(plain, files.gguf(kind), kind)
+    missing = [kind for kind in GGUF_KINDS if not files.gguf(kind).is_file()]
+    if missing:
+        say("writing GGUF, f16")
+        write_gguf(checkpoint, read_vocabulary(files.checkpoint, checkpoint.arch.vocab_size), plain, dtype="f16")
+    for kind in missing:
+        say(f"quantizing GGUF, {kind}")
+        quantize(plain, files.gguf(kind), kind)
     plain.unlink(missing_ok=True)
 
 
-def _publish(part: Path, path: Path) -> None:
-    """Rename a finished graph; its data file is named inside it and keeps the name."""
-    part.rename(path)
+def _fresh(folder: Path) -> Path:
+    """Make an empty folder."""
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def _write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:

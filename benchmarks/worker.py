@@ -8,12 +8,16 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
 from time import perf_counter, sleep
 from typing import Any
 
+from benchmarks import judge_sides
+from benchmarks.files import Files
+from benchmarks.judge_sides import SIDES, Task
 from benchmarks.optimum_peer import environment
 from benchmarks.workloads import Workload
 
@@ -27,25 +31,28 @@ class WorkerError(Exception):
 class Worker:
     """The harness's end of a peer's process."""
 
-    def __init__(self, peer: str, root: Path, threads: int, *, python: str = sys.executable, timeout: float = 300.0) -> None:
+    def __init__(self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0) -> None:
         self.peer = peer
+        python = sys.executable
         if peer.startswith("optimum"):
             python = str(environment(root))
             if not Path(python).is_file():
-                raise WorkerError(f"not set up (python -m benchmarks.optimum_peer setup {root})")
+                raise WorkerError("not set up")
         command = [python, "-m", "benchmarks.worker", peer, str(root), str(threads)]
         self._log = (root / "workers.log").open("a", encoding="utf-8")
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        settings = {**os.environ, **(environ or {})}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True, env=settings)
         self._lines: Queue[str] = Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.loaded = self._answer(timeout)
 
-    def run(self, workload: Workload, timeout: float) -> dict[str, Any]:
-        """Run a workload; returns ``seconds``, ``values`` and ``rss_bytes``."""
+    def run(self, task: Workload | Task, timeout: float) -> dict[str, Any]:
+        """Run a task; returns ``seconds``, ``values`` and ``rss_bytes``."""
         if self._process.stdin is None:
             raise WorkerError(f"{self.peer}: no standard input")
         try:
-            self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
+            self._process.stdin.write(json.dumps(asdict(task)) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise WorkerError(f"{self.peer} died: {error}") from error
@@ -88,18 +95,18 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
         answers.flush()
 
     try:
-        from benchmarks.files import Files
         from benchmarks.peers import PEERS
 
         start = perf_counter()
-        peer = PEERS[peer_name](Files(root), threads)
+        kind, warm_up, builders = (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        peer: Any = builders[peer_name](Files(root), threads)
         # First runs allocate, pack and start threads: not what is measured.
-        peer.run(WARM_UP)
+        peer.run(warm_up)
         say({"seconds": perf_counter() - start})
         for line in sys.stdin:
-            workload = Workload(**json.loads(line))
+            task = kind(**json.loads(line))
             start = perf_counter()
-            values = peer.run(workload)
+            values = peer.run(task)
             seconds = perf_counter() - start
             say({"seconds": seconds, "values": values, "rss_bytes": peak_rss_bytes()})
     except Exception as error:  # the harness shows it in the table, whatever it is

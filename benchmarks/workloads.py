@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+PART_TOKENS = 2048
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -38,9 +40,15 @@ class Workload:
         prompt = rng.integers(0, vocab_size, self.prompt).tolist()
         return [prompt + rng.integers(0, vocab_size, self.response).tolist() for _ in range(self.count)]
 
-    def part(self, divisor: int) -> Workload:
-        """The same with ``1 / divisor`` of the sequences, its time to be multiplied back. Not for shared prompts."""
-        return replace(self, count=self.count // divisor, scale=divisor) if not self.prompt and self.count >= 8 * divisor else self
+    def part(self) -> Workload:
+        """The smallest part that still fills a batch, ``PART_TOKENS``; its time is to be multiplied back by ``scale``.
+
+        Only for peers that share nothing between sequences: their work is so many equal pieces.
+        """
+        scale = 1
+        while self.count % (2 * scale) == 0 and self.count // (2 * scale) * (self.prompt + self.response) >= PART_TOKENS:
+            scale *= 2
+        return replace(self, count=self.count // scale, scale=scale)
 
 
 MAIN = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import judge
+from benchmarks.judge_sides import PROMPT, SHARED, Task, random_prompts
 from benchmarks.measure import Series, race
 from benchmarks.report import plot_growth, table
 from benchmarks.worker import Worker, WorkerError
-from benchmarks.workloads import BY_COUNT, MAIN, Workload
+from benchmarks.workloads import BY_COUNT, MAIN, PART_TOKENS
 
 
 class _FakeField:
@@ -15,7 +17,7 @@ class _FakeField:
         self.seconds = seconds
         self.asked: list[tuple[str, int]] = []
 
-    def run(self, peer: str, workload: Workload, timeout: float) -> dict[str, object]:
+    def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
         self.asked.append((peer, workload.count))
         if peer not in self.seconds:
             raise WorkerError(f"{peer} died")
@@ -36,14 +38,29 @@ def test_workloads_share_what_they_say():
         assert sequences == workload.sequences(1000)
 
 
+def test_parts_fill_a_batch_and_add_up():
+    for workload in MAIN[1:]:
+        part = workload.part()
+        assert part.count * part.scale == workload.count
+        assert PART_TOKENS <= part.count * (part.prompt + part.response) < 2 * PART_TOKENS
+    assert MAIN[0].part() == MAIN[0]
+
+
 def test_peers_take_turns_and_the_slow_one_runs_a_part():
     field = _FakeField({"ours": 0.01, "near": 0.02, "far": 1.0})
     series = race(field, ["ours", "near", "far", "broken"], MAIN[2], 1e9, lambda text: None, rounds=3)
     assert [len(s.seconds) for s in series.values()] == [3, 3, 3, 0]
-    assert (series["near"].scale, series["far"].scale) == (1, 4)
+    assert (series["near"].scale, series["far"].scale) == (1, 8)
     assert series["far"].seconds[-1] == pytest.approx(256.0)
     assert series["broken"].failed == "broken died"
     assert [peer for peer, _ in field.asked][-3:] == ["ours", "near", "far"]
+
+
+def test_only_peers_that_share_nothing_run_a_part_of_a_shared_prompt():
+    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 1.0, "transformers bf16": 1.0})
+    series = race(field, list(field.seconds), MAIN[3], 0.0, lambda text: None)
+    assert [s.scale for s in series.values()] == [1, 1, 4]
+    assert field.asked == [("ours", 64), ("llama.cpp seq_cp Q4_0", 64), ("transformers bf16", 16)]
 
 
 def test_without_budget_each_peer_runs_once():
@@ -51,21 +68,57 @@ def test_without_budget_each_peer_runs_once():
     assert [len(s.seconds) for s in series.values()] == [1, 1]
 
 
+def test_prompts_of_both_orders_share_their_front():
+    first, second = sorted(set(random_prompts(Task("", 1, 4), 1000)))
+    assert len(first) == len(second) == PROMPT
+    assert first[:SHARED] == second[:SHARED]
+    assert sorted(first) == sorted(second)
+    assert len(set(random_prompts(Task("", 1, 3, one_prompt=True), 1000))) == 1
+
+
+def test_the_peers_faster_way_to_wait_counts_and_a_part_is_scaled():
+    (task, *_), peer = judge.RANDOM, {"300000": [{"seconds": 2.0, "tokens": 100}], "100": [{"seconds": 1.0, "tokens": 100}]}
+    row = judge._row("random weights", task, 2.2, {task.name: [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024}]}, peer)
+    assert row.peer_seconds == [pytest.approx(8 * 128 / 100)]
+    assert row.ratio == pytest.approx(10.24 / 4.4)
+    assert row.overhead == pytest.approx(0.1)
+    assert "GOMP_SPINCOUNT: 100" in row.note
+
+
 def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     rows = {
-        "fsrm-lite int8": Series([1.0, 1.2, 1.1]).to_dict(),
+        "fsrm-lite int8": Series([1.0, 1.2, 1.1], rss_bytes=3 << 20).to_dict(),
         "transformers bf16": Series([2.5]).to_dict(),
         "Llama Q8_0": Series(failed="Llama Q8_0 died").to_dict(),
     }
-    machine = {"cpu": "Some CPU", "flags": ["avx2"]}
-    about = {"machine": machine, "threads": 2, "shape": "small", "date": "2026-11-21", "linear_weights": 1000}
+    machine = {"cpu": "Some CPU", "flags": ["avx2"], "python": "3.11.7"}
+    setting = {"machine": machine, "threads": 2, "shape": "small", "versions": {"numpy": "2.0"}}
+    about = {"setting": setting, "date": "2026-11-21", "linear_weights": 1000, "weights_file_bytes": 1 << 20, "prefix_bytes": 1 << 20}
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}
-    text = table({"about": about, "main": {"W1": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}, "growth": growth})
+    judged = {
+        "what": "8 votes",
+        "seconds": [2.0, 1.0, 3.0],
+        "tokens_per_second": 50.0,
+        "peer_seconds": [8.0],
+        "ratio": 4.0,
+        "target": 5.0,
+        "overhead": 0.05,
+        "note": "",
+    }
+    startup = {
+        name: {"median_s": s} for name, s in (("bare interpreter", 0.02), ("import numpy", 0.1), ("import fsrm_lite", 0.03), ("first score", 1.5))
+    }
+    main = {"W1": rows, "W2": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}
+    text = table({"about": about, "main": main, "growth": growth, "judge": {"judge-embedded": [judged]}, "startup": startup})
     plot_growth(growth, tmp_path / "growth.png")
     assert "Some CPU (avx2), 2 threads" in text
     assert "2.27x the best peer (transformers bf16; target 1.8: met)" in text
+    assert "0.93 of the int8 GEMM peak (target 0.6: met)" in text
+    assert "peak memory 1.50x the 2 MiB of weights file and KV (target 1.3: missed)" in text
     assert "| Llama Q8_0 | Llama Q8_0 died |" in text
     assert "| 100.00 |" in text
+    assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
+    assert "| 8 votes | 2.00 | 1.00 - 3.00 | 50 | 8.00 | 8.00 - 8.00 | 4.00x | 5.0x: missed | 5.0% |" in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
