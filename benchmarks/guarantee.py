@@ -113,7 +113,7 @@ def main() -> None:
     if arguments.items:
         populations["real"] = recorded(arguments.items)
     # One path at full delta everywhere; what splitting delta over three paths costs is shown once.
-    jobs = [(name, items, None) for name in populations for items in arguments.size]
+    jobs: list[tuple[str, int, list[str] | None]] = [(name, items, None) for name in populations for items in arguments.size]
     jobs.append(("calibrated", max(arguments.size), list(PATH_NAMES)))
     for name, items, paths in jobs:
         print(json.dumps(run(name, populations[name], splits=arguments.splits, items=items, paths=paths)), flush=True)

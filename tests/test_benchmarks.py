@@ -105,9 +105,8 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
         "overhead": 0.05,
         "note": "",
     }
-    startup = {
-        name: {"median_s": s} for name, s in (("bare interpreter", 0.02), ("import numpy", 0.1), ("import fsrm_lite", 0.03), ("first score", 1.5))
-    }
+    times = {"bare interpreter": 0.02, "import numpy": 0.1, "import fsrm_lite": 0.03, "first score": 1.5}
+    startup = {name: {"median_s": s} for name, s in times.items()}
     main = {"W1": rows, "W2": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}
     text = table({"about": about, "main": main, "growth": growth, "judge": {"judge-embedded": [judged]}, "startup": startup})
     plot_growth(growth, tmp_path / "growth.png")
