@@ -52,7 +52,8 @@ def main(model: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     settings = ModelSettings(model=model, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
     app = create_app(server_settings=ServerSettings(), model_settings=[settings])
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
+    sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}/v1\n")
+    sys.stdout.flush()
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 
 

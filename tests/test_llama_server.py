@@ -57,7 +57,7 @@ def test_a_rejected_answer_is_told_in_the_conversation(address, pairs):
 
 
 def test_a_request_the_server_refuses_fails_at_once(address):
-    with pytest.raises(ReasonerError, match="failed after 1 tries.*400"):
+    with pytest.raises(ReasonerError, match=r"failed after 1 tries.*400"):
         EndpointReasoner(address).propose([Task("7 pens and " * 400)], Sampling())
 
 
