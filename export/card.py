@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fsrm_lite.export.calibration_pairs import MIN_PAIRS
 from fsrm_lite.manifest import Manifest
 
+_DIFFERENCE, _SHARE = "{:.2g}", "{:.2%}"
 _ROWS = (
-    ("label logit, largest difference", "max_delta_logit", "{:.2g}"),
-    ("label logit, mean difference", "mean_delta_logit", "{:.2g}"),
-    ("score, largest difference", "max_delta_score", "{:.2g}"),
-    ("score, mean difference", "mean_delta_score", "{:.2g}"),
-    ("pairwise decisions alike", "decisions_alike", "{:.2%}"),
-    ("gate routes alike", "routes_alike", "{:.2%}"),
-    ("rank correlation", "rank_correlation", "{:.5f}"),
-    ("greedy verdicts alike", "verdicts_alike", "{:.2%}"),
-    ("chains that part where the checkpoint ties (not counted above)", "parted_at_ties", "{:d}"),
-    ("thoughts alike, every token", "thoughts_alike", "{:.2%}"),
-    ("verdicts alike behind the same thought", "given_thought_alike", "{:.2%}"),
-    ("verdict probability behind the same thought, largest difference", "max_delta_p", "{:.2g}"),
+    ("label logit, largest difference", "max_delta_logit", _DIFFERENCE, "delta_logit"),
+    ("label logit, mean difference", "mean_delta_logit", _DIFFERENCE, None),
+    ("score, largest difference", "max_delta_score", _DIFFERENCE, "delta_score"),
+    ("score, mean difference", "mean_delta_score", _DIFFERENCE, None),
+    ("pairwise decisions alike", "decisions_alike", _SHARE, "decisions"),
+    ("gate routes alike", "routes_alike", _SHARE, "routes"),
+    ("rank correlation", "rank_correlation", "{:.5f}", None),
+    ("greedy verdicts alike", "verdicts_alike", _SHARE, "verdicts"),
+    ("chains that part where the checkpoint ties (not counted above)", "parted_at_ties", "{:d}", None),
+    ("thoughts alike, every token", "thoughts_alike", _SHARE, None),
+    ("verdicts alike behind the same thought", "given_thought_alike", _SHARE, "verdicts"),
+    ("verdict probability behind the same thought, largest difference", "max_delta_p", _DIFFERENCE, None),
 )
+"""Title, key in the manifest, form, and the tolerance it must meet in the files that have it."""
 
 
 def parity_table(parity: Mapping[str, Any]) -> str:
-    """Return ``card["parity"]`` of a manifest as a Markdown table, one column per file."""
+    """Return ``card["parity"]`` of a manifest as a Markdown table, one column per file, tolerances beside what they bound."""
     columns = [kind for kind in ("fast", "slow") if parity.get(kind)]
     lines = [
         "| against the checkpoint in float32 | " + " | ".join(f"{kind} ({parity[kind]['precision']})" for kind in columns) + " |",
         "|---|" + "---:|" * len(columns),
     ]
-    for title, key, form in _ROWS:
-        cells = [form.format(parity[kind][key]) if parity[kind].get(key) is not None else "" for kind in columns]
+    for title, key, form, bound in _ROWS:
+        cells = [_cell(parity[kind], key, form, bound) for kind in columns]
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     fast = parity.get("fast") or {}
@@ -41,6 +44,15 @@ def parity_table(parity: Mapping[str, Any]) -> str:
     if (parity.get("slow") or {}).get("smoothed"):
         lines.append("| outlier channels scaled away |" + " |" * (len(columns) - 1) + " yes |")
     return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, Any], key: str, form: str, bound: str | None) -> str:
+    if figures.get(key) is None:
+        return ""
+    allowed = figures.get("tolerance", {}).get(bound)
+    if allowed is None:
+        return form.format(figures[key])
+    return f"{form.format(figures[key])} (at {'least' if form == _SHARE else 'most'} {f'{100 * allowed:g}%' if form == _SHARE else f'{allowed:g}'})"
 
 
 def parity_summary(parity: Mapping[str, Any]) -> str:
@@ -57,24 +69,33 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     return text + "; OUT OF TOLERANCE, written by force: " + "; ".join(parity["violations"]) + "."
 
 
+_USE = """from fsrm_lite import FastSlowRM
+
+rm = FastSlowRM.from_pretrained("path/to/this/folder")
+result = rm.score({prompt}, {response})
+print(result.score, result.route)"""
+
+
 def model_card(manifest: Manifest, text: str | None = None) -> str:
     """Return the README.md of a bundle.
 
     Args:
         manifest: Complete but for its files.
-        text: What the trainer says about the model, Markdown; put between the heading and the tables.
+        text: What the trainer says about the model, Markdown; put under the heading instead of the one sentence that is
+            there without it.
     """
     card = manifest.card
     architecture = card["architecture"]
     labels = ", ".join(f"`{label.text}` = {label.value:g} (token {label.id})" for label in manifest.labels)
-    gate = ", ".join(f"{key} {value}" for key, value in manifest.gate.to_dict().items())
+    gate = ", ".join(f"{key} {value:.4g}" if type(value) is float else f"{key} {value}" for key, value in manifest.gate.to_dict().items())
+    example = (card.get("golden") or [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5."}])[0]
+    parts = "an ONNX scorer, a GGUF judge and the gate between them" if card["parity"].get("slow") else "an ONNX scorer"
     sections = [
         f"---\nlicense: {str(card.get('license', 'unknown')).lower()}\nlibrary_name: fsrm-lite\ntags: [reward-model, onnx, gguf]\n---",
         f"# {manifest.name}",
-        *([text.strip()] if text else []),
-        "A fast/slow reward model, exported by fsrm-lite: an ONNX scorer, a GGUF judge and the gate between them.",
+        text.strip() if text else f"A fast/slow reward model, exported by fsrm-lite: {parts}.",
         "## Use",
-        '```python\nfrom fsrm_lite import FastSlowRM\n\nrm = FastSlowRM.from_pretrained("path/to/this/folder")\nrm.score(prompt, response)\n```',
+        f"```python\n{_USE.format(prompt=json.dumps(example['prompt']), response=json.dumps(example['response']))}\n```",
         "## What it is",
         f"- Base: {architecture['model_type']}, {architecture['parameters']:,} parameters, "
         f"{architecture['layers']} layers of {architecture['hidden_size']}\n"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 from fsrm_lite.errors import ContextOverflowError
 from fsrm_lite.export.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity import VerdictParity
-from fsrm_lite.export.readings import TIE_LOGIT, Thought, TokenReading
-from fsrm_lite.gate import sigmoid
+from fsrm_lite.export.readings import TIE_LOGIT, Chain, Ending, Thought
 from fsrm_lite.manifest import Manifest
 from fsrm_lite.prompts import PromptEncoder
 
@@ -20,19 +19,7 @@ PARAMETER_TOKENS = 4e10
 """Parameters x tokens per chain: the longest thought measured is this over the model's size, 66 tokens for 0.6 B."""
 MIN_THOUGHT = 16
 
-Progress = Callable[[int, int], None]
-
-
-class ThinkingModel(Protocol):
-    """What can be asked for chains: the checkpoint through transformers, or a GGUF through llama.cpp."""
-
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
-        """Readings behind each sequence, in input order."""
-        ...
-
-    def think(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], budget: int, progress: Progress | None = None) -> list[Thought]:
-        """Greedy continuations of at most ``budget`` ids, cut before the first stop id, in input order."""
-        ...
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +30,6 @@ class ChainTask:
     close_id: int
     tail: tuple[int, ...]
     choice_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A thought, without what closes it, and the logits of the choices behind it."""
-
-    thought: Thought
-    choice_logits: tuple[float, ...]
-
-    @property
-    def verdict(self) -> int:
-        """Position of the best choice; the earlier one on a tie."""
-        return self.choice_logits.index(max(self.choice_logits))
-
-    def probability(self, choice: int) -> float:
-        """Probability of a choice against the best other one, in [0, 1]."""
-        others = max(x for i, x in enumerate(self.choice_logits) if i != choice)
-        return sigmoid(self.choice_logits[choice] - others)
 
 
 def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int) -> list[ChainTask]:
@@ -91,26 +60,25 @@ def thought_budget(manifest: Manifest, parameters: int) -> int:
     return min(manifest.limits.thinking_tokens, max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters)))
 
 
-def run_chains(model: ThinkingModel, tasks: Sequence[ChainTask], manifest: Manifest, budget: int, progress: Progress | None = None) -> list[Chain]:
-    """Think greedily, then read the verdict; one chain per task, in order."""
-    thoughts: list[Thought] = []
-    for group in _groups(tasks):
-        stop = {*manifest.stop_ids, group[0].close_id}
-        done = len(thoughts)
-        shown = None if progress is None else lambda now, _, done=done: progress(done + now, len(tasks))
-        thoughts += model.think([task.prompt for task in group], sorted(stop), budget, shown)
-    return read_verdicts(model, tasks, thoughts)
+def run_chains(
+    tasks: Sequence[ChainTask], manifest: Manifest, budget: int, think: Callable[[list[tuple[int, ...]], Ending, slice], list[T]]
+) -> list[T]:
+    """Ask for the chains of all tasks, those with the same ending together.
 
+    Args:
+        tasks: What to think about.
+        manifest: Its stop ids end a thought, beside what closes one.
+        budget: Longest thought.
+        think: Given prompts, their ending and their place in ``tasks``, returns one result per prompt.
 
-def read_verdicts(model: ThinkingModel, tasks: Sequence[ChainTask], thoughts: Sequence[Thought]) -> list[Chain]:
-    """Read the verdict behind given thoughts."""
-    chains: list[Chain] = []
+    Returns:
+        One result per task, in order.
+    """
+    done: list[T] = []
     for group in _groups(tasks):
-        given = thoughts[len(chains) : len(chains) + len(group)]
-        sequences = [task.prompt + thought.ids + task.tail for task, thought in zip(group, given, strict=True)]
-        readings = model.first_token(sequences, group[0].choice_ids)
-        chains += [Chain(thought, reading.label_logits) for thought, reading in zip(given, readings, strict=True)]
-    return chains
+        ending = Ending(frozenset({*manifest.stop_ids, group[0].close_id}), group[0].tail, group[0].choice_ids, budget)
+        done += think([task.prompt for task in group], ending, slice(len(done), len(done) + len(group)))
+    return done
 
 
 def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence[Chain], budget: int) -> VerdictParity:
@@ -157,7 +125,7 @@ def _groups(tasks: Sequence[ChainTask]) -> list[list[ChainTask]]:
     """Tasks of one template are neighbours; each group shares its closing and its choices."""
     groups: list[list[ChainTask]] = []
     for task in tasks:
-        if not groups or (groups[-1][0].close_id, groups[-1][0].choice_ids) != (task.close_id, task.choice_ids):
+        if not groups or (groups[-1][0].tail, groups[-1][0].choice_ids) != (task.tail, task.choice_ids):
             groups.append([])
         groups[-1].append(task)
     return groups

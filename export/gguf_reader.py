@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.engine import BATCH_TOKENS, Engine
-from fsrm_lite.export.readings import Thought, TokenReading, read_logits
+from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Thought, TokenReading, families, read_logits
+from fsrm_lite.packing import common_length
 
-STREAMS = 16
+STREAMS = 30
+"""Prompts at a time; half of chains.CHAINS, which are spread over two templates."""
+CACHE_BYTES = 2 << 30
+"""Fewer prompts at a time where their keys and values would take more."""
 SMALL_MODEL_BYTES = 64 << 20
 """Below this one thread is as fast as many, which would spin for each other at every step on a busy machine."""
 
@@ -42,49 +46,107 @@ class GgufReader:
 
     def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
         """Read the distribution behind each sequence of ids, in input order."""
-        readings: list[TokenReading] = []
-        for start in range(0, len(sequences), STREAMS):
-            logits = self._prefill(sequences[start : start + STREAMS], 0)
-            readings += [read_logits(row, label_ids) for row in logits]
+        readings: dict[int, TokenReading] = {}
+        # Neighbours in this order share the most.
+        order = [i for family in families(sequences) for i in family.members]
+        step = self._streams(sequences, 0)
+        for start in range(0, len(order), step):
+            batch = order[start : start + step]
+            logits = self._prefill([sequences[i] for i in batch], 0)
+            readings.update({i: read_logits(row, label_ids) for i, row in zip(batch, logits, strict=True)})
             if progress is not None:
                 progress(len(readings), len(sequences))
-        return readings
+        return [readings[i] for i in range(len(sequences))]
 
-    def think(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], budget: int, progress: Progress | None = None) -> list[Thought]:
-        """Continue each prompt greedily by at most ``budget`` ids, cut before the first stop id, in input order."""
-        thoughts: list[Thought] = []
-        for start in range(0, len(prompts), STREAMS):
-            thoughts += self._think(prompts[start : start + STREAMS], stop_ids, budget)
+    def think(
+        self, prompts: Sequence[Sequence[int]], ending: Ending, given: Sequence[Thought], progress: Progress | None = None
+    ) -> list[tuple[Chain, Chain]]:
+        """Write the chain behind each prompt, greedily, and read the verdict behind a given thought too.
+
+        Args:
+            prompts: Ids.
+            ending: How thoughts end and what is asked then.
+            given: One thought per prompt.
+            progress: Called with prompts done and prompts in all.
+
+        Returns:
+            Per prompt, in input order, its own chain, and the one with the given thought.
+        """
+        chains: list[tuple[Chain, Chain]] = []
+        step = self._streams(prompts, ending.tokens)
+        for start in range(0, len(prompts), step):
+            part = slice(start, start + step)
+            own = self._write(prompts[part], ending)
+            chains += zip(own, self._follow(prompts[part], ending, own, given[part]), strict=True)
             if progress is not None:
-                progress(len(thoughts), len(prompts))
-        return thoughts
+                progress(len(chains), len(prompts))
+        return chains
 
-    def _think(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], budget: int) -> list[Thought]:
-        thoughts: list[list[int]] = [[] for _ in prompts]
-        logits, live = self._prefill(prompts, budget), list(range(len(prompts)))
-        while live:
-            tokens = dict(zip(live, logits.argmax(axis=1).tolist(), strict=True))
-            live = [i for i in live if tokens[i] not in stop_ids]
+    def _streams(self, sequences: Sequence[Sequence[int]], extra: int) -> int:
+        """How many sequences are read at a time."""
+        longest = max((len(s) for s in sequences), default=0) + extra
+        return max(1, min(STREAMS, CACHE_BYTES // (longest * self._engine.cell_bytes or 1)))
+
+    def _write(self, prompts: Sequence[Sequence[int]], ending: Ending) -> list[Chain]:
+        writers = [ChainWriter(ending) for _ in prompts]
+        chains: dict[int, Chain] = {}
+        live, lengths = list(range(len(prompts))), [len(prompt) for prompt in prompts]
+        logits = self._prefill(prompts, ending.tokens)
+        while True:
+            written = [(i, writers[i].step(row)) for i, row in zip(live, logits, strict=True)]
+            chains.update({i: x for i, x in written if isinstance(x, Chain)})
+            tokens = {i: x for i, x in written if not isinstance(x, Chain)}
+            live = list(tokens)
+            if not live:
+                return [chains[i] for i in range(len(prompts))]
+            logits = self._engine.decode(_int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True)
             for i in live:
-                thoughts[i].append(tokens[i])
-            live = [i for i in live if len(thoughts[i]) < budget]
-            if live:
-                positions = [len(prompts[i]) + len(thoughts[i]) - 1 for i in live]
-                logits = self._engine.decode(_int32([tokens[i] for i in live]), _int32(positions), _int32(live), outputs=True)
-        return [Thought(tuple(ids)) for ids in thoughts]
+                lengths[i] += 1
+
+    def _follow(self, prompts: Sequence[Sequence[int]], ending: Ending, own: list[Chain], given: Sequence[Thought]) -> list[Chain]:
+        """Read the verdicts behind given thoughts; the streams hold the prompts with the file's own thoughts."""
+        unread: dict[int, tuple[int, list[int]]] = {}
+        for i, (chain, thought) in enumerate(zip(own, given, strict=True)):
+            if chain.thought.ids != thought.ids:
+                common = common_length(chain.thought.ids, thought.ids)
+                start = len(prompts[i]) + common
+                self._engine.cut(i, start)
+                unread[i] = (start, [*thought.ids[common:], *ending.tail])
+        choices = {i: chain.choice_logits for i, chain in enumerate(own)}
+        if unread:
+            rows = self._read(unread)[:, list(ending.choice_ids)].tolist()
+            choices |= {i: tuple(row) for i, row in zip(unread, rows, strict=True)}
+        return [Chain(thought, choices[i]) for i, thought in enumerate(given)]
 
     def _prefill(self, sequences: Sequence[Sequence[int]], extra: int) -> NDArray[np.float32]:
         """Read each sequence into a stream of its own; return the logits behind each, float32 [sequences, vocabulary]."""
         engine = self._engine
         engine.prepare(len(sequences), max(len(s) for s in sequences) + extra + 1)
-        tokens = np.concatenate([_int32(s[:-1]) for s in sequences])
-        positions = np.concatenate([np.arange(len(s) - 1, dtype=np.int32) for s in sequences])
-        owners = np.repeat(np.arange(len(sequences), dtype=np.int32), [len(s) - 1 for s in sequences])
-        for start in range(0, len(tokens), BATCH_TOKENS):
-            part = slice(start, start + BATCH_TOKENS)
-            engine.decode(tokens[part], positions[part], owners[part], outputs=False)
-        streams = _int32(list(range(len(sequences))))
-        return engine.decode(_int32([s[-1] for s in sequences]), _int32([len(s) - 1 for s in sequences]), streams, outputs=True)
+        unread: dict[int, tuple[int, Sequence[int]]] = {i: (0, sequences[i]) for i in range(len(sequences))}
+        shared = [family for family in families(sequences) if family.shared]
+        if shared:
+            self._decode({family.members[0]: (0, sequences[family.members[0]][: family.shared]) for family in shared})
+            for family in shared:
+                for i in family.members:
+                    if i != family.members[0]:
+                        engine.copy(family.members[0], i, family.shared)
+                    unread[i] = (family.shared, sequences[i][family.shared :])
+        return self._read(unread)
+
+    def _read(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> NDArray[np.float32]:
+        """Append ids to streams, each from a position on; return the logits behind each, in ascending order of streams."""
+        self._decode({i: (start, ids[:-1]) for i, (start, ids) in unread.items()})
+        streams = sorted(unread)
+        ends = [unread[i][0] + len(unread[i][1]) - 1 for i in streams]
+        return self._engine.decode(_int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True)
+
+    def _decode(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> None:
+        tokens = np.concatenate([_int32(ids) for _, ids in unread.values()])
+        positions = np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for start, ids in unread.values()])
+        owners = np.repeat(_int32(list(unread)), [len(ids) for _, ids in unread.values()])
+        for first in range(0, len(tokens), BATCH_TOKENS):
+            part = slice(first, first + BATCH_TOKENS)
+            self._engine.decode(tokens[part], positions[part], owners[part], outputs=False)
 
 
 def _int32(values: Sequence[int]) -> NDArray[np.int32]:

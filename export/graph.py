@@ -23,17 +23,18 @@ states along and ask for all readings in the last call.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from onnx import TensorProto
 
 from fsrm_lite.errors import ExportError
-from fsrm_lite.export.checkpoint import EMBEDDING, Architecture
+from fsrm_lite.export.checkpoint import Architecture
 from fsrm_lite.export.graph_layers import Positions, decoder_layer, embedding, head, rms_norm
 from fsrm_lite.export.graph_linear import Linears, Value
-from fsrm_lite.export.graph_writer import INLINE_LIMIT_BYTES, GraphWriter
+from fsrm_lite.export.graph_writer import INLINE_LIMIT_BYTES, GraphWriter, WeightStore
 from fsrm_lite.export.smoothing import Weights
 
 CHUNK_TOKENS, ROW_TOKENS = 128, 192
@@ -41,8 +42,6 @@ CHUNK_TOKENS, ROW_TOKENS = 128, 192
 nearly as fast as at 512 rows, and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
 
 FastPrecision = Literal["fp32", "int8", "int4"]
-
-_BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.01, "int4": 0.63}
 
 
 def matmul_names(arch: Architecture) -> list[str]:
@@ -71,6 +70,7 @@ def write_fast_graph(
     *,
     precision: FastPrecision = "int8",
     keep: Mapping[str, str] | None = None,
+    weights: WeightStore | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write the fast graph of a checkpoint.
@@ -81,6 +81,8 @@ def write_fast_graph(
         label_ids: Token ids of the labels, in the manifest's order.
         precision: Of every MatMul that ``keep`` does not name.
         keep: Precision by MatMul name, see :func:`matmul_names`.
+        weights: From :func:`open_store`, for writing several graphs of the same weights; the data file then holds what
+            any of them used, until :func:`fsrm_lite.export.graph_writer.drop_unused`.
         progress: Called as ``progress(layers done, layers)``.
 
     Returns:
@@ -92,14 +94,17 @@ def write_fast_graph(
     arch = checkpoint.arch
     keep = dict(keep or {})
     _check(arch, label_ids, precision, keep)
-    external = _estimated_bytes(arch, precision, keep) > INLINE_LIMIT_BYTES
-    graph = GraphWriter(out_path, external=external)
-    try:
-        _write(graph, checkpoint, label_ids, Linears(graph, checkpoint, precision, keep), progress or (lambda done, of: None))
-    finally:
-        graph.close()
+    store = weights or open_store(arch, out_path)
+    graph = GraphWriter(out_path, store)
+    _write(graph, checkpoint, label_ids, Linears(graph, checkpoint, precision, keep), progress or (lambda done, of: None))
     graph.save(_metadata(arch, precision, keep))
-    return [out_path, out_path.with_name(out_path.name + ".data")] if external else [out_path]
+    return [out_path] if store.path is None else [out_path, store.path]
+
+
+def open_store(arch: Architecture, out_path: Path) -> WeightStore:
+    """A store for the weights of the graph at ``out_path``: beside it where they are large."""
+    size = 4 * sum(math.prod(shape) for shape in arch.tensor_shapes().values())
+    return WeightStore(out_path.with_name(out_path.name + ".data") if size > INLINE_LIMIT_BYTES else None)
 
 
 def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], linears: Linears, progress: Callable[[int, int], None]) -> None:
@@ -146,16 +151,7 @@ def _check(arch: Architecture, label_ids: Sequence[int], precision: str, keep: M
         raise ExportError(f"label ids {list(label_ids)}: expected at least two ids below the vocabulary size {arch.vocab_size}")
     known = set(matmul_names(arch))
     for name, kind in [("precision", precision), *keep.items()]:
-        if kind not in _BYTES_PER_WEIGHT:
-            raise ExportError(f"{name}: unknown precision {kind!r}, expected one of {', '.join(_BYTES_PER_WEIGHT)}")
+        if kind not in get_args(FastPrecision):
+            raise ExportError(f"{name}: unknown precision {kind!r}, expected one of {', '.join(get_args(FastPrecision))}")
         if name != "precision" and name not in known:
             raise ExportError(f"no MatMul is named {name!r}; names look like 'model.layers.0.mlp.down_proj' or 'lm_head'")
-
-
-def _estimated_bytes(arch: Architecture, precision: str, keep: Mapping[str, str]) -> float:
-    total = 0.0
-    for name, shape in arch.tensor_shapes().items():
-        if len(shape) == 2:
-            module = "lm_head" if name == EMBEDDING else name.removesuffix(".weight")
-            total += shape[0] * shape[1] * _BYTES_PER_WEIGHT[keep.get(module, precision)]
-    return total

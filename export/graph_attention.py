@@ -41,8 +41,8 @@ def float_attention(graph: GraphWriter, arch: Architecture, layer: int, q: str, 
     shape: list[int | str] = [1, arch.kv_heads, "P", arch.head_dim]
     past = [graph.input(f"past_{part}.{layer}", TensorProto.FLOAT, shape) for part in ("key", "value")]
     v = graph.add("Reshape", [v, graph.constant([1, -1, arch.kv_heads * arch.head_dim], np.int64)])
-    heads = {"q_num_heads": arch.heads, "kv_num_heads": arch.kv_heads}
-    out, key, value = graph.add_many("Attention", [q, k, v, bias, *past], [True, True, True], **heads)
+    inputs = [q, k, v, bias, *past]
+    out, key, value = graph.add_many("Attention", inputs, [True, True, True], q_num_heads=arch.heads, kv_num_heads=arch.kv_heads)
     shape[2] = "T"
     graph.output(f"present_key.{layer}", key, TensorProto.FLOAT, shape)
     graph.output(f"present_value.{layer}", value, TensorProto.FLOAT, shape)

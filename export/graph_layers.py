@@ -12,7 +12,7 @@ from fsrm_lite.export.checkpoint import EMBEDDING, Architecture
 from fsrm_lite.export.graph_attention import float_attention, int8_attention
 from fsrm_lite.export.graph_linear import Linears, Value
 from fsrm_lite.export.graph_writer import MICROSOFT, GraphWriter
-from fsrm_lite.export.quantize import quantize_int8, quantize_table
+from fsrm_lite.export.quantize import quantize_table
 from fsrm_lite.export.smoothing import Weights
 
 LARGE_EMBEDDING_VALUES = 1 << 24
@@ -31,7 +31,7 @@ class Positions:
     def of(cls, graph: GraphWriter, arch: Architecture, position_ids: str, bias: str) -> Positions:
         """Compute the rotary tables for ``position_ids`` [1, S]; no table of the whole context is stored."""
         graph.scope = "rotary"
-        frequencies = graph.weight("rotary.frequencies", arch.rope_frequencies())
+        frequencies = graph.weight("rotary.frequencies", arch.rope_frequencies)
         position = graph.add("Cast", [graph.add("Unsqueeze", [position_ids, graph.constant([-1], np.int64)])], to=TensorProto.FLOAT)
         angles = graph.add("Mul", [position, frequencies])
         return cls(graph.add("Cos", [angles]), graph.add("Sin", [angles]), bias)
@@ -44,7 +44,7 @@ class Positions:
 
 def rms_norm(graph: GraphWriter, checkpoint: Weights, name: str, x: str) -> str:
     """Add the RMSNorm ``name`` over the last axis."""
-    weight = graph.weight(f"{name}.weight", checkpoint.tensor(f"{name}.weight"))
+    weight = graph.weight(f"{name}.weight", lambda: checkpoint.tensor(f"{name}.weight"))
     return graph.add("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=checkpoint.arch.rms_eps, stash_type=1)
 
 
@@ -55,12 +55,12 @@ def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
     vocab, hidden = checkpoint.shape(EMBEDDING)
     kind = linears.precision("lm_head")
     if kind == "fp32":
-        return graph.add("Gather", [graph.weight(EMBEDDING, checkpoint.tensor(EMBEDDING)), ids], axis=0)
+        return graph.add("Gather", [graph.weight(EMBEDDING, lambda: checkpoint.tensor(EMBEDDING)), ids], axis=0)
     if vocab * hidden < LARGE_EMBEDDING_VALUES:
-        table = graph.weight(EMBEDDING, checkpoint.tensor(EMBEDDING).astype(np.float16))
+        table = graph.weight(f"{EMBEDDING}.fp16", lambda: checkpoint.tensor(EMBEDDING).astype(np.float16))
         return graph.add("Cast", [graph.add("Gather", [table, ids], axis=0)], to=TensorProto.FLOAT)
-    values, row_scales = quantize_table(lambda part: checkpoint.tensor(EMBEDDING, part), (vocab, hidden))
-    table, scales = graph.weight(EMBEDDING, values), graph.weight(f"{EMBEDDING}.scales", row_scales)
+    names = [f"{EMBEDDING}.int8", f"{EMBEDDING}.int8.scales"]
+    table, scales = graph.weights(names, lambda: quantize_table(lambda part: checkpoint.tensor(EMBEDDING, part), (vocab, hidden)))
     rows = graph.add("Gather", [table, ids], axis=0)
     scale = graph.add("Unsqueeze", [graph.add("Gather", [scales, ids], axis=0), graph.constant([-1], np.int64)])
     return graph.add("Mul", [graph.add("Cast", [rows], to=TensorProto.FLOAT), scale])
@@ -96,7 +96,8 @@ def decoder_layer(graph: GraphWriter, linears: Linears, layer: int, residual: st
         attended = int8_attention(graph, arch, layer, q_rotated, k_rotated, v, positions.bias)
     linears.seen = {"attention_input": x, "queries": q_rotated, "keys": k_rotated, "attended": attended}
     mixed = linears.plain(linears.biased(f"{prefix}.self_attn.o_proj", Value(attended), arch.o_bias))
-    norm = graph.weight(f"{prefix}.post_attention_layernorm.weight", linears.checkpoint.tensor(f"{prefix}.post_attention_layernorm.weight"))
+    name = f"{prefix}.post_attention_layernorm.weight"
+    norm = graph.weight(name, lambda: linears.checkpoint.tensor(name))
     x, _, _, residual = graph.add_many(
         "SkipSimplifiedLayerNormalization", [mixed, residual, norm], [True, False, False, True], domain=MICROSOFT, epsilon=arch.rms_eps
     )
@@ -142,8 +143,8 @@ def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequenc
     """Add the reading of ``hidden`` [R, H]; label logits are products in fp32 whatever the precision of the vocabulary."""
     checkpoint = linears.checkpoint
     name = checkpoint.head_name
-    labels = np.stack([checkpoint.tensor(name, slice(i, i + 1))[0] for i in label_ids], axis=1)
-    label_logits = graph.add("MatMul", [hidden.name, graph.weight("labels.weight", labels)])
+    labels = graph.weight("labels.weight", lambda: np.stack([checkpoint.tensor(name, slice(i, i + 1))[0] for i in label_ids], axis=1))
+    label_logits = graph.add("MatMul", [hidden.name, labels])
     # Without rows to read, the whole vocabulary's weights are not touched (and ReduceMax of no rows is not called).
     rows = graph.add("Gather", [graph.add("Shape", [hidden.name]), graph.constant(0, np.int64)])
     any_rows = graph.add("Greater", [rows, graph.constant(0, np.int64)])
@@ -169,13 +170,10 @@ def _distribution(graph: GraphWriter, logits: str) -> tuple[str, str]:
 def _vocabulary_logits(graph: GraphWriter, linears: Linears, hidden: Value) -> str:
     checkpoint = linears.checkpoint
     name, kind = checkpoint.head_name, linears.precision("lm_head")
-    vocab, width = checkpoint.shape(name)
     if kind == "fp32":
-        weight = EMBEDDING if checkpoint.arch.tied else graph.weight(name, checkpoint.tensor(name))
+        weight = EMBEDDING if checkpoint.arch.tied else graph.weight(name, lambda: checkpoint.tensor(name))
         return graph.add("Gemm", [hidden.name, weight], transB=1)
     # int4 keeps the head in int8: it is read once per reading, and the whole distribution hangs on it. A tied weight is
     # stored twice, as columns here and as rows for the embedding: shared, all of it would stay in memory beside the packed
     # copy that the product makes; apart, the columns are let go and Gather touches few pages of the rows.
-    return linears.plain(
-        linears.int8(hidden, linears.store_int8("lm_head", quantize_int8(lambda rows: checkpoint.tensor(name, rows), (vocab, width))))
-    )
+    return linears.plain(linears.int8(hidden, linears.int8_weight("lm_head", name)))

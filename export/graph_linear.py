@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fsrm_lite.export.graph_writer import MICROSOFT, GraphWriter
-from fsrm_lite.export.quantize import INT4_BLOCK, Int8Columns, quantize_int4, quantize_int8
+from fsrm_lite.export.quantize import INT4_BLOCK, RowReader, quantize_int4, quantize_int8
 from fsrm_lite.export.smoothing import Weights
 
 
@@ -49,14 +49,14 @@ class Linears:
         """Add ``x @ weight.T`` for the module ``name`` of the checkpoint, without its bias."""
         kind = self.precision(name)
         if kind == "int8":
-            return self.int8(x, self._int8_weight(name))
+            return self.int8(x, self.int8_weight(name, f"{name}.weight"))
         weight_name = f"{name}.weight"
         rows, columns = self.checkpoint.shape(weight_name)
         if kind == "fp32":
-            weight = self.graph.weight(weight_name, self.checkpoint.tensor(weight_name).T)
+            weight = self.graph.weight(weight_name, lambda: self.checkpoint.tensor(weight_name).T)
             return Value(self.graph.add("MatMul", [x.name, weight]), x.scale)
-        packed = quantize_int4(lambda part: self.checkpoint.tensor(weight_name, part), (rows, columns))
-        inputs = [self.plain(x), self.graph.weight(weight_name, packed.values), self.graph.weight(f"{name}.scales", packed.scales)]
+        packed = self.graph.weights([f"{name}.int4", f"{name}.int4.scales"], lambda: quantize_int4(self._reader(weight_name), (rows, columns)))
+        inputs = [self.plain(x), *packed]
         attributes = {"K": columns, "N": rows, "bits": 4, "block_size": INT4_BLOCK, "accuracy_level": 4}
         return Value(self.graph.add("MatMulNBits", inputs, domain=MICROSOFT, **attributes))
 
@@ -65,23 +65,22 @@ class Linears:
         product = self.apply(name, x)
         if not bias:
             return product
-        weight = self.graph.weight(f"{name}.bias", self.checkpoint.tensor(f"{name}.bias"))
+        weight = self.graph.weight(f"{name}.bias", lambda: self.checkpoint.tensor(f"{name}.bias"))
         return Value(self.graph.add("Add", [self.plain(product), weight]))
 
-    def int8(self, x: Value, weight: tuple[str, str]) -> Value:
+    def int8(self, x: Value, weight: Sequence[str]) -> Value:
         """Add a product with an int8 weight [in, out] and its scales [out]; the rows of ``x`` are quantized by their maxima."""
         q = self.quantize(x)
         unit, zero = self.graph.constant(1 / 127, np.float32), self.graph.constant(128, np.uint8)
         return Value(self.graph.add("MatMulIntegerToFloat", [q.name, weight[0], unit, weight[1], zero], domain=MICROSOFT), q.scale)
 
-    def store_int8(self, name: str, columns: Int8Columns) -> tuple[str, str]:
-        """Store a quantized weight and return the names of its values and scales."""
-        return self.graph.weight(f"{name}.weight", columns.values), self.graph.weight(f"{name}.scales", columns.scales)
+    def int8_weight(self, name: str, tensor: str) -> list[str]:
+        """Store a tensor [out, in] of the checkpoint as int8 columns and return the names of its values and scales."""
+        shape = self.checkpoint.shape(tensor)
+        return self.graph.weights([f"{name}.int8", f"{name}.int8.scales"], lambda: quantize_int8(self._reader(tensor), (shape[0], shape[1])))
 
-    def _int8_weight(self, name: str) -> tuple[str, str]:
-        weight_name = f"{name}.weight"
-        shape = self.checkpoint.shape(weight_name)
-        return self.store_int8(name, quantize_int8(lambda rows: self.checkpoint.tensor(weight_name, rows), (shape[0], shape[1])))
+    def _reader(self, tensor: str) -> RowReader:
+        return lambda rows: self.checkpoint.tensor(tensor, rows)
 
     def quantize(self, x: Value) -> Value:
         """Return ``x`` as uint8 around 128 with the scale [rows, 1] that undoes it, up to the constant 1/127."""

@@ -1,15 +1,16 @@
 """Writes an ONNX model node by node; knows nothing of language models.
 
 Values are plain strings (ONNX names). Weights beyond what a protobuf can hold go to one data file beside the model,
-written as they come, so that no more than one of them is in memory.
+written as they come, so that no more than one of them is in memory. Graphs that differ in the precision of a few
+weights share a store: what one has made, the next finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,75 @@ INLINE_LIMIT_BYTES = 200_000_000
 """Above this the weights go to a data file, which ONNX Runtime maps; inside the model they would be in memory twice."""
 
 _ALIGNMENT = 4096
+_COPY_BYTES = 16 << 20
 _SMALL_BYTES = 1024  # Constants below this stay inside the model even when weights do not.
+
+
+class WeightStore:
+    """Weights by name, each made and stored once, whatever number of graphs uses it.
+
+    Args:
+        path: The data file, beside the graphs; None puts the weights into the graphs themselves.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._end = 0
+        self._tensors: dict[str, TensorProto] = {}
+
+    def get(self, names: Sequence[str], make: Callable[[], Sequence[NDArray[Any]]]) -> list[TensorProto]:
+        """Return the initializers called ``names``; ``make`` gives their values where they are not stored yet."""
+        if any(name not in self._tensors for name in names):
+            self._tensors |= {name: self._store(name, array) for name, array in zip(names, make(), strict=True)}
+        return [self._tensors[name] for name in names]
+
+    def _store(self, name: str, array: NDArray[Any]) -> TensorProto:
+        array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar one dimension
+        if self.path is None or array.nbytes < _SMALL_BYTES:
+            return numpy_helper.from_array(array, name)
+        with self.path.open("ab" if self._end else "wb") as file:
+            padding = -self._end % _ALIGNMENT
+            file.write(b"\0" * padding)
+            file.flush()
+            array.tofile(file)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        _place(tensor, location=self.path.name, offset=self._end + padding, length=array.nbytes)
+        self._end += padding + array.nbytes
+        return tensor
+
+
+def _place(tensor: TensorProto, **entries: str | int) -> None:
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def drop_unused(path: Path) -> None:
+    """Shrink the data file beside a model to what that model uses, in place."""
+    data = path.with_name(path.name + ".data")
+    model = onnx.load(path, load_external_data=False)
+    used = {int(entries["offset"]): (tensor, int(entries["length"])) for tensor, entries in _external(model)}
+    end = 0
+    with data.open("r+b") as file:
+        for offset, (tensor, length) in sorted(used.items()):
+            start = end + -end % _ALIGNMENT
+            _place(tensor, location=data.name, offset=start, length=length)
+            end = start + length
+            # Never to a later place than it comes from, so going up overwrites nothing that is still needed.
+            for done in range(0, length if start < offset else 0, _COPY_BYTES):
+                file.seek(offset + done)
+                piece = file.read(min(_COPY_BYTES, length - done))
+                file.seek(start + done)
+                file.write(piece)
+        file.truncate(end)
+    path.write_bytes(model.SerializeToString())
+
+
+def _external(model: onnx.ModelProto) -> Iterator[tuple[TensorProto, dict[str, str]]]:
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            yield tensor, {entry.key: entry.value for entry in tensor.external_data}
 
 
 class GraphWriter:
@@ -32,18 +101,18 @@ class GraphWriter:
 
     Args:
         path: The ``.onnx`` file to write.
-        external: Put weights into ``path + ".data"``.
+        weights: Where the weights are stored.
     """
 
-    def __init__(self, path: Path, *, external: bool) -> None:
+    def __init__(self, path: Path, weights: WeightStore) -> None:
         self._path = path
+        self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
-        self._data: BinaryIO | None = path.with_name(path.name + ".data").open("wb") if external else None
         self.scope = "model"
         """Prefix of the names of new nodes; a profile shows them."""
 
@@ -84,12 +153,18 @@ class GraphWriter:
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
-            self._constants[key] = self._store(f"constant_{len(self._constants)}", array)
+            self._constants[key] = f"constant_{len(self._constants)}"
+            self._initializers.append(numpy_helper.from_array(array, self._constants[key]))
         return self._constants[key]
 
-    def weight(self, name: str, array: NDArray[Any]) -> str:
-        """Store a weight under ``name`` and return the name."""
-        return self._store(name, array)
+    def weight(self, name: str, make: Callable[[], NDArray[Any]]) -> str:
+        """Use the weight ``name`` of the store, made if need be, and return the name."""
+        return self.weights([name], lambda: [make()])[0]
+
+    def weights(self, names: Sequence[str], make: Callable[[], Sequence[NDArray[Any]]]) -> list[str]:
+        """Use several weights that are made together, and return their names."""
+        self._initializers += self._weights.get(names, make)
+        return list(names)
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         """Declare a graph input."""
@@ -110,23 +185,3 @@ class GraphWriter:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="fsrm-lite")
         helper.set_model_props(model, metadata)
         self._path.write_bytes(model.SerializeToString())
-
-    def close(self) -> None:
-        """Close the data file."""
-        if self._data is not None:
-            self._data.close()
-
-    def _store(self, name: str, array: NDArray[Any]) -> str:
-        array = np.asarray(array, order="C")  # ascontiguousarray would give a scalar one dimension
-        if self._data is None or array.nbytes < _SMALL_BYTES:
-            self._initializers.append(numpy_helper.from_array(array, name))
-            return name
-        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", Path(self._data.name).name), ("offset", self._data.tell()), ("length", array.nbytes)):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, str(value)
-        array.tofile(self._data)
-        self._initializers.append(tensor)
-        return name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,6 +62,16 @@ class Tolerance:
             if not isinstance(value, int | float) or not value >= 0 or (not name.startswith("delta") and value > 1):
                 raise ExportError(f"tolerance {name} is {value!r}, expected a number >= 0 (a share: at most 1)")
         return cls(**(values or {}))
+
+    def of_fast(self, precision: str) -> dict[str, float]:
+        """What a fast file of this precision must meet, by field; the others say nothing about it."""
+        exact = precision == "fp32"
+        difference = {"delta_logit": self.delta_logit} if exact else {"delta_score": self.delta_score}
+        return {**difference, "decisions": self.decisions, "routes": self.routes}
+
+    def of_slow(self) -> dict[str, float]:
+        """What a slow file must meet, by field."""
+        return {"verdicts": self.verdicts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +171,15 @@ def compare_readings(
         decisions_alike=_share(_same_decision(want[i].logit - want[j].logit, have[i].logit - have[j].logit) for i, j in pairs),
         routes_alike=_share(routes),
         rank_correlation=spearman([s.logit for s in want], [s.logit for s in have]),
+    )
+
+
+def at_best(part: FirstTokenParity, items: int, pairs: int) -> FirstTokenParity:
+    """What the figures of a whole set can be at best when some of it measured ``part``: all the rest is alike."""
+    return replace(
+        part,
+        decisions_alike=1 - (1 - part.decisions_alike) * part.pairs / pairs,
+        routes_alike=1 - (1 - part.routes_alike) * (part.items + part.pairs) / (items + pairs),
     )
 
 

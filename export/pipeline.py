@@ -88,11 +88,11 @@ def export_checkpoint(
         shutil.copyfile(root / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)
-        parity = {"fast": fast_result.to_dict(fast, count_matmuls(source)), "slow": slow_result.to_dict(slow)}
+        parity = {"fast": fast_result.to_dict(fast, count_matmuls(source), limits), "slow": slow_result.to_dict(slow, limits)}
         found = _out_of_tolerance(fast, fast_result, slow_result, limits)
         if found and not force:
             raise ToleranceError("the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force")
-        manifest = replace(source.manifest, card=_card_entries(source, parity, found, limits, fingerprint))
+        manifest = replace(source.manifest, card=_card_entries(source, parity, found, fingerprint))
         (folder / "README.md").write_text(model_card(manifest, card_text), "utf-8")
         return write_manifest(folder, manifest, {"tokenizer": TOKENIZER_NAME, **fast_result.files, **slow_result.files})
 
@@ -137,7 +137,7 @@ def _out_of_tolerance(precision: FastKind, fast: FastResult, slow: SlowResult, t
     return found
 
 
-def _card_entries(source: Source, parity: dict[str, Any], found: list[str], limits: Tolerance, fingerprint: str) -> dict[str, Any]:
+def _card_entries(source: Source, parity: dict[str, Any], found: list[str], fingerprint: str) -> dict[str, Any]:
     """What the manifest shows and never acts on."""
     data = source.data
     tools = ("fsrm-lite", "onnxruntime", "onnx", "gguf", "llama-cpp-python", "transformers", "torch")
@@ -148,7 +148,6 @@ def _card_entries(source: Source, parity: dict[str, Any], found: list[str], limi
         "parity": {
             **{kind: figures for kind, figures in parity.items() if figures is not None},
             "calibration": {"source": data.source, "items": len(data.items), "pairs": len(data.pairs)},
-            "tolerance": asdict(limits),
             "passed": not found,
             "forced": bool(found),
             "violations": found,

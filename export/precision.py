@@ -9,8 +9,9 @@ fp32, twice as many each time, until the tolerance holds.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy as np
 from onnx import TensorProto
 
 from fsrm_lite.export.checkpoint import EMBEDDING, Checkpoint
-from fsrm_lite.export.graph import FastPrecision, matmul_names, write_fast_graph
+from fsrm_lite.export.graph import FastPrecision, matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph_layers import Positions, decoder_layer
 from fsrm_lite.export.graph_linear import Linears
-from fsrm_lite.export.graph_writer import GraphWriter
+from fsrm_lite.export.graph_writer import GraphWriter, WeightStore, drop_unused
 from fsrm_lite.export.smoothing import Activations, Factor, Floats, SmoothedCheckpoint, Weights, int8_error, layer_factors
 from fsrm_lite.packing import Row, Widths, plan_rows
 
@@ -40,7 +41,7 @@ class TunedGraph:
     Attributes:
         files: Files written, the model first.
         keep: MatMuls kept at another precision than the rest.
-        excess: Worst figure divided by its tolerance, as ``judge`` gave it; at most 1 when the tolerance holds.
+        excess: Worst figure divided by its tolerance, or a lower bound above 1; at most 1 when the tolerance holds.
         worst: The MatMul that does the most damage, with the relative error of its layer's output; None if not measured.
         history: ``excess`` by number of MatMuls kept, in the order tried.
     """
@@ -69,7 +70,8 @@ def write_tuned_graph(
         out_path: The ``.onnx`` file; overwritten.
         label_ids: Token ids of the labels.
         sequences: Calibration prompts as ids; the first ``CALIBRATION_TOKENS`` tokens of them are looked into.
-        judge: Given the graph's path, returns its worst figure divided by its tolerance.
+        judge: Given the graph's path, returns its worst figure divided by its tolerance; may give up at a lower bound
+            that is above 1 already.
         precision: Of every MatMul that is not kept. "fp32" is written as it is.
         progress: Called as ``progress(stage, done, total)``.
 
@@ -77,9 +79,11 @@ def write_tuned_graph(
         What was written; ``excess`` above 1 means that not even all MatMuls at fp32 meet the tolerance.
     """
     report = progress or (lambda stage, done, total: None)
+    weights = open_store(checkpoint.arch, out_path)
 
     def write(source: Weights, keep: dict[str, str]) -> tuple[list[Path], float]:
-        files = write_fast_graph(source, out_path, label_ids, precision=precision, keep=keep, progress=lambda i, n: report("fast file", i, n))
+        shown = partial(report, "fast file")
+        files = write_fast_graph(source, out_path, label_ids, precision=precision, keep=keep, weights=weights, progress=shown)
         return files, judge(out_path)
 
     if precision == "fp32":
@@ -99,6 +103,8 @@ def write_tuned_graph(
         files, excess = write(smoothed, keep)
         history[len(keep)] = excess
         count *= 2
+    if weights.path is not None:
+        drop_unused(out_path)
     return TunedGraph(files, keep, excess, (ranked[0], damage[ranked[0]]), history)
 
 
@@ -116,8 +122,10 @@ def smoothing_factors(checkpoint: Weights, rows: list[Row], report: Progress) ->
     factors: dict[str, Factor] = {}
     residuals = _embedded(checkpoint, rows)
     for layer in range(checkpoint.arch.layers):
-        measured = _Layer(checkpoint, layer, {}, taps=True)
-        outputs = [measured.run(row, x) for row, x in zip(rows, residuals, strict=True)]
+        with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
+            path = Path(folder) / "layer.onnx"
+            measured = _Layer(path, checkpoint, layer, _data_store(path), taps=True)
+            outputs = [measured.run(row, x) for row, x in zip(rows, residuals, strict=True)]
         residuals = [out["residual"] for out in outputs]
         seen = {name: np.concatenate([out[name] for out in outputs]) for name in Activations.__dataclass_fields__}
         factors |= layer_factors(checkpoint, layer, Activations(**seen))
@@ -131,13 +139,16 @@ def matmul_damage(checkpoint: Weights, rows: list[Row], precision: str, report: 
     arch = checkpoint.arch
     residuals = _embedded(checkpoint, rows)
     for layer in range(arch.layers):
-        exact = _Layer(checkpoint, layer, {})
-        expected = [exact.run(row, x)["residual"] for row, x in zip(rows, residuals, strict=True)]
-        size = np.sqrt(sum(float(np.square(y).sum()) for y in expected))
-        for name in [n for n in matmul_names(arch) if n.startswith(f"model.layers.{layer}.")]:
-            quantized = _Layer(checkpoint, layer, {name: precision})
-            gaps = [quantized.run(row, x)["residual"] - y for row, x, y in zip(rows, residuals, expected, strict=True)]
-            damage[name] = float(np.sqrt(sum(float(np.square(gap).sum()) for gap in gaps)) / size)
+        with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
+            path = Path(folder) / "layer.onnx"
+            weights = _data_store(path)
+            exact = _Layer(path, checkpoint, layer, weights)
+            expected = [exact.run(row, x)["residual"] for row, x in zip(rows, residuals, strict=True)]
+            size = np.sqrt(sum(float(np.square(y).sum()) for y in expected))
+            for name in [n for n in matmul_names(arch) if n.startswith(f"model.layers.{layer}.")]:
+                quantized = _Layer(path, checkpoint, layer, weights, {name: precision})
+                gaps = [quantized.run(row, x)["residual"] - y for row, x, y in zip(rows, residuals, expected, strict=True)]
+                damage[name] = float(np.sqrt(sum(float(np.square(gap).sum()) for gap in gaps)) / size)
         residuals = expected
         report("measure MatMuls", layer + 1, arch.layers)
     # The head rounds once, behind everything else: it counts like a layer of its own.
@@ -171,33 +182,31 @@ def _head_damage(checkpoint: Weights, residuals: list[Floats]) -> float:
     return float(np.sqrt(int8_error(x, weight) / np.square(x @ weight.T).mean()))
 
 
+def _data_store(path: Path) -> WeightStore:
+    return WeightStore(path.with_name(path.name + ".data"))
+
+
 class _Layer:
-    """One decoder layer as a graph of its own, fp32 but for ``keep``, run on the residual stream."""
+    """One decoder layer as a graph of its own beside its weights, fp32 but for ``keep``, run on the residual stream."""
 
-    def __init__(self, checkpoint: Weights, layer: int, keep: dict[str, str], *, taps: bool = False) -> None:
-        import onnxruntime
-
-        with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
-            path = Path(folder) / "layer.onnx"
-            graph = GraphWriter(path, external=False)
-            ids = graph.input("position_ids", TensorProto.INT64, [1, "S"])
-            bias = graph.input("bias", TensorProto.FLOAT, ["S", "T"])
-            residual = graph.input("residual_in", TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
-            positions = Positions.of(graph, checkpoint.arch, ids, bias)
-            linears = Linears(graph, checkpoint, "fp32", keep)
-            out = decoder_layer(graph, linears, layer, residual, positions, None)
-            graph.output("residual", out, TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
-            self._outputs = ["residual"]
-            if taps:
-                for name, value in linears.seen.items():
-                    graph.output(name, value, TensorProto.FLOAT, ["S", "width"])
-                self._outputs += linears.seen
-            graph.save({})
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(
+        self, path: Path, checkpoint: Weights, layer: int, weights: WeightStore, keep: Mapping[str, str] | None = None, *, taps: bool = False
+    ) -> None:
+        graph = GraphWriter(path, weights)
+        ids = graph.input("position_ids", TensorProto.INT64, [1, "S"])
+        bias = graph.input("bias", TensorProto.FLOAT, ["S", "T"])
+        residual = graph.input("residual_in", TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
+        positions = Positions.of(graph, checkpoint.arch, ids, bias)
+        linears = Linears(graph, checkpoint, "fp32", keep or {})
+        out = decoder_layer(graph, linears, layer, residual, positions, None)
+        graph.output("residual", out, TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
+        self._outputs = ["residual"]
+        if taps:
+            for name, value in linears.seen.items():
+                graph.output(name, value, TensorProto.FLOAT, ["S", "width"])
+            self._outputs += linears.seen
+        graph.save({})
+        self._session = _open_session(path)
         types = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past = {i.name: np.zeros([0 if n == "P" else n for n in i.shape], dtype=types[i.type]) for i in pasts}
@@ -207,3 +216,13 @@ class _Layer:
         feeds = {"position_ids": np.array([row.positions], dtype=np.int64), "bias": row.bias(), "residual_in": residual, **self._past}
         values = self._session.run(self._outputs, feeds)
         return {name: np.asarray(v).reshape(len(row.ids), -1) for name, v in zip(self._outputs, values, strict=True)}
+
+
+def _open_session(path: Path) -> Any:  # noqa: ANN401 - an InferenceSession
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +14,6 @@ _CHUNK_VALUES = 1 << 24
 
 RowReader = Callable[[slice], NDArray[np.float32]]
 """Returns some consecutive rows [n, in] of a weight matrix [out, in]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Columns:
-    """A weight matrix as ``MatMulIntegerToFloat`` wants it.
-
-    Attributes:
-        values: int8, shape [in, out].
-        scales: float32, shape [out]; the weight is ``values * scales``.
-    """
-
-    values: NDArray[np.int8]
-    scales: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Int4Blocks:
-    """A weight matrix as ``MatMulNBits`` wants it, zero point 8.
-
-    Attributes:
-        values: uint8, shape [out, blocks, INT4_BLOCK / 2], two weights a byte, the earlier one in the low half.
-        scales: float32, shape [out * blocks].
-    """
-
-    values: NDArray[np.uint8]
-    scales: NDArray[np.float32]
 
 
 def _row_chunks(shape: tuple[int, int]) -> list[slice]:
@@ -65,23 +38,33 @@ def quantize_table(read: RowReader, shape: tuple[int, int]) -> tuple[NDArray[np.
     return values, scales
 
 
-def quantize_int8(read: RowReader, shape: tuple[int, int]) -> Int8Columns:
-    """Quantize a weight [out, in], read a few rows at a time, to int8 with one scale per output.
+def quantize_int8(read: RowReader, shape: tuple[int, int]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize a weight [out, in], read a few rows at a time, to int8 with one scale per output, for ``MatMulIntegerToFloat``.
 
     Args:
         read: Gives rows of the weight.
         shape: (out, in).
+
+    Returns:
+        Values, int8 [in, out], and scales, float32 [out]; the weight is ``values * scales``, transposed.
     """
     values = np.empty((shape[1], shape[0]), dtype=np.int8)
     scales = np.empty(shape[0], dtype=np.float32)
     for rows in _row_chunks(shape):
         chunk, scales[rows] = int8_rows(read(rows))
         values[:, rows] = chunk.T
-    return Int8Columns(values, scales)
+    return values, scales
 
 
-def quantize_int4(read: RowReader, shape: tuple[int, int]) -> Int4Blocks:
-    """Quantize a weight [out, in] to int4 with one scale per ``INT4_BLOCK`` inputs; the last block is padded with zeros."""
+def quantize_int4(read: RowReader, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantize a weight [out, in] to int4 with one scale per ``INT4_BLOCK`` inputs, for ``MatMulNBits`` with zero point 8.
+
+    The last block is padded with zeros.
+
+    Returns:
+        Values, uint8 [out, blocks, INT4_BLOCK / 2], two weights a byte, the earlier one in the low half; and scales,
+        float32 [out * blocks].
+    """
     blocks = -(-shape[1] // INT4_BLOCK)
     values = np.empty((shape[0], blocks, INT4_BLOCK // 2), dtype=np.uint8)
     scales = np.empty((shape[0], blocks), dtype=np.float32)
@@ -89,11 +72,11 @@ def quantize_int4(read: RowReader, shape: tuple[int, int]) -> Int4Blocks:
         chunk = read(rows)
         padded = np.zeros((len(chunk), blocks * INT4_BLOCK), dtype=np.float32)
         padded[:, : shape[1]] = chunk
-        padded = padded.reshape(len(chunk), blocks, INT4_BLOCK)
+        parts = padded.reshape(len(chunk), blocks, INT4_BLOCK)
         # The value of largest magnitude maps to -8, the end of the range that +7 does not reach.
-        extreme = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[..., None], axis=2)[..., 0]
+        extreme = np.take_along_axis(parts, np.abs(parts).argmax(axis=2)[..., None], axis=2)[..., 0]
         scale = np.where(extreme != 0, extreme / np.float32(-8.0), np.float32(1.0)).astype(np.float32)
-        codes = np.clip(np.rint(padded / scale[..., None]) + 8, 0, 15).astype(np.uint8)
+        codes = np.clip(np.rint(parts / scale[..., None]) + 8, 0, 15).astype(np.uint8)
         values[rows] = codes[..., 0::2] | (codes[..., 1::2] << 4)
         scales[rows] = scale
-    return Int4Blocks(values, scales.reshape(-1))
+    return values, scales.reshape(-1)

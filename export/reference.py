@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import ExportError, missing_extra
-from fsrm_lite.export.readings import TIE_LOGIT, Thought, TokenReading, cut_at, read_logits
+from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Family, TokenReading, families, read_logits
 
 TOKENS_PER_BATCH = 2048
 """Keeps the activations of a batch small beside the weights."""
 
-_TIES_KEPT = 16
+THINKING_TOKENS_PER_BATCH = 8192
+"""Many chains at a time, since every step reads all weights; a token's keys and values take 200 to 300 KB in float32."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,39 +43,65 @@ class Reference:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
 
     def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
-        """Read the distribution behind each sequence of ids, in input order."""
-        torch = self._torch
+        """Read the distribution behind each sequence of ids, in input order; what a family shares is read once."""
         readings: dict[int, TokenReading] = {}
-        for batch in _batches(sequences, 0):
-            ids, mask = self._pad([sequences[i] for i in batch], left=False)
-            with torch.inference_mode():
-                hidden = self._model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-                last = hidden[torch.arange(len(batch)), mask.sum(1) - 1]
+        for batch in _family_batches(sequences):
+            members = [i for family in batch for i in family.members]
+            shared = [family.shared for family in batch for _ in family.members]
+            ids, mask = self._pad([sequences[i][n:] for i, n in zip(members, shared, strict=True)], left=False)
+            past, before = self._read_shared([sequences[family.members[0]][: family.shared] for family in batch])
+            owners = [n for n, family in enumerate(batch) for _ in family.members]
+            with self._torch.inference_mode():
+                if past is not None:
+                    past.batch_select_indices(self._torch.tensor(owners))
+                seen = self._torch.cat([before[owners], mask], 1)
+                hidden = self._model.model(**_inputs(ids, seen), past_key_values=past, use_cache=past is not None).last_hidden_state
+                last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
                 logits = self._model.lm_head(last).numpy()
-            readings.update({i: read_logits(row, label_ids) for i, row in zip(batch, logits, strict=True)})
+            readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
             if progress is not None:
                 progress(len(readings), len(sequences))
         return [readings[i] for i in range(len(sequences))]
 
-    def think(self, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], budget: int, progress: Progress | None = None) -> list[Thought]:
-        """Continue each prompt greedily by at most ``budget`` ids, cut before the first stop id, in input order."""
-        from transformers import GenerationConfig, LogitsProcessorList
+    def _read_shared(self, prefixes: list[Sequence[int]]) -> tuple[Any, Any]:
+        """Keys and values of one prefix per family, and their mask; (None, a mask of no columns) where they are empty."""
+        ids, mask = self._pad(prefixes, left=True)
+        if not ids.shape[1]:
+            return None, mask
+        with self._torch.inference_mode():
+            return self._model.model(**_inputs(ids, mask), use_cache=True).past_key_values, mask
 
-        torch = self._torch
-        # The checkpoint's own generation config may sample or punish repetition.
-        config = GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids))
-        thoughts: dict[int, Thought] = {}
-        for batch in _batches(prompts, budget):
-            ids, mask = self._pad([prompts[i] for i in batch], left=True)
-            ties: list[list[frozenset[int]]] = []
-            watch = LogitsProcessorList([partial(_record_ties, ties)])
-            with torch.inference_mode():
-                written = self._model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=watch)
-            for row, i in enumerate(batch):
-                thoughts[i] = Thought(cut_at(written[row, ids.shape[1] :].tolist(), stop_ids), tuple(step[row] for step in ties))
+    def think(self, prompts: Sequence[Sequence[int]], ending: Ending, progress: Progress | None = None) -> list[Chain]:
+        """Write the chain behind each prompt, greedily, in input order.
+
+        The loop is written out: ``generate`` would mix in the checkpoint's own generation config, and read everything
+        again for the verdict.
+        """
+        chains: dict[int, Chain] = {}
+        for batch in _batches([len(prompt) + ending.tokens for prompt in prompts], THINKING_TOKENS_PER_BATCH):
+            chains.update(zip(batch, self._write([prompts[i] for i in batch], ending), strict=True))
             if progress is not None:
-                progress(len(thoughts), len(prompts))
-        return [thoughts[i] for i in range(len(prompts))]
+                progress(len(chains), len(prompts))
+        return [chains[i] for i in range(len(prompts))]
+
+    def _write(self, prompts: list[Sequence[int]], ending: Ending) -> list[Chain]:
+        torch = self._torch
+        writers = [ChainWriter(ending) for _ in prompts]
+        chains: dict[int, Chain] = {}
+        live, past = list(range(len(prompts))), None
+        ids, mask = self._pad(prompts, left=True)
+        with torch.inference_mode():
+            while live:
+                out = self._model(**_inputs(ids, mask), past_key_values=past, use_cache=True, logits_to_keep=1)
+                written = [writers[i].step(row) for i, row in zip(live, out.logits[:, -1].numpy(), strict=True)]
+                chains.update({i: x for i, x in zip(live, written, strict=True) if isinstance(x, Chain)})
+                rows = [n for n, x in enumerate(written) if not isinstance(x, Chain)]
+                live, past = [live[n] for n in rows], out.past_key_values
+                if len(rows) < len(written):
+                    past.batch_select_indices(torch.tensor(rows, dtype=torch.long))
+                ids = torch.tensor([[written[n]] for n in rows])
+                mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
+        return [chains[i] for i in range(len(prompts))]
 
     def _pad(self, rows: list[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
         """Ids and attention mask, int64 [rows, longest]."""
@@ -89,19 +115,27 @@ class Reference:
         return ids, mask
 
 
-def _record_ties(ties: list[list[frozenset[int]]], ids: Any, scores: Any) -> Any:  # noqa: ANN401 - torch tensors
-    """A logits processor that changes nothing: it notes which tokens tie with the best of each row."""
-    best, tokens = scores.topk(min(_TIES_KEPT, scores.shape[-1]))
-    near = best > best[:, :1] - TIE_LOGIT
-    ties.append([frozenset(t[n].tolist()) for t, n in zip(tokens, near, strict=True)])
-    return scores
+def _inputs(ids: Any, mask: Any) -> dict[str, Any]:  # noqa: ANN401 - torch tensors
+    """What the model is called with: ``ids`` are the last columns of what ``mask`` covers, which may be padded anywhere."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
-def _batches(sequences: Sequence[Sequence[int]], extra: int) -> list[list[int]]:
-    """Positions in batches of like length, each of bounded size with ``extra`` tokens more per sequence."""
+def _family_batches(sequences: Sequence[Sequence[int]]) -> list[list[Family]]:
+    """Families in batches of bounded size; those that share nothing apart, since an empty prefix cannot be read."""
+    found = families(sequences)
+    batches: list[list[Family]] = []
+    for chosen in ([f for f in found if f.shared], [f for f in found if not f.shared]):
+        sizes = [max(len(sequences[i]) for i in family.members) * len(family.members) for family in chosen]
+        batches += [[chosen[n] for n in batch] for batch in _batches(sizes, TOKENS_PER_BATCH)]
+    return batches
+
+
+def _batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Positions in batches of like size, each of at most about ``limit`` when padded to its largest."""
     batches: list[list[int]] = []
-    for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
-        if not batches or (len(batches[-1]) + 1) * (len(sequences[i]) + extra) > TOKENS_PER_BATCH * (2 if extra else 1):
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if not batches or (len(batches[-1]) + 1) * sizes[i] > limit:
             batches.append([])
         batches[-1].append(i)
     return batches

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from fsrm_lite.engine import quantize
 from fsrm_lite.export.calibration_pairs import CalibrationSet
-from fsrm_lite.export.chains import Chain, ChainTask, chain_tasks, compare_chains, read_verdicts, run_chains, thought_budget
+from fsrm_lite.export.chains import ChainTask, chain_tasks, compare_chains, run_chains, thought_budget
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.gguf_reader import GgufReader
 from fsrm_lite.export.gguf_writer import native_dtype, write_gguf
 from fsrm_lite.export.graph import matmul_names
-from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, compare_readings, excess, verdict_violations
+from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, verdict_violations
 from fsrm_lite.export.precision import TunedGraph, smooth, write_tuned_graph
-from fsrm_lite.export.readings import TokenReading
+from fsrm_lite.export.readings import Chain, TokenReading
 from fsrm_lite.export.reference import Reference
 from fsrm_lite.export.smoothing import Weights
 from fsrm_lite.export.vocabulary import Vocabulary
@@ -32,6 +34,9 @@ StageProgress = Callable[[str, int, int], None]
 """Called with the name of the stage, how much of it is done, and how much there is."""
 
 FAST_PATH, SLOW_PATH = "fast/model.onnx", "slow/model.gguf"
+
+FIRST_LOOK = 24
+"""Responses read before a fast graph can be given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,11 @@ class FastResult:
     parity: FirstTokenParity
     tuned: TunedGraph
 
-    def to_dict(self, precision: str, matmuls: int) -> dict[str, Any]:
-        """Return the JSON form for the manifest."""
+    def to_dict(self, precision: str, matmuls: int, tolerance: Tolerance) -> dict[str, Any]:
+        """Return the JSON form for the manifest, with the tolerances that apply."""
         worst = {} if self.tuned.worst is None else {"worst_matmul": self.tuned.worst[0], "worst_matmul_error": round(self.tuned.worst[1], 6)}
         kept = {"matmuls": matmuls, "kept_fp32": sorted(self.tuned.keep), **worst}
-        return {"precision": precision, **self.parity.to_dict(), **kept}
+        return {"precision": precision, "tolerance": tolerance.of_fast(precision), **self.parity.to_dict(), **kept}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +95,13 @@ class SlowResult:
     verdicts: VerdictParity | None = None
     smoothed: bool = False
 
-    def to_dict(self, precision: str) -> dict[str, Any] | None:
-        """Return the JSON form for the manifest."""
+    def to_dict(self, precision: str, tolerance: Tolerance) -> dict[str, Any] | None:
+        """Return the JSON form for the manifest, with the tolerances that apply."""
         if self.parity is None:
             return None
         verdicts = {} if self.verdicts is None else self.verdicts.to_dict()
-        return {"precision": precision, **self.parity.to_dict(), **verdicts, "smoothed": self.smoothed}
+        allowed = tolerance.of_slow() if verdicts else {}
+        return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, "smoothed": self.smoothed}
 
 
 def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Expected:
@@ -104,7 +110,8 @@ def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Exp
     readings = reference.first_token(source.fast_ids, source.label_ids, partial(report, "reference scores"))
     budget = thought_budget(source.manifest, source.parameters)
     tasks = chain_tasks(source.data, source.encoder, budget) if chains else []
-    done = run_chains(reference, tasks, source.manifest, budget, partial(report, "reference thoughts"))
+    shown = _counted(report, "reference thoughts", len(tasks))
+    done = run_chains(tasks, source.manifest, budget, lambda prompts, ending, part: reference.think(prompts, ending, shown(part)))
     return Expected(readings, tasks, done, budget)
 
 
@@ -112,21 +119,44 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
     """Write the fast graph, with as many MatMuls at full precision as the tolerance asks for."""
     path = folder / FAST_PATH
     path.parent.mkdir()
-    parity: list[FirstTokenParity] = []
+    measured: list[FirstTokenParity] = []
 
     def judge(graph: Path) -> float:
-        model = FastModel(graph)
-        try:
-            readings = model.read(source.fast_ids)
-        finally:
-            model.close()
-        parity.append(compare_readings(expected.readings, readings, source.data.pairs, source.manifest))
-        report("fast parity", 1, 1)
-        return excess(kind, parity[-1], tolerance)
+        with closing(_looks(source, expected, graph, report)) as looks:
+            for found in looks:
+                measured.append(found)
+                if excess(kind, found, tolerance) > 1:
+                    break
+        return excess(kind, measured[-1], tolerance)
 
     tuned = write_tuned_graph(source.checkpoint, path, source.label_ids, source.fast_ids, judge, precision=kind, progress=report)
+    if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
+        measured += _looks(source, expected, path, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
-    return FastResult(roles, parity[-1], tuned)
+    return FastResult(roles, measured[-1], tuned)
+
+
+def _looks(source: Source, expected: Expected, path: Path, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
+    """Read the calibration set through a fast graph part by part; yield the best that its parity can still be, at last the parity."""
+    data, readings = source.data, []
+    model = FastModel(path)
+    try:
+        for part in _growing_parts(len(data.items)):
+            readings += model.read(source.fast_ids[part])
+            report("fast parity", len(readings), len(data.items))
+            pairs = [pair for pair in data.pairs if max(pair) < len(readings)]
+            found = compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest)
+            yield at_best(found, len(data.items), len(data.pairs))
+    finally:
+        model.close()
+
+
+def _growing_parts(count: int) -> list[slice]:
+    """Consecutive parts, each as large as all before it: little is read before the first look, and few looks are taken."""
+    ends = [0, FIRST_LOOK]
+    while ends[-1] < count:
+        ends.append(2 * ends[-1])
+    return [slice(start, min(end, count)) for start, end in pairwise(ends) if start < count]
 
 
 def build_slow(source: Source, expected: Expected, folder: Path, kind: SlowKind, tolerance: Tolerance, report: StageProgress) -> SlowResult:
@@ -170,9 +200,17 @@ def _measure_slow(source: Source, expected: Expected, path: Path, *, smoothed: b
         parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity)
-        chains = run_chains(model, expected.tasks, source.manifest, expected.budget, partial(report, "slow thoughts"))
-        given = read_verdicts(model, expected.tasks, [chain.thought for chain in expected.chains])
-    return SlowResult({"slow": SLOW_PATH}, parity, compare_chains(expected.chains, chains, given, expected.budget), smoothed)
+        thoughts, shown = [chain.thought for chain in expected.chains], _counted(report, "slow thoughts", len(expected.tasks))
+        both = run_chains(
+            expected.tasks, source.manifest, expected.budget, lambda prompts, ending, part: model.think(prompts, ending, thoughts[part], shown(part))
+        )
+    verdicts = compare_chains(expected.chains, [own for own, _ in both], [given for _, given in both], expected.budget)
+    return SlowResult({"slow": SLOW_PATH}, parity, verdicts, smoothed)
+
+
+def _counted(report: StageProgress, stage: str, total: int) -> Callable[[slice], Callable[[int, int], None]]:
+    """Progress of one stage that is done in parts."""
+    return lambda part: lambda done, _: report(stage, part.start + done, total)
 
 
 def count_matmuls(source: Source) -> int:

@@ -15,7 +15,9 @@ from helpers_export import FAMILIES, make_checkpoint, make_hostile, reference_lo
 from fsrm_lite.bundle import Bundle
 from fsrm_lite.cli.exporting import export
 from fsrm_lite.errors import ExportError, FsrmError, ToleranceError, UnsupportedCheckpointError
+from fsrm_lite.export.card import model_card, parity_table
 from fsrm_lite.export.folders import atomic_folder
+from fsrm_lite.export.parity import Tolerance
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
@@ -102,9 +104,39 @@ def test_exported_files_score_like_the_checkpoint(exported, checkpoint):
 def test_export_card_holds_the_table(exported):
     card = (exported[0] / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    assert "| pairwise decisions alike | 100.00% | 100.00% |" in card
+    assert "| pairwise decisions alike | 100.00% (at least 99%) | 100.00% |" in card
+    assert "| greedy verdicts alike |  | 100.00% (at least 98%) |" in card
+    assert card.count("A fast/slow reward model") == 1
     assert "12 pairs (pairs.jsonl), fewer than the 500 that the tolerances are meant for, and 24 chains" in card
     assert "within tolerance." in card
+
+
+def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(exported):
+    lines = parity_table(exported[1].card["parity"]).splitlines()
+    bounded = {
+        line.split("|")[1].strip(): [cell.partition("(")[2].strip(" )") for cell in line.split("|")[2:4]] for line in lines[2:] if "(at" in line
+    }
+    assert bounded == {
+        "label logit, largest difference": ["at most 0.001", ""],
+        "pairwise decisions alike": ["at least 99%", ""],
+        "gate routes alike": ["at least 99%", ""],
+        "greedy verdicts alike": ["", "at least 98%"],
+        "verdicts alike behind the same thought": ["", "at least 98%"],
+    }
+    int8 = {**exported[1].card["parity"]["fast"], "precision": "int8", "tolerance": Tolerance().of_fast("int8"), "max_delta_score": 0.0125}
+    table = parity_table({"fast": int8})
+    assert "| score, largest difference | 0.013 (at most 0.02) |" in table
+    assert "0.001" not in table
+
+
+def test_card_tells_how_to_use_the_bundle_in_code_that_runs(exported, capsys):
+    out, manifest, _ = exported
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace("path/to/this/folder", str(out)), {})
+    assert capsys.readouterr().out.split()[1] in ("fast", "slow")
+    own = model_card(manifest, "Says the trainer.")
+    assert "# tiny\n\nSays the trainer.\n\n## Use" in own
+    assert "A fast/slow reward model" not in own
 
 
 def test_export_out_of_tolerance_writes_nothing_unless_forced(checkpoint, rows, tmp_path):
@@ -295,7 +327,7 @@ def test_cli_prints_the_table_and_the_stages(checkpoint, rows, tmp_path):
     assert result.exit_code == 0, result.output
     assert "| against the checkpoint in float32 | fast (int8) |" in result.stdout
     assert "reference scores ..." in result.stderr
-    assert Bundle.open(tmp_path / "out").manifest.card["parity"]["tolerance"]["delta_score"] == 0.5
+    assert Bundle.open(tmp_path / "out").manifest.card["parity"]["fast"]["tolerance"] == {"delta_score": 0.5, "decisions": 0.0, "routes": 0.0}
 
 
 def test_cli_out_of_tolerance_exits_1(checkpoint, rows, tmp_path):

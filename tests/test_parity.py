@@ -5,9 +5,9 @@ import pytest
 from helpers_bundle import plain_manifest
 
 from fsrm_lite.errors import ExportError
-from fsrm_lite.export.chains import Chain, compare_chains, parted_at_tie
+from fsrm_lite.export.chains import compare_chains, parted_at_tie
 from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, compare_readings, excess, spearman, violations
-from fsrm_lite.export.readings import Thought, TokenReading, cut_at, read_logits
+from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Family, Thought, TokenReading, families, read_logits
 
 GOOD = FirstTokenParity(204, 510, 1e-4, 1e-5, 1e-4, 1e-5, 1.0, 1.0, 1.0)
 GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)
@@ -99,9 +99,38 @@ def chain(ids, logits, ties=()):
     return Chain(Thought(tuple(ids), tuple(frozenset(t) for t in ties)), tuple(logits))
 
 
-def test_cut_at_the_first_stop_id():
-    assert cut_at([5, 6, 2, 7], [2, 9]) == (5, 6)
-    assert cut_at([5, 6], [2]) == (5, 6)
+def write(rows, ending):
+    """The ids a chain writer asked for, and its chain, when a model answers with ``rows`` of logits."""
+    writer, asked = ChainWriter(ending), []
+    for row in rows:
+        step = writer.step(np.array(row, dtype=np.float32))
+        if isinstance(step, Chain):
+            return asked, step
+        asked.append(step)
+    raise AssertionError("the chain never ended")
+
+
+def test_chain_writer_stops_at_a_stop_id_and_reads_the_verdict_behind_the_tail():
+    rows = [[0, 9, 0, 0], [0, 9, 8.99, 0], [0, 0, 0, 9], [9, 9, 9, 9], [7, 5, 6, 0], [1, 2, 3, 4]]
+    asked, chain = write(rows, Ending(frozenset({3}), (3, 0), (2, 1), 10))
+    assert asked == [1, 1, 3, 0]
+    assert chain == Chain(Thought((1, 1), (frozenset({1}), frozenset({1, 2}), frozenset({3}))), (6.0, 5.0))
+
+
+def test_chain_writer_stops_at_its_budget_and_needs_no_tail():
+    asked, chain = write([[0, 9], [0, 9], [5, 6]], Ending(frozenset(), (), (0, 1), 2))
+    assert asked == [1, 1]
+    assert chain.thought.ids == (1, 1)
+    assert chain.choice_logits == (5.0, 6.0)
+
+
+def test_families_share_at_least_half_of_each_sequence_and_never_all():
+    sequences = [(1, 2, 3, 4), (9,), (1, 2, 3, 5), (1, 2, 3), (1, 2, 3, 4), (1, 7, 7, 7), (9,)]
+    found = families(sequences)
+    assert sorted(i for family in found for i in family.members) == list(range(7))
+    assert Family(2, (3, 0, 4, 2)) in found
+    assert all(family.shared < min(len(sequences[i]) for i in family.members) for family in found)
+    assert all(len({sequences[i][: family.shared] for i in family.members}) == 1 for family in found)
 
 
 def test_parted_at_tie_only_where_the_checkpoint_ties():
