@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from reprlib import repr as short
 from threading import Lock
 
 from fsrm_lite.errors import BundleError, one_line
@@ -85,6 +86,8 @@ class Bundle:
         if source is None:
             folder = Path(str(resources.files("fsrm_lite.models").joinpath(EMBEDDED_NAME)))
             return cls(folder, read_manifest(folder), verify=verify)
+        if not isinstance(source, str | Path) or not str(source).strip():  # Path("") would be the current folder
+            raise BundleError(f"the model is {short(source)}; expected a bundle folder, 'org/name', or None for the embedded model")
         local = Path(source).expanduser()
         if local.is_dir():
             return cls(local, read_manifest(local), verify=verify)

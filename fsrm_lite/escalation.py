@@ -11,10 +11,11 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fsrm_lite.bundle import Bundle
-from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeCrashed, JudgeError, JudgeUnavailableError
+from fsrm_lite.checks import expect_one_of
+from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeError, JudgeUnavailableError
 from fsrm_lite.prompts import PromptEncoder
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 _Judgement = TypeVar("_Judgement")
+_Result = TypeVar("_Result", Score, Comparison)
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +46,8 @@ class SlowPath:
         Raises:
             InputError: If ``process`` or ``on_crash`` is unknown.
         """
-        if process not in ("inline", "subprocess"):
-            raise InputError(f"judge_process is {process!r}, expected 'inline' or 'subprocess'")
-        if on_crash not in ("raise", "fast"):
-            raise InputError(f"on_judge_crash is {on_crash!r}, expected 'raise' or 'fast'")
+        expect_one_of(("inline", "subprocess"), "judge_process", process)
+        expect_one_of(("raise", "fast"), "on_judge_crash", on_crash)
         self._bundle, self._encoder = bundle, encoder
         self._threads, self._process, self._on_crash = threads, process, on_crash
         self._judge: Judge | None = None
@@ -130,42 +130,26 @@ class SlowPath:
 
 
 def with_thought(fast: Score, judgement: PointJudgement) -> Score:
-    """A fast score after slow thinking: the judge's score, the fast confidences, the tokens of both.
-
-    A deadline that left no finished thought leaves the fast score standing, with ``complete=False``.
-    """
-    if not judgement.verdict:
-        return replace(fast, tokens_read=fast.tokens_read + judgement.tokens_read, tokens_generated=judgement.tokens_generated, complete=False)
-    return replace(
-        fast,
-        score=judgement.score,
-        logit=judgement.logit,
-        route=Route.SLOW,
-        verdict=judgement.verdict,
-        rationale=judgement.rationale,
-        tokens_read=fast.tokens_read + judgement.tokens_read,
-        tokens_generated=judgement.tokens_generated,
-        complete=judgement.complete,
-    )
+    """A fast score after slow thinking: the judge's score, the fast confidences, the tokens of both."""
+    answer = {"score": judgement.score, "logit": judgement.logit, "verdict": judgement.verdict, "rationale": judgement.rationale}
+    return _joined(fast, judgement, answer if judgement.verdict else None)
 
 
 def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
-    """A fast comparison after slow thinking: the judge's winner and votes, the fast confidences, the tokens of both.
+    """A fast comparison after slow thinking: the judge's winner and votes, the fast confidences, the tokens of both."""
+    answer = {
+        "winner": judgement.winner,
+        "p_first": judgement.p_first,
+        "votes": judgement.votes,
+        "orders_agree": judgement.orders_agree,
+        "rationale": next((vote.rationale for vote in judgement.votes if vote.winner == judgement.winner), None),
+        "tokens_saved": judgement.tokens_saved,
+    }
+    return _joined(fast, judgement, answer if judgement.votes else None)
 
-    A deadline that left no vote leaves the fast comparison standing, with ``complete=False``.
-    """
-    if not judgement.votes:
-        return replace(fast, tokens_read=fast.tokens_read + judgement.tokens_read, tokens_generated=judgement.tokens_generated, complete=False)
-    return replace(
-        fast,
-        winner=judgement.winner,
-        p_first=judgement.p_first,
-        route=Route.SLOW,
-        votes=judgement.votes,
-        orders_agree=judgement.orders_agree,
-        rationale=next((vote.rationale for vote in judgement.votes if vote.winner == judgement.winner), None),
-        tokens_read=fast.tokens_read + judgement.tokens_read,
-        tokens_generated=judgement.tokens_generated,
-        tokens_saved=judgement.tokens_saved,
-        complete=judgement.complete,
-    )
+
+def _joined(fast: _Result, judgement: PointJudgement | PairJudgement, answer: dict[str, Any] | None) -> _Result:
+    """Add the judge's tokens and answer; a deadline that left no answer leaves the fast one, with ``complete=False``."""
+    route, complete = (fast.route, False) if answer is None else (Route.SLOW, judgement.complete)
+    read, written = fast.tokens_read + judgement.tokens_read, judgement.tokens_generated
+    return replace(fast, route=route, complete=complete, tokens_read=read, tokens_generated=written, **(answer or {}))

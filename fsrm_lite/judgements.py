@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from fsrm_lite.errors import InputError
+from fsrm_lite.checks import MAX_VOTES as MAX_VOTES
+from fsrm_lite.checks import expect, expect_sampling, is_number, is_whole
 from fsrm_lite.types import Vote
-
-MAX_VOTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +43,15 @@ class JudgeOptions:
         Raises:
             InputError: Naming the option, the value and the range.
         """
-        if self.votes is not None and not (_is_int(self.votes) and 1 <= self.votes <= MAX_VOTES):
-            raise InputError(f"votes is {self.votes!r}, expected a whole number from 1 to {MAX_VOTES}")
-        if self.thinking_tokens is not None and not (_is_int(self.thinking_tokens) and self.thinking_tokens >= 1):
-            raise InputError(f"thinking_tokens is {self.thinking_tokens!r}, expected a whole number of at least 1")
-        if not (_is_int(self.seed) and abs(self.seed) < 2**127):
-            raise InputError(f"seed is {self.seed!r}, expected a whole number of up to 127 bits")
-        if not 0.0 <= self.error_rate < 0.5:
-            raise InputError(f"error_rate is {self.error_rate!r}, expected a number in [0, 0.5)")
-        if self.deadline is not None and not 0.0 <= self.deadline < math.inf:
-            raise InputError(f"deadline is {self.deadline!r}, expected a number of seconds of at least 0, or None")
+        sampling = (self.votes, self.temperature, self.top_p, self.top_k)
+        expect_sampling(*(1 if value is None else value for value in sampling))  # 1 is in range for each of them
+        for name, value in (("adaptive", self.adaptive), ("both_orders", self.both_orders)):
+            expect(isinstance(value, bool), name, value, "true or false")
+        n, seed, rate, limit = self.thinking_tokens, self.seed, self.error_rate, self.deadline
+        expect(n is None or (is_whole(n) and n >= 1), "thinking_tokens", n, "a whole number of at least 1")
+        expect(is_whole(seed) and abs(seed) < 2**127, "seed", seed, "a whole number of up to 127 bits")
+        expect(is_number(rate) and 0.0 <= rate < 0.5, "error_rate", rate, "a number in [0, 0.5)")
+        expect(limit is None or (is_number(limit) and limit >= 0.0), "deadline", limit, "a number of seconds of at least 0, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,3 @@ class Generation:
     text: str
     ids: tuple[int, ...]
     tokens: int
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsrm_lite.checks import expect, expect_sampling, is_number, is_whole
 from fsrm_lite.errors import BundleError, GateSpecError
 from fsrm_lite.gate import GateSpec
 
@@ -80,6 +81,10 @@ class JudgeDefaults:
     top_p: float = 1.0
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        expect_sampling(self.votes, self.temperature, self.top_p, self.top_k)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -87,6 +92,11 @@ class Limits:
 
     context: int
     thinking_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        expect(is_whole(self.context) and self.context >= 16, "limits.context", self.context, "a whole number of at least 16")
+        expect(is_whole(self.thinking_tokens) and self.thinking_tokens >= 1, "limits.thinking_tokens", self.thinking_tokens, "a whole number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +262,11 @@ def _check(manifest: Manifest) -> None:
             raise BundleError(f"template {name!r} has {len(verdict.choices)} choices, a pair needs exactly 2")
         if name == "pointwise_slow" and verdict is not None and len(verdict.values) != len(verdict.choices):
             raise BundleError(f"template {name!r}: {len(verdict.values)} values for {len(verdict.choices)} choices")
+    scales = {"labels": tuple(x.value for x in manifest.labels)} | {n: t.verdict.values for n, t in manifest.templates.items() if t.verdict}
+    for what, values in scales.items():
+        if values and (not all(is_number(v) for v in values) or len(set(values)) == 1):
+            raise BundleError(f"fsrm.json gives {what} the values {list(values)}, expected finite numbers that are not all equal")
     ids = [x.id for x in manifest.labels] + list(manifest.special_tokens.values()) + list(manifest.stop_ids)
     ids += [i for t in manifest.templates.values() if t.verdict is not None for i in t.verdict.choice_ids]
     if any(not 0 <= i < manifest.vocab_size for i in ids):
         raise BundleError(f"fsrm.json names a token id outside the vocabulary of {manifest.vocab_size}")
-    if manifest.limits.context < 16 or manifest.limits.thinking_tokens < 1:
-        raise BundleError(f"fsrm.json has unusable limits {manifest.limits}")

@@ -9,14 +9,17 @@ those ordinary characters. llama.cpp is fed the same ids: there is one tokenizer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
 from fsrm_lite.manifest import Manifest
 from fsrm_lite.types import Prompt
+
+_Item = TypeVar("_Item")
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -28,7 +31,8 @@ class PromptEncoder:
         """Load ``tokenizer.json`` and split the manifest's templates at their special tokens.
 
         Raises:
-            BundleError: If the tokenizer cannot be read or disagrees with the manifest about a special token.
+            BundleError: If the tokenizer cannot be read or disagrees with the manifest about a special token, or a template
+                spells a control token that the manifest does not list.
         """
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_path))
@@ -40,12 +44,28 @@ class PromptEncoder:
         for text, token_id in manifest.special_tokens.items():
             if self._tokenizer.token_to_id(text) != token_id:
                 raise BundleError(f"special token {text!r} has id {self._tokenizer.token_to_id(text)} in the tokenizer, {token_id} in fsrm.json")
+            if token_id in self.encode_text(text):
+                raise BundleError(f"special token {text!r} is a plain word of the tokenizer: any response that spells it would give it; export again")
         self.manifest = manifest
         self._special = dict(manifest.special_tokens)
         # Longest first, so that a special token that starts another one does not win over it.
         names = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("|".join(re.escape(n) for n in names)) if names else None
         self._templates = {name: self._pieces(t.text) for name, t in manifest.templates.items()}
+        self._refuse_undeclared()
+
+    def _refuse_undeclared(self) -> None:
+        """Refuse a template that spells a control token which ``special_tokens`` does not list: it would be read as plain text."""
+        added = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.content.strip()]
+        for name, template in self.manifest.templates.items():
+            verdict = template.verdict
+            forms = [template.text] + ([verdict.close + verdict.prefix + c + verdict.suffix for c in verdict.choices] if verdict else [])
+            plain = [piece for form in forms for piece in self._pieces(form) if isinstance(piece, str)]
+            undeclared = sorted(a for a in added if any(a in piece for piece in plain))
+            if undeclared:
+                raise BundleError(
+                    f"template {name!r} spells {undeclared}, which special_tokens in fsrm.json does not list; list them, or export again"
+                )
 
     def _disarm_added_tokens(self) -> None:
         """Make the tokenizer read every added token in a text as plain characters.
@@ -186,6 +206,39 @@ def check_response(response: str) -> str:
     if not response.strip():
         raise InputError("the response is empty; expected some text")
     return _clean(response, "response")
+
+
+def check_items(items: Iterable[_Item], *parts: str) -> list[_Item]:
+    """Return ``items`` as a list, if each of them is a tuple or list of the named parts; the parts are not looked at.
+
+    Raises:
+        InputError: Naming the first item that is not.
+    """
+    shape = f"({', '.join(parts)})"
+    listed = _listed(items, "items", f"{shape} tuples")
+    for i, item in enumerate(listed):
+        if not isinstance(item, tuple | list) or len(item) != len(parts):
+            raise InputError(f"item {i} is not a {shape} tuple")
+    return listed
+
+
+def check_candidates(responses: Iterable[str]) -> list[str]:
+    """Return the candidates as a list, if there are any; the texts are not looked at.
+
+    Raises:
+        InputError: If they are one text, no collection, or none.
+    """
+    candidates = _listed(responses, "responses", "strings")
+    if not candidates:
+        raise InputError("there are 0 responses; expected at least 1")
+    return candidates
+
+
+def _listed(given: Iterable[_Item], what: str, expected: str) -> list[_Item]:
+    # A string is a collection of strings to Python, and a dict one of its keys; nobody means that.
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"the {what} are {'one string' if isinstance(given, str) else _kind(given)}; expected a list of {expected}")
+    return list(given)
 
 
 def _clean(text: str, what: str) -> str:

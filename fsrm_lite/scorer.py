@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fsrm_lite.bundle import Bundle
+from fsrm_lite.checks import expect, expect_one_of, is_whole
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.escalation import SlowPath, with_thought, with_votes
 from fsrm_lite.fast import FastModel, FastReading
 from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, sigmoid, signals
-from fsrm_lite.prompts import PromptEncoder, prompt_text
+from fsrm_lite.prompts import PromptEncoder, check_candidates, check_items, prompt_text
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Score, Selection
 
 if TYPE_CHECKING:
@@ -68,16 +69,18 @@ class FastSlowRM:
             InputError: If an option is out of range.
             BundleError: If a file of the bundle is missing, altered or unreadable.
         """
-        _check_policy(judge)
-        self.bundle = bundle
-        self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
-        self.fast = FastModel(bundle.path("fast"), threads=threads)
-        self.gate = Gate(gate or bundle.manifest.gate)
-        self._values = [label.value for label in bundle.manifest.labels]
+        expect_one_of(POLICIES, "judge", judge)
+        expect(gate is None or isinstance(gate, GateSpec), "gate", gate, "a GateSpec (GateSpec.from_dict makes one of JSON), or None")
+        expect(isinstance(truncate, bool), "truncate", truncate, "true or false")
         self._policy, self._truncate = judge, truncate
-        self._slow = SlowPath(bundle, self.encoder, threads=threads, process=judge_process, on_crash=on_judge_crash)
         self._settings = {"votes": votes, "thinking_tokens": thinking_tokens, "temperature": temperature, "seed": seed, "deadline": deadline}
         self._options({})  # out-of-range settings are refused now, not at the first escalation
+        self.bundle = bundle
+        self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
+        self.gate = Gate(bundle.manifest.gate if gate is None else gate)
+        self._values = [label.value for label in bundle.manifest.labels]
+        self._slow = SlowPath(bundle, self.encoder, threads=threads, process=judge_process, on_crash=on_judge_crash)
+        self.fast = FastModel(bundle.path("fast"), threads=threads)
 
     @classmethod
     def from_pretrained(
@@ -123,7 +126,7 @@ class FastSlowRM:
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
         policy, settings = self._policy_of(judge), self._options(options)
-        texts = [self._fit(i, (prompt, response)) for i, item in enumerate(items) for prompt, response in (_parts(i, item, 2),)]
+        texts = [self._fit(i, item) for i, item in enumerate(check_items(items, "prompt", "response"))]
         scores = self._read(texts)
         decisions = [self.gate.single(_signals(score)) for score in scores]
         asked = [i for i, d in enumerate(decisions) if policy == "always" or (policy == "auto" and d.escalate)]
@@ -161,10 +164,8 @@ class FastSlowRM:
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
         policy, settings = self._policy_of(judge), self._options(options)
-        fitted = []
-        for i, item in enumerate(items):
-            prompt, *both = _parts(i, item, 3)
-            fitted += [self._fit(i, (prompt, response)) for response in both]
+        listed = check_items(items, "prompt", "first", "second")
+        fitted = [self._fit(i, (prompt, response)) for i, (prompt, *both) in enumerate(listed) for response in both]
         scores = self._read(fitted)
         pairs = [(*fitted[i], fitted[i + 1][1]) for i in range(0, len(fitted), 2)]
         return self._compare(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), policy, settings)
@@ -182,9 +183,8 @@ class FastSlowRM:
             ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``; equal scores keep
             the input order.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k is {top_k}, expected at least 1, or None for all")
-        responses = _candidates(responses)
+        expect(top_k is None or (is_whole(top_k) and top_k >= 1), "top_k", top_k, "a whole number of at least 1, or None for all")
+        responses = check_candidates(responses)
         scores = self.score_many([(prompt, response) for response in responses], **options)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i].logit, i))[:top_k]
         return [{"corpus_id": i, "score": scores[i].score, "text": responses[i]} for i in order]
@@ -205,7 +205,8 @@ class FastSlowRM:
             responses: Candidates, at least one; empty ones rank last.
             strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see :func:`fsrm_lite.tournament.select`.
             judge: "never" decides every match by the fast scores; "auto" and "always" let the judge decide the matches
-                that the strategy asks for.
+                that the strategy asks for. With "always" the strategy "gated" asks as if the gate fired for every pair, so
+                that everyone meets in a knockout. "fast" and "majority" have no matches.
             **options: Settings of the judge as for :meth:`compare_many`, and of the tournament
                 (:class:`fsrm_lite.tournament.TournamentOptions`).
 
@@ -214,7 +215,7 @@ class FastSlowRM:
         """
         from fsrm_lite.tournament import BLANK_SCORE, TournamentOptions, select
 
-        policy, responses = self._policy_of(judge), _candidates(responses)
+        policy, responses = self._policy_of(judge), check_candidates(responses)
         prompt_text(prompt)  # refused even where every response is empty and nothing is read
         tournament = {name: options.pop(name) for name in list(options) if name in TournamentOptions.__dataclass_fields__}
         settings = self._options(options)
@@ -232,7 +233,8 @@ class FastSlowRM:
                 replace(c, tokens_read=c.tokens_read - scores[a].tokens_read - scores[b].tokens_read) for c, (a, b) in zip(played, pairs, strict=True)
             ]
 
-        return select(strategy, scores, responses, self.gate, play, **tournament)
+        gate = Gate(replace(self.gate.spec, always=True)) if policy == "always" else self.gate
+        return select(strategy, scores, responses, gate, play, **tournament)
 
     def fit(self, prompt: Prompt, response: str) -> str:
         """Check one (prompt, response) and return the response as it will be scored: cut at its end if that was asked for.
@@ -271,8 +273,8 @@ class FastSlowRM:
         self.close()
 
     def _policy_of(self, judge: JudgePolicy | None) -> JudgePolicy:
-        _check_policy(judge or self._policy)
-        return judge or self._policy
+        expect_one_of(POLICIES, "judge", policy := self._policy if judge is None else judge)
+        return policy
 
     def _options(self, given: dict[str, Any]) -> JudgeOptions:
         from fsrm_lite.slow import JudgeOptions
@@ -331,29 +333,6 @@ class FastSlowRM:
             scores=both,
             tokens_read=first.tokens_read + second.tokens_read,
         )
-
-
-def _check_policy(judge: str) -> None:
-    if judge not in POLICIES:
-        raise InputError(f"judge is {judge!r}, expected one of {', '.join(POLICIES)}")
-
-
-def _parts(number: int, item: Any, count: int) -> Any:  # noqa: ANN401 - whatever the caller gave
-    """Check that an item is a tuple or list of ``count`` parts."""
-    if not isinstance(item, tuple | list) or len(item) != count:
-        shape = "(prompt, response)" if count == 2 else "(prompt, first, second)"
-        raise InputError(f"item {number} is not a {shape} tuple")
-    return item
-
-
-def _candidates(responses: Any) -> list[str]:  # noqa: ANN401 - whatever the caller gave
-    """Check that the candidates are a collection of texts, not one text."""
-    if isinstance(responses, str):
-        raise InputError("the responses are one string; expected a list of strings")
-    candidates = list(responses)
-    if not candidates:
-        raise InputError("there are 0 responses; expected at least 1")
-    return candidates
 
 
 def _signals(score: Score) -> FastSignals:

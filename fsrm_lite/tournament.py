@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from fsrm_lite.answers import Extractor, find_extractor
+from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import InputError, JudgeError
 from fsrm_lite.gate import LOGIT_LIMIT, FastSignals, Gate, sigmoid
 from fsrm_lite.ratings import K_FACTOR, PRIOR_PRECISION, Game, bradley_terry, informative_pairs, sequential_elo
@@ -62,12 +63,15 @@ class TournamentOptions:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.on_judge_error not in ("fast", "raise"):
-            raise InputError(f"on_judge_error is {self.on_judge_error!r}, expected 'raise' or 'fast'")
-        if self.rating not in ("bradley-terry", "sequential"):
-            raise InputError(f"rating is {self.rating!r}, expected 'bradley-terry' or 'sequential'")
-        if self.budget is not None and self.budget < 0:
-            raise InputError(f"budget is {self.budget!r}, expected at least 0 games, or None for all")
+        expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
+        expect_one_of(("bradley-terry", "sequential"), "rating", self.rating)
+        expect(callable(self.key), "key", self.key, "a function of one response")
+        expect(callable(self.extractor) or isinstance(self.extractor, str), "extractor", self.extractor, "a name or a function from text to text")
+        expect(isinstance(self.weighted, bool), "weighted", self.weighted, "true or false")
+        games = self.budget
+        expect(games is None or (is_whole(games) and games >= 0), "budget", games, "a whole number of at least 0 games, or None for all")
+        for name, value in (("k_factor", self.k_factor), ("precision", self.precision)):
+            expect(is_number(value) and value > 0.0, name, value, "a finite number above 0")
 
 
 def select(strategy: str, scores: Sequence[Score], responses: Sequence[str], gate: Gate, play: Play, **options: Any) -> Selection:  # noqa: ANN401
@@ -89,8 +93,7 @@ def select(strategy: str, scores: Sequence[Score], responses: Sequence[str], gat
         InputError: If there is no response, the lengths differ, or a strategy or option is unknown or out of range.
         JudgeError: If the judge fails and ``on_judge_error="raise"``.
     """
-    if strategy not in STRATEGIES:
-        raise InputError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    expect_one_of(STRATEGIES, "strategy", strategy)
     if not responses or len(scores) != len(responses):
         raise InputError(f"there are {len(responses)} responses and {len(scores)} scores; expected equal numbers, at least 1")
     unknown = sorted(set(options) - set(TournamentOptions.__dataclass_fields__))

@@ -1,6 +1,8 @@
 """Templates to ids: the trainer's own ids for benign text, and no control token from hostile text."""
 
+import dataclasses
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
+from fsrm_lite.manifest import Template
 from fsrm_lite.prompts import PromptEncoder, prompt_text
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<think>", "</think>")
@@ -134,3 +137,32 @@ def test_truncation_cannot_save_a_prompt_that_fills_the_context(encoder):
 def test_unknown_template_is_named(encoder):
     with pytest.raises(BundleError, match="no template 'nonsense'"):
         encoder.render("nonsense", {})
+
+
+def reopened(rm, **changes):
+    return PromptEncoder(rm.bundle.path("tokenizer"), dataclasses.replace(rm.bundle.manifest, **changes))
+
+
+def test_control_tokens_of_templates_must_be_listed(rm):
+    special = rm.bundle.manifest.special_tokens
+    with pytest.raises(BundleError, match=r"template 'pointwise_fast' spells \['<\|im_end\|>', '<\|im_start\|>'\], which fsrm.json does not list"):
+        reopened(rm, special_tokens={})
+    for missing in special:
+        with pytest.raises(BundleError, match=f"spells .*{re.escape(missing)}"):
+            reopened(rm, special_tokens={text: i for text, i in special.items() if text != missing})
+    assert reopened(rm).pointwise_fast("q", "5") == rm.encoder.pointwise_fast("q", "5")
+
+
+def test_a_verdict_form_may_not_hide_a_control_token(rm):
+    slow = rm.bundle.manifest.templates["pointwise_slow"]
+    plain = {"pointwise_fast": Template("{prompt} {response}"), "pointwise_slow": Template("{prompt} {response}", slow.verdict)}
+    with pytest.raises(BundleError, match=r"template 'pointwise_slow' spells \['</think>'\]"):
+        reopened(rm, special_tokens={}, templates=plain)
+    assert reopened(rm, special_tokens={}, templates={"pointwise_fast": plain["pointwise_fast"]}).pointwise_fast("q", "5")
+
+
+def test_a_plain_word_cannot_serve_as_a_control_token(rm):
+    label = rm.bundle.manifest.labels[0]
+    assert rm.encoder.encode_text(label.text) == [label.id]
+    with pytest.raises(BundleError, match=f"'{label.text}' is a plain word of the tokenizer"):
+        reopened(rm, special_tokens={**rm.bundle.manifest.special_tokens, label.text: label.id})

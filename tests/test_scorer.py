@@ -148,6 +148,15 @@ def test_best_of_n_without_thinking_makes_no_slow_comparison(rm):
     assert {c.route for c in selection.comparisons} == {Route.FAST}
 
 
+def test_best_of_n_always_judges_even_where_the_gate_is_sure(rm):
+    responses = [WRONG, RIGHT, "I do not know."]
+    with FastSlowRM(rm.bundle, threads=1, gate=GateSpec(intuition_threshold=0.0)) as model:
+        assert model.best_of_n(QUESTION, responses).comparisons == ()
+        judged = model.best_of_n(QUESTION, responses, judge="always")
+    assert judged.index == 1
+    assert [c.route for c in judged.comparisons] == [Route.SLOW] * 2
+
+
 def test_missing_judge_falls_back_with_one_warning(rm, monkeypatch):
     model = no_judge(monkeypatch, rm)
     unsure = (QUESTION, "15 pens", "16 pens")

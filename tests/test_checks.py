@@ -1,0 +1,147 @@
+"""Ill-typed options: every one is refused as an ``InputError`` that says what was given and what was expected."""
+
+import contextlib
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsrm_lite import FastSlowRM, GateSpec
+from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
+from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.judgements import JudgeOptions
+from fsrm_lite.tournament import TournamentOptions
+
+QUESTION, ANSWERS = "What is 2 + 3?", ["5", "41"]
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers()), st.just(object()))
+
+
+@pytest.mark.parametrize(
+    ("value", "whole", "number"),
+    [(0, True, True), (-3, True, True), (2.5, False, True), (True, False, False), (math.nan, False, False), (math.inf, False, False)]
+    + [(10**400, True, False), ("3", False, False), (None, False, False), ([1], False, False)],
+)
+def test_what_counts_as_a_number(value, whole, number):
+    assert is_whole(value) is whole
+    assert is_number(value) is number
+
+
+def test_the_message_is_one_line_of_bounded_length():
+    with pytest.raises(InputError, match=r"^votes is 'x{5,}\.\.\.x+', expected a word$"):
+        expect(False, "votes", "x" * 10_000, "a word")
+    with pytest.raises(InputError, match="^judge is \\[\\], expected one of a, b$"):
+        expect_one_of(("a", "b"), "judge", [])
+
+
+BAD = [
+    ("votes", 2.5),
+    ("votes", True),
+    ("thinking_tokens", "long"),
+    ("thinking_tokens", 0),
+    ("temperature", "hot"),
+    ("temperature", -0.1),
+    ("temperature", math.nan),
+    ("seed", "x"),
+    ("seed", 2**127),
+    ("deadline", "soon"),
+    ("deadline", -1),
+    ("deadline", math.nan),
+]
+BAD_IN_A_CALL = [
+    ("top_p", 0),
+    ("top_p", "all"),
+    ("top_k", "3"),
+    ("top_k", -1),
+    ("error_rate", "low"),
+    ("error_rate", 0.5),
+    ("adaptive", 1),
+    ("both_orders", "no"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD + BAD_IN_A_CALL)
+def test_bad_settings_of_a_call_are_named(rm, name, value):
+    with pytest.raises(InputError, match=f"^{name} is .*, expected"):
+        rm.compare(QUESTION, *ANSWERS, judge="never", **{name: value})
+    with pytest.raises(InputError, match=f"^{name} is .*, expected"):
+        rm.best_of_n(QUESTION, ANSWERS, judge="never", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*BAD, ("judge", "sometimes"), ("judge", ""), ("judge", []), ("gate", 1), ("gate", {}), ("truncate", "yes"), ("threads", "2"), ("threads", 0)]
+    + [("judge_process", None), ("on_judge_crash", 3)],
+)
+def test_bad_settings_of_a_model_are_named(rm, name, value):
+    with pytest.raises(InputError, match=f"^{name} is .*, expected"):
+        FastSlowRM(rm.bundle, **{name: value})
+
+
+@pytest.mark.parametrize("policy", ["sometimes", "", 0, ["auto"]])
+def test_a_bad_policy_of_a_call_is_named(rm, policy):
+    for call in (rm.score, rm.rank):
+        with pytest.raises(InputError, match=r"^judge is .*, expected one of auto, never, always"):
+            call(QUESTION, ANSWERS[0] if call == rm.score else ANSWERS, judge=policy)
+
+
+@pytest.mark.parametrize("top_k", ["3", 2.0, 0, -1, True])
+def test_a_bad_top_k_of_rank_is_named(rm, top_k):
+    with pytest.raises(InputError, match="^top_k is .*, expected a whole number of at least 1"):
+        rm.rank(QUESTION, ANSWERS, top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("budget", "all"), ("budget", 1.5), ("budget", -1), ("k_factor", "x"), ("k_factor", 0), ("precision", math.nan), ("precision", [1])]
+    + [("key", 3), ("extractor", 5), ("extractor", []), ("weighted", "yes"), ("rating", []), ("on_judge_error", None)],
+)
+def test_bad_settings_of_a_tournament_are_named(rm, name, value):
+    with pytest.raises(InputError, match=f"^{name} is .*, expected"):
+        rm.best_of_n(QUESTION, ANSWERS, strategy="elo", judge="never", **{name: value})
+
+
+@pytest.mark.parametrize("responses", [None, 3, b"5", {"5": 1}, "5", object()])
+def test_candidates_must_be_a_list(rm, responses):
+    for call in (rm.rank, rm.best_of_n):
+        with pytest.raises(InputError, match="^the responses are .*; expected a list of strings"):
+            call(QUESTION, responses)
+
+
+@pytest.mark.parametrize("items", [None, 3, b"5", {"5": 1}, "5", object()])
+def test_items_must_be_a_list(rm, items):
+    for call, shape in ((rm.score_many, "prompt, response"), (rm.predict, "prompt, response"), (rm.compare_many, "prompt, first, second")):
+        with pytest.raises(InputError, match=rf"^the items are .*; expected a list of \({shape}\) tuples"):
+            call(items)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"q", {"role": "user", "content": "q"}, ("q",)])
+def test_a_prompt_of_another_kind_is_named(rm, prompt):
+    for call in (lambda: rm.score(prompt, "5"), lambda: rm.compare(prompt, *ANSWERS), lambda: rm.rank(prompt, ANSWERS)):
+        with pytest.raises(InputError, match=r"item 0: the prompt is .*; expected a string or a non-empty list"):
+            call()
+
+
+@pytest.mark.parametrize("source", ["", " ", 3, b"model", [], Path("/no/such/folder"), "no such folder"])
+def test_what_names_no_model_is_refused(source):
+    with pytest.raises(BundleError, match="expected a bundle folder"):
+        FastSlowRM.from_pretrained(source)
+
+
+@given(st.sampled_from(sorted(JudgeOptions.__dataclass_fields__)), JUNK)
+def test_any_value_of_a_judge_setting_is_taken_or_refused(name, value):
+    with contextlib.suppress(InputError):  # anything else that is raised fails the test
+        assert getattr(JudgeOptions(**{name: value}), name) is value
+
+
+@given(st.sampled_from(sorted(TournamentOptions.__dataclass_fields__)), JUNK)
+def test_any_value_of_a_tournament_setting_is_taken_or_refused(name, value):
+    with contextlib.suppress(InputError):
+        assert getattr(TournamentOptions(**{name: value}), name) is value
+
+
+@given(st.sampled_from(["gate", "judge", "truncate", "votes", "seed", "deadline", "judge_process", "on_judge_crash"]), JUNK)
+def test_any_value_of_a_model_setting_is_taken_or_refused(rm, name, value):
+    with contextlib.suppress(InputError), FastSlowRM(rm.bundle, threads=1, **{name: value}) as model:
+        assert isinstance(model.gate.spec, GateSpec)
