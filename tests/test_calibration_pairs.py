@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from helpers_export import SPEC, build_tokenizer, write_tokenizer
+from helpers_export import build_tokenizer, write_tokenizer
 
 from fsrm_lite.errors import DataFormatError
 from fsrm_lite.export.calibration_pairs import MIN_PAIRS, keep_short, load_calibration
@@ -49,7 +49,7 @@ def test_bad_rows_are_named_by_line(row, tmp_path):
 
 def test_rows_beyond_the_context_are_left_out(tmp_path):
     write_tokenizer(tmp_path, build_tokenizer())
-    template = Template(SPEC["templates"]["pointwise_fast"]["text"])
+    template = Template("Question: {prompt}\nAnswer: {response}\nIs the answer correct?")
     manifest = Manifest("m", (Label("Yes", 1, 1), Label("No", 2, 0)), {"pointwise_fast": template}, {}, (), Limits(120, 8), 433)
     encoder = PromptEncoder(tmp_path / "tokenizer.json", manifest)
     long = "no " * 200

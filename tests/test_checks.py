@@ -20,8 +20,18 @@ JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()
 
 @pytest.mark.parametrize(
     ("value", "whole", "number"),
-    [(0, True, True), (-3, True, True), (2.5, False, True), (True, False, False), (math.nan, False, False), (math.inf, False, False)]
-    + [(10**400, True, False), ("3", False, False), (None, False, False), ([1], False, False)],
+    [
+        (0, True, True),
+        (-3, True, True),
+        (2.5, False, True),
+        (True, False, False),
+        (math.nan, False, False),
+        (math.inf, False, False),
+        (10**400, True, False),
+        ("3", False, False),
+        (None, False, False),
+        ([1], False, False),
+    ],
 )
 def test_what_counts_as_a_number(value, whole, number):
     assert is_whole(value) is whole
@@ -31,7 +41,7 @@ def test_what_counts_as_a_number(value, whole, number):
 def test_the_message_is_one_line_of_bounded_length():
     with pytest.raises(InputError, match=r"^votes is 'x{5,}\.\.\.x+', expected a word$"):
         expect(False, "votes", "x" * 10_000, "a word")
-    with pytest.raises(InputError, match="^judge is \\[\\], expected one of a, b$"):
+    with pytest.raises(InputError, match=r"^judge is \[\], expected one of a, b$"):
         expect_one_of(("a", "b"), "judge", [])
 
 
@@ -71,8 +81,19 @@ def test_bad_settings_of_a_call_are_named(rm, name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*BAD, ("judge", "sometimes"), ("judge", ""), ("judge", []), ("gate", 1), ("gate", {}), ("truncate", "yes"), ("threads", "2"), ("threads", 0)]
-    + [("judge_process", None), ("on_judge_crash", 3)],
+    [
+        *BAD,
+        ("judge", "sometimes"),
+        ("judge", ""),
+        ("judge", []),
+        ("gate", 1),
+        ("gate", {}),
+        ("truncate", "yes"),
+        ("threads", "2"),
+        ("threads", 0),
+        ("judge_process", None),
+        ("on_judge_crash", 3),
+    ],
 )
 def test_bad_settings_of_a_model_are_named(rm, name, value):
     with pytest.raises(InputError, match=f"^{name} is .*, expected"):
@@ -88,14 +109,27 @@ def test_a_bad_policy_of_a_call_is_named(rm, policy):
 
 @pytest.mark.parametrize("top_k", ["3", 2.0, 0, -1, True])
 def test_a_bad_top_k_of_rank_is_named(rm, top_k):
-    with pytest.raises(InputError, match="^top_k is .*, expected a whole number of at least 1"):
+    with pytest.raises(InputError, match=r"^top_k is .*, expected a whole number of at least 1"):
         rm.rank(QUESTION, ANSWERS, top_k=top_k)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("budget", "all"), ("budget", 1.5), ("budget", -1), ("k_factor", "x"), ("k_factor", 0), ("precision", math.nan), ("precision", [1])]
-    + [("key", 3), ("extractor", 5), ("extractor", []), ("weighted", "yes"), ("rating", []), ("on_judge_error", None)],
+    [
+        ("budget", "all"),
+        ("budget", 1.5),
+        ("budget", -1),
+        ("k_factor", "x"),
+        ("k_factor", 0),
+        ("precision", math.nan),
+        ("precision", [1]),
+        ("key", 3),
+        ("extractor", 5),
+        ("extractor", []),
+        ("weighted", "yes"),
+        ("rating", []),
+        ("on_judge_error", None),
+    ],
 )
 def test_bad_settings_of_a_tournament_are_named(rm, name, value):
     with pytest.raises(InputError, match=f"^{name} is .*, expected"):
@@ -105,7 +139,7 @@ def test_bad_settings_of_a_tournament_are_named(rm, name, value):
 @pytest.mark.parametrize("responses", [None, 3, b"5", {"5": 1}, "5", object()])
 def test_candidates_must_be_a_list(rm, responses):
     for call in (rm.rank, rm.best_of_n):
-        with pytest.raises(InputError, match="^the responses are .*; expected a list of strings"):
+        with pytest.raises(InputError, match=r"^the responses are .*; expected a list of strings"):
             call(QUESTION, responses)
 
 

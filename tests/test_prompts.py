@@ -145,7 +145,7 @@ def reopened(rm, **changes):
 
 def test_control_tokens_of_templates_must_be_listed(rm):
     special = rm.bundle.manifest.special_tokens
-    with pytest.raises(BundleError, match=r"template 'pointwise_fast' spells \['<\|im_end\|>', '<\|im_start\|>'\], which fsrm.json does not list"):
+    with pytest.raises(BundleError, match=r"template 'pointwise_fast' spells \['<\|im_end\|>', '<\|im_start\|>'\], which special_tokens"):
         reopened(rm, special_tokens={})
     for missing in special:
         with pytest.raises(BundleError, match=f"spells .*{re.escape(missing)}"):
