@@ -12,7 +12,8 @@ from helpers_fast import LABELS, SHAPES, make_checkpoint, random_sequences, refe
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoint import Checkpoint
-from fsrm_lite.export.graph import matmul_names, write_fast_graph
+from fsrm_lite.export.graph import matmul_names, open_store, write_fast_graph
+from fsrm_lite.export.graph_writer import drop_unused
 from fsrm_lite.fast import FastModel
 
 AWKWARD = [(kind, {}) for kind in SHAPES] + [
@@ -73,6 +74,31 @@ def test_large_vocabulary_and_external_data(tmp_path, monkeypatch, tied, precisi
     assert files == sorted(out.iterdir())
     assert os.path.getsize(files[1]) > os.path.getsize(files[0])
     assert max(gaps["label_logits"], gaps["log_mass"]) < (1e-4 if precision == "fp32" else 0.25)
+
+
+def test_graphs_share_a_store_and_the_last_keeps_what_it_uses(tmp_path, monkeypatch):
+    monkeypatch.setattr("fsrm_lite.export.graph.INLINE_LIMIT_BYTES", 1000)
+    folder = make_checkpoint(tmp_path / "checkpoint", vocab=1009)
+    checkpoint, made = Checkpoint.open(folder), []
+    read = checkpoint.tensor
+    monkeypatch.setattr(checkpoint, "tensor", lambda name, rows=None: made.append(name) or read(name, rows))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for out in (alone, shared):
+        out.mkdir()
+    keep = {"model.layers.1.mlp.up_proj": "fp32", "model.layers.0.self_attn": "fp32"}
+    store = open_store(checkpoint.arch, shared / "fast.onnx")
+    write_fast_graph(checkpoint, shared / "fast.onnx", LABELS, weights=store)
+    made.clear()
+    write_fast_graph(checkpoint, shared / "fast.onnx", LABELS, keep=keep, weights=store)
+    assert made == ["model.layers.1.mlp.up_proj.weight"]
+    files = write_fast_graph(checkpoint, alone / "fast.onnx", LABELS, keep=keep)
+    with_both = os.path.getsize(shared / "fast.onnx.data")
+    drop_unused(shared / "fast.onnx")
+    assert os.path.getsize(shared / "fast.onnx.data") < with_both
+    assert abs(os.path.getsize(shared / "fast.onnx.data") - os.path.getsize(files[1])) < 8192  # but for the padding
+    sequences = random_sequences(4, 5, vocab=1009)
+    readings = [FastModel(out / "fast.onnx", threads=1).read(sequences) for out in (alone, shared)]
+    assert readings[0] == readings[1]
 
 
 def test_tiny_bundle_sized_model_is_small(tmp_path):

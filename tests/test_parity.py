@@ -6,7 +6,7 @@ from helpers_bundle import plain_manifest
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.chains import compare_chains, parted_at_tie
-from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, compare_readings, excess, spearman, violations
+from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, spearman, violations
 from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Family, Thought, TokenReading, families, read_logits
 
 GOOD = FirstTokenParity(204, 510, 1e-4, 1e-5, 1e-4, 1e-5, 1.0, 1.0, 1.0)
@@ -152,3 +152,22 @@ def test_compare_chains_sets_ties_aside_and_counts_them():
     assert parity.thoughts_alike == pytest.approx(1 / 3)
     assert parity.given_thought_alike == pytest.approx(2 / 3)
     assert parity.max_delta_p == pytest.approx(1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(1)))
+
+
+def test_at_best_is_never_worse_than_the_whole():
+    """Giving up on it is safe: whatever the rest holds, the whole set's figures are no better."""
+    rng = np.random.default_rng(3)
+    manifest = plain_manifest()
+    for _ in range(20):
+        logits = rng.normal(size=(12, 2))
+        want, have = readings(logits), readings(logits + rng.normal(scale=0.4, size=(12, 2)))
+        pairs = [(i, i + 1) for i in range(11)]
+        whole = compare_readings(want, have, pairs, manifest)
+        for count in (2, 5, 11):
+            part = compare_readings(want[:count], have[:count], [p for p in pairs if max(p) < count], manifest)
+            best = at_best(part, 12, 11)
+            assert best.max_delta_score <= whole.max_delta_score
+            assert best.decisions_alike >= whole.decisions_alike - 1e-12
+            assert best.routes_alike >= whole.routes_alike - 1e-12
+            assert excess("int8", best, Tolerance()) <= excess("int8", whole, Tolerance()) + 1e-9
+        assert at_best(whole, 12, 11) == whole
