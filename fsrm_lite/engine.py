@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
 from fsrm_lite.gguf_header import read_header
-from fsrm_lite.native import Batch, explain_failure, repacking, short_spins
+from fsrm_lite.native import Batch, Vocabulary, explain_failure, repacking, short_spins
 from fsrm_lite.threads import usable_cores
 
 INSTALL_LINE = "pip install 'fsrm-lite[judge]'"
@@ -188,8 +188,8 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        vocabulary = self._llama.llama_model_get_vocab(self._model)
-        self.vocab_size: int = self._llama.llama_vocab_n_tokens(vocabulary)
+        self.vocabulary = Vocabulary(self._llama, self._model)
+        self.vocab_size = self.vocabulary.size
 
     def _load(self) -> Any:  # noqa: ANN401 - an opaque pointer
         params = self._llama.llama_model_default_params()

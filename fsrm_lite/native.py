@@ -1,4 +1,4 @@
-"""Around llama.cpp: its C structures over numpy memory, how its threads wait, how its import fails.
+"""Around llama.cpp: its C structures over numpy memory, its tokenizer, how its threads wait, how its import fails.
 
 Never imports llama_cpp: the engine hands in what is needed of it.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,76 @@ class Batch:
         self._positions[:n] = positions
         self._streams[:n] = streams
         self._outputs[:n] = outputs
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A control or added token: its id, and whether it swallows the white space before and behind it."""
+
+    id: int
+    strips_left: bool
+    strips_right: bool
+
+
+_CONTROL, _ADDED, _LEFT, _RIGHT = 1 << 3, 1 << 4, 1 << 7, 1 << 8  # llama.cpp's token attributes
+
+
+class Vocabulary:
+    """llama.cpp's own tokenizer of one loaded model, for files without a ``tokenizer.json``. Not to be used after its engine is closed."""
+
+    def __init__(self, llama: Any, model: Any) -> None:  # noqa: ANN401 - the llama_cpp module and an opaque pointer
+        """Look at the vocabulary of ``model``."""
+        self._llama = llama
+        self._pointer = llama.llama_model_get_vocab(model)
+        self.size: int = llama.llama_vocab_n_tokens(self._pointer)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of ``text`` with control tokens read as plain characters. Added tokens that are not control tokens may come out."""
+        data = text.encode()
+        room = len(data) + 8  # no tokenizer makes more tokens than bytes, but for a space it puts in front
+        ids = (ctypes.c_int32 * room)()
+        count = self._llama.llama_tokenize(self._pointer, data, len(data), ids, room, False, False)
+        if count < 0:
+            raise ValueError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(ids[:count])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; control tokens are left out."""
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        room = 16 * len(ids) + 16
+        while True:
+            text = ctypes.create_string_buffer(room)
+            count = self._llama.llama_detokenize(self._pointer, array, len(ids), text, room, False, False)
+            if count >= 0:
+                return text.raw[:count].decode("utf-8", "replace")
+            room = -count
+
+    @cached_property
+    def special(self) -> dict[str, SpecialToken]:
+        """Control and added tokens by their text, but for added white space, which is ordinary text."""
+        found = {}
+        for token in range(self.size):
+            kind = self._llama.llama_vocab_get_attr(self._pointer, token)
+            if kind & (_CONTROL | _ADDED):
+                text = self._llama.llama_vocab_get_text(self._pointer, token).decode("utf-8", "replace")
+                if text and text == text.strip():
+                    found[text] = SpecialToken(token, bool(kind & _LEFT), bool(kind & _RIGHT))
+        return found
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids at which a text ends."""
+        return tuple(token for token in range(self.size) if self._llama.llama_vocab_is_eog(self._pointer, token))
+
+    @property
+    def start(self) -> int | None:
+        """Id that every prompt starts with, where the model has one."""
+        return self._llama.llama_vocab_bos(self._pointer) if self._llama.llama_vocab_get_add_bos(self._pointer) else None
+
+    def name(self, role: str) -> str:
+        """Text of the token that begins ("bos") or ends ("eos") a text; empty where there is none."""
+        token = getattr(self._llama, f"llama_vocab_{role}")(self._pointer)
+        return self._llama.llama_vocab_get_text(self._pointer, token).decode("utf-8", "replace") if token >= 0 else ""
 
 
 class _BufferOverride(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""Reasoners: whatever writes an answer to a question. A Python function, a bundle's own *solve* ability, or an endpoint.
+"""Reasoners: whatever writes an answer to a question. A Python function, a bundle's own *solve* ability, an endpoint, a GGUF file.
 
 A reasoner answers a batch of tasks with several proposals each. Everything that goes wrong in one (it raises, hangs, or
 returns nothing) comes out as :class:`~fsrm_lite.errors.ReasonerError`, in bounded time.
@@ -191,7 +191,7 @@ class EndpointReasoner:
             missing = sampling.n - len(proposals)
             body = {
                 "model": self._model,
-                "messages": _conversation(task),
+                "messages": conversation(task),
                 "n": missing,
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
@@ -216,25 +216,35 @@ class EndpointReasoner:
                 time.sleep(min(0.25 * 2 ** (tries - 1), 4.0))
 
 
-def open_reasoner(spec: str, *, model: FastSlowRM | None = None, timeout_s: float = 120.0, api_key: str | None = None) -> Reasoner:
+def open_reasoner(
+    spec: str, *, model: FastSlowRM | None = None, template: str | None = None, timeout_s: float = 120.0, api_key: str | None = None
+) -> Reasoner:
     """Return a reasoner from its name on the command line.
 
     Args:
-        spec: ``"solve"`` (the bundle's own), ``"http://.../v1"`` (an endpoint), or ``"package.module:function"``.
+        spec: ``"solve"`` (the bundle's own), ``"model.gguf"`` (a file), ``"http://.../v1"`` (an endpoint), or
+            ``"package.module:function"``.
         model: For ``"solve"``.
-        timeout_s: Per call.
+        template: For a GGUF file: see :class:`~fsrm_lite.gguf_reasoner.GgufReasoner`.
+        timeout_s: Per call of an endpoint or a function.
         api_key: For an endpoint.
 
     Raises:
-        InputError: If the spec is none of these.
+        InputError: If the spec is none of these, or a template is given to another kind.
     """
+    if spec.lower().endswith(".gguf"):
+        from fsrm_lite.gguf_reasoner import GgufReasoner
+
+        return GgufReasoner(spec, template=template)
+    if template is not None:
+        raise InputError(f"a template is for a GGUF file only; the reasoner is {spec!r}")
     if spec == "solve":
         if model is None:
             raise InputError("the reasoner 'solve' needs a model with a solve template")
         return SolveReasoner(model)
     if spec.startswith(("http://", "https://")):
         return EndpointReasoner(spec, timeout_s=timeout_s, api_key=api_key)
-    found = load_attribute(spec, "reasoner", "solve, an http address, or package.module:function")
+    found = load_attribute(spec, "reasoner", "solve, FILE.gguf, an http address, or package.module:function")
     if not callable(found):
         raise InputError(f"reasoner {spec!r} is a {type(found).__name__}, expected a function from a question to a response")
     return CallableReasoner(found, timeout_s=timeout_s)
@@ -269,7 +279,8 @@ def _fetch(request: urllib.request.Request, timeout_s: float) -> bytes:
     return data
 
 
-def _conversation(task: Task) -> list[dict[str, str]]:
+def conversation(task: Task) -> list[dict[str, str]]:
+    """Return a task as chat messages, user and assistant in turn: the question, and after each rejected answer the question again."""
     messages = [{"role": "user", "content": task.question}]
     for response in task.rejected:
         messages.append({"role": "assistant", "content": response})

@@ -83,7 +83,8 @@ class InlineRunner:
         except BaseException:
             self._owner.shutdown(wait=False)
             raise
-        self.vocab_size = self._engine.vocab_size
+        self.vocabulary = self._engine.vocabulary
+        self.vocab_size = self.vocabulary.size
 
     def run(self, request: Request) -> Answer:
         """Answer a request on the owner thread. Ctrl-C stops the decoding before it goes on its way."""

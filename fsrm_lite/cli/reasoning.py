@@ -22,7 +22,14 @@ from fsrm_lite.jsonl import read_rows
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Traces, as JSONL; an existing file is continued."
 )
-@click.option("--reasoner", default="solve", show_default=True, help="solve (the model's own), http://HOST/v1, or package.module:function.")
+@click.option(
+    "--reasoner", default="solve", show_default=True, help="solve (the model's own), FILE.gguf, http://HOST/v1, or package.module:function."
+)
+@click.option(
+    "--template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text file: a GGUF's prompt with {prompt} in it; default: its own chat template.",
+)
 @click.option("--model", default=None, help="Bundle whose solve ability reasons: a folder or org/name; default: the embedded model.")
 @click.option("--samples", default=4, show_default=True, help="Responses per question.")
 @click.option("--temperature", default=0.8, show_default=True)
@@ -45,10 +52,16 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
     from fsrm_lite.reasoners import Sampling, open_reasoner
 
     sampling = Sampling(n=options["samples"], temperature=options["temperature"], max_tokens=options["max_tokens"], seed=options["seed"])
-    with _opened(model, wanted=reasoner == "solve") as rm, _progress("questions") as step:
+    template = options["template"].read_text("utf-8", "replace") if options["template"] else None
+    key = os.environ.get(options["api_key_env"])
+    with (
+        _opened(model, wanted=reasoner == "solve") as rm,
+        _closed(open_reasoner(reasoner, model=rm, template=template, timeout_s=options["timeout"], api_key=key)) as asked,
+        _progress("questions") as step,
+    ):
         report = run(
             _rows(questions),
-            open_reasoner(reasoner, model=rm, timeout_s=options["timeout"], api_key=os.environ.get(options["api_key_env"])),
+            asked,
             output,
             sampling=sampling,
             extractor=options["extractor"],
@@ -117,6 +130,15 @@ def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
         yield rm
     finally:
         rm.close()
+
+
+@contextmanager
+def _closed(reasoner: Any) -> Iterator[Any]:  # noqa: ANN401 - any reasoner
+    """A reasoner, closed afterwards if it is one that holds a model."""
+    try:
+        yield reasoner
+    finally:
+        getattr(reasoner, "close", lambda: None)()
 
 
 @contextmanager

@@ -1,0 +1,179 @@
+"""A bare GGUF file as a reasoner: no bundle, but the file's own chat template and llama.cpp's tokenizer.
+
+A prompt is put together as a bundle's is (see :mod:`fsrm_lite.prompts`): only the template's own special tokens become ids;
+questions and rejected answers stay text, whatever they spell. The template is run in Jinja's sandbox, with a mark in the place
+of each message, so that it never even sees the messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from fsrm_lite.errors import FsrmError, InputError, JudgeError, ReasonerError, missing_extra, one_line
+from fsrm_lite.gguf_header import read_header
+from fsrm_lite.native import Vocabulary
+from fsrm_lite.prompts import prompt_text
+from fsrm_lite.reasoners import Proposal, Sampling, Task, conversation
+from fsrm_lite.sampling import Sampling as Draws
+from fsrm_lite.sampling import vote_key
+from fsrm_lite.scheduler import Job
+from fsrm_lite.voting import Plan
+from fsrm_lite.worker import InlineRunner, Request
+
+PROMPT_SLOT = "{prompt}"
+_NEVER = "(?!)"
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+class GgufReasoner:
+    """A language model in a GGUF file, sampled through llama.cpp. Any number of threads may call it, one is answered at a time."""
+
+    def __init__(self, path: str | Path, *, template: str | None = None, threads: int | None = None) -> None:
+        r"""Load the model.
+
+        Args:
+            path: The GGUF file.
+            template: The prompt with ``{prompt}`` in it, for example ``"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"``;
+                its model is then asked the bare question each time. None takes the file's own chat template, which tells
+                in the conversation what was rejected.
+            threads: Compute threads; None for one per core this process may use.
+
+        Raises:
+            BundleError: If the file is damaged or of an unusable kind.
+            InputError: If there is no template, or it cannot be rendered.
+            JudgeUnavailableError: If llama-cpp-python cannot be used here.
+        """
+        entries = read_header(Path(path)).entries
+        chat = entries.get("tokenizer.chat_template")
+        if template is None and not chat:
+            raise InputError(f"{path} has no chat template; give the prompt it was trained on as a template, with {PROMPT_SLOT} in it")
+        if template is not None and PROMPT_SLOT not in template:
+            raise InputError(f"the template has no {PROMPT_SLOT}, the place of the question")
+        self._context = int(entries.get(f"{entries.get('general.architecture')}.context_length", 0))
+        self._lock = threading.Lock()
+        self._runner: InlineRunner | None = InlineRunner(Path(path), lambda ids: "", threads=threads)
+        try:
+            self._vocabulary = self._runner.vocabulary
+            self._prompts = _Prompts(self._vocabulary, _plain(template) if template is not None else _chat(str(chat), self._vocabulary))
+            self._prompts.ids(Task("question"))  # a template that does not work is refused now
+        except BaseException:
+            self.close()
+            raise
+
+    def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
+        """See :class:`~fsrm_lite.reasoners.Reasoner`; one batch of decoding for all tasks."""
+        with self._lock:
+            if self._runner is None:
+                raise ReasonerError("this reasoner is closed; open another one")
+            try:
+                jobs = [self._job(task, sampling, k) for task in tasks for k in range(sampling.n)]
+                draws = Draws(sampling.temperature, sampling.top_p, 0)
+                results, _ = self._runner.run(Request(Plan(tuple(jobs)), draws, self._vocabulary.ends)) if jobs else ([], True)
+            except (InputError, JudgeError) as error:
+                raise ReasonerError(f"the model cannot answer: {error}") from error
+            proposals = [Proposal(self._vocabulary.detokenize(r.ids).strip(), len(r.ids)) for r in results if r is not None]
+        return [proposals[i : i + sampling.n] for i in range(0, len(proposals), sampling.n)]
+
+    def _job(self, task: Task, sampling: Sampling, number: int) -> Job:
+        ids = tuple(self._prompts.ids(task))
+        room = self._context - len(ids)
+        if room < 1:
+            raise InputError(f"the prompt has {len(ids)} tokens, the context holds {self._context}")
+        return Job(ids, vote_key(sampling.seed, ids, number), min(sampling.max_tokens, room))
+
+    def close(self) -> None:
+        """Free the model, after the call that runs. Safe to repeat."""
+        with self._lock:
+            if self._runner is not None:
+                self._runner.close()
+            self._runner = None
+
+
+class _Prompts:
+    """Tasks to token ids, by one template."""
+
+    def __init__(self, vocabulary: Vocabulary, render: Callable[[int], str]) -> None:
+        """Keep the vocabulary and ``render``: from a number of messages to the prompt, with a mark for each message's text."""
+        self._vocabulary = vocabulary
+        self._special = {token.id for token in vocabulary.special.values()}
+        names = sorted(vocabulary.special, key=len, reverse=True)  # longest first: none may be taken for the start of another
+        tokens = [vocabulary.special[name] for name in names]
+        spaced = [r"\s*" * t.strips_left + re.escape(name) + r"\s*" * t.strips_right for name, t in zip(names, tokens, strict=True)]
+        self._split = re.compile("|".join(spaced) or _NEVER)
+        self._starts = re.compile(f"(?={'|'.join(map(re.escape, names)) or _NEVER})")
+        self._pieces = cache(lambda messages: self._cut(render(messages)))
+
+    def ids(self, task: Task) -> list[int]:
+        """Ids of the prompt for a task."""
+        texts = [prompt_text(message["content"]) for message in conversation(task)]
+        ids: list[int] = []
+        for piece in self._pieces(len(texts)):
+            ids += [piece] if isinstance(piece, int) else self._text(_MARK.sub(lambda m: texts[int(m.group(1))], piece))
+        start = self._vocabulary.start
+        return ids if start is None or ids[:1] == [start] else [start, *ids]
+
+    def _cut(self, prompt: str) -> list[int | str]:
+        """Split a rendered prompt into ids of special tokens and runs of text."""
+        if not _MARK.search(prompt):
+            raise InputError("the model's chat template leaves the question out; give a template")
+        pieces: list[int | str] = []
+        position = 0
+        for match in self._split.finditer(prompt):
+            pieces += [prompt[position : match.start()], self._vocabulary.special[match[0].strip()].id]
+            position = match.end()
+        return [piece for piece in [*pieces, prompt[position:]] if piece != ""]
+
+    def _text(self, text: str) -> list[int]:
+        """Ids of plain text: where a special token came out, its spelling is cut behind its first character."""
+        ids = self._vocabulary.tokenize(text)
+        if self._special.isdisjoint(ids):
+            return ids
+        cuts = [0, *(match.start() + 1 for match in self._starts.finditer(text)), len(text)]
+        return [i for start, end in pairwise(cuts) for i in self._vocabulary.tokenize(text[start:end])]
+
+
+def _plain(template: str) -> Callable[[int], str]:
+    return lambda messages: template.replace(PROMPT_SLOT, _mark(0))
+
+
+def _chat(template: str, vocabulary: Vocabulary) -> Callable[[int], str]:
+    """Compile a chat template as Hugging Face's files have them."""
+    try:
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise missing_extra("jinja2", "judge", error) from error
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    names = {"bos_token": vocabulary.name("bos"), "eos_token": vocabulary.name("eos")}
+
+    def render(messages: int) -> str:
+        spoken = [{"role": "assistant" if i % 2 else "user", "content": _mark(i)} for i in range(messages)]
+        try:
+            return environment.from_string(template).render(messages=spoken, add_generation_prompt=True, **names)
+        except FsrmError:
+            raise
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise InputError(f"the model's chat template cannot be rendered ({one_line(error)}); give a template") from error
+
+    return render
+
+
+def _refuse(why: object) -> None:
+    raise InputError(f"the model's chat template refuses the conversation: {why}")
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _mark(number: int) -> str:
+    return f"\ue000{number}\ue001"
