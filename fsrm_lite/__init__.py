@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsrm_lite.bundle import Bundle as Bundle
+    from fsrm_lite.critic import HeadCritic as HeadCritic
+    from fsrm_lite.critic import RewardCritic as RewardCritic
     from fsrm_lite.gate import Gate as Gate
     from fsrm_lite.gate import GateSpec as GateSpec
+    from fsrm_lite.gguf_reasoner import GgufReasoner as GgufReasoner
+    from fsrm_lite.reasoners import CallableReasoner as CallableReasoner
+    from fsrm_lite.reasoners import EndpointReasoner as EndpointReasoner
+    from fsrm_lite.reasoners import SolveReasoner as SolveReasoner
+    from fsrm_lite.reasoning import ReasoningLoop as ReasoningLoop
     from fsrm_lite.scorer import FastSlowRM as FastSlowRM
     from fsrm_lite.types import Comparison as Comparison
     from fsrm_lite.types import Score as Score
@@ -22,15 +29,38 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Bundle": "bundle",
+    "CallableReasoner": "reasoners",
     "Comparison": "types",
+    "EndpointReasoner": "reasoners",
     "FastSlowRM": "scorer",
     "Gate": "gate",
     "GateSpec": "gate",
+    "GgufReasoner": "gguf_reasoner",
+    "HeadCritic": "critic",
+    "ReasoningLoop": "reasoning",
+    "RewardCritic": "critic",
     "Score": "types",
     "Selection": "types",
+    "SolveReasoner": "reasoners",
 }
 
-__all__ = ["Bundle", "Comparison", "FastSlowRM", "Gate", "GateSpec", "Score", "Selection", "__version__"]
+__all__ = [
+    "Bundle",
+    "CallableReasoner",
+    "Comparison",
+    "EndpointReasoner",
+    "FastSlowRM",
+    "Gate",
+    "GateSpec",
+    "GgufReasoner",
+    "HeadCritic",
+    "ReasoningLoop",
+    "RewardCritic",
+    "Score",
+    "Selection",
+    "SolveReasoner",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
