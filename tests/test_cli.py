@@ -61,6 +61,48 @@ def test_compare_reads_both_kinds_of_rows(tmp_path, pairs):
     assert written[0]["family"] == pairs[0].problem.family
 
 
+def test_rows_with_the_new_fields_can_be_skipped_or_prefixed(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first, *others = source.read_text().splitlines()
+    source.write_text("\n".join([json.dumps(json.loads(first) | {"logit": 1, "score": 1}), *others]) + "\n")
+    result = run("score", source, "-o", out, "--on-error", "skip", *FAST)
+    assert result.exit_code == 1
+    assert "line 1: the row has logit, score already" in result.stderr
+    assert [r["id"] for r in rows(out)] == [1, 2]
+    assert run("score", source, "-o", out, "--overwrite", "--prefix", "fast_", *FAST).exit_code == 0
+    assert rows(out)[0]["score"] == 1 > rows(out)[0]["fast_score"] > 0
+
+
+def test_rank_is_best_of_n_and_with_fast_the_order_of_the_scores(rm, tmp_path, pairs):
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    question = pairs[0].problem.question
+    responses = [r.text for p in pairs[:3] for r in (p.chosen, p.rejected)]
+    path.write_text(json.dumps({"prompt": question, "responses": responses}) + "\n")
+    for options, expected in (
+        (("--strategy", "fast"), [row["corpus_id"] for row in rm.rank(question, responses, judge="never")]),
+        ((), list(rm.best_of_n(question, responses).ranking)),
+        (("--judge", "always"), list(rm.best_of_n(question, responses, judge="always").ranking)),
+    ):
+        assert run("rank", path, "-o", out, "--overwrite", "--threads", 1, *options).exit_code == 0
+        assert rows(out)[0]["ranking"] == expected
+
+
+def test_a_missing_judge_is_one_line_on_standard_error(monkeypatch):
+    from fsrm_lite import engine, worker
+    from fsrm_lite.errors import JudgeUnavailableError
+
+    def missing(*_):
+        raise JudgeUnavailableError("llama-cpp-python is not installed;\nrun: pip install 'fsrm-lite[judge]'")
+
+    for module in (engine, worker):
+        monkeypatch.setattr(module, "load_llama", missing)
+    result = run("compare", "--prompt", QUESTION, "--first", "5", "--second", "6", "--json")
+    assert json.loads(result.stdout)["escalated"]
+    assert result.stderr.startswith("Warning: the gate asked for slow thinking")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.rstrip().endswith("run: pip install 'fsrm-lite[judge]'")
+
+
 def test_rank_returns_all_positions(tmp_path):
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text(json.dumps({"prompt": QUESTION, "responses": [WRONG, "", RIGHT]}) + "\n")
@@ -88,7 +130,7 @@ def test_single_call_as_json_and_as_text():
         ('{"prompt": "q"}', "line 2: missing field 'response'"),
         ('{"prompt": "q", "response": ""}', "line 2: the response is empty"),
         ('{"prompt": "q", "response": 3}', "line 2: the response is of type int"),
-        ('{"prompt": "q", "response": "x", "score": 1}', "pass --prefix"),
+        ('{"prompt": "q", "response": "x", "score": 1}', "line 2: the row has score already; pass --prefix"),
         (json.dumps({"prompt": "q", "response": "1 " * 600}), "line 2: the rendered prompt has"),
     ],
 )
@@ -153,6 +195,17 @@ def test_rows_before_a_bad_one_are_kept(source, tmp_path):
     assert [r["id"] for r in rows(out)] == [0, 1, 2]
 
 
+def test_of_two_bad_rows_the_first_is_named_and_rows_before_it_are_kept(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    lines = source.read_text().splitlines()
+    taken = json.dumps(json.loads(lines[1]) | {"score": 1})
+    source.write_text("\n".join([lines[0], taken, lines[2], "{oops"]) + "\n")
+    result = run("score", source, "-o", out, *FAST)
+    assert result.exit_code == 2
+    assert "line 2: the row has score already" in result.stderr
+    assert [r["id"] for r in rows(out)] == [0]
+
+
 def test_the_input_is_never_the_output(source):
     before = source.read_text()
     for option in ("--overwrite", "--resume"):
@@ -193,6 +246,11 @@ def test_a_pair_too_long_for_the_judge_alone_is_named_and_can_be_skipped(tmp_pat
     assert result.exit_code == 1
     assert "line 2:" in result.stderr
     assert [r["winner"] for r in rows(out)] == [0, 1]
+    path.write_text(path.read_text() + "{oops\n")
+    stopped = run("compare", path, "-o", out, "--overwrite", *always)
+    assert stopped.exit_code == 2
+    assert "line 2:" in stopped.stderr
+    assert [r["winner"] for r in rows(out)] == [0]
 
 
 def test_an_output_that_cannot_be_written_is_one_line(source):
@@ -220,13 +278,31 @@ def test_resuming_refuses_what_is_not_a_results_file(source, tmp_path, notes):
         ("score", "-", "--model", "no/such/model"),
         ("score", "-", "--votes", "0"),
         ("score", "-", "-o", "no/such/folder/out.jsonl"),
+        ("score", "-", "--votes", "many"),
+        ("score", "-", "--model", ""),
+        ("score", "-", "--nonsense"),
+        ("inspect", "one", "--model", "two"),
+        ("doctor", "one", "two"),
+        ("rank", "-", "--strategy", "magic"),
         ("nonsense",),
     ],
 )
-def test_bad_usage_ends_with_status_two(arguments):
+def test_bad_usage_ends_with_status_two_and_one_line(arguments):
     result = run(*arguments, text="")
     assert result.exit_code == 2
-    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+
+
+def test_a_missing_text_is_named_as_its_option():
+    result = run("compare", "--prompt", QUESTION, "--first", RIGHT, *FAST)
+    assert "missing: --second (see" in result.stderr
+
+
+def test_a_group_without_a_command_shows_its_help():
+    for arguments in ((), ("gate",)):
+        assert "Commands:" in run(*arguments).output
 
 
 def test_inspect_shows_the_bundle(rm):
@@ -247,6 +323,14 @@ def test_inspect_names_a_damaged_file(rm, tmp_path):
     assert result.exit_code == 2
     assert "bytes" in result.stderr
     assert model.name in result.stderr
+
+
+@pytest.mark.parametrize("spelling", [(), ("--model",)])
+def test_inspect_and_doctor_name_a_model_alike(rm, tmp_path, spelling):
+    assert run("inspect", *spelling, rm.bundle.root, "--json").exit_code == 0
+    result = run("doctor", *spelling, tmp_path, "--json")
+    assert result.exit_code == 1
+    assert "has no fsrm.json" in json.loads(result.stdout)["self_test"]["error"]
 
 
 def test_doctor_passes_its_self_test():

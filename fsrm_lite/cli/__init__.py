@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,9 @@ COMMANDS = {
 BAD_INPUT = (InputError, BundleError, GateSpecError, CalibrationError, UnsupportedCheckpointError)
 """Errors that end with exit status 2, like a wrong option; every other error of the package ends with 1."""
 
+_HELP: tuple[type[Exception], ...] = (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+"""Not an error, although click 8.2 and later count it as one."""
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for, and turns our errors into one line."""
@@ -46,17 +50,33 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
-        """Run, and show an error of the package as one line."""
+        """Run, and show an error or a warning as one line on standard error."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except _HELP:
+            raise  # a group without a command shows its help
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx is not None else ctx.command_path
+            _note("Error", f"{error.format_message()} (see {command} --help)")
+            ctx.exit(2)
         except FsrmError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            _note("Error", error)
             ctx.exit(2 if isinstance(error, BAD_INPUT) else 1)
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
         except OSError as error:
-            click.echo(f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+            _note("Error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             ctx.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:  # noqa: ANN401 - where it was raised helps no user of the shell
+    _note("Warning", message)
+
+
+def _note(kind: str, text: object) -> None:
+    click.echo(f"{kind}: {' '.join(str(text).split())}", err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "FSRM_LITE", "help_option_names": ["-h", "--help"]})

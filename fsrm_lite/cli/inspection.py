@@ -11,6 +11,7 @@ import click
 
 from fsrm_lite import __version__
 from fsrm_lite.bundle import Bundle
+from fsrm_lite.cli.models import model_argument
 from fsrm_lite.errors import FsrmError
 from fsrm_lite.threads import usable_cores
 
@@ -23,9 +24,7 @@ GOLDEN_TOLERANCE = 0.02
 
 
 @click.command()
-@click.argument("model", required=False)
-@click.option("--revision", default=None, help="Branch, tag or commit of a hub model.")
-@click.option("--local-files-only", is_flag=True, help="Never use the network.")
+@model_argument
 @click.option("--check", is_flag=True, help="Also hash every file (a hub model is downloaded whole).")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(model: str | None, revision: str | None, local_files_only: bool, check: bool, as_json: bool) -> None:
@@ -59,10 +58,13 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
 
 
 @click.command()
-@click.option("--model", default=None, help="A bundle folder or org/name.  [default: the embedded model]")
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(model: str | None, as_json: bool) -> None:
-    """Check this machine: versions, CPU, threads, whether the judge can be used, and a golden-score self-test."""
+def doctor(model: str | None, revision: str | None, local_files_only: bool, as_json: bool) -> None:
+    """Check this machine: versions, CPU, threads, whether the judge can be used, and a golden-score self-test.
+
+    MODEL is a bundle folder or org/name; by default the embedded model.
+    """
     from fsrm_lite.engine import why_not
 
     reason = why_not()
@@ -74,7 +76,7 @@ def doctor(model: str | None, as_json: bool) -> None:
         "cpu_features": _cpu_features(),
         "threads": usable_cores(),
         "judge": "available" if reason is None else reason,
-        "self_test": _self_test(model, judge=reason is None),
+        "self_test": _self_test(model, judge=reason is None, revision=revision, local_files_only=local_files_only),
     }
     if as_json:
         click.echo(json.dumps(findings, indent=2))
@@ -84,12 +86,12 @@ def doctor(model: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _self_test(model: str | None, *, judge: bool) -> dict[str, Any]:
+def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:  # noqa: ANN401 - options of from_pretrained
     """Score the manifest's golden examples and compare."""
     from fsrm_lite.scorer import FastSlowRM
 
     try:
-        with FastSlowRM.from_pretrained(model) as rm:
+        with FastSlowRM.from_pretrained(model, **hub) as rm:
             golden = rm.bundle.manifest.card.get("golden", [])
             if not golden:
                 return {"passed": True, "note": "this bundle has no golden scores; its files are intact"}

@@ -1,8 +1,9 @@
-"""The options by which commands name a model and say how it should think."""
+"""How commands name a model and say how it should think."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -11,10 +12,13 @@ from fsrm_lite.scorer import FastSlowRM
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("--model", default=None, help="A bundle folder or org/name.  [default: the embedded model]"),
+_HUB = (
     click.option("--revision", default=None, help="Branch, tag or commit of a hub model."),
     click.option("--local-files-only", is_flag=True, help="Never use the network."),
+)
+_OPTIONS = (
+    click.option("--model", default=None, help="A bundle folder or org/name.  [default: the embedded model]"),
+    *_HUB,
     click.option("--judge", type=click.Choice(("auto", "never", "always")), default="auto", show_default=True, help="When to think slowly."),
     click.option("--votes", type=int, default=None, help="Thoughts per pair and order, or per response.  [default: the model's]"),
     click.option("--thinking-tokens", type=int, default=None, help="Budget of one thought.  [default: the model's]"),
@@ -31,6 +35,20 @@ def model_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def model_argument(command: _Command) -> _Command:
+    """Add ``[MODEL]`` to a command about one model; ``--model``, as the other commands have it, is understood too."""
+
+    @wraps(command)
+    def named_once(model: str | None, named: str | None, **options: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
+        if model is not None and named is not None:
+            raise click.UsageError("name the model once, as MODEL or with --model")
+        return command(model=named if model is None else model, **options)
+
+    for add in (*reversed(_HUB), click.option("--model", "named", default=None, hidden=True), click.argument("model", required=False)):
+        named_once = add(named_once)
+    return named_once  # type: ignore[return-value]
 
 
 def open_model(options: dict[str, Any]) -> FastSlowRM:

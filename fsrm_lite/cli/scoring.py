@@ -17,20 +17,21 @@ from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import Row, dump_row, open_output, read_rows
 from fsrm_lite.scorer import FastSlowRM
+from fsrm_lite.tournament import STRATEGIES
 from fsrm_lite.types import Comparison, Prompt, Score, Selection
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
+    click.argument("source", metavar="[IN.jsonl]", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
     click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path), default="-", help="OUT.jsonl; - is standard output."),
     click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run left."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with a bad row."),
     click.option("--prefix", default="", help="Put this before the names of the fields that are added."),
     click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Rows per call of the model."),
-    click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON."),
 )
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON.")
 
 
 def _job_options(command: _Command) -> _Command:
@@ -52,11 +53,12 @@ class _Job:
 @_job_options
 @click.option("--prompt", help="Score one response: what was asked ...")
 @click.option("--response", help="... and the response.")
+@_json_option
 @model_options
 def score(prompt: str | None, response: str | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Score responses: rows {"prompt", "response"}, or one --prompt and --response."""
     job = _Job(lambda row: _texts(row, ("response",)), lambda rm, batch: [_score_fields(s) for s in rm.score_many([(p, r[0]) for p, r in batch])])
-    _run(job, _single(prompt, response=response), options)
+    _run(job, _single(prompt=prompt, response=response), options)
 
 
 @click.command()
@@ -64,6 +66,7 @@ def score(prompt: str | None, response: str | None, **options: Any) -> None:  # 
 @click.option("--prompt", help="Compare two responses: what was asked,")
 @click.option("--first", help="the one")
 @click.option("--second", help="and the other.")
+@_json_option
 @model_options
 def compare(prompt: str | None, first: str | None, second: str | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Compare pairs: rows {"prompt", "response_a", "response_b"} or {"prompt", "chosen", "rejected"}."""
@@ -74,15 +77,20 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     def run(rm: FastSlowRM, batch: list[tuple[Prompt, list[str]]]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, *both) for p, both in batch])]  # type: ignore[misc]
 
-    _run(_Job(texts, run), _single(prompt, response_a=first, response_b=second), options)
+    _run(_Job(texts, run), _single(prompt=prompt, first=first, second=second), options)
 
 
 @click.command()
 @_job_options
-@click.option("--strategy", type=click.Choice(("gated", "fast", "knockout", "elo", "majority")), default="gated", show_default=True)
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="gated", show_default=True, help="Who meets whom.")
 @model_options
 def rank(strategy: str, **options: Any) -> None:  # noqa: ANN401 - click's options
-    """Rank candidates: rows {"prompt", "responses": [...]}."""
+    """Rank candidates: rows {"prompt", "responses": [...]}.
+
+    Each row is answered as best_of_n does in Python: all candidates are scored, and those that the gate cannot tell from
+    the best meet in matches that the judge decides. With --judge always everyone meets; with --strategy fast the scores
+    alone decide, as in Python's rank(..., judge="never").
+    """
 
     def texts(row: dict[str, Any]) -> tuple[Prompt, list[str]]:
         responses = row.get("responses")
@@ -96,9 +104,9 @@ def rank(strategy: str, **options: Any) -> None:  # noqa: ANN401 - click's optio
     _run(_Job(texts, run, allow_empty=True), None, options)
 
 
-def _run(job: _Job, single: dict[str, Any] | None, options: dict[str, Any]) -> None:
+def _run(job: _Job, single: tuple[Prompt, list[str]] | None, options: dict[str, Any]) -> None:
     """Answer one row given by options, or all rows of a file."""
-    as_json, source = options.pop("as_json"), options.pop("source")
+    as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
         raise click.UsageError("give either IN.jsonl (- for standard input) or the texts of a single call")
     output, resume, overwrite = (options.pop(name) for name in ("output", "resume", "overwrite"))
@@ -107,7 +115,7 @@ def _run(job: _Job, single: dict[str, Any] | None, options: dict[str, Any]) -> N
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
     with open_model(options) as rm:
         if single is not None:
-            texts, cut = _fitted(rm, job.texts(single), job.allow_empty)
+            texts, cut = _fitted(rm, single, job.allow_empty)
             fields = job.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
             click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "\n".join(f"{name}: {value}" for name, value in fields.items()))
             return
@@ -142,10 +150,13 @@ class _Rows:
             if asked is None or not asked.row.items() <= written.items() or not any(name not in asked.row for name in written):
                 raise DataFormatError(f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite")
         while batch := list(islice(usable, size)):
-            for asked, fields in zip(batch, self._answers(batch), strict=True):
-                if fields is not None:
-                    writer.write(self._merged(asked.row, fields | ({"truncated": asked.cut} if asked.cut else {})))
+            for asked, fields in zip(batch, self._answers(batch), strict=False):
+                row = None if fields is None else self._merged(asked, fields)
+                if row is not None:
+                    writer.write(row)
                     self._cut += bool(asked.cut)
+                elif not self._skip:
+                    break
             writer.flush()
         if self._stopped is not None:
             raise self._stopped
@@ -170,7 +181,7 @@ class _Rows:
                 return
 
     def _answers(self, batch: list[_Asked]) -> list[dict[str, Any] | None]:
-        """Answer a batch; when a row of it turns out to be bad only then, answer row by row."""
+        """Answer a batch; when a row of it turns out to be bad only then, answer row by row, up to the first bad one unless bad ones are skipped."""
         try:
             return [*self._job.run(self._rm, [asked.texts for asked in batch])]
         except InputError as error:
@@ -179,21 +190,25 @@ class _Rows:
                 return [None]
         answers: list[dict[str, Any] | None] = []
         for asked in batch:
-            answers += self._answers([asked]) if self._stopped is None else [None]
+            answers += self._answers([asked])
+            if answers[-1] is None and not self._skip:
+                break
         return answers
 
     def _bad(self, line: int, error: InputError) -> None:
         if self._skip:
             self._skipped.append(f"line {line}: {error}")
-        elif self._stopped is None:
+        else:  # rows are read ahead of their answers: of two bad ones the one found last comes first in the file
             self._stopped = DataFormatError(f"line {line}: {error}")
 
-    def _merged(self, row: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-        named = {self._prefix + name: value for name, value in fields.items()}
-        taken = sorted(set(row) & set(named))
+    def _merged(self, asked: _Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """The output row, or None for a row that has a field of that name already."""
+        named = {self._prefix + name: value for name, value in (fields | ({"truncated": asked.cut} if asked.cut else {})).items()}
+        taken = sorted(set(asked.row) & set(named))
         if taken:
-            raise DataFormatError(f"the rows have fields {taken} already; pass --prefix to name the new ones differently")
-        return row | named
+            self._bad(asked.line, DataFormatError(f"the row has {', '.join(taken)} already; pass --prefix to name the new fields differently"))
+            return None
+        return asked.row | named
 
 
 class _Writer:
@@ -258,14 +273,15 @@ class _Lines:
             self._file.close()
 
 
-def _single(prompt: str | None, **texts: str | None) -> dict[str, Any] | None:
-    given = {"prompt": prompt, **texts}
-    if all(text is None for text in given.values()):
+def _single(**texts: str | None) -> tuple[Prompt, list[str]] | None:
+    """The texts of a single call from the options of these names, or None where none was given."""
+    if all(text is None for text in texts.values()):
         return None
-    missing = [name for name, text in given.items() if text is None]
+    missing = [f"--{name}" for name, text in texts.items() if text is None]
     if missing:
         raise click.UsageError(f"a single call needs all of its texts; missing: {', '.join(missing)}")
-    return given
+    prompt, *responses = (text for text in texts.values() if text is not None)
+    return prompt, responses
 
 
 def _texts(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Prompt, list[str]]:
