@@ -20,12 +20,14 @@ from typing import Any
 
 from benchmarks import judge
 from benchmarks.files import Files
+from benchmarks.llama_peer import amx_crashes
 from benchmarks.measure import Field, race
 from benchmarks.peers import PEERS, ROOFLINE
 from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
 from benchmarks.startup import startup_times
 from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN
+from fsrm_lite.engine import load_llama
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.threads import usable_cores
 
@@ -108,6 +110,7 @@ def _about(files: Files, shape: str, threads: int) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         "setting": {"machine": machine(), "threads": threads, "shape": shape, "versions": versions},
+        "llama_without_amx": amx_crashes(load_llama()),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "linear_weights": weights,
         "weights_file_bytes": sum(path.stat().st_size for path in files.fast("int8").parent.iterdir()),

@@ -18,13 +18,18 @@ _BATCH_TOKENS = 512
 """New tokens per decode call; also llama.cpp's own default of n_ubatch, the width of its products."""
 
 
+def amx_crashes(lib: Any) -> bool:  # noqa: ANN401
+    """Return whether this build has AMX kernels: those of builds made with GCC die, so the peers must do without."""
+    return b"AMX_INT8 = 1" in lib.llama_print_system_info()
+
+
 def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has no types
     """llama.cpp's default model parameters; where its AMX kernels would crash (see fsrm_lite/engine.py), the AVX ones.
 
     Weights are interleaved for those kernels as they would be by default on a machine without AMX.
     """
     params = lib.llama_model_default_params()
-    if b"AMX_INT8 = 1" in lib.llama_print_system_info():
+    if amx_crashes(lib):
         params.use_extra_bufts = False
         overrides = repacking(lib.llama_cpp._lib, read_header(path).tensors)
         _keep_alive.append(overrides)

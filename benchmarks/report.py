@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import judge
+from benchmarks.measure import SPINS
 from benchmarks.peers import LLAMA_CPP, PEERS, UNSHARED
 from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, Workload
 
@@ -51,6 +52,7 @@ def table(results: dict[str, Any]) -> str:
     if peak:
         parts.append(f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T operations per second.")
     parts += [_workload_table(workload, results) for workload in MAIN if workload.name in results.get("main", {})]
+    parts.append(_llama_note(results))
     if "startup" in results:
         parts.append(_startup_table(results["startup"]))
     if "growth" in results:
@@ -62,6 +64,19 @@ def table(results: dict[str, Any]) -> str:
         each = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items() if spent >= 1)
         parts.append(f"Time taken: {sum(seconds.values()) / 60:.1f} minutes ({each}).")
     return "\n\n".join(parts) + "\n"
+
+
+def _llama_note(results: dict[str, Any]) -> str:
+    """Say in which form llama.cpp ran."""
+    rows = [row for workload in MAIN for row in results.get("main", {}).get(workload.name, {}).items()]
+    chosen = sorted({f"{name}: {row['spin']}" for name, row in rows if row.get("spin")})
+    note = f"llama.cpp waits at barriers with the faster of GOMP_SPINCOUNT {' and '.join(SPINS)} ({', '.join(chosen)})."
+    if results["about"]["llama_without_amx"]:
+        note += (
+            " It runs its AVX kernels, 4-bit weights interleaved for them as without AMX: the AMX kernels of builds made with GCC load a tile"
+            " configuration that the compiler has optimized away, and the process dies (llama.cpp pull request 26954)."
+        )
+    return note
 
 
 def _workload_table(workload: Workload, results: dict[str, Any]) -> str:

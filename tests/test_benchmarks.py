@@ -93,7 +93,15 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     }
     machine = {"cpu": "Some CPU", "flags": ["avx2"], "python": "3.11.7"}
     setting = {"machine": machine, "threads": 2, "shape": "small", "versions": {"numpy": "2.0"}}
-    about = {"setting": setting, "date": "2026-11-21", "linear_weights": 1000, "weights_file_bytes": 1 << 20, "prefix_bytes": 1 << 20}
+    about = {"setting": setting, "date": "2026-11-21", "llama_without_amx": True}
+    about |= {"linear_weights": 1000, "weights_file_bytes": 1 << 20, "prefix_bytes": 1 << 20}
+        "setting": setting,
+        "date": "2026-11-21",
+        "llama_without_amx": True,
+        "linear_weights": 1000,
+        "weights_file_bytes": 1 << 20,
+        "prefix_bytes": 1 << 20,
+    }
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}
     judged = {
         "what": "8 votes",
@@ -116,6 +124,7 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "peak memory 1.50x the 2 MiB of weights file and KV (target 1.3: missed)" in text
     assert "| Llama Q8_0 | Llama Q8_0 died |" in text
     assert "| 100.00 |" in text
+    assert "pull request 26954" in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
     assert "| 8 votes | 2.00 | 1.00 - 3.00 | 50 | 8.00 | 8.00 - 8.00 | 4.00x | 5.0x: missed | 5.0% |" in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
