@@ -95,13 +95,6 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     setting = {"machine": machine, "threads": 2, "shape": "small", "versions": {"numpy": "2.0"}}
     about = {"setting": setting, "date": "2026-11-21", "llama_without_amx": True}
     about |= {"linear_weights": 1000, "weights_file_bytes": 1 << 20, "prefix_bytes": 1 << 20}
-        "setting": setting,
-        "date": "2026-11-21",
-        "llama_without_amx": True,
-        "linear_weights": 1000,
-        "weights_file_bytes": 1 << 20,
-        "prefix_bytes": 1 << 20,
-    }
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}
     judged = {
         "what": "8 votes",
