@@ -10,8 +10,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.errors import DataFormatError, FsrmError
-from fsrm_lite.prompts import PromptEncoder
+from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
+from fsrm_lite.prompts import PromptEncoder, prompt_text
 from fsrm_lite.types import Prompt
 
 MIN_PAIRS = 500
@@ -68,7 +68,7 @@ def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[Calibratio
     for prompt, response in data.items:
         try:
             ids.append(encoder.pointwise_fast(prompt, response))
-        except FsrmError:
+        except ContextOverflowError:
             ids.append(None)
     position = {old: new for new, old in enumerate(i for i, x in enumerate(ids) if x is not None)}
     pairs = tuple((position[i], position[j]) for i, j in data.pairs if i in position and j in position)
@@ -97,13 +97,16 @@ def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> Calibra
 
 
 def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
+                prompt_text(row["prompt"])
                 yield row["prompt"], _responses(row)
+            except InputError as error:
+                raise DataFormatError(f"{path}, line {number}: {error}") from error
             except (ValueError, KeyError, TypeError) as error:
                 expected = "prompt and response_a + response_b, chosen + rejected, or responses"
                 raise DataFormatError(f"{path}, line {number}: expected an object with {expected} ({error!r})") from error

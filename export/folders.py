@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -22,12 +23,20 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if target.is_dir():
         if not any(target.iterdir()):
             return
-        if not (target / MANIFEST_NAME).is_file():
+        if not _is_bundle(target):
             raise ExportError(f"the output folder {target} is not empty and not a bundle; name another folder")
         if not overwrite:
             raise ExportError(f"the output folder {target} holds a bundle already; name another folder or pass --overwrite")
     elif target.exists() or target.is_symlink():
         raise ExportError(f"the output path {target} is a file; expected a folder to create")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """A trainer's fragment has the name of a manifest too, but lists no files; a checkpoint must never pass for a bundle."""
+    try:
+        return bool(json.loads((folder / MANIFEST_NAME).read_text("utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager

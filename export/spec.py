@@ -22,7 +22,19 @@ from fsrm_lite.manifest import SLOTS, JudgeDefaults, Label, Limits, Manifest, Te
 from fsrm_lite.prompts import PromptEncoder
 
 SPEC_NAME = "fsrm.json"
-SPEC_KEYS = {"format_version", "name", "license", "labels", "templates", "special_tokens", "stop", "limits", "gate", "judge"}
+SPEC_KEYS: dict[str, type] = {
+    "format_version": int,
+    "name": str,
+    "license": str,
+    "labels": list,
+    "templates": dict,
+    "special_tokens": list,
+    "stop": list,
+    "limits": dict,
+    "gate": dict,
+    "judge": dict,
+}
+_KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 DEFAULT_THINKING_TOKENS = 1024
 
 _FILLER = "x"  # stands for a slot's text where only the text behind it matters
@@ -52,9 +64,13 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
             raise ExportError(f"{path} is not JSON: {error}") from error
         if not isinstance(data, dict):
             raise ExportError(f"{path} holds a {type(data).__name__}, expected an object")
-    unknown = sorted(set(data) - SPEC_KEYS)
+    unknown = sorted(set(data) - set(SPEC_KEYS))
     if unknown:
         raise ExportError(f"{where} has unknown keys {', '.join(unknown)}; expected among {', '.join(sorted(SPEC_KEYS))}")
+    for key, value in data.items():
+        kind = SPEC_KEYS[key]
+        if value is not None and not isinstance(value, kind):
+            raise ExportError(f"{where}: {key!r} is {value!r}, expected {_KINDS[kind]}")
     return where, data
 
 
@@ -88,6 +104,8 @@ def resolve_spec(where: str, spec: Mapping[str, Any], arch: Architecture, vocabu
 
 def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path) -> Manifest:
     """Everything of the manifest that needs no tokenizer; label and choice ids are still open."""
+    if not spec["name"]:
+        raise ExportError("'name' is empty; name the model")
     templates = {str(name): _read_template(str(name), data) for name, data in spec["templates"].items()}
     stop = [str(s) for s in spec.get("stop") or ([] if vocabulary.eos is None else [vocabulary.tokens[vocabulary.eos]])]
     if not stop and any(t.verdict is not None for t in templates.values()):

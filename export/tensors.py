@@ -64,9 +64,13 @@ def index_shards(root: Path) -> dict[str, TensorInfo]:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-        return {str(name): str(shard) for name, shard in weight_map.items()}
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is not a safetensors index ({error}); copy the checkpoint again") from error
+    for shard in shards.values():
+        if not shard or Path(shard).name != shard:
+            raise ExportError(f"{path} names the shard {shard!r}, expected a file beside it; copy the checkpoint again")
+    return shards
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

@@ -47,6 +47,20 @@ def test_bad_rows_are_named_by_line(row, tmp_path):
         load_calibration(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": 5, "chosen": "a", "rejected": "b"}', "line 2: the prompt is of type int"),
+        (b'{"prompt": " ", "chosen": "a", "rejected": "b"}', "line 2: the prompt is empty"),
+        (b"\xff\xfe{}", "line 2: expected an object .*utf-8"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_and_bytes_that_are_no_text_are_named_by_line(line, message, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p", "chosen": "a", "rejected": "b"}\n' + line)
+    with pytest.raises(DataFormatError, match=message):
+        load_calibration(tmp_path / "rows.jsonl")
+
+
 def test_rows_beyond_the_context_are_left_out(tmp_path):
     write_tokenizer(tmp_path, build_tokenizer())
     template = Template("Question: {prompt}\nAnswer: {response}\nIs the answer correct?")

@@ -162,6 +162,13 @@ def test_open_names_what_is_missing(tmp_path, llama):
         Checkpoint.open(llama)
 
 
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", ""])
+def test_open_reads_no_shard_outside_the_folder(shard, llama):
+    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}))
+    with pytest.raises(ExportError, match=r"index\.json names the shard .*, expected a file beside it"):
+        Checkpoint.open(llama)
+
+
 def test_open_names_a_missing_and_a_truncated_shard(tmp_path):
     folder = make_checkpoint(tmp_path / "ckpt", "qwen2", shard="80KB", spec=None)
     shard = sorted(folder.glob("model-*.safetensors"))[1]

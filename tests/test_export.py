@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers_export import FAMILIES, make_checkpoint, make_hostile, reference_logits
+from helpers_export import FAMILIES, SPEC, make_checkpoint, make_hostile, reference_logits
 
 from fsrm_lite.bundle import Bundle
 from fsrm_lite.cli.exporting import export
@@ -24,6 +24,7 @@ for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
 export_checkpoint = importlib.import_module("fsrm_lite.export").export_checkpoint
 
 ROWS = [{"prompt": f"How much is {i} and {i + 3}?", "responses": [str(2 * i + 3), f"It is {i}.", "I do not know."]} for i in range(4)]
+BUNDLE = json.dumps({"files": {"fast": {}}})
 LOOSE = {"delta_score": 1, "decisions": 0, "routes": 0, "verdicts": 0}
 
 
@@ -227,6 +228,13 @@ def test_export_refuses_bad_checkpoints_in_one_line_and_writes_nothing(damage, m
     assert listing(tmp_path) == ["ckpt"]
 
 
+def test_export_never_replaces_the_checkpoint_itself(copy, rows, tmp_path):
+    before = listing(copy)
+    with pytest.raises(ExportError, match="is not empty and not a bundle"):
+        export_checkpoint(copy, copy, calibration=rows, overwrite=True)
+    assert listing(copy) == before
+
+
 def test_export_refuses_a_window_shorter_than_the_context(tmp_path):
     folder = make_checkpoint(tmp_path / "ckpt", "mistral", sliding_window=128)
     with pytest.raises(UnsupportedCheckpointError, match=r"sliding window of 128 tokens is shorter than limits\.context, 256"):
@@ -267,10 +275,10 @@ def interrupted(target):
 
 def test_atomic_folder_leaves_the_old_bundle_when_the_new_one_fails(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/fsrm.json").write_text("old")
+    (tmp_path / "out/fsrm.json").write_text(BUNDLE)
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path / "out")
-    assert (tmp_path / "out/fsrm.json").read_text() == "old"
+    assert (tmp_path / "out/fsrm.json").read_text() == BUNDLE
     with atomic_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "fsrm.json").write_text("new")
     assert (tmp_path / "out/fsrm.json").read_text() == "new"
@@ -285,7 +293,10 @@ def test_atomic_folder_never_clobbers(tmp_path):
     (tmp_path / "home/thesis.txt").write_text("x")
     with pytest.raises(ExportError, match="is not empty and not a bundle"), atomic_folder(tmp_path / "home", overwrite=True):
         pytest.fail("entered")
-    (tmp_path / "home/fsrm.json").write_text("x")
+    (tmp_path / "home/fsrm.json").write_text(json.dumps(SPEC))  # a trainer's fragment is not a bundle's manifest
+    with pytest.raises(ExportError, match="is not empty and not a bundle"), atomic_folder(tmp_path / "home", overwrite=True):
+        pytest.fail("entered")
+    (tmp_path / "home/fsrm.json").write_text(BUNDLE)
     with (
         pytest.raises(ExportError, match="holds a bundle already; name another folder or pass --overwrite"),
         atomic_folder(tmp_path / "home", overwrite=False),
@@ -300,7 +311,7 @@ def test_atomic_folder_clears_up_after_killed_exports(tmp_path):
     (tmp_path / f".out.partial-{dead.pid}-abc").mkdir()
     (tmp_path / f".out.partial-{os.getpid()}-abc").mkdir()
     (tmp_path / f".out.old-{dead.pid}-abc").mkdir()
-    (tmp_path / f".out.old-{dead.pid}-abc/fsrm.json").write_text("old")
+    (tmp_path / f".out.old-{dead.pid}-abc/fsrm.json").write_text(BUNDLE)
     with pytest.raises(ExportError, match="holds a bundle already"), atomic_folder(tmp_path / "out", overwrite=False):
         pytest.fail("the bundle that stepped aside came back, so it must not be clobbered")
     assert listing(tmp_path) == [f".out.partial-{os.getpid()}-abc", "out"]

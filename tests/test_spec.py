@@ -66,7 +66,7 @@ def test_ratings_and_defaults(root):
         (lambda s: s.pop("labels"), "spec.json: entry 'labels' is missing"),
         (lambda s: s["labels"].pop(), "1 labels, expected at least 2"),
         (lambda s: s["labels"][1].update(text="Yes"), "two labels the same token id"),
-        (lambda s: s.update(labels=3), "spec.json: 'int' object is not iterable"),
+        (lambda s: s.update(name=""), "'name' is empty"),
         (lambda s: s.update(stop=["<eos>"]), "\"stop\" names '<eos>', which is no token"),
         (lambda s: s.update(special_tokens=["<nope>"]), "\"special_tokens\" names '<nope>'"),
         (lambda s: s["templates"].pop("pointwise_fast"), "'pointwise_fast' is missing"),
@@ -92,5 +92,8 @@ def test_load_spec_takes_a_mapping_a_file_or_the_checkpoints_own(tmp_path):
     (tmp_path / "other.json").write_text("{")
     with pytest.raises(ExportError, match=r"other\.json is not JSON"):
         load_spec(tmp_path, tmp_path / "other.json")
+    for key, value, kind in (("labels", 3, "a list"), ("templates", "x", "an object"), ("stop", "<|im_end|>", "a list"), ("gate", [], "an object")):
+        with pytest.raises(ExportError, match=f"the spec: '{key}' is .*, expected {kind}"):
+            load_spec(tmp_path, {**SPEC, key: value})
     with pytest.raises(ExportError, match="unknown keys lables"):
         load_spec(tmp_path, {**SPEC, "lables": []})
