@@ -50,7 +50,8 @@ class Score(_Jsonable):
         logit: Log-odds of ``score``, the scale on which pairs are compared. Finite.
         intuition_confidence: ``|2*sigmoid(logit) - 1|`` of the fast reading, in [0, 1].
         distribution_confidence: ``1 - H(p)/log|V|`` of the fast first-token distribution, in [0, 1].
-        label_mass: Probability of all label tokens together, in [0, 1]; low means the prompt is off the model's map.
+        label_mass: Probability of all label tokens together, in [0, 1]: the share of the distribution that ``score`` speaks
+            for. Low means the model did not mean to answer; high does not mean that the prompt is one it can judge.
         route: Path that gave ``score``.
         escalated: Whether the gate asked for slow thinking (it may still be answered fast, if no judge is there).
         reasons: Why the gate fired, one short phrase per condition; empty when it did not.
