@@ -88,10 +88,14 @@ class Bundle:
             return cls(folder, read_manifest(folder), verify=verify)
         if not isinstance(source, str | Path) or not str(source).strip():  # Path("") would be the current folder
             raise BundleError(f"the model is {short(source)}; expected a bundle folder, 'org/name', or None for the embedded model")
-        local = Path(source).expanduser()
-        if local.is_dir():
-            return cls(local, read_manifest(local), verify=verify)
-        if local.exists():
+        try:
+            local = Path(source).expanduser()
+            if local.is_dir():
+                return cls(local, read_manifest(local), verify=verify)
+            exists = local.exists()
+        except (OSError, RuntimeError) as error:  # a name too long for the system; "~" of nobody
+            raise BundleError(f"cannot look for the model {short(source)}: {error.args[-1]}; expected a bundle folder or 'org/name'") from error
+        if exists:
             raise BundleError(f"{local} is a file; expected the folder of a bundle, with {MANIFEST_NAME} in it")
         if isinstance(source, Path) or not _HUB_NAME.fullmatch(source):
             raise BundleError(f"there is no folder {local}, and it is not a hub name either; expected a bundle folder or 'org/name'")

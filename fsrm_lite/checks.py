@@ -10,6 +10,8 @@ from typing import TypeGuard
 from fsrm_lite.errors import InputError
 
 MAX_VOTES = 256
+MIN_TEMPERATURE = 1e-6
+"""Logits divided by less than this leave the range of float32."""
 
 
 def expect(holds: bool, name: str, value: object, expected: str) -> None:
@@ -31,7 +33,8 @@ def expect_one_of(choices: Iterable[str], name: str, value: object) -> None:
 def expect_sampling(votes: object, temperature: object, top_p: object, top_k: object) -> None:
     """Refuse settings of the judge's sampling that are out of range; see :func:`expect`."""
     expect(is_whole(votes) and 1 <= votes <= MAX_VOTES, "votes", votes, f"a whole number from 1 to {MAX_VOTES}")
-    expect(is_number(temperature) and temperature >= 0.0, "temperature", temperature, "a number of at least 0")
+    hot = is_number(temperature) and (temperature == 0.0 or temperature >= MIN_TEMPERATURE)
+    expect(hot, "temperature", temperature, f"0 (greedy) or a number of at least {MIN_TEMPERATURE:g}")
     expect(is_number(top_p) and 0.0 < top_p <= 1.0, "top_p", top_p, "a number in (0, 1]")
     expect(is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number: 0 keeps all, or more")
 

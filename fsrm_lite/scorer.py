@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fsrm_lite.bundle import Bundle
 from fsrm_lite.checks import expect, expect_one_of, is_whole
@@ -69,6 +69,7 @@ class FastSlowRM:
             InputError: If an option is out of range.
             BundleError: If a file of the bundle is missing, altered or unreadable.
         """
+        expect(isinstance(bundle, Bundle), "bundle", bundle, "an open Bundle; FastSlowRM.from_pretrained opens a folder or hub name")
         expect_one_of(POLICIES, "judge", judge)
         expect(gate is None or isinstance(gate, GateSpec), "gate", gate, "a GateSpec (GateSpec.from_dict makes one of JSON), or None")
         expect(isinstance(truncate, bool), "truncate", truncate, "true or false")
@@ -265,6 +266,9 @@ class FastSlowRM:
         """Release both models. Safe to repeat."""
         self._slow.close()
         self.fast.close()
+
+    def __getstate__(self) -> NoReturn:
+        raise InputError("a loaded model cannot be copied or pickled; let each process open its own with from_pretrained")
 
     def __enter__(self) -> FastSlowRM:
         return self

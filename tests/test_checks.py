@@ -1,7 +1,9 @@
 """Ill-typed options: every one is refused as an ``InputError`` that says what was given and what was expected."""
 
 import contextlib
+import copy
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,7 @@ BAD = [
     ("temperature", "hot"),
     ("temperature", -0.1),
     ("temperature", math.nan),
+    ("temperature", 1e-7),
     ("seed", "x"),
     ("seed", 2**127),
     ("deadline", "soon"),
@@ -157,7 +160,19 @@ def test_a_prompt_of_another_kind_is_named(rm, prompt):
             call()
 
 
-@pytest.mark.parametrize("source", ["", " ", 3, b"model", [], Path("/no/such/folder"), "no such folder"])
+@pytest.mark.parametrize("bundle", [None, "fsrm-tiny", Path("fsrm-tiny")])
+def test_what_is_no_open_bundle_is_named(bundle):
+    with pytest.raises(InputError, match=r"^bundle is .*from_pretrained opens"):
+        FastSlowRM(bundle)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loaded_model_says_that_it_cannot_be_copied(rm, duplicate):
+    with pytest.raises(InputError, match="cannot be copied or pickled; let each process open its own"):
+        duplicate(rm)
+
+
+@pytest.mark.parametrize("source", ["", " ", 3, b"model", [], Path("/no/such/folder"), "no such folder", "~nobody-of-that-name/model", "x" * 5000])
 def test_what_names_no_model_is_refused(source):
     with pytest.raises(BundleError, match="expected a bundle folder"):
         FastSlowRM.from_pretrained(source)
