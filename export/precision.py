@@ -82,7 +82,7 @@ def write_tuned_graph(
     weights = open_store(checkpoint.arch, out_path)
 
     def write(source: Weights, keep: dict[str, str]) -> tuple[list[Path], float]:
-        shown = partial(report, "fast file")
+        shown = partial(report, f"fast file, {len(keep)} at fp32" if keep else "fast file")
         files = write_fast_graph(source, out_path, label_ids, precision=precision, keep=keep, weights=weights, progress=shown)
         return files, judge(out_path)
 

@@ -1,3 +1,7 @@
+import math
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
 from helpers_export import make_checkpoint, reference_logits, write_transformers4_config
@@ -6,6 +10,7 @@ from fsrm_lite.engine import load_llama
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.gguf_writer import native_dtype, write_gguf
+from fsrm_lite.export.tensors import row_slices
 from fsrm_lite.export.vocabulary import read_vocabulary
 
 gguf = pytest.importorskip("gguf")
@@ -110,3 +115,22 @@ def test_write_gguf_reports_every_byte_and_large_f16_weights_are_refused(tmp_pat
     assert seen[-1][0] == seen[-1][1] > 0
     with pytest.raises(ExportError, match="beyond float16's range"):
         write_gguf(checkpoint, vocabulary, tmp_path / "h.gguf", dtype="f16")
+
+
+def test_write_gguf_reads_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    piece = 1 << 20
+    monkeypatch.setattr("fsrm_lite.export.gguf_writer.row_slices", partial(row_slices, chunk_bytes=piece))
+    folder = make_checkpoint(tmp_path / "ckpt", "qwen3", dtype="bfloat16", vocab_size=64_000, hidden_size=128, tie_word_embeddings=True)
+    checkpoint = Checkpoint.open(folder)
+    vocabulary = read_vocabulary(folder, checkpoint.arch.vocab_size)
+    largest = 4 * max(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
+    # Not the vocabulary's texts, whose writer keeps them all.
+    monkeypatch.setattr("fsrm_lite.export.gguf_writer._add_vocabulary", lambda writer, vocabulary: None)
+    tracemalloc.start()
+    try:
+        write_gguf(checkpoint, vocabulary, tmp_path / "m.gguf", dtype="bf16")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert largest > 30 * piece
+    assert peak < 8 * piece

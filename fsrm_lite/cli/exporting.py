@@ -101,7 +101,7 @@ class _StageLine:
     def show(self, stage: str, done: int, total: int) -> None:
         if self._live:
             start = "\n" if self._stage and stage != self._stage else ""
-            click.echo(f"{start}\r{stage:<20} {100 * done // max(1, total):3d} %", nl=False, err=True)
+            click.echo(f"{start}\r{stage:<24} {100 * done // max(1, total):3d} %", nl=False, err=True)
         elif stage != self._stage:
             click.echo(f"{stage} ...", err=True)
         self._stage = stage
