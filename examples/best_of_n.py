@@ -26,7 +26,7 @@ from fsrm_lite.answers import agrees, final
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import InputError
 from fsrm_lite.intervals import wilson
-from fsrm_lite.reasoners import EndpointReasoner, Proposal, Reasoner, Sampling, SolveReasoner, Task
+from fsrm_lite.reasoners import EndpointReasoner, Proposal, Reasoner, Sampling, SolveReasoner, Task, ask
 from fsrm_lite.tournament import BLANK_SCORE, select
 from fsrm_lite.types import Comparison, Score
 
@@ -90,8 +90,9 @@ class Cell:
 
 
 def sample(rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], sampling: Sampling) -> list[Candidates]:
-    """Sample N candidates per problem and score each distinct text once; one that cannot be read counts as empty."""
-    groups = reasoner.propose([Task(p.question) for p in problems], sampling)
+    """Sample N candidates per problem and score each distinct text once; one that failed or cannot be read counts as empty."""
+    asked = ask(reasoner, [Task(p.question) for p in problems], sampling)
+    groups = [group + [Proposal("", 0)] * (sampling.n - len(group)) for group in asked]
     texts = [(p.question, x.text) for p, group in zip(problems, groups, strict=True) for x in group if x.text.strip()]
     distinct = list(dict.fromkeys(texts))
     found = each_or_none(lambda part: rm.score_many(part, judge="never"), distinct, InputError)

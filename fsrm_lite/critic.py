@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.batches import each_or_none
-from fsrm_lite.errors import BundleError, InputError, JudgeError, ReasonerError
-from fsrm_lite.reasoners import Reasoner, Sampling, Task
+from fsrm_lite.errors import BundleError, InputError, JudgeError
+from fsrm_lite.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, Score
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class RewardCritic:
             threshold: Accept from this score on, in [0, 1].
             judge: When to think slowly.
             **options: For ``FastSlowRM.score_many``, for example ``votes`` and ``seed``.
+
+        Raises:
+            InputError: If an option is unknown or out of range.
         """
+        model.score_many([], judge=judge, **options)  # refuses bad options now; later they would look like bad responses
         self._model = model
         self._threshold = _check_threshold(threshold)
         self._judge = judge
@@ -117,9 +121,8 @@ class SelfCritic:
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
         tasks = [Task(self._prompt.replace("{question}", items[i][0]).replace("{response}", items[i][1])) for i in asked]
-        answers = each_or_none(lambda part: self._reasoner.propose(part, self._sampling), tasks, ReasonerError)
-        for i, replies in zip(asked, answers, strict=True):
-            if replies is None:
+        for i, replies in zip(asked, ask(self._reasoner, tasks, self._sampling), strict=True):
+            if not replies:
                 continue
             words = [_yes_or_no(reply.text) for reply in replies]
             said = [word for word in words if word is not None]

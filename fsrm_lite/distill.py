@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.answers import Extractor, find_extractor
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
 from fsrm_lite.jsonl import dump_row
-from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task
+from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task, ask
+
+GIVE_UP_AFTER = 16
+"""A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class DistillReport:
         written: Traces written now.
         kept: Traces that an earlier run had written.
         right: Of those written now, how many are right.
-        skipped: Questions left out for want of a usable answer.
+        skipped: Questions left out for want of one usable answer.
         failed: Questions the reasoner failed on; a further run tries them again.
     """
 
@@ -86,29 +88,33 @@ def distill(
         output: JSONL file; what it already holds is kept and not asked again.
         sampling: How the reasoner samples; by default 4 samples at temperature 0.8.
         extractor: From a response, and from a reference, to a canonical answer.
-        batch_size: Questions per call of the reasoner, >= 1.
-        skip_unanswered: Leave out questions without a usable answer instead of raising.
+        batch_size: Questions per call of the reasoner, >= 1; one that answers them one by one gets one at a time.
+        skip_unanswered: Leave out questions without a usable answer, or with another than before, instead of raising.
         progress: Called with the number of questions done since the last call.
 
     Raises:
-        DataFormatError: On a row without a question, or without a usable answer unless ``skip_unanswered``; or when
-            ``output`` holds something that is not a trace.
+        DataFormatError: On a row without a question, or, unless ``skip_unanswered``, without a usable answer or with another
+            answer than its question had before, here or in ``output``; or when ``output`` holds something that is not a
+            trace, or was labelled by another extractor.
+        ReasonerError: If the reasoner fails on the first questions, all of them.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected at least 1")
     if not output.parent.is_dir():
         raise InputError(f"{output} cannot be written: there is no folder {output.parent}")
     run = _Run(reasoner, sampling or Sampling(n=4), find_extractor(extractor), skip_unanswered)
-    done = _resume(output)
-    kept = len(done)
+    kept = run.resume(output)
+    size = 1 if getattr(reasoner, "one_by_one", False) else batch_size
     with output.open("a", encoding="utf-8") as file:
         rows = iter(enumerate(questions, 1))
-        while batch := list(islice(rows, batch_size)):
-            for trace in run.answer(batch, done):
+        while batch := list(islice(rows, size)):
+            for trace in run.answer(batch):
                 file.write(dump_row(asdict(trace)))
             file.flush()
             if progress is not None:
                 progress(len(batch))
+            if run.failed >= GIVE_UP_AFTER and not run.written + kept:
+                raise ReasonerError(f"the reasoner failed on the first {run.failed} questions, all of them; nothing was written")
     return DistillReport(run.written, kept, run.right, run.skipped, run.failed)
 
 
@@ -127,27 +133,41 @@ def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
 
 
 class _Run:
-    """One run of :func:`distill`: settings and counts."""
+    """One run of :func:`distill`: settings, counts, and what is done."""
 
     def __init__(self, reasoner: Reasoner, sampling: Sampling, extractor: Extractor, skip_unanswered: bool) -> None:
         self._reasoner = reasoner
         self._sampling = sampling
         self._extract = extractor
         self._skip_unanswered = skip_unanswered
+        self._done: set[bytes] = set()
+        self._references: dict[bytes, str | None] = {}
         self.written = self.right = self.skipped = self.failed = 0
 
-    def answer(self, batch: list[tuple[int, Mapping[str, Any]]], done: set[bytes]) -> Iterator[Trace]:
+    def resume(self, output: Path) -> int:
+        """Take note of the traces already there, and return their number; a half-written last line is cut off."""
+        for number, trace in _kept(output):
+            if self._extract(trace.response) != trace.answer:
+                raise DataFormatError(f"{output}, line {number} was labelled by another extractor; go on with that one, or name another output")
+            self._done.add(_key(trace.question, trace.sample))
+            self._references[_key(trace.question)] = self._extract(trace.reference)
+        return len(self._done)
+
+    def answer(self, batch: list[tuple[int, Mapping[str, Any]]]) -> Iterator[Trace]:
         """Yield the traces of one batch that are not done yet, and mark them done."""
-        asked = [pair for number, row in batch if (pair := self._check(number, row)) is not None]
-        asked = [pair for pair in dict.fromkeys(asked) if any(_key(*pair, k) not in done for k in range(self._sampling.n))]
-        groups = each_or_none(lambda part: self._reasoner.propose([Task(q) for q, _ in part], self._sampling), asked, ReasonerError)
-        for (question, reference), proposals in zip(asked, groups, strict=True):
-            usable = [p for p in proposals or [] if p.text.strip()]
+        known: dict[str, str] = {}
+        for number, row in batch:
+            if (pair := self._check(number, row)) is not None:
+                known.setdefault(*pair)
+        asked = [q for q in known if any(_key(q, k) not in self._done for k in range(self._sampling.n))]
+        groups = ask(self._reasoner, [Task(q) for q in asked], self._sampling)
+        for question, proposals in zip(asked, groups, strict=True):
+            usable = [p for p in proposals if p.text.strip()]
             self.failed += not usable
             for sample, proposal in enumerate(usable):
-                if (key := _key(question, reference, sample)) not in done:
-                    done.add(key)
-                    yield self._label(question, reference, sample, proposal)
+                if (key := _key(question, sample)) not in self._done:
+                    self._done.add(key)
+                    yield self._label(question, known[question], sample, proposal)
 
     def _check(self, number: int, row: Mapping[str, Any]) -> tuple[str, str] | None:
         question = row.get("question", row.get("prompt"))
@@ -155,10 +175,14 @@ class _Run:
             raise DataFormatError(f"row {number} has no question; expected a text under 'question' or 'prompt'")
         reference = row.get("answer", row.get("reference"))
         text = str(reference) if isinstance(reference, str | int | float) and not isinstance(reference, bool) else ""
-        if self._extract(text) is not None:
+        answer = self._extract(text)
+        before = self._references.setdefault(_key(question), answer) if answer is not None else None
+        if answer is not None and answer == before:
             return question, text
         if not self._skip_unanswered:
-            raise DataFormatError(f"row {number} has no usable answer ({reference!r}); expected one that the extractor reads, or skip such rows")
+            if answer is None:
+                raise DataFormatError(f"row {number} has no usable answer ({reference!r}); expected one that the extractor reads, or skip such rows")
+            raise DataFormatError(f"row {number} has the answer {answer!r}, but its question had {before!r} before; name another output, or skip it")
         self.skipped += 1
         return None
 
@@ -170,11 +194,10 @@ class _Run:
         return Trace(question, reference, sample, proposal.text, answer, right, proposal.tokens_generated)
 
 
-def _resume(output: Path) -> set[bytes]:
-    """Return the keys of the traces already there, and cut off a half-written last line."""
-    done: set[bytes] = set()
+def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
+    """Yield the numbered traces already there, then cut off a half-written last line."""
     if not output.exists():
-        return done
+        return
     whole = 0
     with output.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -182,12 +205,10 @@ def _resume(output: Path) -> set[bytes]:
                 break
             whole += len(line)
             if line.strip():
-                trace = _parse(line.decode("utf-8", "replace"), number)
-                done.add(_key(trace.question, trace.reference, trace.sample))
+                yield number, _parse(line.decode("utf-8", "replace"), number)
     if whole < output.stat().st_size:
         logger.warning("%s ends in a half-written line, which is taken away", output)
         os.truncate(output, whole)
-    return done
 
 
 def _parse(line: str, number: int) -> Trace:
@@ -201,5 +222,5 @@ def _parse(line: str, number: int) -> Trace:
     return trace
 
 
-def _key(question: str, reference: str, sample: int) -> bytes:
-    return hashlib.blake2b(json.dumps([question, reference, sample]).encode(), digest_size=12).digest()
+def _key(*parts: str | int) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).digest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
+import re
 import threading
 import time
 import urllib.request
@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from fsrm_lite.answers import load_attribute
-from fsrm_lite.errors import FsrmError, InputError, ReasonerError
+from fsrm_lite.batches import each_or_none
+from fsrm_lite.checks import MAX_VOTES, expect, is_number, is_whole
+from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
 
 _T = TypeVar("_T")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, as JSON's escapes can spell
 
 MAX_REPLY_BYTES = 16 * 2**20
 """An endpoint's reply beyond this is refused: no batch of answers is that long."""
@@ -70,14 +74,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.n < 1 or self.max_tokens < 1:
-            raise InputError(f"sampling: n is {self.n} and max_tokens is {self.max_tokens}, expected at least 1")
-        if not (0.0 <= self.temperature < math.inf and 0.0 < self.top_p <= 1.0):
-            raise InputError(f"sampling: temperature is {self.temperature} and top_p is {self.top_p}, expected >= 0 and in (0, 1]")
+        for name in ("n", "max_tokens"):
+            value = getattr(self, name)
+            expect(is_whole(value) and value >= 1, f"sampling: {name}", value, "a whole number of at least 1")
+        expect(is_number(self.temperature) and self.temperature >= 0.0, "sampling: temperature", self.temperature, "a number of at least 0")
+        expect(is_number(self.top_p) and 0.0 < self.top_p <= 1.0, "sampling: top_p", self.top_p, "a number in (0, 1]")
+        expect(is_whole(self.seed), "sampling: seed", self.seed, "a whole number")
 
 
 class Reasoner(Protocol):
-    """Answers tasks."""
+    """Answers tasks.
+
+    One that answers them one after another, and not in one batch, may say so by an attribute ``one_by_one = True``: it is then
+    asked one task at a time, and nothing it has answered is lost or asked again when another task fails.
+    """
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
         """Return ``sampling.n`` proposals per task, in order.
@@ -88,6 +98,29 @@ class Reasoner(Protocol):
         ...
 
 
+def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
+    """Ask about many tasks such that one that fails costs no other its answer.
+
+    Returns:
+        Proposals per task, in order; none where the reasoner failed, which is logged. One that is not valid Unicode is empty.
+    """
+
+    def propose(part: list[Task]) -> list[list[Proposal]]:
+        try:
+            groups = reasoner.propose(part, sampling)
+        except FsrmError:
+            raise
+        except Exception as error:  # a user's reasoner may raise anything, and none of it may end a long run
+            raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
+        if len(groups) != len(part):
+            raise ReasonerError(f"the reasoner gave {len(groups)} lists of proposals for {len(part)} tasks")
+        return groups
+
+    size = 1 if getattr(reasoner, "one_by_one", False) else max(len(tasks), 1)
+    groups = [group for i in range(0, len(tasks), size) for group in each_or_none(propose, tasks[i : i + size], ReasonerError)]
+    return [[Proposal("", p.tokens_generated) if _SURROGATE.search(p.text) else p for p in group or []] for group in groups]
+
+
 class CallableReasoner:
     """A Python function from a question to a response, called once per proposal.
 
@@ -95,8 +128,16 @@ class CallableReasoner:
     is given up: its thread cannot be stopped, but it keeps neither the caller nor the interpreter from going on.
     """
 
+    one_by_one = True
+
     def __init__(self, function: Callable[..., str], *, timeout_s: float | None = 60.0, feedback: bool = False) -> None:
-        """Keep the function; ``timeout_s`` is per call, None waits for ever (and saves the thread)."""
+        """Keep the function; ``timeout_s`` is per call, None waits for ever (and saves the thread).
+
+        Raises:
+            InputError: If it is no function, or the timeout is not above 0.
+        """
+        expect(callable(function), "the reasoner", function, "a function from a question to a response")
+        expect(timeout_s is None or (is_number(timeout_s) and timeout_s > 0), "timeout_s", timeout_s, "a number above 0, or None")
         self._function = function
         self._timeout_s = timeout_s
         self._feedback = feedback
@@ -109,8 +150,8 @@ class CallableReasoner:
         arguments = (task.question, task.rejected) if self._feedback else (task.question,)
         try:
             text = self._function(*arguments) if self._timeout_s is None else _within(self._timeout_s, lambda: self._function(*arguments))
-        except Exception as error:  # a user's function may raise anything, and none of it may end a long run
-            raise ReasonerError(f"the reasoner raised {type(error).__name__}: {error}") from error
+        except Exception as error:  # as above
+            raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(text, str):
             raise ReasonerError(f"the reasoner returned a {type(text).__name__}, expected a string")
         return Proposal(text, len(text.split()))
@@ -135,7 +176,8 @@ class SolveReasoner:
         self._encoder, self._judge = model.encoder, model.judge
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`; one batch of decoding for all tasks."""
+        """See :class:`Reasoner`; one batch of decoding for all tasks, of at most 256 proposals each."""
+        expect(sampling.n <= MAX_VOTES, "sampling: n", sampling.n, f"at most {MAX_VOTES} of a bundle")
         try:
             prompts = [self._encoder.solve(task.question) for task in tasks]
             groups = self._judge.generate(
@@ -157,6 +199,8 @@ class EndpointReasoner:
     What was rejected is told in the conversation. A failed call is repeated with growing pauses, at most ``retries``
     times; a client error (4xx but 408 and 429) is not, since it would fail again.
     """
+
+    one_by_one = True
 
     def __init__(self, url: str, *, model: str = "default", api_key: str | None = None, timeout_s: float = 120.0, retries: int = 2) -> None:
         """Keep the address.

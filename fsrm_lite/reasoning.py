@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
-from fsrm_lite.answers import Extractor
-from fsrm_lite.batches import each_or_none
+from fsrm_lite.answers import Extractor, find_extractor
+from fsrm_lite.checks import expect, expect_one_of, is_whole
 from fsrm_lite.critic import REJECTED, Critic, Verdict
-from fsrm_lite.errors import InputError, ReasonerError
-from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task
+from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task, ask
 
 SEED_STRIDE = 1_000_003
 """Distance between the seeds of two turns: more than anyone takes samples, so that turns never share one."""
@@ -92,7 +91,7 @@ class ReasoningLoop:
         max_turns: Most proposals per question, >= 1.
         otherwise: When nothing was accepted: "best" ends with the best-scored response, "abstain" with none.
         sampling: How the reasoner samples; one proposal per turn, with a new seed.
-        extractor: With one, "best" is decided between answers, each with the sum of its responses' scores: that several
+        extractor: With one (a name or a function), "best" is decided between answers, each with the sum of its responses' scores: that several
             turns came to the same answer is evidence too. None decides between single responses.
     """
 
@@ -101,21 +100,30 @@ class ReasoningLoop:
     max_turns: int = 4
     otherwise: Literal["best", "abstain"] = "best"
     sampling: Sampling = field(default_factory=Sampling)
-    extractor: Extractor | None = None
+    extractor: str | Extractor | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.max_turns < 1:
-            raise InputError(f"max_turns is {self.max_turns}, expected at least 1")
-        if self.otherwise not in ("best", "abstain"):
-            raise InputError(f"otherwise is {self.otherwise!r}, expected 'best' or 'abstain'")
+        expect(hasattr(self.reasoner, "propose"), "reasoner", self.reasoner, "a reasoner, for example CallableReasoner(function)")
+        expect(hasattr(self.critic, "review"), "critic", self.critic, "a critic, for example RewardCritic(model)")
+        expect(is_whole(self.max_turns) and self.max_turns >= 1, "max_turns", self.max_turns, "a whole number of at least 1")
+        expect_one_of(("best", "abstain"), "otherwise", self.otherwise)
+        if self.extractor is not None:
+            find_extractor(self.extractor)
 
     def run(self, question: str) -> LoopResult:
         """Run the loop for one question."""
         return self.run_many([question])[0]
 
     def run_many(self, questions: Sequence[str]) -> list[LoopResult]:
-        """Run the loop for many questions side by side; results in their order."""
+        """Run the loop for many questions side by side; results in their order.
+
+        Raises:
+            InputError: If the questions are not a list of texts.
+        """
+        expect(not isinstance(questions, str), "questions", questions, "a list of texts")
+        for number, question in enumerate(questions):
+            expect(isinstance(question, str), f"question {number}", question, "a text")
         turns: list[list[Turn]] = [[] for _ in questions]
         for number in range(self.max_turns):
             going = [i for i, done in enumerate(turns) if not (done and done[-1].accepted)]
@@ -126,8 +134,7 @@ class ReasoningLoop:
 
     def _turn(self, tasks: list[Task], before: list[list[Turn]], number: int) -> list[Turn]:
         sampling = replace(self.sampling, n=1, seed=self.sampling.seed + SEED_STRIDE * number)
-        groups = each_or_none(lambda part: self.reasoner.propose(part, sampling), tasks, ReasonerError)
-        proposals = [group[0] if group else Proposal("", 0) for group in groups]
+        proposals = [group[0] if group else Proposal("", 0) for group in ask(self.reasoner, tasks, sampling)]
         earlier = [{turn.response: turn for turn in done} for done in before]
         fresh = [i for i, p in enumerate(proposals) if p.text.strip() and p.text not in earlier[i]]
         reviewed = self.critic.review([(tasks[i].question, proposals[i].text) for i in fresh]) if fresh else []
@@ -140,7 +147,8 @@ class ReasoningLoop:
         usable = [turn for turn in turns if not turn.failed]
         if self.otherwise == "abstain" or not usable:
             return LoopResult(question, Outcome.ABSTAINED, None, None, turns)
-        extracted = [self.extractor(turn.response) if self.extractor is not None else None for turn in usable]
+        extract = find_extractor(self.extractor) if self.extractor is not None else lambda text: None
+        extracted = [extract(turn.response) for turn in usable]
         answers = [number if answer is None else answer for number, answer in enumerate(extracted)]  # without an answer: on its own
         worth = {answer: sum(t.score for t, a in zip(usable, answers, strict=True) if a == answer) for answer in answers}
         # max() takes the earliest of equals.

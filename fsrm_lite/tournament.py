@@ -250,8 +250,8 @@ def _majority(tournament: _Field) -> _Result:
     for answer, score in zip(answers, tournament.scores, strict=True):
         if answer is not None:
             votes[answer] = votes.get(answer, 0.0) + (score.score if tournament.options.weighted else 1.0)
-    place = {answer: k for k, answer in enumerate(sorted(votes, key=lambda a: -votes[a]))}
-    order = sorted(tournament.teams, key=lambda i: place.get(answers[i] or "", len(place)))
+    place: dict[str | None, int] = {answer: k for k, answer in enumerate(sorted(votes, key=lambda a: -votes[a]))}
+    order = sorted(tournament.teams, key=lambda i: place.get(answers[i], len(place)))
     return order, ()
 
 

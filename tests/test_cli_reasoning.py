@@ -61,7 +61,7 @@ def test_distill_reasoner_that_always_fails_ends_with_1(tmp_path):
     [
         (["--reasoner", "oracle"], "is unknown"),
         (["--reasoner", "os.path:basename", "--model", "x"], "for the reasoner 'solve' only"),
-        (["--reasoner", "os.path:basename", "--samples", "0"], "expected at least 1"),
+        (["--reasoner", "os.path:basename", "--samples", "0"], "n is 0, expected a whole number of at least 1"),
         (["--reasoner", "os.path:basename", "--extractor", "roman"], "extractor 'roman' is unknown"),
         (["--reasoner", "file:///x"], "cannot be imported"),
         (["--reasoner", "os.path:basename", "-o", "/no/such/folder/t.jsonl"], "there is no folder"),

@@ -301,7 +301,7 @@ def test_server_answers_every_shape(server):
         ("/score", {"text_1": "q", "text_2": ""}, 400, "empty"),
         ("/nowhere", {}, 404, "no such address"),
         ("/v1/chat/completions", {"messages": []}, 400, "no message of the user"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}], "n": "two"}, 400, "wrong type"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}], "n": "two"}, 400, "expected a whole number"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "fail"}]}, 500, "ZeroDivisionError"),
     ],
 )

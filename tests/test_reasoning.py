@@ -3,6 +3,7 @@
 import http.server
 import json
 import logging
+import re
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from fsrm_lite.batches import each_or_none
 from fsrm_lite.critic import REJECTED, RewardCritic, SelfCritic, Verdict
 from fsrm_lite.distill import Trace, distill, read_traces
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
-from fsrm_lite.reasoners import CallableReasoner, EndpointReasoner, Proposal, Sampling, SolveReasoner, Task, open_reasoner
+from fsrm_lite.reasoners import CallableReasoner, EndpointReasoner, Proposal, Sampling, SolveReasoner, Task, ask, open_reasoner
 from fsrm_lite.reasoning import Outcome, ReasoningLoop
 
 
@@ -103,6 +104,13 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
         reasoner.propose([Task("x" * 50)], Sampling())
 
 
+def test_solve_reasoner_asked_for_too_many_is_bad_usage(tmp_path):
+    model = readable_model(tmp_path)
+    model.judge = None
+    with pytest.raises(InputError, match="n is 257, expected at most 256"):
+        ask(SolveReasoner(model), [Task("a")], Sampling(n=257))
+
+
 def test_solve_reasoner_needs_the_template(tmp_path):
     model = readable_model(tmp_path)
     model.bundle.manifest = replace(model.bundle.manifest, templates={"pointwise_fast": model.bundle.manifest.templates["pointwise_fast"]})
@@ -110,7 +118,50 @@ def test_solve_reasoner_needs_the_template(tmp_path):
         SolveReasoner(model)
 
 
-@pytest.mark.parametrize("bad", [{"n": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"temperature": float("nan")}])
+class Odd:
+    """A reasoner of a user's own that does as it likes with each batch."""
+
+    def __init__(self, propose):
+        self.propose = lambda tasks, sampling: propose(tasks)
+
+
+@pytest.mark.parametrize(
+    ("propose", "why"),
+    [
+        (lambda tasks: [[Proposal(f"{4 // (len(tasks[0].question) - 1)}", 1)]], "gave 1 lists of proposals for 2 tasks"),
+        (lambda tasks: [[Proposal(f"{4 // (len(t.question) - 1)}", 1)] for t in tasks], "raised ZeroDivisionError: integer division"),
+    ],
+)
+def test_ask_keeps_the_answers_beside_a_failure(propose, why, caplog):
+    assert ask(Odd(propose), [Task("a"), Task("bc"), Task("def")], Sampling()) == [[], [Proposal("4", 1)], [Proposal("2", 1)]]
+    assert ask(Odd(propose), [], Sampling()) == []
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_ask_does_not_ask_again_what_has_been_answered():
+    asked = []
+    groups = ask(CallableReasoner(lambda q: asked.append(q) or {"a": "1", "c": "3"}[q]), [Task(q) for q in "abc"], Sampling())
+    assert [[p.text for p in g] for g in groups] == [["1"], [], ["3"]]
+    assert asked == ["a", "b", "c"]
+
+
+def test_ask_counts_half_a_character_as_nothing():
+    assert ask(CallableReasoner(lambda q: "so \ud83d"), [Task("a")], Sampling()) == [[Proposal("", 2)]]
+
+
+@pytest.mark.parametrize("bad", [{"function": "len"}, {"function": len, "timeout_s": 0}, {"function": len, "timeout_s": float("nan")}])
+def test_callable_reasoner_bad_settings(bad):
+    with pytest.raises(InputError, match="expected"):
+        CallableReasoner(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"n": 0}, {"n": 2.5}, {"n": True}, {"max_tokens": 0}, {"seed": None}, {"top_p": 0.0},
+        {"temperature": -1.0}, {"temperature": "hot"}, {"temperature": float("nan")},
+    ],
+)  # fmt: skip
 def test_sampling_out_of_range(bad):
     with pytest.raises(InputError, match="sampling"):
         Sampling(**bad)
@@ -268,6 +319,47 @@ def test_distill_question_without_answer(tmp_path, row):
     assert (report.skipped, [t.question for t in traces]) == (1, ["c", "c"])
 
 
+def test_distill_question_with_two_answers(tmp_path):
+    rows = [ROWS[0], ROWS[2], {"question": "a", "answer": "4.0"}, {"question": "a", "answer": "7"}]
+    with pytest.raises(DataFormatError, match="row 4 has the answer '7', but its question had '4' before"):
+        write_traces(tmp_path, Script(a=["4"], c=["6"]), rows, batch_size=2)
+    report, traces, _ = write_traces(tmp_path, Script(a=["4"], c=["6"]), rows, name="again.jsonl", skip_unanswered=True)
+    assert (report.skipped, [(t.question, t.label) for t in traces]) == (1, [("a", 1), ("a", 1), ("c", 1), ("c", 1)])
+
+
+def test_distill_does_not_go_on_where_rows_or_extractor_changed(tmp_path):
+    _, before, out = write_traces(tmp_path, Script(a=["so The answer is 4."], b=["5"], c=["6"]), ROWS)
+    with pytest.raises(DataFormatError, match="row 1 has the answer '7', but its question had '4' before"):
+        write_traces(tmp_path, Script(), [{"question": "a", "answer": "7"}])
+    with pytest.raises(DataFormatError, match="line 1 was labelled by another extractor"):
+        write_traces(tmp_path, Script(), ROWS, extractor=lambda text: text)
+    assert list(read_traces(out.open())) == before
+
+
+def test_distill_gives_up_on_a_reasoner_that_has_never_answered(tmp_path):
+    asked = []
+    rows = [{"question": f"q{i}", "answer": "1"} for i in range(100)]
+    broken = CallableReasoner(lambda q: asked.append(q))
+    with pytest.raises(ReasonerError, match="failed on the first 16 questions"):
+        write_traces(tmp_path, broken, rows)
+    assert len(asked) == 16
+    report, _, _ = write_traces(tmp_path, CallableReasoner(lambda q: "1" if q == "q3" else ""), rows)
+    assert (report.written, report.failed) == (2, 99)
+
+
+def test_distill_keeps_each_answer_of_a_slow_reasoner_at_once(tmp_path):
+    out = tmp_path / "traces.jsonl"
+    seen = []
+    reasoner = CallableReasoner(lambda q: seen.append(len(out.read_text().splitlines())) or "4")
+    write_traces(tmp_path, reasoner, ROWS)
+    assert seen == [0, 0, 2, 2, 4, 4]
+
+
+def test_distill_half_a_character_is_no_answer(tmp_path):
+    report, traces, _ = write_traces(tmp_path, CallableReasoner(lambda q: "4" if q == "a" else "\ud83d 4"), ROWS)
+    assert (report.failed, [t.question for t in traces]) == (2, ["a", "a"])
+
+
 def test_distill_question_missing(tmp_path):
     with pytest.raises(DataFormatError, match="row 2 has no question"):
         write_traces(tmp_path, Script(a=["4"]), [ROWS[0], {"answer": "4"}])
@@ -332,6 +424,11 @@ def test_loop_best_answer_adds_up_the_scores_of_its_responses():
     assert (scored.response, scored.score) == ("four", 0.04)
 
 
+def test_loop_takes_an_extractor_by_name():
+    answers = ["1234567890 The answer is 1.", "The answer is 2.", "so The answer is 2."]
+    assert ReasoningLoop(Script(q=answers), Plus(), max_turns=3, extractor="final").run("q").response == answers[2]
+
+
 def test_loop_does_not_ask_the_critic_twice_about_one_text():
     critic = Plus()
     result = ReasoningLoop(Script(q=["same"]), critic, max_turns=3).run("q")
@@ -363,10 +460,13 @@ def test_loop_no_questions_and_json():
 
 
 def test_loop_bad_settings():
-    with pytest.raises(InputError, match="max_turns is 0"):
-        ReasoningLoop(Script(), Plus(), max_turns=0)
-    with pytest.raises(InputError, match="otherwise is 'guess'"):
-        ReasoningLoop(Script(), Plus(), otherwise="guess")
+    bad = {"max_turns": [0, 1.5, True], "otherwise": ["guess"], "extractor": ["roman"], "reasoner": [len], "critic": [len]}
+    for name, value in [(name, value) for name, values in bad.items() for value in values]:
+        with pytest.raises(InputError, match=rf"{name}.* {re.escape(repr(value))}"):
+            ReasoningLoop(**{"reasoner": Script(), "critic": Plus(), name: value})
+    for questions, match in [("abc", "questions is 'abc'"), (["a", None], "question 1 is None")]:
+        with pytest.raises(InputError, match=match):
+            ReasoningLoop(Script(), Plus()).run_many(questions)
 
 
 # --- critics without a fitted head ---
@@ -381,11 +481,18 @@ def test_reward_critic_threshold_and_unreadable_responses():
         RewardCritic(FakeRM(), threshold=2)
 
 
+def test_reward_critic_refuses_bad_options_before_it_takes_them_for_bad_responses(rm):
+    with pytest.raises(InputError, match="unknown options \\['votez'\\]"):
+        RewardCritic(rm, votez=3)
+    with pytest.raises(InputError, match="judge is 'sometimes'"):
+        RewardCritic(rm, judge="sometimes")
+
+
 def test_reward_critic_failing_judge_is_answered_fast(caplog):
     rm, fast = FakeRM(), FakeRM()
 
     def score_many(items, *, judge):
-        if judge != "never":
+        if items and judge != "never":
             raise JudgeError("no memory")
         return fast.score_many(items, judge=judge)
 

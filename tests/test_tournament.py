@@ -331,6 +331,10 @@ def test_majority_weighted_by_the_fast_scores():
     assert select("majority", scores, responses, gate_of(), refusing, weighted=True).index == 2
 
 
+def test_majority_counts_answers_that_are_false_in_python():
+    assert select("majority", scores_of([2.0, 1.0, 0.0]), ["1", "0", "0 "], gate_of(), refusing, extractor=int).ranking == (1, 2, 0)
+
+
 def test_majority_extractor_plugs_in():
     chosen = select("majority", scores_of([0.0] * 3), ["Ann", "Bob", "so Bob."], gate_of(), refusing, extractor=lambda r: r.split()[-1].strip("."))
     assert chosen.ranking == (1, 2, 0)

@@ -92,10 +92,7 @@ def chat_completion(reasoner: Reasoner, request: dict[str, Any]) -> dict[str, An
     if not questions:
         raise InputError("messages holds no message of the user")
     rejected = tuple(m["content"] for m in messages if m.get("role") == "assistant")
-    try:
-        sampling = Sampling(**{key: request[key] for key in Sampling.__dataclass_fields__ if request.get(key) is not None})
-    except TypeError as error:
-        raise InputError(f"a sampling setting is of the wrong type: {error}") from error
+    sampling = Sampling(**{key: request[key] for key in Sampling.__dataclass_fields__ if request.get(key) is not None})
     proposals = reasoner.propose([Task(questions[0], rejected)], sampling)[0]
     choices = [
         {
