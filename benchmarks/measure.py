@@ -26,6 +26,9 @@ SPINS = ("300000", "100")
 
 TRIAL = MAIN[0]
 
+ROOM_BYTES = 5 << 30
+"""What the largest peer needs while it loads."""
+
 
 @dataclass(slots=True)
 class Series:
@@ -63,8 +66,10 @@ class Field:
             raise WorkerError(self._failed[peer])
         try:
             if peer not in self._workers:
+                self._make_room()
                 self._say(f"loading {peer}")
-                self._workers[peer] = self._faster_spin(peer) if peer in LLAMA_CPP else Worker(peer, self.root, self.threads)
+                self._workers[peer] = self._start(peer)
+            self._workers[peer] = self._workers.pop(peer)  # the last used one stands last
             return self._workers[peer].run(task, timeout)
         except WorkerError as error:
             self._failed[peer] = str(error)
@@ -76,6 +81,18 @@ class Field:
         for peer in peers or tuple(self._workers):
             if peer in self._workers:
                 self._workers.pop(peer).close()
+
+    def _make_room(self) -> None:
+        """End the peers used last while memory is short: with peers taking turns, those will be needed last."""
+        while self._workers and _available_bytes() < ROOM_BYTES:
+            self.close(next(reversed(self._workers)))
+
+    def _start(self, peer: str) -> Worker:
+        if peer not in LLAMA_CPP:
+            return Worker(peer, self.root, self.threads)
+        if peer in self.spins:
+            return Worker(peer, self.root, self.threads, environ={"GOMP_SPINCOUNT": self.spins[peer]})
+        return self._faster_spin(peer)
 
     def _faster_spin(self, peer: str) -> Worker:
         """Start a llama.cpp peer with either way to wait at barriers, and keep the faster one: its best form."""
@@ -95,6 +112,15 @@ class Field:
         for _, _, worker in trials[1:]:
             worker.close()
         return trials[0][2]
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping; a lot where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return 1 << 62
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 62)
 
 
 def race(

@@ -76,7 +76,7 @@ class LlamaHighLevel:
 
         self._lib = load_llama()
         guard_high_level(self._lib, path)
-        options: dict[str, Any] = {"n_ctx": 8192, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        options: dict[str, Any] = {"n_ctx": 1024, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
         self._llama = self._lib.Llama(model_path=str(path), **options)
 
     def run(self, workload: Workload) -> list[float]:

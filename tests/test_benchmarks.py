@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import judge
 from benchmarks.judge_sides import PROMPT, SHARED, Task, random_prompts
-from benchmarks.measure import Series, race
+from benchmarks.measure import Field, Series, race
 from benchmarks.report import plot_growth, table
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import BY_COUNT, MAIN, PART_TOKENS
@@ -126,3 +126,26 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
 def test_worker_that_cannot_start_is_an_error_with_its_reason(tmp_path):
     with pytest.raises(WorkerError, match="KeyError: 'nobody'"):
         Worker("nobody", tmp_path, 1, timeout=60)
+
+
+def test_short_of_memory_the_peer_used_last_makes_room(monkeypatch):
+    events: list[str] = []
+
+    class FakeWorker:
+        def __init__(self, peer: str, root, threads: int) -> None:
+            self.peer = peer
+            events.append(f"open {peer}")
+
+        def run(self, task, timeout: float) -> dict[str, object]:
+            return {}
+
+        def close(self) -> None:
+            events.append(f"close {self.peer}")
+
+    free = iter([9 << 30, 1 << 30, 9 << 30])
+    monkeypatch.setattr("benchmarks.measure.Worker", FakeWorker)
+    monkeypatch.setattr("benchmarks.measure._available_bytes", lambda: next(free))
+    field = Field(None, 1, lambda text: None)
+    for peer in ("a", "b", "a", "c"):
+        field.run(peer, MAIN[0], 1.0)
+    assert events == ["open a", "open b", "close a", "open c"]
