@@ -226,6 +226,25 @@ def test_resuming_another_run_is_refused(source, tmp_path):
     assert run("score", source, "-o", out, "--resume", "--overwrite", *FAST).exit_code == 2
 
 
+@pytest.mark.parametrize(("before", "after"), [((), ("--prefix", "p_")), (("--prefix", "p_"), ())])
+def test_resuming_with_another_prefix_is_refused(source, tmp_path, before, after):
+    out = tmp_path / "out.jsonl"
+    run("score", source, "-o", out, *before, *FAST)
+    written = out.read_text()
+    assert run("score", source, "-o", out, "--resume", *before, *FAST).exit_code == 0
+    assert "row 1 of the output is not this input's" in run("score", source, "-o", out, "--resume", *after, *FAST).stderr
+    assert out.read_text() == written
+
+
+@pytest.mark.parametrize(("closed", "text"), [("stdin", "standard input is closed"), ("stdout", "standard output is closed; name an output with -o")])
+def test_closed_streams_are_named(source, monkeypatch, capsys, closed, text):
+    monkeypatch.setattr(f"sys.{closed}", None)
+    with pytest.raises(SystemExit) as end:
+        main(["score", "-" if closed == "stdin" else str(source), *FAST])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"Error: {text}\n"
+
+
 def test_bytes_that_are_not_text_and_a_byte_order_mark(source, tmp_path):
     out = tmp_path / "out.jsonl"
     good = source.read_bytes().splitlines(keepends=True)

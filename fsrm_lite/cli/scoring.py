@@ -23,7 +23,7 @@ from fsrm_lite.types import Comparison, Prompt, Score, Selection
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.argument("source", metavar="[IN.jsonl]", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
+    click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
     click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path), default="-", help="OUT.jsonl; - is standard output."),
     click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run left."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -147,7 +147,8 @@ class _Rows:
         usable = self._usable(rows)
         for number, written in enumerate(writer.done, start=1):  # rows that an earlier run has answered
             asked = next(usable, None)
-            if asked is None or not asked.row.items() <= written.items() or not any(name not in asked.row for name in written):
+            answered = f"{self._prefix}tokens_read" in written  # every command adds this field
+            if asked is None or not asked.row.items() <= written.items() or not answered:
                 raise DataFormatError(f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite")
         while batch := list(islice(usable, size)):
             for asked, fields in zip(batch, self._answers(batch), strict=False):
@@ -241,6 +242,8 @@ class _Writer:
 
 def _standard_output() -> IO[str]:
     """Standard output in UTF-8, whatever the locale says: JSON is."""
+    if sys.stdout is None:
+        raise DataFormatError("standard output is closed; name an output with -o")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     return sys.stdout
@@ -254,6 +257,8 @@ class _Lines:
 
     def __enter__(self) -> Iterable[bytes]:
         if str(self._source) == "-":
+            if sys.stdin is None:
+                raise DataFormatError("standard input is closed")
             self._file: IO[bytes] = sys.stdin.buffer
             return self._file
         try:
