@@ -40,7 +40,7 @@ from fsrm_lite.jsonl import read_rows
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds per call of a function or an endpoint.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the endpoint's key, if it needs one.")
 @click.option(
-    "--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with rows without a usable answer."
+    "--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with rows without one usable answer."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
