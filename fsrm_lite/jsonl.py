@@ -30,7 +30,7 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
                 continue
             data = json.loads(text)
             if not isinstance(data, dict):
-                raise ValueError(f"a JSON {type(data).__name__}, expected an object")
+                raise ValueError(f"{'null' if data is None else f'a JSON {type(data).__name__}'}, expected an object")
             dump_row(data).encode()  # what could not be written back is refused now, not after it was scored
         except (ValueError, RecursionError) as error:
             yield Row(number, {}, f"invalid JSON ({one_line(error)})")

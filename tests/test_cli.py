@@ -124,6 +124,7 @@ def test_single_call_as_json_and_as_text():
     [
         ("{oops", "line 2: invalid JSON"),
         ("[1]", "line 2: invalid JSON (a JSON list, expected an object)"),
+        ("null", "line 2: invalid JSON (null, expected an object)"),
         ('{"prompt": "q", "response": "x", "note": NaN}', "line 2: invalid JSON"),
         ('{"prompt": "q", "response": "x", "note": "\\ud800"}', "line 2: invalid JSON"),
         ("[" * 100_000, "line 2: invalid JSON"),
@@ -152,6 +153,13 @@ def test_bad_rows_can_be_skipped_and_are_listed(source, tmp_path):
     assert "2 rows skipped" in result.stderr
     assert "line 2: invalid JSON" in result.stderr
     assert "line 5: missing field 'response'" in result.stderr
+
+
+def test_skipped_rows_are_listed_in_the_order_of_the_file(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "", "responses": [""]}\n{"prompt": "q"}\n')  # the first is found only when it is ranked
+    result = run("rank", path, "--on-error", "skip", *FAST)
+    assert result.stderr.index("line 1: the prompt is empty") < result.stderr.index("line 2: field 'responses'")
 
 
 def test_truncate_says_what_it_cut(tmp_path):
@@ -268,7 +276,7 @@ def test_a_pair_too_long_for_the_judge_alone_is_named_and_can_be_skipped(tmp_pat
     path.write_text(path.read_text() + "{oops\n")
     stopped = run("compare", path, "-o", out, "--overwrite", *always)
     assert stopped.exit_code == 2
-    assert "line 2:" in stopped.stderr
+    assert "line 2: the rendered prompt has 661 tokens" in stopped.stderr
     assert [r["winner"] for r in rows(out)] == [0]
 
 

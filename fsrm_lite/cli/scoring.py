@@ -138,7 +138,7 @@ class _Rows:
 
     def __init__(self, rm: FastSlowRM, job: _Job, prefix: str, skip: bool) -> None:
         self._rm, self._job, self._prefix, self._skip = rm, job, prefix, skip
-        self._skipped: list[str] = []
+        self._skipped: list[tuple[int, str]] = []
         self._stopped: DataFormatError | None = None
         self._cut = 0
 
@@ -164,7 +164,7 @@ class _Rows:
         if self._cut:
             click.echo(f"{self._cut} rows had responses cut to fit the context; their field 'truncated' says how much was kept", err=True)
         if self._skipped:
-            click.echo(f"{len(self._skipped)} rows skipped:\n" + "\n".join(f"  {why}" for why in self._skipped), err=True)
+            click.echo(f"{len(self._skipped)} rows skipped:\n" + "\n".join(f"  line {line}: {why}" for line, why in sorted(self._skipped)), err=True)
             raise click.exceptions.Exit(1)
 
     def _usable(self, rows: Iterator[Row]) -> Iterator[_Asked]:
@@ -197,10 +197,11 @@ class _Rows:
         return answers
 
     def _bad(self, line: int, error: InputError) -> None:
+        why = str(error).removeprefix("item 0: ")  # its place in a call of the model, which the line number makes clearer
         if self._skip:
-            self._skipped.append(f"line {line}: {error}")
+            self._skipped.append((line, why))
         else:  # rows are read ahead of their answers: of two bad ones the one found last comes first in the file
-            self._stopped = DataFormatError(f"line {line}: {error}")
+            self._stopped = DataFormatError(f"line {line}: {why}")
 
     def _merged(self, asked: _Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
         """The output row, or None for a row that has a field of that name already."""
