@@ -258,6 +258,8 @@ def _check(manifest: Manifest) -> None:
             raise BundleError(f"template {name!r} has no verdict form; a slow template needs one")
         if verdict is not None and not len(verdict.choices) == len(verdict.choice_ids) >= 2:
             raise BundleError(f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, expected equal and >= 2")
+        if verdict is not None and len(set(verdict.choice_ids)) != len(verdict.choice_ids):
+            raise BundleError(f"template {name!r} gives two verdict choices the same token id")
         if name == "pairwise_slow" and verdict is not None and len(verdict.choices) != 2:
             raise BundleError(f"template {name!r} has {len(verdict.choices)} choices, a pair needs exactly 2")
         if name == "pointwise_slow" and verdict is not None and len(verdict.values) != len(verdict.choices):

@@ -172,7 +172,7 @@ class FastSlowRM:
         return self._compare(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), policy, settings)
 
     def rank(self, prompt: Prompt, responses: Sequence[str], top_k: int | None = None, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
-        """Rank responses by score, best first, in the form of ``CrossEncoder.rank``.
+        """Rank responses by score, best first, in the form of ``CrossEncoder.rank``; :meth:`best_of_n` lets them meet in pairs.
 
         Args:
             prompt: What was asked.

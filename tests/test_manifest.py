@@ -55,6 +55,18 @@ def test_round_trip():
         (changed(templates={"pointwise_fast": {"text": "{prompt}{response}{answer}"}}), r"unknown slot \{answer\}"),
         (changed(templates={**GOOD["templates"], "other": {"text": ""}}), "'other' is unknown"),
         (changed(templates={**GOOD["templates"], "pointwise_slow": {"text": "{prompt}{response}"}}), "has no verdict form"),
+        (
+            changed(
+                templates={
+                    **GOOD["templates"],
+                    "pointwise_slow": {
+                        "text": "{prompt}{response}",
+                        "verdict": {"close": "</t>", "prefix": "", "choices": ["y", "n"], "choice_ids": [7, 7], "values": [1, 0]},
+                    },
+                }
+            ),
+            "two verdict choices the same token id",
+        ),
         (changed(limits={"context": 4, "thinking_tokens": 8}), "limits.context is 4, expected"),
         (changed(limits={"context": "long", "thinking_tokens": 8}), "limits.context is 'long'"),
         (changed(limits={"context": 64, "thinking_tokens": 0.5}), "limits.thinking_tokens is 0.5"),
