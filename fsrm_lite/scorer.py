@@ -61,7 +61,8 @@ class FastSlowRM:
             seed: Of the judge's sampling.
             deadline: Seconds the judge may take per call; results that it cut short say ``complete=False``.
             gate: Thresholds to use instead of the bundle's.
-            truncate: Cut the end off responses that do not fit into the context, instead of raising.
+            truncate: Cut the end off responses that are too long to be scored, instead of raising; the judge needs more room and
+                may still find them too long.
             judge_process: "subprocess" contains a crash of llama.cpp; see :class:`fsrm_lite.slow.Judge`.
             on_judge_crash: "raise" :class:`JudgeCrashed`, or answer "fast", marked as escalated.
 
