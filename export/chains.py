@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 from fsrm_lite.errors import ContextOverflowError
 from fsrm_lite.export.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity import VerdictParity
-from fsrm_lite.export.readings import TIE_LOGIT, Chain, Ending, Thought
+from fsrm_lite.export.readings import TIE_LOGIT, Chain, ChainTask, Ending, Thought
 from fsrm_lite.manifest import Manifest
 from fsrm_lite.prompts import PromptEncoder
 
@@ -18,18 +16,6 @@ CHAINS = 60
 PARAMETER_TOKENS = 4e10
 """Parameters x tokens per chain: the longest thought measured is this over the model's size, 66 tokens for 0.6 B."""
 MIN_THOUGHT = 16
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ChainTask:
-    """One chain: the prompt's ids, the id that closes a thought, the ids between thought and verdict, the verdict's ids."""
-
-    prompt: tuple[int, ...]
-    close_id: int
-    tail: tuple[int, ...]
-    choice_ids: tuple[int, ...]
 
 
 def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int) -> list[ChainTask]:
@@ -43,6 +29,7 @@ def _tasks_of(name: str, data: CalibrationSet, encoder: PromptEncoder, budget: i
     if verdict is None:
         return []
     tail = tuple(encoder.encode_template(verdict.close + verdict.prefix))
+    ending = Ending(frozenset({*encoder.manifest.stop_ids, *tail[:1]}), tail, verdict.choice_ids, budget)
     jobs = data.triples() if name == "pairwise_slow" else list(data.items)
     tasks: list[ChainTask] = []
     for job in jobs[:: max(1, len(jobs) // count)]:
@@ -50,35 +37,14 @@ def _tasks_of(name: str, data: CalibrationSet, encoder: PromptEncoder, budget: i
             prompt = tuple(encoder.pairwise_slow(*job) if len(job) == 3 else encoder.pointwise_slow(*job))
         except ContextOverflowError:
             continue
-        if len(prompt) + budget + len(tail) <= encoder.manifest.limits.context:
-            tasks.append(ChainTask(prompt, tail[0], tail, verdict.choice_ids))
+        if len(prompt) + ending.tokens <= encoder.manifest.limits.context:
+            tasks.append(ChainTask(prompt, ending))
     return tasks[:count]
 
 
 def thought_budget(manifest: Manifest, parameters: int) -> int:
     """Longest thought to measure, in tokens."""
     return min(manifest.limits.thinking_tokens, max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters)))
-
-
-def run_chains(
-    tasks: Sequence[ChainTask], manifest: Manifest, budget: int, think: Callable[[list[tuple[int, ...]], Ending, slice], list[T]]
-) -> list[T]:
-    """Ask for the chains of all tasks, those with the same ending together.
-
-    Args:
-        tasks: What to think about.
-        manifest: Its stop ids end a thought, beside what closes one.
-        budget: Longest thought.
-        think: Given prompts, their ending and their place in ``tasks``, returns one result per prompt.
-
-    Returns:
-        One result per task, in order.
-    """
-    done: list[T] = []
-    for group in _groups(tasks):
-        ending = Ending(frozenset({*manifest.stop_ids, group[0].close_id}), group[0].tail, group[0].choice_ids, budget)
-        done += think([task.prompt for task in group], ending, slice(len(done), len(done) + len(group)))
-    return done
 
 
 def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence[Chain], budget: int) -> VerdictParity:
@@ -119,13 +85,3 @@ def _same_verdict(want: Chain, have: Chain) -> bool:
 def _share(alike: Iterable[bool]) -> float:
     values = list(alike)
     return sum(values) / len(values) if values else 1.0
-
-
-def _groups(tasks: Sequence[ChainTask]) -> list[list[ChainTask]]:
-    """Tasks of one template are neighbours; each group shares its closing and its choices."""
-    groups: list[list[ChainTask]] = []
-    for task in tasks:
-        if not groups or (groups[-1][0].tail, groups[-1][0].choice_ids) != (task.tail, task.choice_ids):
-            groups.append([])
-        groups[-1].append(task)
-    return groups

@@ -61,7 +61,9 @@ def atomic_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         check_target(target, overwrite=overwrite)
         _swap(building, target)
     except OSError as error:
-        raise ExportError(f"cannot write {target}: {error.strerror or error} ({error.filename or building})") from error
+        # numpy's own error for a short write has neither number nor text.
+        reason = error.strerror or f"the disk is full ({error})"
+        raise ExportError(f"cannot write {target}: {reason} ({error.filename or building})") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.engine import BATCH_TOKENS, Engine
-from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Thought, TokenReading, families, read_logits
+from fsrm_lite.export.readings import Chain, ChainTask, ChainWriter, Thought, TokenReading, families, read_logits
 from fsrm_lite.packing import common_length
 
-STREAMS = 30
-"""Prompts at a time; half of chains.CHAINS, which are spread over two templates."""
+STREAMS = 32
+"""Sequences at a time; more of them make a step little cheaper."""
 CACHE_BYTES = 2 << 30
 """Fewer prompts at a time where their keys and values would take more."""
 SMALL_MODEL_BYTES = 64 << 20
@@ -49,7 +49,7 @@ class GgufReader:
         readings: dict[int, TokenReading] = {}
         # Neighbours in this order share the most.
         order = [i for family in families(sequences) for i in family.members]
-        step = self._streams(sequences, 0)
+        step = self._streams([len(s) for s in sequences])
         for start in range(0, len(order), step):
             batch = order[start : start + step]
             logits = self._prefill([sequences[i] for i in batch], 0)
@@ -58,64 +58,60 @@ class GgufReader:
                 progress(len(readings), len(sequences))
         return [readings[i] for i in range(len(sequences))]
 
-    def think(
-        self, prompts: Sequence[Sequence[int]], ending: Ending, given: Sequence[Thought], progress: Progress | None = None
-    ) -> list[tuple[Chain, Chain]]:
-        """Write the chain behind each prompt, greedily, and read the verdict behind a given thought too.
+    def think(self, tasks: Sequence[ChainTask], given: Sequence[Thought], progress: Progress | None = None) -> list[tuple[Chain, Chain]]:
+        """Write a chain for each task, greedily, and read the verdict behind a given thought too.
 
         Args:
-            prompts: Ids.
-            ending: How thoughts end and what is asked then.
-            given: One thought per prompt.
-            progress: Called with prompts done and prompts in all.
+            tasks: What to think about.
+            given: One thought per task.
+            progress: Called with tasks done and tasks in all.
 
         Returns:
-            Per prompt, in input order, its own chain, and the one with the given thought.
+            Per task, in input order, the file's own chain, and the one with the given thought.
         """
         chains: list[tuple[Chain, Chain]] = []
-        step = self._streams(prompts, ending.tokens)
-        for start in range(0, len(prompts), step):
+        step = self._streams([task.tokens for task in tasks])
+        for start in range(0, len(tasks), step):
             part = slice(start, start + step)
-            own = self._write(prompts[part], ending)
-            chains += zip(own, self._follow(prompts[part], ending, own, given[part]), strict=True)
+            own = self._write(tasks[part])
+            chains += zip(own, self._follow(tasks[part], own, given[part]), strict=True)
             if progress is not None:
-                progress(len(chains), len(prompts))
+                progress(len(chains), len(tasks))
         return chains
 
-    def _streams(self, sequences: Sequence[Sequence[int]], extra: int) -> int:
-        """How many sequences are read at a time."""
-        longest = max((len(s) for s in sequences), default=0) + extra
-        return max(1, min(STREAMS, CACHE_BYTES // (longest * self._engine.cell_bytes or 1)))
+    def _streams(self, tokens: Sequence[int]) -> int:
+        """How many sequences of so many tokens are read at a time."""
+        return max(1, min(STREAMS, CACHE_BYTES // (max(tokens, default=1) * self._engine.cell_bytes)))
 
-    def _write(self, prompts: Sequence[Sequence[int]], ending: Ending) -> list[Chain]:
-        writers = [ChainWriter(ending) for _ in prompts]
+    def _write(self, tasks: Sequence[ChainTask]) -> list[Chain]:
+        writers = [ChainWriter(task.ending) for task in tasks]
         chains: dict[int, Chain] = {}
-        live, lengths = list(range(len(prompts))), [len(prompt) for prompt in prompts]
-        logits = self._prefill(prompts, ending.tokens)
+        live, lengths = list(range(len(tasks))), [len(task.prompt) for task in tasks]
+        logits = self._prefill([task.prompt for task in tasks], max(task.ending.tokens for task in tasks))
         while True:
             written = [(i, writers[i].step(row)) for i, row in zip(live, logits, strict=True)]
             chains.update({i: x for i, x in written if isinstance(x, Chain)})
             tokens = {i: x for i, x in written if not isinstance(x, Chain)}
             live = list(tokens)
             if not live:
-                return [chains[i] for i in range(len(prompts))]
+                return [chains[i] for i in range(len(tasks))]
             logits = self._engine.decode(_int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True)
             for i in live:
                 lengths[i] += 1
 
-    def _follow(self, prompts: Sequence[Sequence[int]], ending: Ending, own: list[Chain], given: Sequence[Thought]) -> list[Chain]:
+    def _follow(self, tasks: Sequence[ChainTask], own: list[Chain], given: Sequence[Thought]) -> list[Chain]:
         """Read the verdicts behind given thoughts; the streams hold the prompts with the file's own thoughts."""
         unread: dict[int, tuple[int, list[int]]] = {}
         for i, (chain, thought) in enumerate(zip(own, given, strict=True)):
             if chain.thought.ids != thought.ids:
                 common = common_length(chain.thought.ids, thought.ids)
-                start = len(prompts[i]) + common
+                start = len(tasks[i].prompt) + common
                 self._engine.cut(i, start)
-                unread[i] = (start, [*thought.ids[common:], *ending.tail])
+                unread[i] = (start, [*thought.ids[common:], *tasks[i].ending.tail])
         choices = {i: chain.choice_logits for i, chain in enumerate(own)}
         if unread:
-            rows = self._read(unread)[:, list(ending.choice_ids)].tolist()
-            choices |= {i: tuple(row) for i, row in zip(unread, rows, strict=True)}
+            logits = self._read(unread)
+            choices |= {i: tuple(row[list(tasks[i].ending.choice_ids)].tolist()) for i, row in zip(unread, logits, strict=True)}
         return [Chain(thought, choices[i]) for i, thought in enumerate(given)]
 
     def _prefill(self, sequences: Sequence[Sequence[int]], extra: int) -> NDArray[np.float32]:

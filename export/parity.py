@@ -215,7 +215,9 @@ def violations(precision: str, fast: FirstTokenParity | None, slow: VerdictParit
     if fast is not None:
         help_fast = {"fp32": "", "int8": "; try --fast fp32", "int4": "; try --fast int8"}[precision]
         if precision == "fp32" and not fast.max_delta_logit <= tolerance.delta_logit:
-            found.append(f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}")
+            found.append(
+                f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; see --tolerance delta_logit"
+            )
         if precision != "fp32" and not fast.max_delta_score <= tolerance.delta_score:
             found.append(f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}")
         if not fast.decisions_alike >= tolerance.decisions:

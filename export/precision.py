@@ -83,6 +83,7 @@ def write_tuned_graph(
 
     def write(source: Weights, keep: dict[str, str]) -> tuple[list[Path], float]:
         shown = partial(report, f"fast file, {len(keep)} at fp32" if keep else "fast file")
+        shown(0, checkpoint.arch.layers)
         files = write_fast_graph(source, out_path, label_ids, precision=precision, keep=keep, weights=weights, progress=shown)
         return files, judge(out_path)
 
@@ -120,6 +121,7 @@ def _smooth(checkpoint: Checkpoint, rows: list[Row], report: Progress) -> Smooth
 def smoothing_factors(checkpoint: Weights, rows: list[Row], report: Progress) -> dict[str, Factor]:
     """Measure every layer in fp32 on ``rows`` and choose its factors."""
     factors: dict[str, Factor] = {}
+    report("measure activations", 0, checkpoint.arch.layers)
     residuals = _embedded(checkpoint, rows)
     for layer in range(checkpoint.arch.layers):
         with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
@@ -137,6 +139,7 @@ def matmul_damage(checkpoint: Weights, rows: list[Row], precision: str, report: 
     """Quantize each MatMul alone; return by name the error of its layer's output, relative to that output's size."""
     damage: dict[str, float] = {}
     arch = checkpoint.arch
+    report("measure MatMuls", 0, arch.layers)
     residuals = _embedded(checkpoint, rows)
     for layer in range(arch.layers):
         with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:

@@ -51,7 +51,7 @@ class Ending:
     """How a thought ends and what is asked behind it.
 
     Attributes:
-        stop_ids: Ids that end a thought and are no part of it.
+        stop_ids: Ids that end a thought and are no part of it: what ends an answer, and what closes a thought.
         tail: Ids between thought and verdict.
         choice_ids: Ids of the choices whose logits are read behind the tail.
         budget: Ids of the longest thought.
@@ -66,6 +66,19 @@ class Ending:
     def tokens(self) -> int:
         """Most ids that a chain adds to its prompt."""
         return self.budget + len(self.tail)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTask:
+    """A prompt's ids to think about."""
+
+    prompt: tuple[int, ...]
+    ending: Ending
+
+    @property
+    def tokens(self) -> int:
+        """Most ids that the prompt and its chain can have."""
+        return len(self.prompt) + self.ending.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +153,14 @@ class Family:
 
 
 def families(sequences: Sequence[Sequence[int]]) -> list[Family]:
-    """Group sequences that share at least half of their ids, so that a model reads those once."""
+    """Group sequences that begin alike, so that a model reads that once: at least a quarter of each, and as saves most."""
     found: list[Family] = []
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         if found:
-            last = found[-1]
+            last, size = found[-1], len(found[-1].members)
             first = sequences[last.members[0]]
             common = min(common_length(first, sequences[i]), last.shared or len(first) - 1, len(sequences[i]) - 1)
-            if 2 * common >= len(sequences[i]):
+            if 4 * common >= len(sequences[i]) and size * common > (size - 1) * last.shared:
                 found[-1] = Family(common, (*last.members, i))
                 continue
         found.append(Family(0, (i,)))

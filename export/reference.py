@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import ExportError, missing_extra
-from fsrm_lite.export.readings import Chain, ChainWriter, Ending, Family, TokenReading, families, read_logits
+from fsrm_lite.export.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
 
 TOKENS_PER_BATCH = 2048
 """Keeps the activations of a batch small beside the weights."""
@@ -71,25 +71,25 @@ class Reference:
         with self._torch.inference_mode():
             return self._model.model(**_inputs(ids, mask), use_cache=True).past_key_values, mask
 
-    def think(self, prompts: Sequence[Sequence[int]], ending: Ending, progress: Progress | None = None) -> list[Chain]:
-        """Write the chain behind each prompt, greedily, in input order.
+    def think(self, tasks: Sequence[ChainTask], progress: Progress | None = None) -> list[Chain]:
+        """Write a chain for each task, greedily, in input order.
 
         The loop is written out: ``generate`` would mix in the checkpoint's own generation config, and read everything
         again for the verdict.
         """
         chains: dict[int, Chain] = {}
-        for batch in _batches([len(prompt) + ending.tokens for prompt in prompts], THINKING_TOKENS_PER_BATCH):
-            chains.update(zip(batch, self._write([prompts[i] for i in batch], ending), strict=True))
+        for batch in _batches([task.tokens for task in tasks], THINKING_TOKENS_PER_BATCH):
+            chains.update(zip(batch, self._write([tasks[i] for i in batch]), strict=True))
             if progress is not None:
-                progress(len(chains), len(prompts))
-        return [chains[i] for i in range(len(prompts))]
+                progress(len(chains), len(tasks))
+        return [chains[i] for i in range(len(tasks))]
 
-    def _write(self, prompts: list[Sequence[int]], ending: Ending) -> list[Chain]:
+    def _write(self, tasks: list[ChainTask]) -> list[Chain]:
         torch = self._torch
-        writers = [ChainWriter(ending) for _ in prompts]
+        writers = [ChainWriter(task.ending) for task in tasks]
         chains: dict[int, Chain] = {}
-        live, past = list(range(len(prompts))), None
-        ids, mask = self._pad(prompts, left=True)
+        live, past = list(range(len(tasks))), None
+        ids, mask = self._pad([task.prompt for task in tasks], left=True)
         with torch.inference_mode():
             while live:
                 out = self._model(**_inputs(ids, mask), past_key_values=past, use_cache=True, logits_to_keep=1)
@@ -101,7 +101,7 @@ class Reference:
                     past.batch_select_indices(torch.tensor(rows, dtype=torch.long))
                 ids = torch.tensor([[written[n]] for n in rows])
                 mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
-        return [chains[i] for i in range(len(prompts))]
+        return [chains[i] for i in range(len(tasks))]
 
     def _pad(self, rows: list[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
         """Ids and attention mask, int64 [rows, longest]."""

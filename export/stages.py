@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from fsrm_lite.engine import quantize
 from fsrm_lite.export.calibration_pairs import CalibrationSet
-from fsrm_lite.export.chains import ChainTask, chain_tasks, compare_chains, run_chains, thought_budget
+from fsrm_lite.export.chains import chain_tasks, compare_chains, thought_budget
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.gguf_reader import GgufReader
 from fsrm_lite.export.gguf_writer import native_dtype, write_gguf
 from fsrm_lite.export.graph import matmul_names
 from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, verdict_violations
 from fsrm_lite.export.precision import TunedGraph, smooth, write_tuned_graph
-from fsrm_lite.export.readings import Chain, TokenReading
+from fsrm_lite.export.readings import Chain, ChainTask, TokenReading
 from fsrm_lite.export.reference import Reference
 from fsrm_lite.export.smoothing import Weights
 from fsrm_lite.export.vocabulary import Vocabulary
@@ -106,12 +106,13 @@ class SlowResult:
 
 def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Expected:
     """Run the checkpoint through transformers; the model is freed before anything else is loaded."""
+    report("reference scores", 0, len(source.fast_ids))
     reference = Reference(source.checkpoint.root)
     readings = reference.first_token(source.fast_ids, source.label_ids, partial(report, "reference scores"))
     budget = thought_budget(source.manifest, source.parameters)
     tasks = chain_tasks(source.data, source.encoder, budget) if chains else []
-    shown = _counted(report, "reference thoughts", len(tasks))
-    done = run_chains(tasks, source.manifest, budget, lambda prompts, ending, part: reference.think(prompts, ending, shown(part)))
+    report("reference thoughts", 0, len(tasks))
+    done = reference.think(tasks, partial(report, "reference thoughts"))
     return Expected(readings, tasks, done, budget)
 
 
@@ -139,6 +140,7 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
 def _looks(source: Source, expected: Expected, path: Path, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
     """Read the calibration set through a fast graph part by part; yield the best that its parity can still be, at last the parity."""
     data, readings = source.data, []
+    report("fast parity", 0, len(data.items))
     model = FastModel(path)
     try:
         for part in _growing_parts(len(data.items)):
@@ -189,28 +191,22 @@ def _write_slow(source: Source, weights: Weights, path: Path, kind: SlowKind, dt
     plain = path if kind == dtype else path.with_suffix(".plain.gguf")
     write_gguf(weights, source.vocabulary, plain, dtype=dtype, name=source.manifest.name, progress=partial(report, "slow file"))
     if plain != path:
+        report("quantize slow file", 0, 1)
         quantize(plain, path, kind)
         plain.unlink()
-        report("quantize slow file", 1, 1)
 
 
 def _measure_slow(source: Source, expected: Expected, path: Path, *, smoothed: bool, report: StageProgress) -> SlowResult:
+    report("slow scores", 0, len(source.fast_ids))
     with GgufReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
         parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity)
-        thoughts, shown = [chain.thought for chain in expected.chains], _counted(report, "slow thoughts", len(expected.tasks))
-        both = run_chains(
-            expected.tasks, source.manifest, expected.budget, lambda prompts, ending, part: model.think(prompts, ending, thoughts[part], shown(part))
-        )
+        report("slow thoughts", 0, len(expected.tasks))
+        both = model.think(expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts"))
     verdicts = compare_chains(expected.chains, [own for own, _ in both], [given for _, given in both], expected.budget)
     return SlowResult({"slow": SLOW_PATH}, parity, verdicts, smoothed)
-
-
-def _counted(report: StageProgress, stage: str, total: int) -> Callable[[slice], Callable[[int, int], None]]:
-    """Progress of one stage that is done in parts."""
-    return lambda part: lambda done, _: report(stage, part.start + done, total)
 
 
 def count_matmuls(source: Source) -> int:

@@ -9,7 +9,7 @@ from helpers_export import make_checkpoint
 
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.gguf_writer import write_gguf
-from fsrm_lite.export.readings import Ending, Thought, read_logits
+from fsrm_lite.export.readings import ChainTask, Ending, Thought, read_logits
 from fsrm_lite.export.vocabulary import read_vocabulary
 
 for module in ("torch", "transformers", "gguf", "llama_cpp"):
@@ -63,22 +63,27 @@ def gguf(folder, tmp_path_factory):
         yield reader
 
 
-def endings(logits, prompts):
-    """An ending without stops, and one that stops some thoughts early: at the third token of the first prompt's."""
+def tasks_of(logits, prompts):
+    """Every prompt with two endings: one without stops, and one that stops some thoughts early, at the third token of the first's."""
     plain = Ending(frozenset(), (3, 9, 4), (20, 21, 22), 6)
-    third = greedy(logits, prompts[0], plain)[0][2]
-    return [plain, Ending(frozenset({third}), (3, 9, 4), (20, 21, 22), 6)]
+    third = greedy(logits, ChainTask(prompts[0], plain))[0][2]
+    stopped = Ending(frozenset({third}), (8,), (30, 31), 4)
+    return [ChainTask(tuple(prompt), ending) for ending in (plain, stopped) for prompt in prompts]
 
 
-def greedy(logits, prompt, ending):
+def greedy(logits, task):
     """Thought and choice logits, one whole forward pass per token."""
     ids: list[int] = []
-    while len(ids) < ending.budget:
-        best = int(logits([*prompt, *ids]).argmax())
-        if best in ending.stop_ids:
+    while len(ids) < task.ending.budget:
+        best = int(logits([*task.prompt, *ids]).argmax())
+        if best in task.ending.stop_ids:
             break
         ids.append(best)
-    return tuple(ids), logits([*prompt, *ids, *ending.tail])[list(ending.choice_ids)]
+    return tuple(ids), verdict(logits, task, ids)
+
+
+def verdict(logits, task, ids):
+    return logits([*task.prompt, *ids, *task.ending.tail])[list(task.ending.choice_ids)]
 
 
 def test_first_tokens_are_those_of_whole_passes_in_input_order(reference, gguf, logits):
@@ -95,27 +100,25 @@ def test_first_tokens_are_those_of_whole_passes_in_input_order(reference, gguf, 
 
 
 def test_the_checkpoints_chains_are_greedy_whatever_its_generation_config_says(reference, logits):
-    prompts = random_sequences()
-    for ending in endings(logits, prompts):
-        for prompt, chain in zip(prompts, reference.think(prompts, ending), strict=True):
-            thought, choices = greedy(logits, prompt, ending)
-            assert chain.thought.ids == thought
-            assert chain.choice_logits == pytest.approx(choices, abs=1e-4)
-            assert all(token in ties for token, ties in zip(thought, chain.thought.ties, strict=False))
+    tasks = tasks_of(logits, random_sequences())
+    for task, chain in zip(tasks, reference.think(tasks), strict=True):
+        thought, choices = greedy(logits, task)
+        assert chain.thought.ids == thought
+        assert chain.choice_logits == pytest.approx(choices, abs=1e-4)
+        assert all(token in ties for token, ties in zip(thought, chain.thought.ties, strict=False))
 
 
 def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, monkeypatch):
     monkeypatch.setattr("fsrm_lite.export.gguf_reader.STREAMS", 3)
-    prompts = random_sequences()
-    given = [Thought(tuple(range(n, n + n % 4))) for n in range(len(prompts))]
-    for ending in endings(logits, prompts):
-        given[0] = Thought(greedy(logits, prompts[0], ending)[0])
-        for prompt, thought, (own, told) in zip(prompts, given, gguf.think(prompts, ending, given), strict=True):
-            ids, choices = greedy(logits, prompt, ending)
-            assert own.thought.ids == ids
-            assert own.choice_logits == pytest.approx(choices, abs=2e-2)
-            assert told.thought == thought
-            assert told.choice_logits == pytest.approx(logits([*prompt, *thought.ids, *ending.tail])[list(ending.choice_ids)], abs=2e-2)
+    tasks = tasks_of(logits, random_sequences())
+    given = [Thought(tuple(range(n, n + n % 4))) for n in range(len(tasks))]
+    given[0] = Thought(greedy(logits, tasks[0])[0])
+    for task, thought, (own, told) in zip(tasks, given, gguf.think(tasks, given), strict=True):
+        ids, choices = greedy(logits, task)
+        assert own.thought.ids == ids
+        assert own.choice_logits == pytest.approx(choices, abs=2e-2)
+        assert told.thought == thought
+        assert told.choice_logits == pytest.approx(verdict(logits, task, thought.ids), abs=2e-2)
 
 
 def test_long_prompts_are_read_fewer_at_a_time(gguf, monkeypatch):
