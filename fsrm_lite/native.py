@@ -68,7 +68,7 @@ class Vocabulary:
         self.size: int = llama.llama_vocab_n_tokens(self._pointer)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of ``text`` with control tokens read as plain characters. Added tokens that are not control tokens may come out."""
+        """Ids of ``text``, control tokens not asked for. Added tokens come out all the same, as do control tokens of SentencePiece."""
         data = text.encode()
         room = len(data) + 8  # no tokenizer makes more tokens than bytes, but for a space it puts in front
         ids = (ctypes.c_int32 * room)()
