@@ -59,6 +59,22 @@ def test_open_fetches_the_manifest_alone_and_files_when_asked(hub, cache):
     assert bundle.path("fast").parent == bundle.root / "fast"
 
 
+def test_from_pretrained_fetches_the_judge_when_the_gate_first_fires(hub, cache, no_sockets):
+    pytest.importorskip("llama_cpp")
+    from fsrm_lite import FastSlowRM
+
+    hub.folder = Bundle.open().root
+    with FastSlowRM.from_pretrained("org/name", revision="main", cache_dir=cache, threads=1) as rm:
+        fast = rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="never")
+        assert "slow/model.gguf" not in hub.files_asked()
+        slow = rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always")
+        assert hub.files_asked()[-1] == "slow/model.gguf"
+    assert (fast.route, slow.route) == ("fast", "slow")
+    no_sockets()
+    with FastSlowRM.from_pretrained("org/name", revision="main", cache_dir=cache, local_files_only=True, threads=1) as rm:
+        assert rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always") == slow
+
+
 def test_cached_files_need_no_socket(hub, cache, no_sockets):
     Bundle.open("org/name", cache_dir=cache).check()
     no_sockets()
