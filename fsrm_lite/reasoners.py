@@ -341,8 +341,8 @@ def _read_choices(data: bytes) -> list[Proposal]:
         total = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReasonerError(f"the endpoint's reply is not a chat completion: {data[:200]!r}") from error
-    if not texts:
-        raise ReasonerError("the endpoint returned no choices")
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ReasonerError("the endpoint returned no choices, or one whose content is not a text")
     if not isinstance(total, int):
         return [Proposal(text, len(text.split())) for text in texts]
     # The bill covers all choices; it is shared out evenly, the rest going to the first.

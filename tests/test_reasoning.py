@@ -246,6 +246,7 @@ def test_endpoint_reasoner_tries_again_after_a_server_error(endpoint):
         ((500, b""), "failed after 2 tries.*500", 2),
         ((200, b"<html>"), "not a chat completion", 1),
         ((200, b'{"choices": []}'), "no choices", 1),
+        ((200, b'{"choices": [{"message": {"content": ["x"]}}]}'), "not a text", 1),
         ((200, b'{"choices": [{"text": "x"}]}'), "not a chat completion", 1),
         ((0.5, b""), "failed after 2 tries", 2),
     ],
