@@ -41,7 +41,10 @@ def parity_table(parity: Mapping[str, Any]) -> str:
     fast = parity.get("fast") or {}
     if fast.get("kept_fp32"):
         lines.append(f"| MatMuls kept at fp32 to get there | {len(fast['kept_fp32'])} of {fast['matmuls']} |" + " |" * (len(columns) - 1))
-    if (parity.get("slow") or {}).get("smoothed"):
+    slow = parity.get("slow") or {}
+    if slow.get("matrices"):
+        lines.append("| matrices by type |" + " |" * (len(columns) - 1) + f" {', '.join(f'{n} {kind}' for kind, n in slow['matrices'].items())} |")
+    if slow.get("smoothed"):
         lines.append("| outlier channels scaled away |" + " |" * (len(columns) - 1) + " yes |")
     return "\n".join(lines)
 

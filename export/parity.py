@@ -101,8 +101,8 @@ class FirstTokenParity:
     rank_correlation: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, rounded to what is worth reading."""
-        return {key: round(value, 6) for key, value in asdict(self).items()}
+        """Return the JSON form, in six significant digits."""
+        return _rounded(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ class VerdictParity:
         return min(self.verdicts_alike, self.given_thought_alike), -self.max_delta_p
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, rounded to what is worth reading."""
-        return {key: round(value, 6) for key, value in asdict(self).items()}
+        """Return the JSON form, in six significant digits."""
+        return _rounded(asdict(self))
 
 
 def gate_signals(readings: Sequence[Reading], manifest: Manifest) -> list[FastSignals]:
@@ -236,6 +236,10 @@ def verdict_violations(slow: VerdictParity, tolerance: Tolerance) -> list[str]:
 
 def _same_decision(want: float, have: float) -> bool:
     return (want > 0) == (have > 0) or abs(want) <= FP32_NOISE_LOGIT
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in figures.items()}
 
 
 def _share(alike: Any) -> float:  # noqa: ANN401 - any iterable of bool

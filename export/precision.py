@@ -30,6 +30,7 @@ CALIBRATION_TOKENS = 768
 """Rows on which activations are measured; the score tolerance is checked on all calibration prompts."""
 
 _HEAD_ROWS, _HEAD_TOKENS = 64, 256
+_HOPELESS = 3.0  # An estimate, so far above 1.
 
 Progress = Callable[[str, int, int], None]
 
@@ -98,15 +99,26 @@ def write_tuned_graph(
         return TunedGraph(files, {}, excess, history=history)
     damage = matmul_damage(smoothed, rows, precision, report)
     ranked = sorted(damage, key=lambda name: -damage[name])
-    count = 1
-    while excess > 1 and count < 2 * len(ranked):
+    for count in _counts([damage[name] for name in ranked], excess):
         keep = dict.fromkeys(ranked[:count], "fp32")
         files, excess = write(smoothed, keep)
-        history[len(keep)] = excess
-        count *= 2
+        history[count] = excess
+        if excess <= 1:
+            break
     if weights.path is not None:
         drop_unused(out_path)
     return TunedGraph(files, keep, excess, (ranked[0], damage[ranked[0]]), history)
+
+
+def _counts(damage: Sequence[float], excess: float) -> list[int]:
+    """How many of the worst MatMuls to keep, in the order to try: twice as many each time, at last all.
+
+    Independent errors add up in squares, so what is left of ``excess`` can be told in advance; numbers that would leave
+    more than ``_HOPELESS`` are not tried.
+    """
+    squares = np.square(np.asarray(damage, dtype=np.float64))
+    counts = [2**n for n in range(len(damage).bit_length()) if 2**n < len(damage)]
+    return [n for n in counts if excess * np.sqrt(squares[n:].sum() / max(squares.sum(), 1e-300)) <= _HOPELESS] + [len(damage)]
 
 
 def smooth(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Progress) -> SmoothedCheckpoint:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -25,6 +26,7 @@ from fsrm_lite.export.reference import Reference
 from fsrm_lite.export.smoothing import Weights
 from fsrm_lite.export.vocabulary import Vocabulary
 from fsrm_lite.fast import FastModel
+from fsrm_lite.gguf_header import read_header
 from fsrm_lite.manifest import Manifest
 from fsrm_lite.prompts import PromptEncoder
 
@@ -88,11 +90,16 @@ class FastResult:
 
 @dataclass(frozen=True, slots=True)
 class SlowResult:
-    """The slow file: its paths by role, its parity, whether outlier channels were scaled away; empty when none was asked for."""
+    """The slow file: its paths by role, its parity, its matrices by type; empty when none was asked for.
+
+    ``smoothed`` says whether outlier channels were scaled away. Types vary, since llama.cpp cannot quantize a matrix
+    whose rows do not divide into its blocks.
+    """
 
     files: dict[str, str]
     parity: FirstTokenParity | None = None
     verdicts: VerdictParity | None = None
+    matrices: dict[str, int] = field(default_factory=dict)
     smoothed: bool = False
 
     def to_dict(self, precision: str, tolerance: Tolerance) -> dict[str, Any] | None:
@@ -101,7 +108,8 @@ class SlowResult:
             return None
         verdicts = {} if self.verdicts is None else self.verdicts.to_dict()
         allowed = tolerance.of_slow() if verdicts else {}
-        return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, "smoothed": self.smoothed}
+        making = {"matrices": self.matrices, "smoothed": self.smoothed}
+        return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, **making}
 
 
 def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Expected:
@@ -202,11 +210,19 @@ def _measure_slow(source: Source, expected: Expected, path: Path, *, smoothed: b
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
         parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest)
         if not expected.tasks:
-            return SlowResult({"slow": SLOW_PATH}, parity)
+            return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
         report("slow thoughts", 0, len(expected.tasks))
         both = model.think(expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts"))
     verdicts = compare_chains(expected.chains, [own for own, _ in both], [given for _, given in both], expected.budget)
-    return SlowResult({"slow": SLOW_PATH}, parity, verdicts, smoothed)
+    return SlowResult({"slow": SLOW_PATH}, parity, verdicts, _matrices(path), smoothed)
+
+
+def _matrices(path: Path) -> dict[str, int]:
+    """Number of matrices of a GGUF by type, the commonest first."""
+    from gguf import GGMLQuantizationType
+
+    types = Counter(GGMLQuantizationType(t.type).name.lower() for t in read_header(path).tensors.values() if len(t.shape) == 2)
+    return dict(types.most_common())
 
 
 def count_matmuls(source: Source) -> int:

@@ -83,6 +83,7 @@ def test_export_measures_parity_of_both_files(exported):
     assert parity["fast"]["max_delta_logit"] <= 1e-3
     assert parity["slow"]["max_delta_logit"] <= 1e-2
     assert parity["slow"]["chains"] > 10
+    assert parity["slow"]["matrices"] == {"f16": 15}
     assert manifest.card["provenance"]["checkpoint_sha256"]
     assert manifest.card["architecture"]["head_dim"] == 24
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.graph import write_fast_graph
 from fsrm_lite.export.precision import _calibration_rows as calibration_rows
+from fsrm_lite.export.precision import _counts as counts_to_try
 from fsrm_lite.export.precision import matmul_damage, smoothing_factors, write_tuned_graph
 from fsrm_lite.export.smoothing import SmoothedCheckpoint
 from fsrm_lite.fast import FastModel
@@ -109,6 +110,15 @@ def test_keeping_stops_as_soon_as_the_tolerance_holds(tmp_path):
     assert strict.worst is not None
     assert strict.worst[0] in strict.keep
     assert list(strict.history) == sorted(strict.history)
+
+
+def test_counts_that_cannot_be_enough_are_not_tried():
+    assert counts_to_try([1.0] * 20, 2.0) == [1, 2, 4, 8, 16, 20]
+    assert counts_to_try([1.0] * 20, 8.0) == [20]
+    assert counts_to_try([1.0] * 20, 5.0) == [16, 20]
+    assert counts_to_try([100.0, 1.0, 1.0], 90.0) == [1, 2, 3]
+    assert counts_to_try([0.0, 0.0], 9.0) == [1, 2]
+    assert counts_to_try([1.0], 9.0) == [1]
 
 
 def test_impossible_tolerance_ends_with_everything_at_fp32(tmp_path):
