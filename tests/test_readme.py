@@ -106,6 +106,6 @@ def test_what_else_it_names_is_there():
 
 
 def test_it_reads_in_two_minutes():
-    """Prose without code and tables, at 280 words a minute."""
+    """Prose without code and tables, at 300 words a minute; marks and code names count as words."""
     prose = [line for line in re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines() if not line.startswith(("|", "#"))]
-    assert sum(len(line.split()) for line in prose) <= 650
+    assert sum(len(line.split()) for line in prose) <= 600
