@@ -44,7 +44,7 @@ class PromptEncoder:
         for text, token_id in manifest.special_tokens.items():
             if self._tokenizer.token_to_id(text) != token_id:
                 raise BundleError(f"special token {text!r} has id {self._tokenizer.token_to_id(text)} in the tokenizer, {token_id} in fsrm.json")
-            if token_id in self.encode_text(text):
+            if token_id in self.encode_text(f"{text}x{text} {text}"):  # at the start, inside a word, behind a space
                 raise BundleError(f"special token {text!r} is a plain word of the tokenizer: any response that spells it would give it; export again")
         self.manifest = manifest
         self._special = dict(manifest.special_tokens)
