@@ -208,7 +208,7 @@ def test_prompts_too_long_to_be_read_stop_the_run_or_count_as_ties():
                 raise ContextOverflowError("item 2: too long")
             return super().score_many(items, **options)
 
-    with pytest.raises(ContextOverflowError, match="^b: item 2: too long"):
+    with pytest.raises(ContextOverflowError, match=r"^b: item 2: too long"):
         report_of(Short(knows), DATA / "pairs.jsonl")
     report = report_of(Short(knows), DATA / "pairs.jsonl", skip_too_long=True)
     assert (report["too_long_to_be_read"], report["with_an_empty_response"]) == (1, 0)

@@ -107,6 +107,7 @@ def test_swapping_a_pair_swaps_the_winner(rm, pairs):
     forward = rm.compare_many(asked, judge="always", temperature=0.0)
     backward = rm.compare_many([(q, b, a) for q, a, b in asked], judge="always", temperature=0.0)
     for there, back in zip(forward, backward, strict=True):
+        assert there.winner == 1 - back.winner
         assert there.p_first == pytest.approx(1 - back.p_first, abs=0.02)
 
 
