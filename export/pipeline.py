@@ -17,6 +17,7 @@ from fsrm_lite.export.card import model_card
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.folders import atomic_folder, check_target
 from fsrm_lite.export.parity import Tolerance, violations
+from fsrm_lite.export.precision import worst_matmul
 from fsrm_lite.export.spec import load_spec, resolve_spec
 from fsrm_lite.export.stages import (
     FastKind,
@@ -89,7 +90,7 @@ def export_checkpoint(
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)
         parity = {"fast": fast_result.to_dict(fast, count_matmuls(source), limits), "slow": slow_result.to_dict(slow, limits)}
-        found = _out_of_tolerance(fast, fast_result, slow_result, limits)
+        found = _out_of_tolerance(source, (fast, slow), fast_result, slow_result, limits, report)
         if found and not force:
             raise ToleranceError("the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force")
         manifest = replace(source.manifest, card=_card_entries(source, parity, found, fingerprint))
@@ -129,10 +130,14 @@ def check_weights(checkpoint: Checkpoint, report: StageProgress) -> str:
     return digest.hexdigest()
 
 
-def _out_of_tolerance(precision: FastKind, fast: FastResult, slow: SlowResult, tolerance: Tolerance) -> list[str]:
-    found = violations(precision, fast.parity, slow.verdicts, tolerance)
-    if fast.tuned.worst is not None and any(line.startswith("fast") for line in found):
-        name, error = fast.tuned.worst
+def _out_of_tolerance(
+    source: Source, kinds: tuple[FastKind, SlowKind], fast: FastResult, slow: SlowResult, limits: Tolerance, report: StageProgress
+) -> list[str]:
+    """What is out of tolerance, one line each, and the MatMul to look at where quantization did it."""
+    found = violations(kinds[0], fast.parity, slow.verdicts, limits)
+    quantized = {"fast": kinds[0] != "fp32", "slow": kinds[1] != "f16"}
+    if any(quantized[line.partition(":")[0]] for line in found):
+        name, error = fast.tuned.worst or worst_matmul(source.checkpoint, source.fast_ids, report)
         found.append(f"the worst MatMul is {name}, which alone changes its layer's output by {error:.2%}")
     return found
 

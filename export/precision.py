@@ -171,6 +171,13 @@ def matmul_damage(checkpoint: Weights, rows: list[Row], precision: str, report: 
     return damage
 
 
+def worst_matmul(checkpoint: Weights, sequences: Sequence[Sequence[int]], progress: Progress) -> tuple[str, float]:
+    """The MatMul that suffers most from 8 bits, with the relative error of its layer's output."""
+    damage = matmul_damage(checkpoint, _calibration_rows(sequences), "int8", progress)
+    name = max(damage, key=lambda name: damage[name])
+    return name, damage[name]
+
+
 def _calibration_rows(sequences: Sequence[Sequence[int]]) -> list[Row]:
     chosen: list[tuple[int, ...]] = []
     budget = CALIBRATION_TOKENS

@@ -152,6 +152,16 @@ def test_export_out_of_tolerance_writes_nothing_unless_forced(checkpoint, rows, 
     assert not Bundle.open(tmp_path / "out").has("slow")
 
 
+@pytest.mark.parametrize(("fast", "slow", "named"), [("int8", "none", True), ("fp32", "q8_0", True), ("fp32", "f16", False)])
+def test_export_names_the_worst_matmul_where_quantization_did_it(fast, slow, named, checkpoint, rows, tmp_path, monkeypatch):
+    kind = "slow" if slow != "none" else "fast"
+    monkeypatch.setattr("fsrm_lite.export.pipeline.violations", lambda *_: [f"{kind}: something is off; try --{kind} wider"])
+    with pytest.raises(ToleranceError, match=f"{kind}: something is off; try --{kind} wider; ") as caught:
+        export_checkpoint(checkpoint, tmp_path / "out", fast=fast, slow=slow, calibration=rows, tolerance=LOOSE)
+    assert ("the worst MatMul is " in str(caught.value)) == named
+    assert listing(tmp_path) == []
+
+
 def drop_shard(folder):
     (folder / "model.safetensors").unlink()
 
