@@ -231,25 +231,18 @@ def _inside(root: Path, relative: str) -> Path:
 
 def _fetch(hub: HubSource, filename: str) -> Path:
     """Return a file of a hub repository: from the cache without any network call, else downloaded."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def get(local_only: bool) -> Path:
-        cache = None if hub.cache_dir is None else str(hub.cache_dir)
-        return Path(
-            hf_hub_download(
-                hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, local_files_only=local_only, library_name="fsrm-lite"
-            )
-        )
-
+    cache = None if hub.cache_dir is None else str(hub.cache_dir)
     try:
-        return get(local_only=True)
-    except LocalEntryNotFoundError:
-        pass
-    except Exception as error:
-        raise _hub_error(hub, filename, error) from error
-    try:
-        return get(local_only=hub.local_files_only)
+        # Not the download with local_files_only: that may ask the hub for the client's own lists all the same.
+        found = try_to_load_from_cache(hub.name, filename, cache_dir=cache, revision=hub.revision)
+        if isinstance(found, str):
+            return Path(found)
+        if hub.local_files_only:
+            raise LocalEntryNotFoundError(filename)
+        return Path(hf_hub_download(hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"))
     except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
         raise _hub_error(hub, filename, error) from error
 
