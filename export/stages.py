@@ -202,6 +202,7 @@ def _write_slow(source: Source, weights: Weights, path: Path, kind: SlowKind, dt
         report("quantize slow file", 0, 1)
         quantize(plain, path, kind)
         plain.unlink()
+        report("quantize slow file", 1, 1)
 
 
 def _measure_slow(source: Source, expected: Expected, path: Path, *, smoothed: bool, report: StageProgress) -> SlowResult:
