@@ -76,9 +76,10 @@ def test_from_pretrained_fetches_the_judge_when_the_gate_first_fires(hub, cache,
         slow = rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always")
         assert hub.files_asked()[-1] == "slow/model.gguf"
     assert (fast.route, slow.route) == ("fast", "slow")
-    no_sockets()
+    attempts = no_sockets()
     with FastSlowRM.from_pretrained("org/name", revision="main", cache_dir=cache, local_files_only=True, threads=1) as rm:
         assert rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always") == slow
+    assert attempts == []
 
 
 def test_cached_files_need_no_socket(hub, cache, no_sockets):
@@ -86,9 +87,9 @@ def test_cached_files_need_no_socket(hub, cache, no_sockets):
     attempts = no_sockets()
     bundle = Bundle.open("org/name", cache_dir=cache)
     bundle.check()
-    assert attempts == []
     assert Bundle.open("org/name", revision=COMMIT, cache_dir=cache).manifest == bundle.manifest
     assert Bundle.open("org/name", cache_dir=cache, local_files_only=True).manifest == bundle.manifest
+    assert attempts == []
 
 
 def test_local_files_only_never_asks_the_network(hub, cache):
