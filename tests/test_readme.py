@@ -57,8 +57,8 @@ def call(words, monkeypatch):
 
 
 def test_python(rm, monkeypatch):
-    monkeypatch.setattr(FastSlowRM, "from_pretrained", lambda: rm)
-    (code,) = (block for kind, block in BLOCKS if kind == "python")
+    monkeypatch.setattr(FastSlowRM, "from_pretrained", lambda *source, **options: rm)
+    code, *loops = (block for kind, block in BLOCKS if kind == "python")
     names = {}
     exec(code, names)
     results = [eval(line.split("  # ")[0], names) for line in code.splitlines() if line.startswith("rm.")]
@@ -66,6 +66,11 @@ def test_python(rm, monkeypatch):
     assert results[2].winner == 0
     assert results[3][0]["corpus_id"] == results[4].index == 1
     assert re.search(r"Selection\(index=1\b", code)
+    for loop in loops:
+        exec(loop.replace("port=8080", "port=0"), names)
+    names["server"].server_close()
+    assert names["best"] in names["candidates"]
+    assert names["result"].outcome in ("accepted", "abstained")
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=["commands", "recorded"])
@@ -106,6 +111,8 @@ def test_what_else_it_names_is_there():
 
 
 def test_it_reads_in_two_minutes():
-    """Prose without code and tables, at 300 words a minute; marks and code names count as words."""
-    prose = [line for line in re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines() if not line.startswith(("|", "#"))]
+    """Prose without code and tables, at 300 words a minute, up to the loops, of which each is for its own reader."""
+    prose = [
+        line for line in re.sub(r"```.*?```", "", TEXT.partition("## Loops")[0], flags=re.DOTALL).splitlines() if not line.startswith(("|", "#"))
+    ]
     assert sum(len(line.split()) for line in prose) <= 600
