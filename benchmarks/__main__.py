@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import judge
 from benchmarks.files import Files
 from benchmarks.llama_peer import amx_crashes
-from benchmarks.measure import Field, race
+from benchmarks.measure import Field, race, summarise
 from benchmarks.peers import PEERS, ROOFLINE
 from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
@@ -169,7 +169,7 @@ def _grow(field: Field, budget_s: float) -> dict[str, dict[str, float]]:
         series = race(field, GROWTH_PEERS, workload, (end - perf_counter()) * 2 / (len(points) - done), say, rounds=2)
         for peer, times in series.items():
             if times.seconds:
-                growth[peer][workload.name] = min(times.seconds)
+                growth[peer][workload.name] = summarise(times.seconds, times.others)["min_s"]
     return growth
 
 

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.judge_sides import VOTE, Task
-from benchmarks.measure import SPINS
+from benchmarks.measure import SPINS, summarise
 from benchmarks.worker import Worker
 
 EMBEDDED_PAIRS, EMBEDDED_VOTES = 12, 4
@@ -43,9 +43,9 @@ class Row:
 
     Attributes:
         what: What was judged.
-        seconds: Wall times of the judge.
+        seconds: Wall times of the judge, as :func:`benchmarks.measure.summarise` gives them.
         tokens_per_second: Tokens it wrote per second, in the middle.
-        peer_seconds: Wall times of ``create_completion``, one call per vote, for all of the votes.
+        peer_seconds: Those of ``create_completion``, one call per vote, for all of the votes.
         ratio: How many times faster the judge is, by the medians.
         target: The ratio asked for.
         overhead: Share of the wall time spent outside ``llama_decode``, over the time inside; the middle one.
@@ -53,9 +53,9 @@ class Row:
     """
 
     what: str
-    seconds: list[float]
+    seconds: dict[str, Any]
     tokens_per_second: float
-    peer_seconds: list[float]
+    peer_seconds: dict[str, Any]
     ratio: float
     target: float
     overhead: float
@@ -88,10 +88,10 @@ def measure(root: Path, threads: int, say: Callable[[str], None], which: str, *,
         start = perf_counter()
         for number in range(rounds):
             for task in tasks:
-                ours[task.name].append(workers["judge"].run(task, 600.0)["values"])
+                ours[task.name].append(_outcome(workers["judge"], task))
                 say(f"{which} round {number + 1}: {task.name} {ours[task.name][-1]['seconds']:.2f} s")
             for spin in SPINS:
-                peer[spin].append(workers[spin].run(peer_task, 600.0)["values"])
+                peer[spin].append(_outcome(workers[spin], peer_task))
                 say(f"{which} round {number + 1}: create_completion, {peer_task.name}, GOMP_SPINCOUNT={spin} {peer[spin][-1]['seconds']:.2f} s")
             if (perf_counter() - start) * (number + 2) / (number + 1) > budget_s:
                 break
@@ -101,23 +101,30 @@ def measure(root: Path, threads: int, say: Callable[[str], None], which: str, *,
     return [asdict(_row(which, task, target, ours, peer)) for task, target in tasks.items()]
 
 
+def _outcome(worker: Worker, task: Task) -> dict[str, Any]:
+    answer = worker.run(task, 600.0)
+    return {**answer["values"], "others": answer["others"]}
+
+
 def _row(which: str, task: Task, target: float, ours: Runs, peer: Runs) -> Row:
     runs = ours[task.name]
-    scale = {spin: _scale(which, task, outcomes) for spin, outcomes in peer.items()}
-    spin = min(scale, key=lambda s: median(scale[s]))
-    seconds = [run["seconds"] for run in runs]
+    seconds = summarise([run["seconds"] for run in runs], [run["others"] for run in runs])
+    scaled = {s: summarise(_scale(which, task, outcomes), [o["others"] for o in outcomes]) for s, outcomes in peer.items()}
+    spin = min(scaled, key=lambda s: (not scaled[s]["quiet"], scaled[s]["median_s"]))
     notes = [f"peer's GOMP_SPINCOUNT: {spin}"]
     if which == "embedded":
         winners = runs[0]["winners"]
         every = ours[next(iter(EMBEDDED)).name][0]["winners"]
         same = sum(a == b for a, b in zip(winners, every, strict=True))
         notes += [f"{winners.count(0)} of {len(winners)} right", f"{same} decided as by all votes, one pair per call"]
+    if not (seconds["quiet"] and scaled[spin]["quiet"]):
+        notes.append("busy machine")
     return Row(
         f"{which}: {task.name}",
         seconds,
-        median(run["tokens"] / run["seconds"] for run in runs),
-        scale[spin],
-        median(scale[spin]) / median(seconds),
+        median(run["tokens"] for run in runs) / seconds["median_s"],
+        scaled[spin],
+        scaled[spin]["median_s"] / seconds["median_s"],
         target,
         median(run["seconds"] / run["inside_s"] - 1 for run in runs),
         "; ".join(notes),
@@ -140,7 +147,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        ours, peer = (f"{median(r[k]):.2f} | {min(r[k]):.2f} - {max(r[k]):.2f}" for k in ("seconds", "peer_seconds"))
+        ours, peer = (f"{r[k]['median_s']:.2f} | {r[k]['min_s']:.2f} - {r[k]['max_s']:.2f}, n={r[k]['runs']}" for k in ("seconds", "peer_seconds"))
         met = "met" if r["ratio"] >= r["target"] else "missed"
         lines.append(
             f"| {r['what']} | {ours} | {r['tokens_per_second']:.0f} | {peer} | {r['ratio']:.2f}x | {r['target']}x: {met} "

@@ -10,6 +10,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from benchmarks.judge_sides import Task
+from benchmarks.load import QUIET
 from benchmarks.peers import LLAMA_CPP, UNSHARED
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import MAIN, Workload
@@ -32,19 +33,33 @@ ROOM_BYTES = 5 << 30
 
 @dataclass(slots=True)
 class Series:
-    """All times of one peer in one workload, in seconds, scaled to the whole workload."""
+    """All times of one peer in one workload, in seconds, scaled to the whole workload, and what others took meanwhile."""
 
     seconds: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     scale: int = 1
     rss_bytes: int = 0
     values: list[float] = field(default_factory=list)
     failed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Median, fastest, slowest and every time."""
-        times = sorted(self.seconds)
-        summary = {"median_s": median(times), "min_s": times[0], "max_s": times[-1]} if times else {}
-        return {**summary, "seconds": self.seconds, "scale": self.scale, "rss_bytes": self.rss_bytes, "failed": self.failed}
+        """Median, fastest, slowest of the runs that count, and every time."""
+        summary = summarise(self.seconds, self.others) if self.seconds else {}
+        rest = {"seconds": self.seconds, "others": self.others, "scale": self.scale, "rss_bytes": self.rss_bytes, "failed": self.failed}
+        return summary | rest
+
+
+def summarise(seconds: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Median, fastest and slowest of the runs on a quiet machine; where there is none, of the least disturbed one alone.
+
+    Args:
+        seconds: Wall times, at least one.
+        others: What others took during each, as :meth:`benchmarks.load.Watch.others` says; may be empty.
+    """
+    runs = sorted(zip(others, seconds, strict=True)) if others else [(0.0, s) for s in seconds]
+    quiet = [s for share, s in runs if share < QUIET]
+    times = sorted(quiet or [runs[0][1]])
+    return {"median_s": median(times), "min_s": times[0], "max_s": times[-1], "runs": len(times), "quiet": bool(quiet)}
 
 
 class Field:
@@ -55,6 +70,7 @@ class Field:
         self._workers: dict[str, Worker] = {}
         self._failed: dict[str, str] = {}
         self.spins: dict[str, str] = {}
+        self.loading_s = 0.0
 
     def run(self, peer: str, task: Workload | Task, timeout: float) -> dict[str, Any]:
         """Run one task on one peer.
@@ -65,12 +81,9 @@ class Field:
         if peer in self._failed:
             raise WorkerError(self._failed[peer])
         try:
-            if peer not in self._workers:
-                self._make_room()
-                self._say(f"loading {peer}")
-                self._workers[peer] = self._start(peer)
-            self._workers[peer] = self._workers.pop(peer)  # the last used one stands last
-            return self._workers[peer].run(task, timeout)
+            worker = self._workers.pop(peer, None) or self._load(peer)
+            self._workers[peer] = worker  # the last used one stands last
+            return worker.run(task, timeout)
         except WorkerError as error:
             self._failed[peer] = str(error)
             self._workers.pop(peer, None)
@@ -81,6 +94,15 @@ class Field:
         for peer in peers or tuple(self._workers):
             if peer in self._workers:
                 self._workers.pop(peer).close()
+
+    def _load(self, peer: str) -> Worker:
+        start = perf_counter()
+        self._make_room()
+        try:
+            return self._start(peer)
+        finally:
+            self.loading_s += perf_counter() - start
+            self._say(f"loaded {peer} in {perf_counter() - start:.0f} s")
 
     def _make_room(self) -> None:
         """End the peers used last while memory is short: with peers taking turns, those will be needed last."""
@@ -128,9 +150,10 @@ def race(
 ) -> dict[str, Series]:
     """Run ``peers`` in turn until ``rounds`` are done or ``budget_s`` is spent; the first round always is.
 
-    Rounds after the first leave out the peers that do not fit into what is left of the budget, slowest first.
+    Rounds after the first leave out the peers that do not fit into what is left of the budget, slowest first. Loading a
+    peer is not on the budget.
     """
-    end = perf_counter() + budget_s
+    end = perf_counter() + budget_s - field_.loading_s
     series = {peer: Series() for peer in peers}
     parts = {peer: workload.part() if peer in UNSHARED or not workload.prompt else workload for peer in peers}
     reference = peers[0]
@@ -139,7 +162,7 @@ def race(
     for number in range(rounds):
         runners = [p for p in peers if series[p].failed is None]
         if number:
-            runners = _affordable(runners, series, end - perf_counter())
+            runners = _affordable(runners, series, end + field_.loading_s - perf_counter())
         for peer in runners:
             own = series[peer]
             _run_once(field_, peer, parts[peer], own, timeout)
@@ -147,11 +170,18 @@ def race(
                 # Close enough to be measured in full; the part was a look at it.
                 parts[peer] = workload
                 own.seconds.clear()
+                own.others.clear()
                 _run_once(field_, peer, workload, own, timeout)
-            say(f"{workload.name} round {number + 1}: {peer} {own.failed or f'{own.seconds[-1]:.2f} s'}{' (from a part)' * (own.scale > 1)}")
+            say(f"{workload.name} round {number + 1}: {peer} {own.failed or _last(own)}")
         if not runners:
             break
     return series
+
+
+def _last(series: Series) -> str:
+    part = " (from a part)" if series.scale > 1 else ""
+    busy = f", while others took {series.others[-1]:.0%} of the machine" if series.others[-1] >= QUIET else ""
+    return f"{series.seconds[-1]:.2f} s{part}{busy}"
 
 
 def _affordable(peers: list[str], series: dict[str, Series], left_s: float) -> list[str]:
@@ -171,6 +201,7 @@ def _run_once(field_: Field, peer: str, workload: Workload, series: Series, time
         series.failed = str(error)
         return
     series.seconds.append(answer["seconds"] * workload.scale)
+    series.others.append(answer["others"])
     series.scale = workload.scale
     series.rss_bytes = answer["rss_bytes"]
     series.values = answer["values"]

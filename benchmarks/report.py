@@ -109,7 +109,7 @@ def _peer_row(workload: Workload, name: str, row: dict[str, Any], results: dict[
     share = f"{_share(workload, row, results):.2f}" if "roofline" in results["main"] else ""
     ratio = f"{row['median_s'] / ours:.2f}" if ours else ""
     note = f" (1/{row['scale']} measured, scaled)" if row["scale"] > 1 else ""
-    spread = f"{row['min_s']:.2f} - {row['max_s']:.2f}, n={len(row['seconds'])}"
+    spread = f"{row['min_s']:.2f} - {row['max_s']:.2f}, n={row['runs']}{'' if row['quiet'] else ', busy machine'}"
     return f"| {name}{note} | {row['median_s']:.2f} | {spread} | {ratio} | {share} | {row['rss_bytes'] / 2**20:.0f} MiB |"
 
 

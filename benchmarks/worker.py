@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import judge_sides
 from benchmarks.files import Files
 from benchmarks.judge_sides import SIDES, Task
+from benchmarks.load import Watch
 from benchmarks.optimum_peer import environment
 from benchmarks.workloads import Workload
 
@@ -48,15 +49,16 @@ class Worker:
         self.loaded = self._answer(timeout)
 
     def run(self, task: Workload | Task, timeout: float) -> dict[str, Any]:
-        """Run a task; returns ``seconds``, ``values`` and ``rss_bytes``."""
+        """Run a task; returns ``seconds``, ``values``, ``rss_bytes`` and ``others``, the share of the machine that others took meanwhile."""
         if self._process.stdin is None:
             raise WorkerError(f"{self.peer}: no standard input")
+        watch = Watch(self._process.pid)
         try:
             self._process.stdin.write(json.dumps(asdict(task)) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise WorkerError(f"{self.peer} died: {error}") from error
-        return self._answer(timeout)
+        return self._answer(timeout) | {"others": watch.others()}
 
     def close(self) -> None:
         """End the process."""

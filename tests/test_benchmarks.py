@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import judge
 from benchmarks.judge_sides import PROMPT, SHARED, Task, random_prompts
-from benchmarks.measure import Field, Series, race
+from benchmarks.load import Watch
+from benchmarks.measure import Field, Series, race, summarise
 from benchmarks.report import plot_growth, table
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import BY_COUNT, MAIN, PART_TOKENS
@@ -16,12 +17,13 @@ class _FakeField:
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds = seconds
         self.asked: list[tuple[str, int]] = []
+        self.loading_s = 0.0
 
     def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
         self.asked.append((peer, workload.count))
         if peer not in self.seconds:
             raise WorkerError(f"{peer} died")
-        return {"seconds": self.seconds[peer] * workload.count, "values": [0.0], "rss_bytes": 1}
+        return {"seconds": self.seconds[peer] * workload.count, "values": [0.0], "rss_bytes": 1, "others": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +79,9 @@ def test_prompts_of_both_orders_share_their_front():
 
 
 def test_the_peers_faster_way_to_wait_counts_and_a_part_is_scaled():
-    (task, *_), peer = judge.RANDOM, {"300000": [{"seconds": 2.0, "tokens": 100}], "100": [{"seconds": 1.0, "tokens": 100}]}
-    row = judge._row("random weights", task, 2.2, {task.name: [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024}]}, peer)
-    assert row.peer_seconds == [pytest.approx(8 * 128 / 100)]
+    (task, *_), peer = judge.RANDOM, {spin: [{"seconds": s, "tokens": 100, "others": 0.0}] for spin, s in (("300000", 2.0), ("100", 1.0))}
+    row = judge._row("random weights", task, 2.2, {task.name: [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0}]}, peer)
+    assert row.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
     assert row.ratio == pytest.approx(10.24 / 4.4)
     assert row.overhead == pytest.approx(0.1)
     assert "GOMP_SPINCOUNT: 100" in row.note
@@ -98,9 +100,9 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}
     judged = {
         "what": "8 votes",
-        "seconds": [2.0, 1.0, 3.0],
+        "seconds": summarise([2.0, 1.0, 3.0], []),
         "tokens_per_second": 50.0,
-        "peer_seconds": [8.0],
+        "peer_seconds": summarise([8.0], []),
         "ratio": 4.0,
         "target": 5.0,
         "overhead": 0.05,
@@ -119,7 +121,7 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "| 100.00 |" in text
     assert "pull request 26954" in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
-    assert "| 8 votes | 2.00 | 1.00 - 3.00 | 50 | 8.00 | 8.00 - 8.00 | 4.00x | 5.0x: missed | 5.0% |" in text
+    assert "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% |" in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
@@ -149,3 +151,25 @@ def test_short_of_memory_the_peer_used_last_makes_room(monkeypatch):
     for peer in ("a", "b", "a", "c"):
         field.run(peer, MAIN[0], 1.0)
     assert events == ["open a", "open b", "close a", "open c"]
+
+
+def test_runs_beside_neighbours_do_not_count_while_there_are_others():
+    mixed = summarise([9.0, 1.0, 1.2], [0.4, 0.01, 0.0])
+    assert (mixed["median_s"], mixed["max_s"], mixed["runs"], mixed["quiet"]) == (1.1, 1.2, 2, True)
+    busy = summarise([9.0, 8.0], [0.4, 0.2])
+    assert (busy["median_s"], busy["runs"], busy["quiet"]) == (8.0, 1, False)
+
+
+def test_the_watch_counts_what_others_took(tmp_path):
+    def tell(busy: int, own: int) -> None:
+        (tmp_path / "stat").write_text(f"cpu  {busy} 0 0 999 0 0 0 0 0 0\ncpu0 1\n")
+        (tmp_path / "7" / "stat").write_text(f"7 (a (b) c) S {' '.join(['0'] * 10)} {own} 0 0 0\n")
+
+    (tmp_path / "7").mkdir()
+    tell(1000, 100)
+    watch = Watch(7, tmp_path)
+    tell(1500, 600)
+    assert watch.others() == 0.0
+    tell(10**9, 600)
+    assert watch.others() == 1.0
+    assert Watch(8, tmp_path).others() == 0.0
