@@ -64,7 +64,6 @@ def main() -> None:
     arguments = _arguments()
     work: Path = arguments.work / arguments.shape
     files, threads = Files(work), arguments.threads or usable_cores()
-    stages = [arguments.stage] if arguments.stage else list(STAGES)
     prepare(files, arguments.shape, say)
     results = Results(work / "results.json")
     about = _about(files, arguments.shape, threads)
@@ -74,7 +73,7 @@ def main() -> None:
     results.data["about"] = about
     field = Field(work, threads, say)
     try:
-        for stage in stages:
+        for stage in arguments.stage:
             if arguments.again or not _done(results.data, stage):
                 start = perf_counter()
                 _run_stage(stage, results.data, field, arguments.minutes * 60 * BUDGET_SHARES.get(stage, 0.0))
@@ -96,7 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder for model files and results")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
-    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
     parser.add_argument("--minutes", type=float, default=18.0, help="for all measurements together")
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")

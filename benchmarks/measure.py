@@ -123,7 +123,7 @@ class Field:
             for spin in SPINS:
                 worker = Worker(peer, self.root, self.threads, environ={"GOMP_SPINCOUNT": spin})
                 trials.append((0.0, spin, worker))
-                trials[-1] = (min(worker.run(TRIAL, 120.0)["seconds"] for _ in range(3)), spin, worker)
+                trials[-1] = (min(worker.run(TRIAL, 120.0)["seconds"] for _ in range(2)), spin, worker)
         except WorkerError:
             for _, _, worker in trials:
                 worker.close()
