@@ -13,8 +13,8 @@ from fsrm_lite.prompts import PromptEncoder
 
 CHAINS = 60
 """Enough to tell 98 % from 95 %, few enough to generate on a CPU."""
-PARAMETER_TOKENS = 4e10
-"""Parameters x tokens per chain: the longest thought measured is this over the model's size, 66 tokens for 0.6 B."""
+PARAMETER_TOKENS = 2e10
+"""Parameters x tokens per chain: the longest thought measured is this over the model's size, 33 tokens for 0.6 B."""
 MIN_THOUGHT = 16
 
 

@@ -137,9 +137,11 @@ class GgufReader:
         return self._engine.decode(_int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True)
 
     def _decode(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> None:
-        tokens = np.concatenate([_int32(ids) for _, ids in unread.values()])
-        positions = np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for start, ids in unread.values()])
-        owners = np.repeat(_int32(list(unread)), [len(ids) for _, ids in unread.values()])
+        # llama.cpp computes as many tokens of each stream at a time as all in the batch have: like lengths go together.
+        parts = sorted((len(ids), stream, start, ids) for stream, (start, ids) in unread.items())
+        tokens = np.concatenate([_int32(ids) for _, _, _, ids in parts])
+        positions = np.concatenate([np.arange(start, start + length, dtype=np.int32) for length, _, start, _ in parts])
+        owners = np.repeat(_int32([stream for _, stream, _, _ in parts]), [length for length, _, _, _ in parts])
         for first in range(0, len(tokens), BATCH_TOKENS):
             part = slice(first, first + BATCH_TOKENS)
             self._engine.decode(tokens[part], positions[part], owners[part], outputs=False)

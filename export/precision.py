@@ -42,7 +42,7 @@ class TunedGraph:
     Attributes:
         files: Files written, the model first.
         keep: MatMuls kept at another precision than the rest.
-        excess: Worst figure divided by its tolerance, or a lower bound above 1; at most 1 when the tolerance holds.
+        excess: Worst figure divided by its tolerance, or an estimate above 1; at most 1 when the tolerance holds.
         worst: The MatMul that does the most damage, with the relative error of its layer's output; None if not measured.
         history: ``excess`` by number of MatMuls kept, in the order tried.
     """
@@ -71,8 +71,8 @@ def write_tuned_graph(
         out_path: The ``.onnx`` file; overwritten.
         label_ids: Token ids of the labels.
         sequences: Calibration prompts as ids; the first ``CALIBRATION_TOKENS`` tokens of them are looked into.
-        judge: Given the graph's path, returns its worst figure divided by its tolerance; may give up at a lower bound
-            that is above 1 already.
+        judge: Given the graph's path, returns its worst figure divided by its tolerance; may give up and return
+            an estimate once it is sure to be above 1.
         precision: Of every MatMul that is not kept. "fp32" is written as it is.
         progress: Called as ``progress(stage, done, total)``.
 

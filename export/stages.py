@@ -134,7 +134,7 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
         with closing(_looks(source, expected, graph, report)) as looks:
             for found in looks:
                 measured.append(found)
-                if excess(kind, found, tolerance) > 1:
+                if excess(kind, at_best(found, len(source.data.items), len(source.data.pairs)), tolerance) > 1:
                     break
         return excess(kind, measured[-1], tolerance)
 
@@ -146,7 +146,7 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
 
 
 def _looks(source: Source, expected: Expected, path: Path, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
-    """Read the calibration set through a fast graph part by part; yield the best that its parity can still be, at last the parity."""
+    """Read the calibration set through a fast graph part by part; yield the parity on what is read."""
     data, readings = source.data, []
     report("fast parity", 0, len(data.items))
     model = FastModel(path)
@@ -155,8 +155,7 @@ def _looks(source: Source, expected: Expected, path: Path, report: StageProgress
             readings += model.read(source.fast_ids[part])
             report("fast parity", len(readings), len(data.items))
             pairs = [pair for pair in data.pairs if max(pair) < len(readings)]
-            found = compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest)
-            yield at_best(found, len(data.items), len(data.pairs))
+            yield compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest)
     finally:
         model.close()
 
