@@ -17,10 +17,10 @@ from time import perf_counter
 
 import numpy as np
 
-from fsrm_lite.intervals import log_binomial_cdf
-from fsrm_lite.labelled import LabelledItem, Sample
-from fsrm_lite.risk_control import PATH_NAMES, TUNING_SHARE, control_risk
-from fsrm_lite.tradeoff import escalations
+from fsrm_lite.measure.intervals import log_binomial_cdf
+from fsrm_lite.measure.labelled import LabelledItem, Sample
+from fsrm_lite.measure.risk_control import PATH_NAMES, TUNING_SHARE, control_risk
+from fsrm_lite.measure.tradeoff import escalations
 
 SPLITS = 1000
 SIZES = (1000, 4000)

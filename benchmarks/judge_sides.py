@@ -111,9 +111,9 @@ class RandomJudge:
 
     def run(self, task: Task) -> dict[str, Any]:
         """Write ``VOTE`` tokens behind every prompt."""
-        from fsrm_lite.sampling import Sampling, vote_key
-        from fsrm_lite.scheduler import Job, Scheduler
-        from fsrm_lite.voting import Plan, Referee
+        from fsrm_lite.judging.sampling import Sampling, vote_key
+        from fsrm_lite.judging.scheduler import Job, Scheduler
+        from fsrm_lite.judging.voting import Plan, Referee
 
         prompts = random_prompts(task, self._engine.vocab_size)
         jobs = tuple(Job(p, vote_key(0, p, k), VOTE) for k, p in enumerate(prompts))

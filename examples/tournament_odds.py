@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fsrm_lite.gate import Gate, GateSpec, intuition_confidence, sigmoid
-from fsrm_lite.intervals import wilson
+from fsrm_lite.measure.intervals import wilson
 from fsrm_lite.tournament import select
 from fsrm_lite.types import Comparison, Route, Score
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.critic import CRITIC_FORMAT, READ_AT_ONCE, HiddenReader, backbone_hash
-from fsrm_lite.distill import Trace
 from fsrm_lite.errors import CalibrationError, InputError, missing_extra
 from fsrm_lite.gate import signals
-from fsrm_lite.intervals import wilson
-from fsrm_lite.metrics import auroc, brier, ece
+from fsrm_lite.loops.critic import CRITIC_FORMAT, READ_AT_ONCE, HiddenReader, backbone_hash
+from fsrm_lite.loops.distill import Trace
+from fsrm_lite.measure.intervals import wilson
+from fsrm_lite.measure.metrics import auroc, brier, ece
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM

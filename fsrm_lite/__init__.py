@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsrm_lite.bundle import Bundle as Bundle
-    from fsrm_lite.critic import HeadCritic as HeadCritic
-    from fsrm_lite.critic import RewardCritic as RewardCritic
     from fsrm_lite.gate import Gate as Gate
     from fsrm_lite.gate import GateSpec as GateSpec
-    from fsrm_lite.gguf_reasoner import GgufReasoner as GgufReasoner
-    from fsrm_lite.reasoners import CallableReasoner as CallableReasoner
-    from fsrm_lite.reasoners import EndpointReasoner as EndpointReasoner
-    from fsrm_lite.reasoners import SolveReasoner as SolveReasoner
+    from fsrm_lite.loops.critic import HeadCritic as HeadCritic
+    from fsrm_lite.loops.critic import RewardCritic as RewardCritic
+    from fsrm_lite.loops.gguf_reasoner import GgufReasoner as GgufReasoner
+    from fsrm_lite.loops.reasoners import CallableReasoner as CallableReasoner
+    from fsrm_lite.loops.reasoners import EndpointReasoner as EndpointReasoner
+    from fsrm_lite.loops.reasoners import SolveReasoner as SolveReasoner
     from fsrm_lite.reasoning import ReasoningLoop as ReasoningLoop
     from fsrm_lite.scorer import FastSlowRM as FastSlowRM
     from fsrm_lite.types import Comparison as Comparison
@@ -29,19 +29,19 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Bundle": "bundle",
-    "CallableReasoner": "reasoners",
+    "CallableReasoner": "loops.reasoners",
     "Comparison": "types",
-    "EndpointReasoner": "reasoners",
+    "EndpointReasoner": "loops.reasoners",
     "FastSlowRM": "scorer",
     "Gate": "gate",
     "GateSpec": "gate",
-    "GgufReasoner": "gguf_reasoner",
-    "HeadCritic": "critic",
+    "GgufReasoner": "loops.gguf_reasoner",
+    "HeadCritic": "loops.critic",
     "ReasoningLoop": "reasoning",
-    "RewardCritic": "critic",
+    "RewardCritic": "loops.critic",
     "Score": "types",
     "Selection": "types",
-    "SolveReasoner": "reasoners",
+    "SolveReasoner": "loops.reasoners",
 }
 
 __all__ = [

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fsrm_lite.calibration_report import figures, gate_figures, warnings_of
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.labelled import LabelledItem, Sample
-from fsrm_lite.metrics import random_accuracy
-from fsrm_lite.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskControl, control_risk, feasibility
-from fsrm_lite.tradeoff import OperatingPoint, best_within_budget, cheapest_within, operate, pareto
+from fsrm_lite.measure.calibration_report import figures, gate_figures, warnings_of
+from fsrm_lite.measure.labelled import LabelledItem, Sample
+from fsrm_lite.measure.metrics import random_accuracy
+from fsrm_lite.measure.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskControl, control_risk, feasibility
+from fsrm_lite.measure.tradeoff import OperatingPoint, best_within_budget, cheapest_within, operate, pareto
 
 MIN_ITEMS = 50
 """Fewer labelled items say too little to calibrate anything."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fsrm_lite.calibration import Calibration
-from fsrm_lite.calibration_report import percent, probability_right
 from fsrm_lite.errors import CalibrationError, missing_extra
-from fsrm_lite.metrics import auroc, front, oracle_front, reliability, risk_coverage, roc
-from fsrm_lite.tradeoff import operate
+from fsrm_lite.measure.calibration_report import percent, probability_right
+from fsrm_lite.measure.metrics import auroc, front, oracle_front, reliability, risk_coverage, roc
+from fsrm_lite.measure.tradeoff import operate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 The only file that imports llama_cpp, and only when it is used. Everything that makes llama.cpp abort the process
 (a batch over its size, logits asked of too many rows, a partial copy in a split cache, two threads in one context)
-is refused here in Python, as an exception. What to decode, and when, is :mod:`fsrm_lite.scheduler`'s business.
+is refused here in Python, as an exception. What to decode, and when, is :mod:`fsrm_lite.judging.scheduler`'s business.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every item is read fast. The gate then says which ones deserve slow thinking, and the judge is asked about all of them
 ("always"), about those ("auto") or about none ("never"). A record holds all of that, so that always-fast, gated and
-always-slow are compared on the very same readings; ``fsrm_lite.evaluation_report`` turns records into figures.
+always-slow are compared on the very same readings; ``fsrm_lite.measure.evaluation_report`` turns records into figures.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
-from fsrm_lite.benchmark_formats import Benchmark, Example
 from fsrm_lite.errors import ContextOverflowError, InputError
-from fsrm_lite.evaluation_records import Record, Slow, append, take_over
-from fsrm_lite.labelled import content_key, fast_signals
+from fsrm_lite.measure.benchmark_formats import Benchmark, Example
+from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
+from fsrm_lite.measure.labelled import content_key, fast_signals
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from fsrm_lite.answers import Extractor, find_extractor
 from fsrm_lite.checks import expect, expect_one_of, is_whole
-from fsrm_lite.critic import REJECTED, Critic, Verdict
-from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task, ask
+from fsrm_lite.loops.critic import REJECTED, Critic, Verdict
+from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 
 SEED_STRIDE = 1_000_003
 """Distance between the seeds of two turns: more than anyone takes samples, so that turns never share one."""

@@ -19,14 +19,14 @@ from typing import Literal
 
 from fsrm_lite import gate
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
-from fsrm_lite.judgements import MAX_VOTES, Generation, JudgeOptions, PairJudgement, PointJudgement
+from fsrm_lite.judging.judgements import MAX_VOTES, Generation, JudgeOptions, PairJudgement, PointJudgement
+from fsrm_lite.judging.sampling import Sampling, vote_key
+from fsrm_lite.judging.scheduler import ANSWER_TOKENS, Form, Job, Result
+from fsrm_lite.judging.voting import Contest, Plan, choice_of, decided, majority, probabilities
+from fsrm_lite.judging.worker import InlineRunner, Request, Runner, SubprocessRunner
 from fsrm_lite.manifest import Verdict
 from fsrm_lite.prompts import PromptEncoder
-from fsrm_lite.sampling import Sampling, vote_key
-from fsrm_lite.scheduler import ANSWER_TOKENS, Form, Job, Result
 from fsrm_lite.types import Prompt, Vote
-from fsrm_lite.voting import Contest, Plan, choice_of, decided, majority, probabilities
-from fsrm_lite.worker import InlineRunner, Request, Runner, SubprocessRunner
 
 __all__ = ["MAX_VOTES", "Generation", "Judge", "JudgeOptions", "PairJudgement", "PointJudgement", "resolve_form"]
 

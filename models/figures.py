@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.intervals import bootstrap, wilson
-from fsrm_lite.labelled import LabelledItem, Sample, content_key
-from fsrm_lite.metrics import auroc, random_accuracy
+from fsrm_lite.measure.intervals import bootstrap, wilson
+from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
+from fsrm_lite.measure.metrics import auroc, random_accuracy
+from fsrm_lite.measure.tradeoff import escalations
 from fsrm_lite.models.data import Pair, held_out
 from fsrm_lite.scorer import FastSlowRM
-from fsrm_lite.tradeoff import escalations
 
 TEST_PAIRS = 3000
 BATCH = 100

@@ -19,12 +19,12 @@ from fsrm_lite.bundle import write_manifest
 from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.labelled import Sample
+from fsrm_lite.measure.labelled import Sample
+from fsrm_lite.measure.tradeoff import cheapest_within, pareto
 from fsrm_lite.models.data import held_out, rows_of
 from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, table
 from fsrm_lite.models.plots import training_curves
 from fsrm_lite.scorer import FastSlowRM
-from fsrm_lite.tradeoff import cheapest_within, pareto
 
 CALIBRATION_PAIRS = 2000
 PARITY_PAIRS = 510

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fsrm_lite.gate import FastSignals, Gate, GateSpec, intuition_confidence, sigmoid
-from fsrm_lite.labelled import LabelledItem
+from fsrm_lite.measure.labelled import LabelledItem
 from fsrm_lite.types import Comparison, Route, Score, Vote
 
 

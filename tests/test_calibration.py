@@ -12,13 +12,13 @@ from scipy import optimize
 
 from fsrm_lite.calibration import Goal, calibrate, check_items, fit_temperature, one_per_group, split
 from fsrm_lite.calibration_plots import render, write_picture
-from fsrm_lite.calibration_report import gate_figures, percent
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.labelled import Sample
-from fsrm_lite.metrics import front
-from fsrm_lite.risk_control import ALWAYS, control_risk, feasibility, make_path
-from fsrm_lite.tradeoff import best_within_budget, cheapest_within, escalations, operate, pareto
+from fsrm_lite.measure.calibration_report import gate_figures, percent
+from fsrm_lite.measure.labelled import Sample
+from fsrm_lite.measure.metrics import front
+from fsrm_lite.measure.risk_control import ALWAYS, control_risk, feasibility, make_path
+from fsrm_lite.measure.tradeoff import best_within_budget, cheapest_within, escalations, operate, pareto
 
 guarantee = load_benchmark("guarantee")
 ITEMS = make_items(600)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fsrm_lite import FastSlowRM, GateSpec
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import BundleError, InputError
-from fsrm_lite.judgements import JudgeOptions
+from fsrm_lite.judging.judgements import JudgeOptions
 from fsrm_lite.tournament import TournamentOptions
 
 QUESTION, ANSWERS = "What is 2 + 3?", ["5", "41"]

@@ -88,8 +88,9 @@ def test_rank_is_best_of_n_and_with_fast_the_order_of_the_scores(rm, tmp_path, p
 
 
 def test_a_missing_judge_is_one_line_on_standard_error(monkeypatch):
-    from fsrm_lite import engine, worker
+    from fsrm_lite import engine
     from fsrm_lite.errors import JudgeUnavailableError
+    from fsrm_lite.judging import worker
 
     def missing(*_):
         raise JudgeUnavailableError("llama-cpp-python is not installed;\nrun: pip install 'fsrm-lite[judge]'")

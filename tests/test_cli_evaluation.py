@@ -9,9 +9,9 @@ from helpers_calibration import StandIn, make_items
 from fsrm_lite.cli import evaluation as commands
 from fsrm_lite.cli import main
 from fsrm_lite.cli.evaluation_text import gate_text
-from fsrm_lite.conformance import shipped_vectors
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.manifest import Label, Limits, Manifest, Template
+from fsrm_lite.measure.conformance import shipped_vectors
 
 DATA = Path(__file__).parent / "data"
 

@@ -8,9 +8,9 @@ import pytest
 from scipy.special import expit, logsumexp
 
 import fsrm_lite
-from fsrm_lite.conformance import check, decide, shipped_vectors, vectors
 from fsrm_lite.errors import DataFormatError
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.measure.conformance import check, decide, shipped_vectors, vectors
 
 VECTORS = shipped_vectors()
 
@@ -122,4 +122,4 @@ def test_check_wants_a_gate_and_rows():
 
 
 def test_vectors_lie_in_the_package():
-    assert (Path(fsrm_lite.__file__).parent / "gate_vectors.jsonl").is_file()
+    assert (Path(fsrm_lite.__file__).parent / "measure" / "gate_vectors.jsonl").is_file()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers_loops import readable_model
 
-from fsrm_lite.critic import REJECTED, HeadCritic, _open_session
-from fsrm_lite.distill import Trace
 from fsrm_lite.errors import BundleError, CalibrationError, InputError, MissingExtraError
 from fsrm_lite.export.critic_head import fit_critic, network_bytes
+from fsrm_lite.loops.critic import REJECTED, HeadCritic, _open_session
+from fsrm_lite.loops.distill import Trace
 
 pytest.importorskip("sklearn")
 pytest.importorskip("onnx")

@@ -3,7 +3,7 @@
 import pytest
 
 from fsrm_lite.escalation import with_votes
-from fsrm_lite.judgements import PairJudgement
+from fsrm_lite.judging.judgements import PairJudgement
 from fsrm_lite.types import Comparison, Route, Vote
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from helpers_calibration import StandIn
 
-from fsrm_lite.benchmark_formats import FORMATS, load_benchmark
-from fsrm_lite.benchmark_metrics import METRICS, Outcome, judgebench, llmbar, pandalm, rewardbench, rewardbench2, rm_bench, ties_score
 from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.evaluation import EvalOptions, evaluate
-from fsrm_lite.evaluation_records import Record
-from fsrm_lite.evaluation_report import is_right, summarize
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
+from fsrm_lite.measure.benchmark_metrics import METRICS, Outcome, judgebench, llmbar, pandalm, rewardbench, rewardbench2, rm_bench, ties_score
+from fsrm_lite.measure.evaluation_records import Record
+from fsrm_lite.measure.evaluation_report import is_right, summarize
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

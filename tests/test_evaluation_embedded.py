@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from fsrm_lite.benchmark_formats import load_benchmark
 from fsrm_lite.calibration import Goal, calibrate
 from fsrm_lite.evaluation import EvalOptions, evaluate
-from fsrm_lite.evaluation_report import gated_outcome, summarize
-from fsrm_lite.labelled import fast_signals
-from fsrm_lite.labelled_rows import collect, read_labelled
+from fsrm_lite.measure.benchmark_formats import load_benchmark
+from fsrm_lite.measure.evaluation_report import gated_outcome, summarize
+from fsrm_lite.measure.labelled import fast_signals
+from fsrm_lite.measure.labelled_rows import collect, read_labelled
 from fsrm_lite.models.data import held_out, pair_row
 
 

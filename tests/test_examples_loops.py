@@ -11,7 +11,7 @@ import pytest
 from helpers_loops import FakeRM, readable_model
 
 from fsrm_lite.integrations import http
-from fsrm_lite.reasoners import CallableReasoner, Proposal, Sampling
+from fsrm_lite.loops.reasoners import CallableReasoner, Proposal, Sampling
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from fsrm_lite import FastSlowRM, SolveReasoner
-from fsrm_lite.distill import distill, read_traces
 from fsrm_lite.integrations import http
-from fsrm_lite.reasoners import Sampling, Task
+from fsrm_lite.loops.distill import distill, read_traces
+from fsrm_lite.loops.reasoners import Sampling, Task
 
 TEXT = (Path(__file__).parent.parent / "examples" / "README.md").read_text("utf-8")
 SECTIONS = {section.split("\n")[0]: section for section in TEXT.split("\n## ")}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrm_lite.benchmark_formats import FORMATS, load_benchmark
-from fsrm_lite.data_files import as_list, read_rows
 from fsrm_lite.errors import DataFormatError
+from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
+from fsrm_lite.measure.data_files import as_list, read_rows
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

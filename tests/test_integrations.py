@@ -20,7 +20,7 @@ from fsrm_lite.integrations.cross_encoder import CrossEncoderRM
 from fsrm_lite.integrations.loading import LazyModel, text_of
 from fsrm_lite.integrations.scaling import BestOfFilter, OutcomeRewardModel
 from fsrm_lite.integrations.trl import PairwiseJudge, RewardFunction
-from fsrm_lite.reasoners import CallableReasoner, EndpointReasoner, Sampling, Task
+from fsrm_lite.loops.reasoners import CallableReasoner, EndpointReasoner, Sampling, Task
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from helpers_calibration import StandIn, make_items
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
 from fsrm_lite.gate import FastSignals, Gate, GateSpec
-from fsrm_lite.labelled import LabelledItem, Sample, content_key
-from fsrm_lite.labelled_rows import LabelledRow, collect, read_labelled
-from fsrm_lite.tradeoff import escalations
+from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
+from fsrm_lite.measure.labelled_rows import LabelledRow, collect, read_labelled
+from fsrm_lite.measure.tradeoff import escalations
 
 ITEMS = make_items(600)
 SAMPLE = Sample.of(ITEMS)

@@ -11,9 +11,9 @@ from helpers_server import llama_server, with_chat_template
 
 from fsrm_lite.answers import agrees, final
 from fsrm_lite.cli import main
-from fsrm_lite.critic import RewardCritic
 from fsrm_lite.errors import ReasonerError
-from fsrm_lite.reasoners import EndpointReasoner, Sampling, Task
+from fsrm_lite.loops.critic import RewardCritic
+from fsrm_lite.loops.reasoners import EndpointReasoner, Sampling, Task
 from fsrm_lite.reasoning import Outcome, ReasoningLoop
 
 for package in ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings"):

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from fsrm_lite.intervals import Interval, bootstrap, clopper_pearson_upper, critical_errors, log_binomial_cdf, wilson
-from fsrm_lite.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, reliability, risk_coverage, roc
+from fsrm_lite.measure.intervals import Interval, bootstrap, clopper_pearson_upper, critical_errors, log_binomial_cdf, wilson
+from fsrm_lite.measure.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, reliability, risk_coverage, roc
 
 RNG = np.random.default_rng(5)
 CONFIDENCE = np.round(RNG.random(400), 2)  # two digits: plenty of ties

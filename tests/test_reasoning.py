@@ -13,11 +13,12 @@ import pytest
 from helpers_loops import FakeRM, readable_model
 
 from fsrm_lite.answers import final
-from fsrm_lite.batches import each_or_none
-from fsrm_lite.critic import REJECTED, RewardCritic, SelfCritic, Verdict
-from fsrm_lite.distill import Trace, distill, read_traces
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
-from fsrm_lite.reasoners import CallableReasoner, EndpointReasoner, Proposal, Sampling, SolveReasoner, Task, ask, open_reasoner
+from fsrm_lite.loops.batches import each_or_none
+from fsrm_lite.loops.critic import REJECTED, RewardCritic, SelfCritic, Verdict
+from fsrm_lite.loops.distill import Trace, distill, read_traces
+from fsrm_lite.loops.opening import open_reasoner
+from fsrm_lite.loops.reasoners import CallableReasoner, EndpointReasoner, Proposal, Sampling, SolveReasoner, Task, ask
 from fsrm_lite.reasoning import Outcome, ReasoningLoop
 
 
@@ -59,7 +60,7 @@ def test_each_or_none_isolates_the_bad_items(caplog):
             raise InputError(f"negative {min(items)}")
         return [i * i for i in items]
 
-    with caplog.at_level(logging.WARNING, logger="fsrm_lite.batches"):
+    with caplog.at_level(logging.WARNING, logger="fsrm_lite.loops.batches"):
         assert each_or_none(call, [1, -2, 3, 4, -5], InputError) == [1, None, 9, 16, None]
     assert "negative -2" in caplog.text
     assert each_or_none(call, [], InputError) == []
@@ -498,7 +499,7 @@ def test_reward_critic_failing_judge_is_answered_fast(caplog):
         return fast.score_many(items, judge=judge)
 
     rm.score_many = score_many
-    with caplog.at_level(logging.WARNING, logger="fsrm_lite.critic"):
+    with caplog.at_level(logging.WARNING, logger="fsrm_lite.loops.critic"):
         assert RewardCritic(rm).review([("q", "+++")])[0].accept
     assert "no memory" in caplog.text
     with pytest.raises(JudgeError, match="no memory"):

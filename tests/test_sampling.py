@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fsrm_lite.errors import InputError
-from fsrm_lite.sampling import Sampling, uniforms, vote_key
+from fsrm_lite.judging.sampling import Sampling, uniforms, vote_key
 
 
 def softmax(logits, temperature=1.0):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite.engine import Interrupted
-from fsrm_lite.sampling import Sampling
-from fsrm_lite.scheduler import ANSWER_TOKENS, Form, Job, Scheduler
-from fsrm_lite.voting import Contest, Plan, Referee
+from fsrm_lite.judging.sampling import Sampling
+from fsrm_lite.judging.scheduler import ANSWER_TOKENS, Form, Job, Scheduler
+from fsrm_lite.judging.voting import Contest, Plan, Referee
 
 VOCABULARY = 12
 STOP, THINK_END, BREAK, PREFIX, ONE, TWO = 1, 2, 3, 4, 5, 6

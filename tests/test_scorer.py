@@ -17,7 +17,8 @@ RIGHT, WRONG = "7 + 8 = 15. The answer is 15 pens.", "7 + 8 = 15. The answer is 
 
 def no_judge(monkeypatch, rm):
     """A second model on the same bundle, on a machine where llama-cpp-python cannot be imported."""
-    from fsrm_lite import engine, worker
+    from fsrm_lite import engine
+    from fsrm_lite.judging import worker
 
     def missing(*_):
         raise JudgeUnavailableError("llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'")

@@ -12,11 +12,11 @@ from helpers_judge import tiny_encoder, tiny_judge_files, write_tiny_gguf
 from fsrm_lite.bundle import Bundle
 from fsrm_lite.engine import Engine
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeError
+from fsrm_lite.judging.scheduler import ANSWER_TOKENS
+from fsrm_lite.judging.voting import majority
 from fsrm_lite.models.data import held_out
 from fsrm_lite.prompts import PromptEncoder
-from fsrm_lite.scheduler import ANSWER_TOKENS
 from fsrm_lite.slow import Judge, JudgeOptions, resolve_form
-from fsrm_lite.voting import majority
 
 PAIRS = [("What is 1 + 1?", "2", "3"), ("What is 2 + 2?", "I think it is 5.", "4"), ("Name a colour.", "red", "Tuesday")]
 

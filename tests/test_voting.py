@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 
-from fsrm_lite.scheduler import Job, Result
+from fsrm_lite.judging.scheduler import Job, Result
+from fsrm_lite.judging.voting import Contest, Plan, Referee, choice_of, decided, majority, probabilities
 from fsrm_lite.types import Vote
-from fsrm_lite.voting import Contest, Plan, Referee, choice_of, decided, majority, probabilities
 
 
 def vote(winner, p_first):

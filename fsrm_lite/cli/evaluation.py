@@ -97,10 +97,10 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     --judge always thinks about every item and compares always-fast, gated and always-slow; auto thinks where the gate
     fires; never does not. With --truncate an item whose prompt alone is too long counts as a tie.
     """
-    from fsrm_lite.benchmark_formats import load_benchmark
     from fsrm_lite.evaluation import EvalOptions
     from fsrm_lite.evaluation import evaluate as run
-    from fsrm_lite.evaluation_report import summarize
+    from fsrm_lite.measure.benchmark_formats import load_benchmark
+    from fsrm_lite.measure.evaluation_report import summarize
 
     benchmark = load_benchmark(data, options["form"])
     settings = EvalOptions(options["judge"], options["votes"], options["seed"], options["batch_size"], options["limit"], options["truncate"])
@@ -137,8 +137,8 @@ def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance:
     Rows are {"label_values", "responses": [{"label_logits", "log_mass", "entropy"}], "vocab_size", "gate", "decision"},
     or only {"id", "decision"} for a vector of `fsrm-lite gate vectors`. Exits with status 1 when something differs.
     """
-    from fsrm_lite.conformance import check as run
-    from fsrm_lite.data_files import read_rows
+    from fsrm_lite.measure.conformance import check as run
+    from fsrm_lite.measure.data_files import read_rows
 
     if gate_file is not None and model is not None:
         raise click.UsageError("--gate and --model both name a gate; pass one")
@@ -158,7 +158,7 @@ def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance:
 @gate.command()
 def vectors() -> None:
     """Print the conformance vectors, one JSON object per line."""
-    from fsrm_lite.conformance import shipped_vectors
+    from fsrm_lite.measure.conformance import shipped_vectors
 
     for row in shipped_vectors():
         click.echo(json.dumps(row))
@@ -166,8 +166,8 @@ def vectors() -> None:
 
 def _labelled_items(files: list[Path | None], slow: bool, options: dict[str, Any]) -> list[list[Any]]:
     """The items of each file; the model is opened only if one of them was not recorded before."""
-    from fsrm_lite.labelled import LabelledItem
-    from fsrm_lite.labelled_rows import collect, read_labelled
+    from fsrm_lite.measure.labelled import LabelledItem
+    from fsrm_lite.measure.labelled_rows import collect, read_labelled
 
     rows: list[list[Any]] = [list(read_labelled(f)) if f is not None else [] for f in files]
     fresh = [r for part in rows for r in part if not isinstance(r, LabelledItem)]
@@ -234,7 +234,7 @@ def _bar(total: int, show: Callable[[Any], str | None] | None = None) -> Iterato
 @contextmanager
 def _running_figures(total: int, pairwise: bool) -> Iterator[Callable[[Any], None] | None]:
     """A progress bar with the running accuracy of the gated answers and the escalation rate."""
-    from fsrm_lite.evaluation_report import is_right
+    from fsrm_lite.measure.evaluation_report import is_right
 
     right = escalated = done = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fsrm_lite.calibration_report import percent
+from fsrm_lite.measure.calibration_report import percent
 
 _POLICIES = {"always_fast": "always fast", "gated": "gated", "always_slow": "always slow"}
 

@@ -48,8 +48,9 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 
     A run that was cut off goes on where it stopped when it is started again with the same arguments.
     """
-    from fsrm_lite.distill import distill as run
-    from fsrm_lite.reasoners import Sampling, open_reasoner
+    from fsrm_lite.loops.distill import distill as run
+    from fsrm_lite.loops.opening import open_reasoner
+    from fsrm_lite.loops.reasoners import Sampling
 
     sampling = Sampling(n=options["samples"], temperature=options["temperature"], max_tokens=options["max_tokens"], seed=options["seed"])
     template = options["template"].read_text("utf-8", "replace") if options["template"] else None
@@ -90,8 +91,8 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def fit_critic(traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool) -> None:
     """Fit a critic on TRACES: a small head on the frozen model's hidden state, calibrated, measured on held-out questions."""
-    from fsrm_lite.distill import read_traces
     from fsrm_lite.export.critic_head import fit_critic as fit
+    from fsrm_lite.loops.distill import read_traces
 
     with traces.open(encoding="utf-8") as file, _opened(model) as rm, _progress("traces") as step:
         report = fit(read_traces(file), rm, output, head=head, threshold=threshold, seed=seed, progress=step)

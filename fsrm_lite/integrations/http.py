@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.errors import FsrmError, InputError
-from fsrm_lite.reasoners import Reasoner, Sampling, Task
+from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task
 from fsrm_lite.types import Score
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.benchmark_metrics import REWARDBENCH_COUNTS
-from fsrm_lite.data_files import Row, as_list, read_rows
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.labelled import group_key
+from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS
+from fsrm_lite.measure.data_files import Row, as_list, read_rows
+from fsrm_lite.measure.labelled import group_key
 from fsrm_lite.types import Prompt
 
 

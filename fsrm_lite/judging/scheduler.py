@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.engine import BATCH_TOKENS, Engine, Interrupted
-from fsrm_lite.sampling import Sampling, uniforms
+from fsrm_lite.judging.sampling import Sampling, uniforms
 
 ANSWER_TOKENS = 64
 """Tokens a model may write behind its thought before the verdict is read for it."""

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.intervals import clopper_pearson_upper, critical_errors
-from fsrm_lite.labelled import CONFIDENCE_NAMES, Sample
-from fsrm_lite.metrics import risk_coverage
+from fsrm_lite.measure.intervals import clopper_pearson_upper, critical_errors
+from fsrm_lite.measure.labelled import CONFIDENCE_NAMES, Sample
+from fsrm_lite.measure.metrics import risk_coverage
 
 PATH_NAMES = CONFIDENCE_NAMES
 ALWAYS = GateSpec(1.0, 1.0, "any", always=True)

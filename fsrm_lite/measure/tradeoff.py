@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.labelled import Sample
+from fsrm_lite.measure.labelled import Sample
 
 GRID = 64
 """Thresholds per confidence: quantiles, so that steps hold about equally many items."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsrm_lite.data_files import Row, read_rows
 from fsrm_lite.errors import CalibrationError, DataFormatError
-from fsrm_lite.labelled import LabelledItem, content_key, fast_signals, group_key
+from fsrm_lite.measure.data_files import Row, read_rows
+from fsrm_lite.measure.labelled import LabelledItem, content_key, fast_signals, group_key
 from fsrm_lite.types import Prompt
 
 if TYPE_CHECKING:

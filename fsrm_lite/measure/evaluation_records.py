@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.benchmark_formats import Example
 from fsrm_lite.errors import DataFormatError, InputError
-from fsrm_lite.labelled import content_key
+from fsrm_lite.measure.benchmark_formats import Example
+from fsrm_lite.measure.labelled import content_key
 
 
 @dataclass(frozen=True, slots=True)

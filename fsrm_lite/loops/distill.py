@@ -19,7 +19,7 @@ from typing import Any
 from fsrm_lite.answers import Extractor, find_extractor
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
 from fsrm_lite.jsonl import dump_row
-from fsrm_lite.reasoners import Proposal, Reasoner, Sampling, Task, ask
+from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 
 GIVE_UP_AFTER = 16
 """A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""

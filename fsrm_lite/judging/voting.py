@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fsrm_lite.scheduler import Job, Result
+from fsrm_lite.judging.scheduler import Job, Result
 from fsrm_lite.types import Vote
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.benchmark_formats import Format
-from fsrm_lite.benchmark_metrics import METRICS, Metric, Outcome, by_subset
-from fsrm_lite.evaluation_records import Record
-from fsrm_lite.intervals import bootstrap, wilson
+from fsrm_lite.measure.benchmark_formats import Format
+from fsrm_lite.measure.benchmark_metrics import METRICS, Metric, Outcome, by_subset
+from fsrm_lite.measure.evaluation_records import Record
+from fsrm_lite.measure.intervals import bootstrap, wilson
 
 EMPTY_LOGIT = -1000.0
 """Stands for the score of an empty response: below any other, and finite, so that margins stay defined."""

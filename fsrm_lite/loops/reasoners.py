@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from fsrm_lite.answers import load_attribute
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import MAX_VOTES, expect, is_number, is_whole
 from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
+from fsrm_lite.loops.batches import each_or_none
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
@@ -258,40 +257,6 @@ class EndpointReasoner:
                 if hopeless or tries > self._retries:
                     raise ReasonerError(f"the endpoint {self._url} failed after {tries} tries: {error}") from error
                 time.sleep(min(0.25 * 2 ** (tries - 1), 4.0))
-
-
-def open_reasoner(
-    spec: str, *, model: FastSlowRM | None = None, template: str | None = None, timeout_s: float = 120.0, api_key: str | None = None
-) -> Reasoner:
-    """Return a reasoner from its name on the command line.
-
-    Args:
-        spec: ``"solve"`` (the bundle's own), ``"model.gguf"`` (a file), ``"http://.../v1"`` (an endpoint), or
-            ``"package.module:function"``.
-        model: For ``"solve"``.
-        template: For a GGUF file: see :class:`~fsrm_lite.gguf_reasoner.GgufReasoner`.
-        timeout_s: Per call of an endpoint or a function.
-        api_key: For an endpoint.
-
-    Raises:
-        InputError: If the spec is none of these, or a template is given to another kind.
-    """
-    if spec.lower().endswith(".gguf"):
-        from fsrm_lite.gguf_reasoner import GgufReasoner
-
-        return GgufReasoner(spec, template=template)
-    if template is not None:
-        raise InputError(f"a template is for a GGUF file only; the reasoner is {spec!r}")
-    if spec == "solve":
-        if model is None:
-            raise InputError("the reasoner 'solve' needs a model with a solve template")
-        return SolveReasoner(model)
-    if spec.startswith(("http://", "https://")):
-        return EndpointReasoner(spec, timeout_s=timeout_s, api_key=api_key)
-    found = load_attribute(spec, "reasoner", "solve, FILE.gguf, an http address, or package.module:function")
-    if not callable(found):
-        raise InputError(f"reasoner {spec!r} is a {type(found).__name__}, expected a function from a question to a response")
-    return CallableReasoner(found, timeout_s=timeout_s)
 
 
 def _within(timeout_s: float, call: Callable[[], _T]) -> _T:

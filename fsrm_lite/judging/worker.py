@@ -24,9 +24,9 @@ from typing import IO, Any, Protocol
 
 from fsrm_lite.engine import Engine, load_llama, why_not
 from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError
-from fsrm_lite.sampling import Sampling
-from fsrm_lite.scheduler import Decode, Result, Scheduler
-from fsrm_lite.voting import Plan, Referee
+from fsrm_lite.judging.sampling import Sampling
+from fsrm_lite.judging.scheduler import Decode, Result, Scheduler
+from fsrm_lite.judging.voting import Plan, Referee
 
 MAX_PARALLEL = 32
 """Texts written at once at most: throughput grows little beyond (2 cores, 0.6 B: 16 texts 3.3x, 32 texts 3.7x one)."""
@@ -222,7 +222,7 @@ class _Child:
     vocab_size: int
 
     def __init__(self) -> None:
-        program = f"import sys; sys.path[:] = {sys.path!r}; from fsrm_lite.worker import serve; serve()"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from fsrm_lite.judging.worker import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from fsrm_lite.errors import FsrmError, InputError, JudgeError, ReasonerError, missing_extra, one_line
 from fsrm_lite.gguf_header import read_header
+from fsrm_lite.judging.sampling import Sampling as Draws
+from fsrm_lite.judging.sampling import vote_key
+from fsrm_lite.judging.scheduler import Job
+from fsrm_lite.judging.voting import Plan
+from fsrm_lite.judging.worker import InlineRunner, Request
+from fsrm_lite.loops.reasoners import Proposal, Sampling, Task, conversation
 from fsrm_lite.native import Vocabulary
 from fsrm_lite.prompts import prompt_text
-from fsrm_lite.reasoners import Proposal, Sampling, Task, conversation
-from fsrm_lite.sampling import Sampling as Draws
-from fsrm_lite.sampling import vote_key
-from fsrm_lite.scheduler import Job
-from fsrm_lite.voting import Plan
-from fsrm_lite.worker import InlineRunner, Request
 
 PROMPT_SLOT = "{prompt}"
 _NEVER = "(?!)"
@@ -68,7 +68,7 @@ class GgufReasoner:
             raise
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`~fsrm_lite.reasoners.Reasoner`; one batch of decoding for all tasks."""
+        """See :class:`~fsrm_lite.loops.reasoners.Reasoner`; one batch of decoding for all tasks."""
         with self._lock:
             if self._runner is None:
                 raise ReasonerError("this reasoner is closed; open another one")

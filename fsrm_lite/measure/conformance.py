@@ -63,7 +63,7 @@ class CheckResult:
 
 def shipped_vectors() -> list[dict[str, Any]]:
     """Read the vectors that ship with the package."""
-    text = files("fsrm_lite").joinpath(VECTORS_FILE).read_text(encoding="utf-8")
+    text = files("fsrm_lite.measure").joinpath(VECTORS_FILE).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

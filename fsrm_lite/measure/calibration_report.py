@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.intervals import Interval, bootstrap, wilson
-from fsrm_lite.labelled import CONFIDENCE_NAMES, Sample
-from fsrm_lite.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, risk_coverage
-from fsrm_lite.tradeoff import escalations
+from fsrm_lite.measure.intervals import Interval, bootstrap, wilson
+from fsrm_lite.measure.labelled import CONFIDENCE_NAMES, Sample
+from fsrm_lite.measure.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, risk_coverage
+from fsrm_lite.measure.tradeoff import escalations
 
 
 def probability_right(sample: Sample, temperature: float) -> NDArray[np.float64]:

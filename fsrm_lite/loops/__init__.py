@@ -1,0 +1,1 @@
+"""Parts of the reasoning loop: reasoners, distilled traces, critics."""
