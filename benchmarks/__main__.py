@@ -76,7 +76,7 @@ def main() -> None:
         for stage in arguments.stage:
             if arguments.again or not _done(results.data, stage):
                 start = perf_counter()
-                _run_stage(stage, results.data, field, arguments.minutes * 60 * BUDGET_SHARES.get(stage, 0.0))
+                _run_stage(stage, results.data, field, arguments)
                 results.data.setdefault("stage_seconds", {})[stage] = perf_counter() - start
                 results.save()
     except KeyboardInterrupt:
@@ -98,6 +98,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
     parser.add_argument("--minutes", type=float, default=18.0, help="for all measurements together")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], metavar="PEER", help="in W1 to W4, only these beside fsrm-lite int8")
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser.parse_args()
 
@@ -121,8 +122,9 @@ def _done(data: dict[str, Any], stage: str) -> bool:
     return stage == "prepare" or any(stage in place for place in (data, data.get("main", {}), data.get("judge", {})))
 
 
-def _run_stage(stage: str, data: dict[str, Any], field: Field, budget_s: float) -> None:
+def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argparse.Namespace) -> None:
     say(f"stage {stage}")
+    budget_s = arguments.minutes * 60 * BUDGET_SHARES.get(stage, 0.0)
     if stage == "startup":
         data["startup"] = startup_times()
     elif stage == "roofline":
@@ -135,7 +137,8 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, budget_s: float) 
         data.setdefault("judge", {})[stage] = judge.measure(field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s)
     elif stage != "prepare":
         workload = next(w for w in MAIN if w.name == stage)
-        peers = [name for name in PEERS if name != ROOFLINE and (workload.prompt or name != "transformers bf16 cached")]
+        asked = {next(iter(PEERS)), *arguments.peers} - {ROOFLINE, *(() if workload.prompt else ("transformers bf16 cached",))}
+        peers = [name for name in PEERS if name in asked]
         series = race(field, peers, workload, budget_s, say)
         _check_agreement(series)
         data.setdefault("main", {})[stage] = {name: s.to_dict() | {"spin": field.spins.get(name)} for name, s in series.items()}
