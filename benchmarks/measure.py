@@ -185,11 +185,13 @@ def _last(series: Series) -> str:
 
 
 def _affordable(peers: list[str], series: dict[str, Series], left_s: float) -> list[str]:
+    """Choose whose turn it is: the first peer, which all are compared with, then the quickest, while the time lasts."""
     chosen: set[str] = set()
-    for peer in sorted(peers, key=lambda p: series[p].seconds[-1] / series[p].scale):
+    for peer in sorted(peers, key=lambda p: (p != peers[0], series[p].seconds[-1] / series[p].scale)):
         left_s -= series[peer].seconds[-1] / series[peer].scale + SETTLE_SECONDS
-        if left_s > 0:
-            chosen.add(peer)
+        if left_s < 0:
+            break
+        chosen.add(peer)
     return [peer for peer in peers if peer in chosen]
 
 
