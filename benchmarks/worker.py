@@ -107,6 +107,8 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
         say({"seconds": perf_counter() - start})
         for line in sys.stdin:
             task = kind(**json.loads(line))
+            # Caches, and on some systems the pages of mapped weights, went to the others while they had their turn.
+            peer.run(warm_up)
             start = perf_counter()
             values = peer.run(task)
             seconds = perf_counter() - start
