@@ -154,7 +154,7 @@ def _measure_roofline(data: dict[str, Any], field: Field) -> None:
 
 def _check_agreement(series: dict[str, Any]) -> None:
     """Peers that answer something else measure nothing: fp32 files must give one logit."""
-    exact = [series[name].values for name in ("fsrm-lite fp32", "transformers fp32") if series[name].values]
+    exact = [series[name].values for name in ("fsrm-lite fp32", "transformers fp32") if name in series and series[name].values]
     if len(exact) == 2:
         gap = max(abs(a - b) for a, b in zip(*exact, strict=False))
         say(f"largest gap between fsrm-lite fp32 and transformers fp32: {gap:.1e}")

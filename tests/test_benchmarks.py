@@ -173,3 +173,12 @@ def test_the_watch_counts_what_others_took(tmp_path):
     tell(10**9, 600)
     assert watch.others() == 1.0
     assert Watch(8, tmp_path).others() == 0.0
+
+
+def test_agreement_is_checked_where_both_peers_ran():
+    from benchmarks.__main__ import _check_agreement
+
+    _check_agreement({"fsrm-lite int8": Series(values=[1.0])})
+    _check_agreement({"fsrm-lite fp32": Series(values=[1.0]), "transformers fp32": Series(values=[1.001])})
+    with pytest.raises(SystemExit, match="void"):
+        _check_agreement({"fsrm-lite fp32": Series(values=[1.0]), "transformers fp32": Series(values=[1.1])})
