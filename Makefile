@@ -30,7 +30,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The first run writes model files and an environment for optimum under .bench (10 GB, some ten minutes); then it measures for under 25.
+# The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
