@@ -104,7 +104,7 @@ def random_prompts(task: Task, vocab_size: int) -> list[tuple[int, ...]]:
 class RandomJudge:
     """The scheduler on random weights."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int | None) -> None:
         from fsrm_lite.engine import Engine
 
         self._engine = Engine(path, threads=threads)
@@ -181,7 +181,7 @@ class _Embedded:
 class EmbeddedJudge:
     """Real thoughts of the embedded model."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int | None) -> None:
         from fsrm_lite.slow import Judge
 
         self._model = _Embedded()
@@ -217,10 +217,17 @@ class EmbeddedCompletion:
         return asdict(self._peer.write(prompts, self._model.limits.thinking_tokens))
 
 
+def _asked(threads: int) -> int | None:
+    """Leave the number of threads to the judge, as its users do, unless another one than its default was asked for."""
+    from fsrm_lite.threads import usable_cores
+
+    return None if threads == usable_cores() else threads
+
+
 SIDES: dict[str, Callable[[Files, int], Side]] = {
-    "judge, random weights": lambda files, threads: RandomJudge(files.gguf("q4_k_m"), threads),
+    "judge, random weights": lambda files, threads: RandomJudge(files.gguf("q4_k_m"), _asked(threads)),
     "create_completion, random weights": lambda files, threads: RandomCompletion(files.gguf("q4_k_m"), threads),
-    "judge, embedded": lambda files, threads: EmbeddedJudge(threads),
+    "judge, embedded": lambda files, threads: EmbeddedJudge(_asked(threads)),
     "create_completion, embedded": lambda files, threads: EmbeddedCompletion(threads),
 }
 """By name."""

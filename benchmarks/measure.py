@@ -22,8 +22,8 @@ SETTLE_SECONDS = 0.2
 NEAR = 2.5
 """A peer of equal pieces that takes more than this many times as long as the first one runs a part of them, scaled up."""
 
-SPINS = ("300000", "100")
-"""GOMP_SPINCOUNT, how long llama.cpp's threads spin at a barrier: libgomp's default, and what fsrm-lite sets for itself."""
+SPINS = ("300000", "2000")
+"""GOMP_SPINCOUNT, how long llama.cpp's threads spin at a barrier: libgomp's default, best on an idle machine, and a short one for a busy one."""
 
 TRIAL = MAIN[0]
 
