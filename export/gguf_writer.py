@@ -125,6 +125,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:  # noqa: ANN40
         token_id = getattr(vocabulary, kind)
         if token_id is not None:
             getattr(writer, f"add_{kind}_token_id")(token_id)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
     # Prompts come as complete ids; some splits would otherwise add a BOS by default.
     writer.add_add_bos_token(False)
 

@@ -97,7 +97,7 @@ def write_fast_graph(
     store = weights or open_store(arch, out_path)
     graph = GraphWriter(out_path, store)
     _write(graph, checkpoint, label_ids, Linears(graph, checkpoint, precision, keep), progress or (lambda done, of: None))
-    graph.save(_metadata(arch, precision, keep))
+    graph.save(_metadata(arch, label_ids, precision, keep))
     return [out_path] if store.path is None else [out_path, store.path]
 
 
@@ -132,12 +132,13 @@ def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], li
     graph.output("hidden", hidden, TensorProto.FLOAT, ["N", arch.hidden_size])
 
 
-def _metadata(arch: Architecture, precision: str, keep: Mapping[str, str]) -> dict[str, str]:
+def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> dict[str, str]:
     """What the runtime must know; the widths decide how sequences are cut into runs, see fsrm_lite/packing.py."""
     return {
         "fsrm.format": "1",
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
+        "fsrm.labels": json.dumps(list(label_ids)),
         "fsrm.chunk": str(CHUNK_TOKENS),
         "fsrm.row": str(ROW_TOKENS),
         "fsrm.precision": precision,

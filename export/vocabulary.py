@@ -47,6 +47,7 @@ class Vocabulary:
         bos: Id of the token that begins a text, or None.
         eos: Id of the token that ends one, or None.
         pad: Id of the padding token, or None.
+        chat_template: How messages become a prompt, in jinja, or None.
     """
 
     tokens: list[str]
@@ -56,6 +57,7 @@ class Vocabulary:
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
+    chat_template: str | None = None
 
 
 def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
@@ -80,7 +82,7 @@ def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
     except (KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{root / TOKENIZER_NAME} is malformed ({error!r}); save the tokenizer again") from error
     named = _special_names(root, ids)
-    return Vocabulary(tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"))
+    return Vocabulary(tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"), _chat_template(root))
 
 
 def detect_pre(data: dict[str, Any]) -> str:
@@ -161,6 +163,17 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
         elif isinstance(number, int) and 0 <= number < len(ids):
             found[kind] = number
     return found
+
+
+def _chat_template(root: Path) -> str | None:
+    """The template where transformers keeps it: chat_template.jinja, else tokenizer_config.json (of several, "default")."""
+    path = root / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    found = (_read_json(root / "tokenizer_config.json") or {}).get("chat_template")
+    if isinstance(found, list):
+        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

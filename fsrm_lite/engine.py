@@ -45,6 +45,9 @@ MAX_STREAMS = 256
 BATCH_TOKENS = 512
 """Tokens per decode call at most; wide enough to fill the matrix products, and more rows than MAX_STREAMS."""
 
+SMALL_BYTES = 32 << 20
+"""A model this small does a step in a few milliseconds, hundreds of barriers included: more threads mostly wait for each other."""
+
 _PROBE_SECONDS = 60
 _loading = threading.Lock()
 _keep_alive: list[Any] = []
@@ -164,7 +167,7 @@ class Engine:
 
         Args:
             path: The GGUF file.
-            threads: Compute threads; None for one per core this process may use.
+            threads: Compute threads; None for one per core this process may use, and one for a file below ``SMALL_BYTES``.
 
         Raises:
             BundleError: If the file is damaged, of an unknown or unusable architecture, or lacks its pre-tokenizer.
@@ -177,7 +180,7 @@ class Engine:
         self._header = read_header(self.path)
         self._architecture = self._header.entries.get("general.architecture", "")
         self._llama = load_llama()
-        self._threads = threads or usable_cores()
+        self._threads = threads or (usable_cores() if self.path.stat().st_size > SMALL_BYTES else 1)
         self._context: Any = None
         self.streams = 0
         self.cells = 0

@@ -6,6 +6,7 @@ become rows is planned in ``packing.py``.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -133,6 +134,7 @@ class FastModel:
             raise BundleError(f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; export it again")
         self.vocab_size = int(metadata["fsrm.vocab_size"])
         self.hidden_size = int(metadata["fsrm.hidden_size"])
+        self._labels = json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None  # the first graphs do not say
         self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past_names = [i.name for i in pasts]
@@ -173,6 +175,18 @@ class FastModel:
             seen.add(ids)
             readings.append(reading)
         return readings
+
+    def check(self, vocab_size: int, label_ids: Sequence[int]) -> None:
+        """Refuse a manifest that does not describe this graph: its scores would mean something else.
+
+        Raises:
+            BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
+        """
+        if vocab_size != self.vocab_size or self._labels not in (None, list(label_ids)):
+            raise BundleError(
+                f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
+                f"{self._labels or 'labels'} of {self.vocab_size}; export the bundle again"
+            )
 
     def close(self) -> None:
         """Finish what was asked, then forget the kept prefixes and release the model."""

@@ -83,6 +83,7 @@ class FastSlowRM:
         self._values = [label.value for label in bundle.manifest.labels]
         self._slow = SlowPath(bundle, self.encoder, threads=threads, process=judge_process, on_crash=on_judge_crash)
         self.fast = FastModel(bundle.path("fast"), threads=threads)
+        self.fast.check(bundle.manifest.vocab_size, [label.id for label in bundle.manifest.labels])
 
     @classmethod
     def from_pretrained(

@@ -47,7 +47,7 @@ class Judge:
         Args:
             gguf_path: The slow file of a bundle.
             encoder: The tokenizer and templates of the same bundle.
-            threads: Compute threads; None for one per core this process may use.
+            threads: Compute threads; None for one per core this process may use (one in all for a small model).
             process: "inline" runs llama.cpp in this process, on a thread of its own; "subprocess" in a child, so that whatever
                 kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child.
 

@@ -165,6 +165,16 @@ def test_not_a_fast_graph(tmp_path):
         FastModel(tmp_path / "broken.onnx")
 
 
+@pytest.mark.parametrize(("vocabulary", "labels"), [(0, LABELS), (1, LABELS), (0, LABELS[::-1])])
+def test_a_manifest_of_another_model_is_refused(graphs, vocabulary, labels):
+    model = _model(graphs)
+    if (vocabulary, labels) == (0, LABELS):
+        assert model.check(model.vocab_size, labels) is None
+    else:
+        with pytest.raises(BundleError, match="export the bundle again"):
+            model.check(model.vocab_size + vocabulary, labels)
+
+
 def test_threads_must_be_positive(graphs):
     with pytest.raises(InputError, match="threads is 0"):
         FastModel(graphs["fp32"], threads=0)

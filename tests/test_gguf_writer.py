@@ -1,3 +1,4 @@
+import json
 import math
 import tracemalloc
 from functools import partial
@@ -104,6 +105,23 @@ def test_write_gguf_metadata(tmp_path):
     assert types[tokens.index("<think>")] == 4
     assert fields["tokenizer.ggml.eos_token_id"] == tokens.index("<|im_end|>")
     assert fields["tokenizer.ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", "{{ messages }}"),
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}),
+        ("tokenizer_config.json", {"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages }}"}]}),
+    ],
+)
+def test_write_gguf_carries_the_chat_template(tmp_path, name, content):
+    folder = make_checkpoint(tmp_path / "ckpt", "qwen3")
+    export(folder, tmp_path / "plain.gguf")
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    reader = gguf.GGUFReader(export(folder, tmp_path / "m.gguf"))
+    assert reader.fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    assert "tokenizer.chat_template" not in gguf.GGUFReader(tmp_path / "plain.gguf").fields
 
 
 def test_write_gguf_reports_every_byte_and_large_f16_weights_are_refused(tmp_path):

@@ -43,7 +43,7 @@ class GgufReasoner:
             template: The prompt with ``{prompt}`` in it, for example ``"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"``;
                 its model is then asked the bare question each time. None takes the file's own chat template, which tells
                 in the conversation what was rejected.
-            threads: Compute threads; None for one per core this process may use.
+            threads: Compute threads; None for one per core this process may use (one in all for a small model).
 
         Raises:
             BundleError: If the file is damaged or of an unusable kind.
