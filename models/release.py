@@ -1,6 +1,7 @@
 """From a trained checkpoint to the embedded bundle: export, choose the gate, measure, write the card.
 
     python -m fsrm_lite.models.release checkpoints/fsrm-tiny -o models/fsrm-tiny
+    python -m fsrm_lite.models.release -o models/fsrm-tiny      # the gate, the figures and the card alone
 
 The gate's thresholds are chosen on the calibration split, the figures measured on the test split.
 """
@@ -37,9 +38,10 @@ GOLDEN = 12
 TEXT = Path(__file__).with_name("CARD.md")
 
 
-def choose_gate(rm: FastSlowRM, count: int, progress: Any = None) -> GateSpec:  # noqa: ANN401 - a callback
+def choose_gate(bundle: Path, *, threads: int | None, count: int) -> GateSpec:
     """Choose thresholds on the calibration split: the cheapest gate that keeps always-slow's accuracy."""
-    sample = Sample.of(judge_all(rm, held_out("calibration", count), progress))
+    with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", count) as bar:
+        sample = Sample.of(judge_all(rm, held_out("calibration", count), bar.update))
     return cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
 
 
@@ -50,21 +52,26 @@ def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pai
     rows.write_text("".join(rows_of("calibration", PARITY_PAIRS, seed=1)))
     draft = checkpoint / "draft"
     export_checkpoint(checkpoint, draft, calibration=rows, overwrite=True)
-    with FastSlowRM.from_pretrained(draft, threads=threads) as rm, _bar("choosing the gate", calibration_pairs) as bar:
-        gate = choose_gate(rm, calibration_pairs, bar.update)
+    gate = choose_gate(draft, threads=threads, count=calibration_pairs)
     spec_path.write_text(json.dumps({**json.loads(spec_path.read_text()), "gate": gate.to_dict()}, indent=2))
     export_checkpoint(checkpoint, out, calibration=rows, overwrite=True)
-    with FastSlowRM.from_pretrained(out, threads=threads) as rm, _bar("measuring", test_pairs) as bar:
+    training_curves(checkpoint / "metrics.jsonl", out / "training.png")
+    describe(out, gate, threads=threads, test_pairs=test_pairs)
+
+
+def describe(bundle: Path, gate: GateSpec, *, threads: int | None, test_pairs: int) -> None:
+    """Give a bundle this gate, measure it on the test split, and write its manifest and card."""
+    with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", test_pairs) as bar:
         measured = measure(rm, test_pairs, bar.update)
         golden = [{"prompt": p.problem.question, "response": r.text} for p in held_out("test", GOLDEN // 2) for r in (p.chosen, p.rejected)]
         scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
         manifest = rm.bundle.manifest
     entries = [{**g, "score": s.score, "logit": s.logit} for g, s in zip(golden, scores, strict=True)]
     card = {**manifest.card, "evaluation": measured, "golden": entries}
-    final = write_manifest(out, replace(manifest, card=card), {role: entry.path for role, entry in manifest.files.items()})
-    training_curves(checkpoint / "metrics.jsonl", out / "training.png")
+    files = {role: entry.path for role, entry in manifest.files.items()}
+    final = write_manifest(bundle, replace(manifest, gate=gate, card=card), files)
     text = TEXT.read_text() + "\n## Held-out figures\n\n" + table(measured) + "\n\n![training curves](training.png)\n"
-    (out / "README.md").write_text(model_card(final, text))
+    (bundle / "README.md").write_text(model_card(final, text))
 
 
 def _bar(label: str, length: int) -> Any:  # noqa: ANN401 - click's progress bar
@@ -72,14 +79,17 @@ def _bar(label: str, length: int) -> Any:  # noqa: ANN401 - click's progress bar
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", type=int, default=None)
 @click.option("--calibration-pairs", default=CALIBRATION_PAIRS, show_default=True)
 @click.option("--test-pairs", default=TEST_PAIRS, show_default=True)
-def main(checkpoint: Path, output: Path, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
-    """Release CHECKPOINT as the bundle OUTPUT."""
-    release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
+def main(checkpoint: Path | None, output: Path, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
+    """Release CHECKPOINT as the bundle OUTPUT; without it, choose the gate of the bundle OUTPUT anew and measure it."""
+    if checkpoint is not None:
+        release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
+    else:
+        describe(output, choose_gate(output, threads=threads, count=calibration_pairs), threads=threads, test_pairs=test_pairs)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from fsrm_lite.bundle import Bundle
 from fsrm_lite.models.data import ROW_TOKENS, BatchMaker, held_out, pair_row, template_texts, training_manifest
 from fsrm_lite.models.plans import ERRORS, LARGEST
 from fsrm_lite.models.problems import FAMILIES, make_problem, split_of
@@ -153,6 +156,24 @@ def test_interrupted_training_goes_on_to_the_same_weights(tmp_path):
     whole, halves = run("whole", [4]), run("halves", [2, 4])
     torch.use_deterministic_algorithms(False)
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_bundle_gets_its_gate_and_figures_anew_and_keeps_its_files(tmp_path):
+    pytest.importorskip("llama_cpp")
+    release = pytest.importorskip("fsrm_lite.models.release")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(Bundle.open().root, bundle)
+    before = Bundle.open(bundle).manifest
+    options = ["-o", str(bundle), "--threads", "1", "--calibration-pairs", "60", "--test-pairs", "24"]
+    done = CliRunner().invoke(release.main, options, catch_exceptions=False)
+    after = Bundle.open(bundle)
+    after.check()
+    assert done.exit_code == 0
+    assert after.manifest.files == before.files
+    assert after.manifest.card["evaluation"]["pairs"] == 24
+    assert after.manifest.card["golden"] == before.card["golden"]
+    assert "on 24 held-out test pairs" in (bundle / "README.md").read_text()
 
 
 @settings(max_examples=20, deadline=None)
