@@ -53,7 +53,7 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
             order = f"[{b if vote.swapped else a}] shown first"
             print(f"    {order}, votes for [{winner}], p([{a}]) = {vote.p_first:.3f}, {vote.tokens_generated} tokens:")
             print("      " + vote.rationale.strip().replace("\n", " | "))
-        print(f"    verdict: [{(a, b)[match.winner]}]  (the two orders {'agree' if match.orders_agree else 'disagree'})")
+        print(f"    verdict: [{(a, b)[match.winner]}]  (the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})")
     print(f"\n  Best: [{selection.index}] {responses[selection.index]}")
     print(f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated in {len(selection.comparisons)} slow comparisons")
 

@@ -138,15 +138,16 @@ def with_thought(fast: Score, judgement: PointJudgement) -> Score:
 def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
     """A fast comparison after slow thinking: the judge's winner and votes, the fast confidences, the tokens of both.
 
-    Votes that are even (as a rule because each order prefers what it was shown first) say nothing, and their mean
-    probability differs from a half by rounding alone. There the fast decision stands, unless it is even too. On 1,500
-    calibration pairs of the embedded model 57 had even votes: rounding was right about 24 of them, the fast score about 50.
+    Votes that are even (as a rule because each order prefers what it was shown first) say nothing, and where the thoughts came
+    to their end their mean probability differs from a half by rounding alone. There the fast decision and its probability
+    stand, unless it is even too; what the judge said is in the votes. On 1,500 calibration pairs of the embedded model 57 had
+    even votes: the mean probability was right about 24 of them, the fast score about 50.
     """
     even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
-    winner = fast.winner if even and fast.p_first != 0.5 else judgement.winner
+    winner, p_first = (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
     answer = {
         "winner": winner,
-        "p_first": judgement.p_first,
+        "p_first": p_first,
         "votes": judgement.votes,
         "orders_agree": judgement.orders_agree,
         "rationale": next((vote.rationale for vote in judgement.votes if vote.winner == winner), None),

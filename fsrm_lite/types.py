@@ -104,7 +104,7 @@ class Comparison(_Jsonable):
 
     Attributes:
         winner: 0 for the first response, 1 for the second. There are no ties: where the votes are even, the fast decision stands.
-        p_first: Probability that the first is better, in [0, 1].
+        p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast one where that decides.
         intuition_confidence: ``|2*sigmoid(logit_first - logit_second) - 1|`` of the fast readings, in [0, 1].
         distribution_confidence: The smaller of the two responses' distribution confidences, in [0, 1].
         route: Path that gave the answer.

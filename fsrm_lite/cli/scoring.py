@@ -25,7 +25,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
     click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path), default="-", help="OUT.jsonl; - is standard output."),
-    click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run left."),
+    click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run of the same options left."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with a bad row."),
     click.option("--prefix", default="", help="Put this before the names of the fields that are added."),
@@ -146,9 +146,8 @@ class _Rows:
         """Write one output row per usable input row, in order; report what was skipped or cut."""
         usable = self._usable(rows)
         for number, written in enumerate(writer.done, start=1):  # rows that an earlier run has answered
-            asked = next(usable, None)
             answered = f"{self._prefix}tokens_read" in written  # every command adds this field
-            if asked is None or not asked.row.items() <= written.items() or not answered:
+            if not answered or not self._found(written, usable):
                 raise DataFormatError(f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite")
         while batch := list(islice(usable, size)):
             for asked, fields in zip(batch, self._answers(batch), strict=False):
@@ -166,6 +165,16 @@ class _Rows:
         if self._skipped:
             click.echo(f"{len(self._skipped)} rows skipped:\n" + "\n".join(f"  line {line}: {why}" for line, why in sorted(self._skipped)), err=True)
             raise click.exceptions.Exit(1)
+
+    def _found(self, written: dict[str, Any], usable: Iterator[_Asked]) -> bool:
+        """Go on to the input row that this output row answers; rows passed over turned out to be bad only when they were answered."""
+        for asked in usable:
+            if asked.row.items() <= written.items():
+                return True
+            if not self._skip:
+                return False
+            self._skipped.append((asked.line, "skipped by the run that broke off"))
+        return False
 
     def _usable(self, rows: Iterator[Row]) -> Iterator[_Asked]:
         """Rows that can be scored; ends at the first bad one unless bad ones are skipped, so that those before it are kept."""

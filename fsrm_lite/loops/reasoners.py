@@ -111,8 +111,9 @@ def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[l
             raise
         except Exception as error:  # a user's reasoner may raise anything, and none of it may end a long run
             raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
-        if len(groups) != len(part):
-            raise ReasonerError(f"the reasoner gave {len(groups)} lists of proposals for {len(part)} tasks")
+        whole = isinstance(groups, Sequence) and len(groups) == len(part)
+        if not whole or not all(isinstance(group, Sequence) and all(isinstance(p, Proposal) for p in group) for group in groups):
+            raise ReasonerError(f"the reasoner gave {one_line(repr(groups))[:200]}, expected a list of proposals for each of {len(part)} tasks")
         return groups
 
     size = 1 if getattr(reasoner, "one_by_one", False) else max(len(tasks), 1)
