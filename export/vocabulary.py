@@ -169,7 +169,10 @@ def _chat_template(root: Path) -> str | None:
     """The template where transformers keeps it: chat_template.jinja, else tokenizer_config.json (of several, "default")."""
     path = root / "chat_template.jinja"
     if path.is_file():
-        return path.read_text("utf-8")
+        try:
+            return path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ExportError(f"{path} is not UTF-8: {error}") from error
     found = (_read_json(root / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(found, list):
         found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)

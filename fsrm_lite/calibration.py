@@ -37,8 +37,8 @@ class Goal:
     Attributes:
         risk: Error rate among the items decided fast, guaranteed with probability ``confidence``.
         budget: Mean generated tokens per item; the most accurate gate within it.
-        within: Accuracy that may be lost against always thinking slowly, for example 0.005; the cheapest gate that
-            keeps to it with ``confidence`` on the tuning part.
+        within: Accuracy that may be lost against always thinking slowly, for example 0.005; the cheapest gate for which a
+            bound at ``confidence`` on the tuning part says so (no guarantee, see ``cheapest_within``).
         front: The whole Pareto front instead of one gate.
         confidence: Of the risk guarantee, over the draw of the testing part; of the bound behind ``within``.
         paths: Threshold paths to walk for ``risk``, delta split over them; None picks one on the tuning part.
@@ -57,8 +57,8 @@ class Goal:
             raise CalibrationError("expected exactly one goal: a risk, a budget, an accuracy to stay within, or the Pareto front")
         for name in ("risk", "confidence"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise CalibrationError(f"{name} is {value!r}, expected a number strictly between 0 and 1")
+            if value is not None and not 1e-9 <= value < 1:
+                raise CalibrationError(f"{name} is {value!r}, expected a number above 0 and below 1")
         for name in ("budget", "within"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -108,6 +108,8 @@ def calibrate(
     Raises:
         CalibrationError: Too few items, one class only, contradictory or overlapping items, missing slow outcomes.
     """
+    if seed < 0:
+        raise CalibrationError(f"the seed is {seed}, expected 0 or more")
     kept, notes = check_items(items, test_items)
     share = tuning_share if tuning_share is not None else TUNING_SHARE if goal.risk is not None else SEARCH_SHARE
     tuning, testing = split(Sample.of(kept), share, seed)
@@ -167,10 +169,12 @@ def split(sample: Sample, tuning_share: float, seed: int = 0) -> tuple[Sample, S
     Raises:
         CalibrationError: If the share leaves a part empty.
     """
+    if not 0 < tuning_share < 1:
+        raise CalibrationError(f"the tuning share is {tuning_share!r}, expected a number strictly between 0 and 1")
     groups, member = np.unique(sample.groups, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(groups))
     tuned = order[member] < round(tuning_share * len(groups))
-    if not 0 < tuning_share < 1 or tuned.all() or not tuned.any():
+    if tuned.all() or not tuned.any():
         raise CalibrationError(f"a tuning share of {tuning_share!r} of {len(groups)} prompts leaves a part empty")
     return sample.take(tuned), sample.take(~tuned)
 

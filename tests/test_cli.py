@@ -197,6 +197,19 @@ def test_a_broken_off_run_goes_on(source, tmp_path, tail):
     assert [[r[k] for k in same] for r in rows(out)] == [[r[k] for k in same] for r in rows(whole)]
 
 
+def test_a_broken_off_run_goes_on_past_rows_that_turned_out_bad_late(source, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    lines = source.read_text().splitlines()
+    taken = json.dumps(json.loads(lines[0]) | {"id": 9, "tokens_read": 3})
+    source.write_text("\n".join([lines[0], taken, *lines[1:]]) + "\n")
+    assert run("score", source, "-o", whole, "--on-error", "skip", *FAST).exit_code == 1
+    out.write_text("".join(whole.read_text().splitlines(keepends=True)[:2]))
+    resumed = run("score", source, "-o", out, "--resume", "--on-error", "skip", *FAST)
+    assert resumed.exit_code == 1
+    assert "line 2: skipped by the run that broke off" in resumed.stderr
+    assert [r["id"] for r in rows(out)] == [r["id"] for r in rows(whole)] == [0, 1, 2]
+
+
 def test_rows_before_a_bad_one_are_kept(source, tmp_path):
     out = tmp_path / "out.jsonl"
     source.write_text(source.read_text() + "{oops\n")

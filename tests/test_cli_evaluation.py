@@ -1,4 +1,6 @@
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +51,51 @@ def recorded(tmp_path):
 
 
 # calibrate
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--plots", "--record"])
+def test_calibrate_never_writes_over_its_input_or_into_no_folder(tmp_path, recorded, no_model, option):
+    before = recorded.read_text()
+    result = call("calibrate", recorded, "--risk", "0.15", option, recorded)
+    assert (result.exit_code, recorded.read_text()) == (2, before)
+    assert "is the input itself" in result.stderr
+    assert "there is no folder" in call("calibrate", recorded, "--risk", "0.15", option, tmp_path / "none" / "x.png").stderr
+
+
+def test_calibrate_writes_through_links_and_into_pipes(tmp_path, recorded, no_model):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        options = ("--risk", "0.15", "--resamples", "5")
+        assert call("calibrate", recorded, *options, "-o", tmp_path / "link.json", "--report", tmp_path / "pipe").exit_code == 0
+        assert json.loads(read.result())["goal"]["risk"] == 0.15
+    assert (tmp_path / "link.json").is_symlink()
+    assert GateSpec.from_dict(json.loads((tmp_path / "real.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--risk", "1e-320"], "risk is"),
+        (["--risk", "0.1", "--seed", "-1"], "seed is -1"),
+        (["--risk", "0.1", "--tuning-share", "nan"], "tuning share is nan"),
+    ],
+)
+def test_calibrate_refuses_settings_out_of_range(recorded, no_model, options, why):
+    result = call("calibrate", recorded, *options)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+@pytest.mark.parametrize("change", [{"slow_tokens": -5}, {"slow_tokens": "x"}, {"slow_correct": "false"}])
+def test_calibrate_names_a_recorded_item_that_is_damaged(recorded, no_model, change):
+    first, *rest = recorded.read_text().splitlines(keepends=True)
+    recorded.write_text(json.dumps(json.loads(first) | change) + "\n" + "".join(rest))
+    result = call("calibrate", recorded, "--risk", "0.1")
+    assert result.exit_code == 2
+    assert "not a recorded item" in result.stderr
 
 
 def test_calibrate_by_risk_writes_gate_report_and_plots(tmp_path, recorded, no_model):
@@ -110,7 +157,7 @@ def test_calibrate_writes_the_gate_into_the_bundle(tmp_path, recorded, no_model)
     [
         ((), "expected exactly one goal"),
         (("--risk", "0.1", "--budget", "5"), "expected exactly one goal"),
-        (("--risk", "2"), "strictly between 0 and 1"),
+        (("--risk", "2"), "above 0 and below 1"),
         (("--pareto", "--write"), "--write needs one gate"),
         (("--risk", "0.1", "--write"), "--write needs --model"),
         (("--risk", "0.1", "--plots", "x.pdf", "--resamples", "2"), ".png or .html"),

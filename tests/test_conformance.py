@@ -114,6 +114,19 @@ def test_check_names_the_row_it_cannot_read(row, match):
         check([row], gate=GateSpec())
 
 
+@pytest.mark.parametrize("row", [{}, {"escalate": False}, {"answer": {"escalate": True}}])
+def test_check_passes_no_vector_that_was_not_answered(row):
+    with pytest.raises(DataFormatError, match="'decision' is None"):
+        check([{"id": "single-0000", **row}])
+
+
+def test_check_names_a_field_that_is_missing():
+    with pytest.raises(DataFormatError, match="row 1: the field 'label_logits' is missing"):
+        check([{"label_values": [1, 0], "responses": [{}], "decision": {"escalate": True}}], gate=GateSpec())
+    with pytest.raises(DataFormatError, match="no shipped vector has the id"):
+        check([{"id": ["x"], "decision": {"escalate": True}}])
+
+
 def test_check_wants_a_gate_and_rows():
     with pytest.raises(DataFormatError, match="no 'gate'"):
         check([{"label_values": [1, 0], "responses": [{"label_logits": [1, 0]}], "decision": {"escalate": True}}])

@@ -281,6 +281,47 @@ def test_resume_survives_a_half_written_last_line(tmp_path):
         assert len(output.read_text().splitlines()) == 10
 
 
+@pytest.mark.parametrize("text", ['{"precious": 1}', "notes", '{"prompt": "a"}\n{"prompt": "b"}'])
+def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text):
+    output = tmp_path / "precious.json"
+    output.write_text(text)
+    with pytest.raises(DataFormatError, match="is not a result of this command"):
+        run(StandIn(knows), output, resume=True)
+    assert output.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logits": None},
+        {"logits": [1.0]},
+        {"logits": ["a", "b"]},
+        {"logits": [math.nan, 0.0]},
+        {"right": [7]},
+        {"right": None},
+        {"id": {}},
+        {"escalated": []},
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, change):
+    output = tmp_path / "out.jsonl"
+    run(StandIn(knows), output)
+    first, *rest = output.read_text().splitlines(keepends=True)
+    output.write_text(json.dumps(json.loads(first) | change) + "\n" + "".join(rest))
+    with pytest.raises(DataFormatError, match="line 1 is not a result of this command"):
+        run(StandIn(knows), output, resume=True)
+
+
+def test_resume_refuses_results_of_other_labels(tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(StandIn(knows), output)
+    first, *rest = output.read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    output.write_text(json.dumps(row | {"right": [1 - row["right"][0]]}) + "\n" + "".join(rest))
+    with pytest.raises(DataFormatError, match="other texts or labels"):
+        run(StandIn(knows), output, resume=True)
+
+
 def test_resume_of_a_finished_or_empty_file(tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("")

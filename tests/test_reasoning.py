@@ -129,7 +129,7 @@ class Odd:
 @pytest.mark.parametrize(
     ("propose", "why"),
     [
-        (lambda tasks: [[Proposal(f"{4 // (len(tasks[0].question) - 1)}", 1)]], "gave 1 lists of proposals for 2 tasks"),
+        (lambda tasks: [[Proposal(f"{4 // (len(tasks[0].question) - 1)}", 1)]], "expected a list of proposals for each of 2 tasks"),
         (lambda tasks: [[Proposal(f"{4 // (len(t.question) - 1)}", 1)] for t in tasks], "raised ZeroDivisionError: integer division"),
     ],
 )
@@ -137,6 +137,12 @@ def test_ask_keeps_the_answers_beside_a_failure(propose, why, caplog):
     assert ask(Odd(propose), [Task("a"), Task("bc"), Task("def")], Sampling()) == [[], [Proposal("4", 1)], [Proposal("2", 1)]]
     assert ask(Odd(propose), [], Sampling()) == []
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("groups", [None, 3, "abc", [None], [["text"]], [Proposal("4", 1)]])
+def test_ask_survives_a_reasoner_that_gives_something_else(groups, caplog):
+    assert ask(Odd(lambda tasks: groups), [Task("a")], Sampling()) == [[]]
+    assert "expected a list of proposals for each of 1 tasks" in caplog.text
 
 
 def test_ask_does_not_ask_again_what_has_been_answered():

@@ -3,6 +3,7 @@ import gc
 import json
 import math
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,23 @@ def test_a_deadline_of_zero_returns_at_once_and_says_so(judge):
     (s,) = judge.score([PAIRS[0][:2]], JudgeOptions(deadline=0.0))
     assert (s.complete, s.score, s.verdict) == (False, 0.5, "")
     assert judge.compare(PAIRS[:1])[0].complete
+
+
+def test_a_deadline_counts_the_wait_behind_another_call(judge):
+    first = threading.Thread(target=lambda: judge.compare(PAIRS * 4, JudgeOptions(votes=256, deadline=1.5, adaptive=False)))
+    first.start()
+    while judge._runner._current is None:
+        time.sleep(0.01)
+    (waiting,) = judge.compare(PAIRS[:1], JudgeOptions(deadline=0.05))
+    assert first.is_alive()
+    assert (waiting.complete, waiting.votes) == (False, ())
+    first.join()
+    assert judge.compare(PAIRS[:1])[0].complete
+
+
+def test_a_deadline_beyond_what_threads_can_wait_for_is_none(judge, capfd):
+    assert judge.compare(PAIRS[:1], JudgeOptions(deadline=1e12))[0].complete
+    assert capfd.readouterr().err == ""
 
 
 def test_a_deadline_in_the_middle_keeps_what_is_finished(judge):

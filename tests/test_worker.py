@@ -142,6 +142,19 @@ def test_a_deadline_holds_in_the_child(judge):
     assert judge.compare(PAIRS, OPTIONS)[0].complete
 
 
+def test_a_deadline_counts_the_wait_behind_another_call(judge):
+    slow = JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0, deadline=2.0)
+    first = threading.Thread(target=lambda: judge.compare(PAIRS, slow))
+    first.start()
+    while not judge._runner._lock.locked():
+        time.sleep(0.01)
+    (waiting,) = judge.compare(PAIRS[:1], JudgeOptions(deadline=0.05))
+    assert first.is_alive()
+    assert (waiting.complete, waiting.votes) == (False, ())
+    first.join()
+    assert judge.compare(PAIRS, OPTIONS)[0].complete
+
+
 def test_eight_threads_share_one_child(judge):
     expected = judge.compare(PAIRS, OPTIONS)
     got = []

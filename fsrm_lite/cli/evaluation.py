@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +28,9 @@ PATHS = ("intuition", "distribution", "joint")
 @click.option("--budget", type=float, metavar="TOKENS", help="Mean generated tokens per item; the most accurate gate within it.")
 @click.option("--within", type=float, metavar="LOSS", help="Accuracy that may be lost against always thinking, e.g. 0.005; the cheapest such gate.")
 @click.option("--pareto", is_flag=True, help="The whole front of accuracy against tokens.")
-@click.option("--confidence", type=float, default=0.90, show_default=True, help="Of the risk target, over the draw of the labelled items.")
+@click.option(
+    "--confidence", type=float, default=0.90, show_default=True, help="Of the risk target, over the draw of items; of the bound of --within."
+)
 @click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, help="Repeatable: walk these, delta split.  [default: the best one]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="gate.json; with --pareto the front.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Every figure with its interval, JSON.")
@@ -50,6 +52,7 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     from fsrm_lite.calibration import Goal
     from fsrm_lite.calibration import calibrate as run
 
+    _check_outputs((options[name] for name in ("output", "report", "plots", "record")), [labelled, options["test"]])
     goal = Goal(
         risk=options["risk"],
         budget=options["budget"],
@@ -102,6 +105,7 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     from fsrm_lite.measure.benchmark_formats import load_benchmark
     from fsrm_lite.measure.evaluation_report import summarize
 
+    _check_outputs((options["output"], options["report"]), [data])
     benchmark = load_benchmark(data, options["form"])
     settings = EvalOptions(options["judge"], options["votes"], options["seed"], options["batch_size"], options["limit"], options["truncate"])
     total = min(len(benchmark.examples), options["limit"] or len(benchmark.examples))
@@ -212,13 +216,26 @@ def _write_gate(folder: Path, spec: GateSpec) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file whole or not at all; through a link, and straight into what is no file (a pipe, a device)."""
     try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        partial = path.with_name(f".{path.name}.partial")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
+
+
+def _check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuse, before any work is done, an output that is an input or has no folder."""
+    for output in (path for path in outputs if path is not None):
+        if not output.parent.is_dir():
+            raise InputError(f"cannot write {output}: there is no folder {output.parent}")
+        if output.exists() and any(path is not None and path.exists() and output.samefile(path) for path in inputs):
+            raise InputError(f"{output} is the input itself; name another output")
 
 
 @contextmanager

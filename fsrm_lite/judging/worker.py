@@ -95,7 +95,10 @@ class InlineRunner:
                 raise JudgeError("this judge is closed; open another one")
             self._owner.submit(self._answer, future, request, due)
         try:
-            return future.result()
+            try:
+                return future.result(_left(due))
+            except TimeoutError:  # behind another call until its own time was up, or its alarm is ringing now
+                return ([None] * len(request.plan.jobs), False) if future.cancel() else future.result()
         except BaseException:
             with self._lock:
                 if not future.cancel() and self._current is future:
@@ -130,7 +133,7 @@ class InlineRunner:
         referee = Referee(request.plan)
         if due is None:
             return referee.results, scheduler.run(referee)
-        alarm = threading.Timer(max(0.0, due - time.monotonic()), engine.interrupt)
+        alarm = threading.Timer(_left(due) or 0.0, engine.interrupt)
         alarm.start()
         try:
             return referee.results, scheduler.run(referee, deadline=due)
@@ -168,21 +171,23 @@ class SubprocessRunner:
             JudgeCrashed: If the child died; the next call starts another.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
-        with self._lock:
+        left = _left(due)
+        if not self._lock.acquire(timeout=-1 if left is None else left):  # behind another call until its time was up
+            return [None] * len(request.plan.jobs), False
+        try:
             if self._closed:
                 raise JudgeError("this judge is closed; open another one")
             child = self._started()
-            left = None if due is None else max(0.0, due - time.monotonic())
             try:
-                answer: Answer = child.ask(replace(request, deadline=left))
-            except FsrmError as error:
-                if isinstance(error, JudgeCrashed):
+                answer: Answer = child.ask(replace(request, deadline=_left(due)))
+            except BaseException as error:
+                # Dead, or (Ctrl-C) still thinking: then its answer would be taken for the next one's.
+                if isinstance(error, JudgeCrashed) or not isinstance(error, FsrmError):
                     self._discard()
                 raise
-            except BaseException:  # Ctrl-C: the child still thinks, and its answer would be taken for the next one's
-                self._discard()
-                raise
             return answer
+        finally:
+            self._lock.release()
 
     def _started(self) -> _Child:
         if self._child is not None and self._child.is_dead():  # it died between two calls: no call is lost
@@ -329,6 +334,11 @@ def _receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401
     if len(data) < size:
         raise EOFError("the pipe was closed within a message")
     return pickle.loads(data)
+
+
+def _left(due: float | None) -> float | None:
+    """Seconds until ``due``, at most what a thread can wait for; None without a deadline."""
+    return None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 def _memory_bytes() -> int:

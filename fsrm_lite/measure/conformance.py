@@ -125,17 +125,19 @@ def check(
     mismatches: list[Mismatch] = []
     checked = 0
     for position, row in enumerate(rows, start=1):
+        claimed = row.get("decision", row.get("expected"))  # of the row itself: a shipped vector brings an answer of its own
         if "responses" not in row and "id" in row:
             known = known or {v["id"]: v for v in shipped_vectors()}
-            if row["id"] not in known:
+            if str(row["id"]) not in known:
                 raise DataFormatError(f"row {position}: no shipped vector has the id {row['id']!r}, and the row has no 'responses' of its own")
-            row = {**known[row["id"]], **row}
+            row = {**known[str(row["id"])], **row}
         row = {**(defaults or {}), **row}
-        claimed = row.get("decision", row.get("expected"))
         if not isinstance(claimed, Mapping):
             raise DataFormatError(f"row {position}: 'decision' is {claimed!r}, expected an object with 'escalate' or 'contenders'")
         try:
             mismatches.extend(_differences(str(row.get("id", position)), row, claimed, gate, tolerance))
+        except KeyError as error:
+            raise DataFormatError(f"row {position}: the field {error} is missing") from error
         except (GateSpecError, DataFormatError, TypeError, ValueError) as error:
             raise DataFormatError(f"row {position}: {error}") from error
         checked += 1

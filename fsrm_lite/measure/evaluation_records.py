@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,24 @@ class Record:
             ValueError: If it is no JSON, or not of this form (TypeError, KeyError likewise).
         """
         data = _tuples(json.loads(line))
-        return cls(**{**data, "slow": None if data["slow"] is None else Slow(**_tuples(data["slow"]))})
+        record = cls(**{**data, "slow": None if data["slow"] is None else Slow(**_tuples(data["slow"]))})
+        if not record._plausible():
+            raise ValueError("its fields do not fit together")
+        return record
+
+    def _plausible(self) -> bool:
+        """Whether every field has its kind and its length."""
+        n = len(self.lengths)
+        texts = (self.run, self.judge, self.id, self.key, self.subset, self.group)
+        numbers = (*self.distribution_confidences, *self.label_masses, *(x for x in self.logits if x is not None))
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(len(part) == n > 0 for part in (self.logits, self.distribution_confidences, self.label_masses))
+            and all(isinstance(x, (int, float)) and not math.isnan(x) for x in numbers)
+            and all(isinstance(x, int) and 0 <= x < n for x in self.right)
+            and len(self.escalated) in (1, n)
+            and all(isinstance(x, bool) for x in self.escalated)
+        )
 
 
 def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, Record]:
@@ -94,15 +113,15 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
         InputError: If the file cannot be read.
         DataFormatError: If it stems from another run or from other data, repeats an item, or is damaged elsewhere.
     """
-    wanted = {x.id: content_key(x.prompt, x.responses) for x in examples}
+    wanted = {x.id: (content_key(x.prompt, x.responses), x.right) for x in examples}
     done: dict[str, Record] = {}
     for number, record in _whole_lines(output):
         if record.run != run:
             raise DataFormatError(f"{output} line {number} stems from another model or other options; start a new file")
         if record.id in done:
             raise DataFormatError(f"{output} line {number} repeats the item {record.id!r}")
-        if record.key != wanted.get(record.id, record.key):
-            raise DataFormatError(f"{output} line {number}: the item {record.id!r} has other texts in the data; start a new file")
+        if record.id in wanted and (record.key, record.right) != wanted[record.id]:
+            raise DataFormatError(f"{output} line {number}: the item {record.id!r} has other texts or labels in the data; start a new file")
         done[record.id] = record
     return {name: record for name, record in done.items() if name in wanted}
 
@@ -113,20 +132,27 @@ def append(output: Path, records: Sequence[Record]) -> None:
         file.writelines(r.to_json() + "\n" for r in records)
 
 
-def _whole_lines(output: Path) -> Iterator[tuple[int, Record]]:
+_START = b'{"run": "'  # of every line
+
+
+def _whole_lines(output: Path) -> list[tuple[int, Record]]:
+    """The lines of a results file. A half-written last one is cut off, once everything else has been found to be ours."""
     try:
         raw = output.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {output}: {error}") from error
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        with output.open("r+b") as file:
-            file.truncate(len(whole))
-    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], start=1):
+    *lines, rest = raw.split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
         try:
-            yield number, Record.from_json(line)
+            records.append((number, Record.from_json(line.decode("utf-8", "replace"))))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataFormatError(f"{output} line {number} is not a result of this command ({error}); start a new file") from error
+    if rest[: len(_START)] != _START[: len(rest)]:
+        raise DataFormatError(f"{output} line {len(lines) + 1} is not a result of this command; start a new file")
+    if rest:
+        os.truncate(output, len(raw) - len(rest))
+    return records
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

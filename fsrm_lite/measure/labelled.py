@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -97,6 +98,11 @@ class LabelledItem:
         """
         try:
             readings = tuple(FastSignals(**{k: float(v) for k, v in r.items()}) for r in data["readings"])
+            if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence)):
+                raise ValueError("a reading is not a number")
+            tokens, right = data.get("slow_tokens"), data.get("slow_correct")
+            if not (right is None or isinstance(right, bool)) or not (tokens is None or (isinstance(tokens, int) and tokens >= 0)):
+                raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
             return cls(**{**data, "readings": readings})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CalibrationError):

@@ -91,17 +91,22 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
 
     The point that merely looks good enough on the items that it was picked on is as a rule too cheap (the winner's curse). So
     the mean of the paired differences, with one lost item added (few items prove little), must stay above ``-loss`` by its
-    normal lower bound at ``confidence``.
+    normal lower bound at ``confidence``; items of one group vary together. That is a bound for one gate, and many were looked
+    at: on synthetic populations the loss was exceeded one time in four to ten at a confidence of 0.9. A guarantee is what
+    :func:`fsrm_lite.measure.risk_control.control_risk` is for.
 
     Raises:
         CalibrationError: If slow outcomes are unknown.
     """
     slow_correct, _ = _slow(sample)
     z = NormalDist().inv_cdf(confidence)
+    names, member = np.unique(sample.groups, return_inverse=True)
+    group = np.append(member, len(names))  # the lost item is a group of its own
     for point in front:
         right = np.where(escalations(point.gate, sample), slow_correct, sample.fast_correct)
         gain = np.append(right.astype(np.float64) - slow_correct, -1.0)
-        if gain.mean() - z * gain.std() / len(gain) ** 0.5 >= -loss:
+        spread = np.bincount(group, gain - gain.mean())
+        if gain.mean() - z * (spread @ spread) ** 0.5 / len(gain) >= -loss:
             return point
     return operate(GateSpec(1.0, 1.0, "any", always=True), sample)
 
