@@ -113,7 +113,7 @@ def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[l
             raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
         whole = isinstance(groups, Sequence) and len(groups) == len(part)
         if not whole or not all(isinstance(group, Sequence) and all(isinstance(p, Proposal) for p in group) for group in groups):
-            raise ReasonerError(f"the reasoner gave {one_line(repr(groups))[:200]}, expected a list of proposals for each of {len(part)} tasks")
+            raise ReasonerError(f"the reasoner gave {repr(groups)[:200]}, expected a list of proposals for each of {len(part)} tasks")
         return groups
 
     size = 1 if getattr(reasoner, "one_by_one", False) else max(len(tasks), 1)
