@@ -53,7 +53,7 @@ class FastSlowRM:
 
         Args:
             bundle: An open bundle.
-            threads: Threads for either model; None for the physical cores this process may use.
+            threads: Threads for either model; None for the physical cores this process may use (one for a small judge).
             judge: "auto" thinks slowly where the gate says so, "never" does not, "always" does.
             votes: Chains of thought per pair and order, or per response; None for the bundle's own setting.
             thinking_tokens: Budget of one thought in tokens; None for the bundle's own setting.

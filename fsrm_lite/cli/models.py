@@ -24,7 +24,7 @@ _OPTIONS = (
     click.option("--thinking-tokens", type=int, default=None, help="Budget of one thought.  [default: the model's]"),
     click.option("--temperature", type=float, default=None, help="Of the judge; 0 is greedy.  [default: the model's]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the judge."),
-    click.option("--threads", type=int, default=None, help="[default: the physical cores this process may use]"),
+    click.option("--threads", type=int, default=None, help="[default: the physical cores this process may use; one for a small judge]"),
     click.option("--truncate", is_flag=True, help="Cut responses that are too long, and say so, instead of stopping."),
     click.option("--judge-process", type=click.Choice(("inline", "subprocess")), default="inline", show_default=True),
 )
