@@ -140,8 +140,7 @@ def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
 
     Votes that are even (as a rule because each order prefers what it was shown first) say nothing, and where the thoughts came
     to their end their mean probability differs from a half by rounding alone. There the fast decision and its probability
-    stand, unless it is even too; what the judge said is in the votes. On 1,500 calibration pairs of the embedded model 57 had
-    even votes: the mean probability was right about 24 of them, the fast score about 50.
+    stand, unless it is even too; what the judge said is in the votes.
     """
     even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
     winner, p_first = (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)

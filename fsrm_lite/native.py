@@ -158,10 +158,8 @@ _SPINS = "2000"  # about 0.1 ms
 def short_spins() -> Iterator[None]:
     """Have libgomp, which reads its settings as it is loaded, wait at barriers by sleeping after a short spin.
 
-    Its default is to spin for 13 milliseconds, which on a busy machine takes the core that the awaited thread needs; not to
-    spin at all wakes a thread hundreds of times per token. Measured on 2 threads, 0.6 B shape, Q4_K_M, ms for a step of one
-    row, on an idle machine / beside one busy process: 100 spins 66 / -, 1,000: 41 / 84, 2,000: 43 / 98, 10,000: 39 / 162,
-    the default 39 / 669. What the user has set stays.
+    Its default is to spin for milliseconds, which on a busy machine takes the core that the awaited thread needs; not to
+    spin at all means to wake a thread hundreds of times per token, which is as slow on an idle one. What the user has set stays.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield

@@ -92,7 +92,7 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
     The point that merely looks good enough on the items that it was picked on is as a rule too cheap (the winner's curse). So
     the mean of the paired differences, with one lost item added (few items prove little), must stay above ``-loss`` by its
     normal lower bound at ``confidence``; items of one group vary together. That is a bound for one gate, and many were looked
-    at: on synthetic populations the loss was exceeded one time in four to ten at a confidence of 0.9. A guarantee is what
+    at, so the loss is exceeded more often than ``confidence`` says. A guarantee is what
     :func:`fsrm_lite.measure.risk_control.control_risk` is for.
 
     Raises:
