@@ -20,23 +20,29 @@ from typing import Any
 
 from benchmarks import judge
 from benchmarks.files import Files
+from benchmarks.growth import grow
 from benchmarks.llama_peer import amx_crashes
-from benchmarks.measure import Field, race, summarise
-from benchmarks.peers import PEERS, ROOFLINE
+from benchmarks.measure import Field, best_forms, race
+from benchmarks.peers import FAMILIES, PEERS, ROOFLINE
 from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
 from benchmarks.startup import startup_times
-from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN
+from benchmarks.workloads import MAIN
 from fsrm_lite.engine import load_llama
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.threads import usable_cores
 
 JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
 STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth", *JUDGE_STAGES)
-BUDGET_SHARES = {"W1": 0.07, "W2": 0.17, "W3": 0.22, "W4": 0.20, "growth": 0.14, "judge-random": 0.14, "judge-embedded": 0.06}
-"""Shares of the minutes; loading the peers, start-up and what a first round takes beyond its share come on top."""
+BUDGET_SHARES = {"W1": 0.08, "W2": 0.15, "W3": 0.24, "W4": 0.16, "growth": 0.14, "judge-random": 0.18, "judge-embedded": 0.05}
+"""Shares of the minutes; loading, start-up, the roofline and what the least rounds take beyond a share come on top."""
 
-GROWTH_PEERS = ("fsrm-lite int8", "llama.cpp seq_cp Q4_0", "transformers bf16", "transformers bf16 cached")
+METHOD = 2
+"""Raised when results measured before cannot stand beside new ones."""
+
+GROWTH_PEERS = ("fsrm-lite int8", "transformers bf16", "transformers bf16 cached")
+"""Beside the fastest form of llama.cpp."""
+
 PACKAGES = ("fsrm-lite", "onnxruntime", "llama-cpp-python", "transformers", "torch", "numpy")
 
 
@@ -68,16 +74,18 @@ def main() -> None:
     results = Results(work / "results.json")
     about = _about(files, arguments.shape, threads)
     if results.data and results.data["about"]["setting"] != about["setting"]:
-        say("another machine, thread count or version than the kept results were measured with: measuring all of it again")
+        say("another machine, thread count, version or way to measure than the kept results come from: measuring all of it again")
         results.data.clear()
     results.data["about"] = about
-    field = Field(work, threads, say)
+    field = Field(work, threads, say, None if arguments.again else results.data.get("spin", {}).get("count"))
     try:
         for stage in arguments.stage:
             if arguments.again or not _done(results.data, stage):
                 start = perf_counter()
                 _run_stage(stage, results.data, field, arguments)
                 results.data.setdefault("stage_seconds", {})[stage] = perf_counter() - start
+                if field.spin_tried:
+                    results.data["spin"] = {"count": field.spin, "tried": field.spin_tried}
                 results.save()
     except KeyboardInterrupt:
         say("interrupted; finished stages are kept, the same command goes on from here")
@@ -97,7 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
-    parser.add_argument("--minutes", type=float, default=18.0, help="for all measurements together")
+    parser.add_argument("--minutes", type=float, default=17.0, help="for all measurements together, without loading")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], metavar="PEER", help="in W1 to W4, only these beside fsrm-lite int8")
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser.parse_args()
@@ -109,7 +117,7 @@ def _about(files: Files, shape: str, threads: int) -> dict[str, Any]:
     weights = arch.layers * (arch.hidden_size * (2 * q + 2 * kv) + 3 * arch.hidden_size * arch.intermediate_size)
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "setting": {"machine": machine(), "threads": threads, "shape": shape, "versions": versions},
+        "setting": {"machine": machine(), "threads": threads, "shape": shape, "versions": versions, "method": METHOD},
         "llama_without_amx": amx_crashes(load_llama()),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "linear_weights": weights,
@@ -130,8 +138,9 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
     elif stage == "roofline":
         _measure_roofline(data, field)
     elif stage == "growth":
-        field.close(*(name for name in PEERS if name not in GROWTH_PEERS))
-        data["growth"] = _grow(field, budget_s)
+        peers = [*GROWTH_PEERS, _fastest_llama(data)]
+        field.close(name for name in PEERS if name not in peers)
+        data["growth"] = grow(field, peers, budget_s, say)
     elif stage in JUDGE_STAGES:
         field.close()
         data.setdefault("judge", {})[stage] = judge.measure(field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s)
@@ -139,9 +148,12 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
         workload = next(w for w in MAIN if w.name == stage)
         asked = {next(iter(PEERS)), *arguments.peers} - {ROOFLINE, *(() if workload.prompt else ("transformers bf16 cached",))}
         peers = [name for name in PEERS if name in asked]
+        if workload is not MAIN[0]:
+            peers = best_forms(peers, data.get("main", {}).get(MAIN[0].name, {}))
+            field.close(name for family in FAMILIES for name in family if name not in peers)
         series = race(field, peers, workload, budget_s, say)
         _check_agreement(series)
-        data.setdefault("main", {})[stage] = {name: s.to_dict() | {"spin": field.spins.get(name)} for name, s in series.items()}
+        data.setdefault("main", {})[stage] = {name: s.to_dict() for name, s in series.items()}
         # Once more beside the workload: the peak drifts with the machine.
         _measure_roofline(data, field)
 
@@ -162,17 +174,11 @@ def _check_agreement(series: dict[str, Any]) -> None:
             raise SystemExit(f"fsrm-lite fp32 and transformers fp32 disagree by {gap:.2g}: the comparison is void")
 
 
-def _grow(field: Field, budget_s: float) -> dict[str, dict[str, float]]:
-    """Time each point, twice while the budget lasts; the faster time counts."""
-    growth: dict[str, dict[str, float]] = {peer: {} for peer in GROWTH_PEERS}
-    end = perf_counter() + budget_s
-    points = (*BY_COUNT, *BY_PROMPT)
-    for done, workload in enumerate(points):
-        series = race(field, GROWTH_PEERS, workload, (end - perf_counter()) * 2 / (len(points) - done), say, rounds=2)
-        for peer, times in series.items():
-            if times.seconds:
-                growth[peer][workload.name] = summarise(times.seconds, times.others)["min_s"]
-    return growth
+def _fastest_llama(data: dict[str, Any]) -> str:
+    """Name the form of the low-level llama.cpp peer that the first workload shows to be the fastest; the first one where it was not run."""
+    rows = data.get("main", {}).get(MAIN[0].name, {})
+    forms = next(family for family in FAMILIES if family[0].startswith("llama.cpp"))
+    return min(forms, key=lambda name: rows.get(name, {}).get("median_s") or float("inf"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The two sides of the judge's benchmark, each in a process of its own: fsrm-lite's judge, and ``Llama.create_completion``.
 
 The peer gets the very same prompts as token ids, in an order that keeps its prompt cache warm, with the same sampling and
-the same budget. Votes of random weights are ``VOTE`` tokens long whatever is drawn (they never stop).
+the same budget. Votes of random weights are as long as their budget whatever is drawn (they never stop).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from benchmarks.files import Files
@@ -31,6 +32,7 @@ class Task:
         batch: Pairs per call.
         adaptive: Stop votes that cannot matter any more.
         one_prompt: Put all votes behind one prompt: what the peer does with its prompt cache warm.
+        tokens: Tokens of each vote of random weights.
     """
 
     name: str
@@ -39,9 +41,10 @@ class Task:
     batch: int = 1
     adaptive: bool = False
     one_prompt: bool = False
+    tokens: int = VOTE
 
 
-WARM_UP = Task("warm-up", 1, 1)
+WARM_UP = Task("warm-up", 1, 1, one_prompt=True, tokens=8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,16 @@ class Outcome:
         seconds: Wall time.
         tokens: Tokens written.
         inside_s: Seconds of it within ``llama_decode``: what a bare loop over the same batches would take.
-        winners: Decisions, of the judge only.
+        step_ms: Milliseconds of one call of it, in the middle; of the judge only, as all below.
+        step_rows: Rows of one call, in the middle: most calls write one token of each live vote.
+        winners: Decisions.
     """
 
     seconds: float
     tokens: int
     inside_s: float = 0.0
+    step_ms: float = 0.0
+    step_rows: float = 0.0
     winners: list[int] = field(default_factory=list)
 
 
@@ -69,21 +76,34 @@ class Side(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Steps:
+    """Seconds and rows of every call of ``llama_decode``."""
+
+    seconds: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def outcome(self, seconds: float, tokens: int, winners: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the :class:`Outcome` of a judge that took these steps, as a dict."""
+        return asdict(Outcome(seconds, tokens, sum(self.seconds), 1000 * median(self.seconds), median(self.rows), list(winners)))
+
+
 @contextmanager
-def decoding_time(llama: Any) -> Iterator[list[float]]:  # noqa: ANN401 - the llama_cpp module
-    """Collect the seconds spent inside ``llama_decode``."""
-    spent: list[float] = []
+def decoding_steps(llama: Any) -> Iterator[Steps]:  # noqa: ANN401 - the llama_cpp module
+    """Watch the calls of ``llama_decode``."""
+    steps = Steps()
     decode = llama.llama_decode
 
     def timed(context: Any, batch: Any) -> int:  # noqa: ANN401
         start = time.perf_counter()
         status: int = decode(context, batch)
-        spent.append(time.perf_counter() - start)
+        steps.seconds.append(time.perf_counter() - start)
+        steps.rows.append(batch.n_tokens)
         return status
 
     llama.llama_decode = timed
     try:
-        yield spent
+        yield steps
     finally:
         llama.llama_decode = decode
 
@@ -110,20 +130,20 @@ class RandomJudge:
         self._engine = Engine(path, threads=threads)
 
     def run(self, task: Task) -> dict[str, Any]:
-        """Write ``VOTE`` tokens behind every prompt."""
+        """Write the votes."""
         from fsrm_lite.judging.sampling import Sampling, vote_key
         from fsrm_lite.judging.scheduler import Job, Scheduler
         from fsrm_lite.judging.voting import Plan, Referee
 
         prompts = random_prompts(task, self._engine.vocab_size)
-        jobs = tuple(Job(p, vote_key(0, p, k), VOTE) for k, p in enumerate(prompts))
+        jobs = tuple(Job(p, vote_key(0, p, k), task.tokens) for k, p in enumerate(prompts))
         referee = Referee(Plan(jobs))
-        with decoding_time(self._engine._llama) as inside:
+        with decoding_steps(self._engine._llama) as steps:
             start = time.perf_counter()
             scheduler = Scheduler(self._engine, lambda ids: "", Sampling(TEMPERATURE), (), min(STREAMS, len(jobs)), PROMPT + VOTE)
             scheduler.run(referee)
             seconds = time.perf_counter() - start
-        return asdict(Outcome(seconds, sum(len(r.ids) for r in referee.results if r), sum(inside)))
+        return steps.outcome(seconds, sum(len(r.ids) for r in referee.results if r))
 
 
 class Completion:
@@ -158,7 +178,7 @@ class RandomCompletion:
         """Write the votes."""
         prompts = random_prompts(task, self._peer.llama.n_vocab())
         self._peer.write(prompts[:1], 1)
-        return asdict(self._peer.write(prompts, VOTE))
+        return asdict(self._peer.write(prompts, task.tokens))
 
 
 class _Embedded:
@@ -194,11 +214,11 @@ class EmbeddedJudge:
 
         pairs = self._model.pairs(task)
         options = JudgeOptions(votes=task.votes, adaptive=task.adaptive, temperature=TEMPERATURE)
-        with decoding_time(load_llama()) as inside:
+        with decoding_steps(load_llama()) as steps:
             start = time.perf_counter()
             judgements = [j for i in range(0, len(pairs), task.batch) for j in self._judge.compare(pairs[i : i + task.batch], options)]
             seconds = time.perf_counter() - start
-        return asdict(Outcome(seconds, sum(j.tokens_generated for j in judgements), sum(inside), [j.winner for j in judgements]))
+        return steps.outcome(seconds, sum(j.tokens_generated for j in judgements), [j.winner for j in judgements])
 
 
 class EmbeddedCompletion:

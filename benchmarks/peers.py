@@ -128,24 +128,36 @@ def _optimum(root: Path, precision: str, threads: int) -> Peer:
 
 PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "fsrm-lite int8": lambda files, threads: Ours(files.fast("int8"), threads),
-    "fsrm-lite fp32": lambda files, threads: Ours(files.fast("fp32"), threads),
     "llama.cpp seq_cp Q4_0": lambda files, threads: _llama(files.gguf("q4_0"), threads),
     "llama.cpp seq_cp Q4_K_M": lambda files, threads: _llama(files.gguf("q4_k_m"), threads),
     "llama.cpp seq_cp Q8_0": lambda files, threads: _llama(files.gguf("q8_0"), threads),
     "Llama Q4_0": lambda files, threads: LlamaHighLevel(files.gguf("q4_0"), threads),
     "Llama Q8_0": lambda files, threads: LlamaHighLevel(files.gguf("q8_0"), threads),
     "transformers bf16": lambda files, threads: Transformers(files.checkpoint, threads, "bfloat16", False),
-    "transformers fp32": lambda files, threads: Transformers(files.checkpoint, threads, "float32", False),
     "transformers bf16 cached": lambda files, threads: Transformers(files.checkpoint, threads, "bfloat16", True),
     "CrossEncoder bf16": lambda files, threads: _cross_encoder(files.checkpoint, threads),
-    "optimum fp32": lambda files, threads: _optimum(files.root, "fp32", threads),
     "optimum int8": lambda files, threads: _optimum(files.root, "int8", threads),
+    "fsrm-lite fp32": lambda files, threads: Ours(files.fast("fp32"), threads),
+    "transformers fp32": lambda files, threads: Transformers(files.checkpoint, threads, "float32", False),
+    "optimum fp32": lambda files, threads: _optimum(files.root, "fp32", threads),
     "GEMM roofline": lambda files, threads: Gemm(threads),
 }
-"""By name. The first is what the ratios are taken of."""
+"""By name. The first is what the ratios are taken of; the largest stand last, where they find the memory full."""
 
 UNSHARED = ("Llama Q4_0", "Llama Q8_0", "transformers bf16", "transformers fp32", "CrossEncoder bf16", "optimum fp32", "optimum int8")
 """The usual way: nothing is shared between sequences."""
+
+ONE_BY_ONE = ("Llama Q4_0", "Llama Q8_0")
+"""Read one sequence at a time: a few sequences show what all of them take."""
+
+FAMILIES = (
+    ("fsrm-lite int8", "fsrm-lite fp32"),
+    ("llama.cpp seq_cp Q4_0", "llama.cpp seq_cp Q4_K_M", "llama.cpp seq_cp Q8_0"),
+    ("Llama Q4_0", "Llama Q8_0"),
+    ("transformers bf16", "transformers fp32"),
+    ("optimum int8", "optimum fp32"),
+)
+"""Forms of one thing: the first workload shows which is the best one."""
 
 LLAMA_CPP = tuple(name for name in PEERS if name.lower().startswith("llama"))
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import judge
-from benchmarks.measure import SPINS
-from benchmarks.peers import LLAMA_CPP, PEERS, UNSHARED
+from benchmarks.growth import POINT_SECONDS
+from benchmarks.measure import LEAST_ROUNDS, NEAR, SPINS
+from benchmarks.peers import LLAMA_CPP, PEERS, ROOFLINE, UNSHARED
 from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, Workload
 
 OURS = next(iter(PEERS))
@@ -52,7 +53,7 @@ def table(results: dict[str, Any]) -> str:
     if peak:
         parts.append(f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T operations per second.")
     parts += [_workload_table(workload, results) for workload in MAIN if workload.name in results.get("main", {})]
-    parts.append(_llama_note(results))
+    parts += [_rounds_note(results), _llama_note(results)]
     if "startup" in results:
         parts.append(_startup_table(results["startup"]))
     if "growth" in results:
@@ -66,11 +67,25 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _rounds_note(results: dict[str, Any]) -> str:
+    """Say what was run less often, from a part, or not at all."""
+    main = results.get("main", {})
+    first, later = main.get(MAIN[0].name, {}), [main[w.name] for w in MAIN[1:] if w.name in main]
+    note = (
+        f"Peers take turns. Those within {NEAR:g} times of fsrm-lite, and those that a ratio is taken of (the best of all, of the usual way, which"
+        f" shares nothing, and in W1 of llama.cpp), run {LEAST_ROUNDS} rounds and more while the time lasts, the others one. Peers of equal pieces"
+        " run a part of them, unless they come close to the best of all or of the usual way; these run the whole. Runs beside busy neighbours do"
+        " not count while there are others."
+    )
+    left_out = [name for name in PEERS if name in first and name != ROOFLINE and not any(name in rows for rows in later)]
+    return f"{note} Left out behind W1, since another form of the same thing was faster there: {', '.join(left_out)}." if later and left_out else note
+
+
 def _llama_note(results: dict[str, Any]) -> str:
     """Say in which form llama.cpp ran."""
-    rows = [row for workload in MAIN for row in results.get("main", {}).get(workload.name, {}).items()]
-    chosen = sorted({f"{name}: {row['spin']}" for name, row in rows if row.get("spin")})
-    note = f"llama.cpp waits at barriers with the faster of GOMP_SPINCOUNT {' and '.join(SPINS)} ({', '.join(chosen)})."
+    spin = results.get("spin")
+    note = f"llama.cpp waits at barriers with the faster of GOMP_SPINCOUNT {' and '.join(SPINS)}"
+    note += f": {spin['count']}, tried in W1 with {spin['tried']} and used for all of its rows." if spin else "."
     if results["about"]["llama_without_amx"]:
         note += (
             " It runs its AVX kernels, 4-bit weights interleaved for them as without AMX: the AMX kernels of builds made with GCC load a tile"
@@ -161,8 +176,11 @@ def _startup_table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_GROWTH_NOTE = f"peers that share nothing: from a part of the candidates, scaled; no point where one run would take over {POINT_SECONDS:.0f} s"
+
+
 def _growth_table(growth: dict[str, Any]) -> str:
-    lines = ["**Growth: seconds, and the slope of a straight line** (peers that share nothing: from a part of the candidates, scaled)"]
+    lines = [f"**Growth: seconds, and the slope of a straight line** ({_GROWTH_NOTE})"]
     for title, workloads, x in _growth_axes():
         lines += ["", f"| {title} | " + " | ".join(str(x(w)) for w in workloads) + " | ms per unit |", "|---" * (len(workloads) + 2) + "|"]
         for peer, points in growth.items():
@@ -194,7 +212,11 @@ def plot_growth(growth: dict[str, Any], path: Path) -> None:
             if known:
                 axis.plot(*zip(*known, strict=True), marker="o", label=peer)
         axis.set(xlabel=title, ylabel="seconds", xscale="log", yscale="log")
+        ticks = [x(w) for w in workloads]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
+    figure.supxlabel(_GROWTH_NOTE, fontsize="x-small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

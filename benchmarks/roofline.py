@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-_SECONDS = 0.15  # Spent on each product.
+_SECONDS = 0.1  # Spent on each product.
 
 
 def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:

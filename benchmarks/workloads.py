@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 PART_TOKENS = 2048
+"""Tokens of a part, at least: a full batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,13 @@ class Workload:
         prompt = rng.integers(0, vocab_size, self.prompt).tolist()
         return [prompt + rng.integers(0, vocab_size, self.response).tolist() for _ in range(self.count)]
 
-    def part(self) -> Workload:
-        """The smallest part that still fills a batch, ``PART_TOKENS``; its time is to be multiplied back by ``scale``.
+    def part(self, tokens: int = PART_TOKENS) -> Workload:
+        """The smallest part of at least ``tokens`` tokens; its time is to be multiplied back by ``scale``.
 
         Only for peers that share nothing between sequences: their work is so many equal pieces.
         """
         scale = 1
-        while self.count % (2 * scale) == 0 and self.count // (2 * scale) * (self.prompt + self.response) >= PART_TOKENS:
+        while self.count % (2 * scale) == 0 and self.count // (2 * scale) * (self.prompt + self.response) >= tokens:
             scale *= 2
         return replace(self, count=self.count // scale, scale=scale)
 
@@ -59,5 +60,5 @@ MAIN = (
 )
 
 BY_COUNT = tuple(Workload(f"N{n}", f"best of {n}, prompt 512, responses 32", 512, 32, n) for n in (1, 4, 16, 64))
-BY_PROMPT = tuple(Workload(f"P{p}", f"best of 4, prompt {p}, responses 32", p, 32, 4) for p in (128, 512, 1024, 2048, 4096))
+BY_PROMPT = tuple(Workload(f"P{p}", f"best of 4, prompt {p}, responses 32", p, 32, 4) for p in (128, 512, 2048, 4096))
 """How the cost grows with the number of candidates, and with the length of the prompt."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import judge
-from benchmarks.judge_sides import PROMPT, SHARED, Task, random_prompts
+from benchmarks import judge, measure
+from benchmarks.growth import POINT_SECONDS, grow
+from benchmarks.judge_sides import PROMPT, SHARED, Task, decoding_steps, random_prompts
 from benchmarks.load import Watch
-from benchmarks.measure import Field, Series, race, summarise
+from benchmarks.measure import EQUAL, NEAR, Field, Series, best_forms, fastest_of, race, summarise
+from benchmarks.peers import FAMILIES, PEERS
 from benchmarks.report import plot_growth, table
 from benchmarks.worker import Worker, WorkerError
-from benchmarks.workloads import BY_COUNT, MAIN, PART_TOKENS
+from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, PART_TOKENS
 
 
 class _FakeField:
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: dict[str, float], others: float = 0.0) -> None:
+        self.seconds, self.others = seconds, others
         self.asked: list[tuple[str, int]] = []
         self.loading_s = 0.0
 
@@ -23,7 +25,7 @@ class _FakeField:
         self.asked.append((peer, workload.count))
         if peer not in self.seconds:
             raise WorkerError(f"{peer} died")
-        return {"seconds": self.seconds[peer] * workload.count, "values": [0.0], "rss_bytes": 1, "others": 0.0}
+        return {"seconds": self.seconds[peer] * workload.count, "values": [0.0], "rss_bytes": 1, "others": self.others}
 
 
 @pytest.fixture(autouse=True)
@@ -48,26 +50,124 @@ def test_parts_fill_a_batch_and_add_up():
     assert MAIN[0].part() == MAIN[0]
 
 
-def test_peers_take_turns_and_the_slow_one_runs_a_part():
+def test_peers_take_turns_and_the_slow_one_runs_a_part_once():
     field = _FakeField({"ours": 0.01, "near": 0.02, "far": 1.0})
-    series = race(field, ["ours", "near", "far", "broken"], MAIN[2], 1e9, lambda text: None, rounds=3)
-    assert [len(s.seconds) for s in series.values()] == [3, 3, 3, 0]
-    assert (series["near"].scale, series["far"].scale) == (1, 8)
-    assert series["far"].seconds[-1] == pytest.approx(256.0)
+    series = race(field, ["ours", "near", "far", "broken"], MAIN[2], 1e9, lambda text: None, rounds=(3, 3))
+    assert [len(s.seconds) for s in series.values()] == [3, 3, 1, 0]
+    assert [s.scale for s in series.values()] == [1, 1, 8, 1]
+    assert series["far"].seconds == [pytest.approx(256.0)]
     assert series["broken"].failed == "broken died"
-    assert [peer for peer, _ in field.asked][-3:] == ["ours", "near", "far"]
+    assert [peer for peer, _ in field.asked][-4:] == ["ours", "near", "ours", "near"]
+
+
+def test_what_a_ratio_is_taken_of_is_measured_whole_however_far():
+    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 0.5, "transformers bf16": 0.3, "CrossEncoder bf16": 0.33, "Llama Q4_0": 1.0})
+    series = race(field, list(field.seconds), MAIN[3], 1e9, lambda text: None, rounds=(3, 3))
+    assert {name: (s.scale, len(s.seconds)) for name, s in series.items()} == {
+        "ours": (1, 3),
+        "llama.cpp seq_cp Q4_0": (1, 1),
+        "transformers bf16": (1, 3),
+        "CrossEncoder bf16": (1, 1),
+        "Llama Q4_0": (16, 1),
+    }
+
+
+def test_the_first_run_of_a_part_near_the_best_does_not_count():
+    class Warming(_FakeField):
+        def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
+            first = peer not in {name for name, _ in self.asked}
+            answer = super().run(peer, workload, timeout)
+            return answer | ({"seconds": 2 * answer["seconds"]} if first and workload.scale > 1 else {})
+
+    field = Warming({"ours": 0.01, "optimum int8": 0.01, "CrossEncoder bf16": 0.015})
+    series = race(field, list(field.seconds), MAIN[2], 1e9, lambda text: None, rounds=(3, 3))
+    assert (series["optimum int8"].scale, series["CrossEncoder bf16"].scale) == (1, 8)
+    assert series["CrossEncoder bf16"].seconds == [pytest.approx(256 * 0.015)] * 3
+
+
+def test_the_best_of_llama_cpp_runs_all_rounds_in_the_workload_that_asks_for_it():
+    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 0.5, "Llama Q4_0": 0.6, "CrossEncoder bf16": 0.3})
+    series = race(field, list(field.seconds), MAIN[0], 1e9, lambda text: None, rounds=(3, 3))
+    assert [len(s.seconds) for s in series.values()] == [3, 3, 1, 3]
+
+
+def test_a_part_that_looks_good_is_replaced_by_the_whole_even_when_another_whole_disappoints():
+    class Disappointing(_FakeField):
+        def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
+            answer = super().run(peer, workload, timeout)
+            return answer | ({"seconds": 99.0} if peer == "transformers bf16" and workload.scale == 1 else {})
+
+    field = Disappointing({"ours": 0.01, "transformers bf16": 0.03, "optimum int8": 0.1})
+    series = race(field, list(field.seconds), MAIN[3], 1e9, lambda text: None, rounds=(3, 3))
+    assert [s.scale for s in series.values()] == [1, 1, 1]
+    assert [len(s.seconds) for s in series.values()] == [3, 1, 3]
 
 
 def test_only_peers_that_share_nothing_run_a_part_of_a_shared_prompt():
-    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 1.0, "transformers bf16": 1.0})
-    series = race(field, list(field.seconds), MAIN[3], 0.0, lambda text: None)
-    assert [s.scale for s in series.values()] == [1, 1, 4]
-    assert field.asked == [("ours", 64), ("llama.cpp seq_cp Q4_0", 64), ("transformers bf16", 16)]
+    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 1.0, "transformers fp32": 2.0, "transformers bf16": 1.0})
+    race(field, list(field.seconds), MAIN[3], 1e9, lambda text: None, rounds=(3, 3))
+    assert field.asked[:4] == [("ours", 64), ("llama.cpp seq_cp Q4_0", 64), ("transformers fp32", 16), ("transformers bf16", 16)]
 
 
-def test_without_budget_each_peer_runs_once():
-    series = race(_FakeField({"ours": 1.0, "near": 2.0}), ["ours", "near"], MAIN[0], 0.0, lambda text: None)
-    assert [len(s.seconds) for s in series.values()] == [1, 1]
+def test_a_far_look_beside_neighbours_is_taken_again():
+    field = _FakeField({"ours": 1.0, "near": 1.0, "far": 2 * NEAR}, others=0.5)
+    series = race(field, list(field.seconds), MAIN[0], 0.0, lambda text: None, rounds=(1, 1))
+    assert [len(s.seconds) for s in series.values()] == [1, 1, 2]
+
+
+def test_the_first_workload_chooses_among_the_forms_of_a_peer():
+    times = {"fsrm-lite int8": 2.0, "fsrm-lite fp32": 1.0, "Llama Q4_0": 1.0, "Llama Q8_0": EQUAL, "optimum int8": 1.0}
+    rows: dict[str, dict[str, object]] = {name: {"median_s": s} for name, s in times.items()}
+    rows |= {"transformers bf16": {"failed": "died"}, "optimum fp32": {"failed": "died"}}
+    peers = [*rows, "CrossEncoder bf16"]
+    assert best_forms(peers, rows) == [
+        "fsrm-lite int8",
+        "fsrm-lite fp32",
+        "Llama Q4_0",
+        "Llama Q8_0",
+        "optimum int8",
+        "transformers bf16",
+        "CrossEncoder bf16",
+    ]
+    assert best_forms(peers, rows | {"Llama Q8_0": {"median_s": 1.1 * EQUAL}}) == [name for name in best_forms(peers, rows) if name != "Llama Q8_0"]
+    assert best_forms(peers, {}) == peers
+    assert {name for family in FAMILIES for name in family} <= PEERS.keys()
+
+
+def test_the_budget_buys_further_rounds():
+    def rounds(budget_s: float) -> list[int]:
+        series = race(_FakeField({"ours": 1.0, "near": 2.0}), ["ours", "near"], MAIN[0], budget_s, lambda text: None)
+        return [len(s.seconds) for s in series.values()]
+
+    assert rounds(0.0) == [1, 1]
+    assert rounds(2.9) == [5, 3]  # the least rounds of both fit into 1.3 times as much
+    assert rounds(1e9) == [5, 5]
+
+
+def test_growth_shares_parts_and_leaves_out_what_takes_too_long():
+    field = _FakeField({"ours": 10.0, "transformers bf16": 0.1, "llama.cpp seq_cp Q4_0": POINT_SECONDS / 5})
+    growth = grow(field, list(field.seconds), 0.0, lambda text: None)
+    assert set(growth["ours"]) == {w.name for w in (*BY_COUNT, *BY_PROMPT)}
+    assert set(growth["llama.cpp seq_cp Q4_0"]) == {"N1", "N4", "P128", "P512"}
+    assert growth["transformers bf16"]["N64"] == pytest.approx(16 * growth["transformers bf16"]["N4"])
+    assert [peer for peer, count in field.asked if count == 4 and peer == "transformers bf16"] == 2 * ["transformers bf16"]
+    assert max(field.asked.count(asked) for asked in [("ours", 1), ("ours", 16), ("ours", 64)]) == 1
+
+
+def test_growth_runs_again_while_the_budget_lasts_and_the_faster_time_counts():
+    class Quickening(_FakeField):
+        def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
+            self.seconds[peer] *= 0.9
+            return super().run(peer, workload, timeout)
+
+    field = Quickening({"ours": 1.0})
+    growth = grow(field, ["ours"], 1e9, lambda text: None)
+    assert [count for _, count in field.asked] == [1, 4, 16, 64, 4, 4, 4, 1, 4, 4, 4, 4, 16, 64]
+    assert growth["ours"]["N1"] == pytest.approx(0.9**8)
+
+
+def test_a_peer_that_fails_has_no_points():
+    assert grow(_FakeField({"ours": 0.001}), ["ours", "broken"], 0.0, lambda text: None)["broken"] == {}
 
 
 def test_prompts_of_both_orders_share_their_front():
@@ -78,13 +178,103 @@ def test_prompts_of_both_orders_share_their_front():
     assert len(set(random_prompts(Task("", 1, 3, one_prompt=True), 1000))) == 1
 
 
-def test_the_peers_faster_way_to_wait_counts_and_a_part_is_scaled():
-    (task, *_), peer = judge.RANDOM, {spin: [{"seconds": s, "tokens": 100, "others": 0.0}] for spin, s in (("300000", 2.0), ("100", 1.0))}
-    row = judge._row("random weights", task, 2.2, {task.name: [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0}]}, peer)
+class _Waiting:
+    """A worker whose speed hangs on how it waits, and on its threads."""
+
+    alive: list[str] = []  # noqa: RUF012
+
+    def __init__(self, peer: str, root, threads: int, *, environ=None) -> None:
+        self.name = f"{peer} {threads} {(environ or {}).get('GOMP_SPINCOUNT')}"
+        self.seconds = {"300000": 2.0, "2000": 1.0}.get((environ or {}).get("GOMP_SPINCOUNT"), 1.0) / threads
+        self.alive.append(self.name)
+
+    def run(self, task, timeout: float) -> dict[str, object]:
+        values = {"seconds": self.seconds, "inside_s": 0.8 * self.seconds, "tokens": 10, "winners": [0, 1], "step_ms": 2.0, "step_rows": 8}
+        return {"seconds": self.seconds, "values": values, "others": 0.0, "rss_bytes": 1}
+
+    def close(self) -> None:
+        self.alive.remove(self.name)
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    monkeypatch.setattr(_Waiting, "alive", [])
+    monkeypatch.setattr(measure, "Worker", _Waiting)
+    monkeypatch.setattr(judge, "Worker", _Waiting)
+    return _Waiting
+
+
+def test_llama_cpp_is_tried_once_and_every_such_peer_waits_as_the_faster_trial(waiting):
+    field = Field(None, 2, lambda text: None)
+    for peer in ("Llama Q4_0", "CrossEncoder bf16", "llama.cpp seq_cp Q4_0"):
+        field.run(peer, MAIN[0], 1.0)
+    assert waiting.alive == ["Llama Q4_0 2 2000", "CrossEncoder bf16 2 None", "llama.cpp seq_cp Q4_0 2 2000"]
+    field.close(["Llama Q4_0", "optimum int8"])
+    assert waiting.alive == ["CrossEncoder bf16 2 None", "llama.cpp seq_cp Q4_0 2 2000"]
+    field.close([])
+    assert len(waiting.alive) == 2
+    field.close()
+    assert waiting.alive == []
+    assert (field.spin, field.spin_tried) == ("2000", "Llama Q4_0")
+    known = Field(None, 2, lambda text: None, "300000")
+    known.run("Llama Q8_0", MAIN[0], 1.0)
+    assert (waiting.alive[-1], known.spin_tried) == ("Llama Q8_0 2 300000", None)
+
+
+def test_of_a_trial_the_least_time_counts():
+    class Uneven:
+        times = iter([3.0, 9.0, 8.0, 2.0])
+
+        def run(self, task, timeout: float) -> dict[str, object]:
+            return {"seconds": next(self.times)}
+
+    assert fastest_of({"a": Uneven(), "b": Uneven()}, MAIN[0]) == {"a": 3.0, "b": 2.0}
+
+
+def test_the_judges_peer_runs_in_the_form_that_its_trial_shows_to_be_fastest(waiting):
+    rows = judge.measure(None, 2, lambda text: None, "embedded", budget_s=0.45)
+    assert waiting.alive == []
+    assert len(rows) == len(judge.EMBEDDED)
+    assert rows[0]["note"] == "peer: 2 threads, GOMP_SPINCOUNT=2000; 1 of 2 right; 2 decided as by all votes, one pair per call"
+    assert (rows[0]["seconds"]["runs"], rows[0]["step_ms"], rows[0]["step_rows"]) == (3, 2.0, 8)
+
+
+def test_a_long_task_of_the_judge_runs_again_only_where_the_budget_allows(waiting, monkeypatch):
+    def runs(budget_s: float) -> set[int]:
+        return {row["seconds"]["runs"] for row in judge.measure(None, 1, lambda text: None, "random weights", budget_s=budget_s)}
+
+    assert runs(0.0) == {1}
+    assert runs(0.9) == {3}
+    monkeypatch.setattr(judge, "LONG_SECONDS", 0.1)
+    assert runs(0.9) == {1}
+    assert runs(1e9) == {5}
+
+
+def test_the_peers_few_votes_stand_for_all_of_them():
+    task, *_ = judge.RANDOM
+    ours = [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}]
+    row = judge._row("random weights", task, 2.2, ours, [{"seconds": 1.0, "tokens": 100, "others": 0.0}], "100", [])
     assert row.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
     assert row.ratio == pytest.approx(10.24 / 4.4)
     assert row.overhead == pytest.approx(0.1)
     assert row.note == "peer: 100"
+
+
+def test_every_decoding_call_is_counted_with_its_rows():
+    class Batch:
+        n_tokens = 3
+
+    class Library:
+        @staticmethod
+        def llama_decode(context, batch) -> int:
+            return 7
+
+    with decoding_steps(Library) as steps:
+        assert Library.llama_decode(None, Batch) == 7
+    assert Library.llama_decode(None, Batch) == 7
+    outcome = steps.outcome(2.0, 5, (0, 1))
+    assert (len(steps.rows), outcome["step_rows"], outcome["tokens"], outcome["winners"]) == (1, 3, 5, [0, 1])
+    assert outcome["step_ms"] == pytest.approx(1000 * outcome["inside_s"])
 
 
 def test_table_names_the_machine_and_judges_the_targets(tmp_path):
@@ -106,12 +296,15 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
         "ratio": 4.0,
         "target": 5.0,
         "overhead": 0.05,
+        "step_ms": 1.25,
+        "step_rows": 8,
         "note": "",
     }
     times = {"bare interpreter": 0.02, "import numpy": 0.1, "import fsrm_lite": 0.03, "first score": 1.5}
     startup = {name: {"median_s": s} for name, s in times.items()}
-    main = {"W1": rows, "W2": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}
-    text = table({"about": about, "main": main, "growth": growth, "judge": {"judge-embedded": [judged]}, "startup": startup})
+    spin = {"count": "2000", "tried": "Llama Q8_0"}
+    main = {"W1": rows | {"transformers fp32": Series([4.5]).to_dict()}, "W2": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}
+    text = table({"about": about, "main": main, "growth": growth, "judge": {"judge-embedded": [judged]}, "startup": startup, "spin": spin})
     plot_growth(growth, tmp_path / "growth.png")
     assert "Some CPU (avx2), 2 threads" in text
     assert "2.27x the best peer (transformers bf16; target 1.8: met)" in text
@@ -120,8 +313,10 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "| Llama Q8_0 | Llama Q8_0 died |" in text
     assert "| 100.00 |" in text
     assert "pull request 26954" in text
+    assert "2000, tried in W1 with Llama Q8_0" in text
+    assert "another form of the same thing was faster there: transformers fp32." in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
-    assert "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% |" in text
+    assert "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% | 1.25 ms, 8 rows |" in text
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
