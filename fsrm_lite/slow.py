@@ -61,6 +61,7 @@ class Judge:
         self._manifest = encoder.manifest
         runner = InlineRunner if process == "inline" else SubprocessRunner
         self._runner: Runner = runner(Path(gguf_path), encoder.decode, threads=threads)
+        self._forms: dict[str, Form] = {}
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()
             raise BundleError(
@@ -167,11 +168,13 @@ class Judge:
         return options.votes if options.votes is not None else self._manifest.judge.votes
 
     def _form(self, name: str) -> Form:
-        """Resolve a template's verdict to ids."""
-        template = self._manifest.templates.get(name)
-        if template is None or template.verdict is None:
-            raise BundleError(f"this bundle has no template {name!r} with a verdict, so its judge cannot do that")
-        return resolve_form(template.verdict, self._encoder)
+        """Resolve a template's verdict to ids, once."""
+        if name not in self._forms:
+            template = self._manifest.templates.get(name)
+            if template is None or template.verdict is None:
+                raise BundleError(f"this bundle has no template {name!r} with a verdict, so its judge cannot do that")
+            self._forms[name] = resolve_form(template.verdict, self._encoder)
+        return self._forms[name]
 
     def _job(self, prompt: tuple[int, ...], vote: int, form: Form | None, options: JudgeOptions) -> Job:
         """Return the job of one vote, its budget cut to the room that the prompt leaves."""

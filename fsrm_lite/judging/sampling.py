@@ -18,6 +18,7 @@ from fsrm_lite.errors import InputError
 _BLOCK = 256  # tokens per partial sum: the distribution is summed in blocks, and only the block that is hit is walked
 _SMALL = 2048  # up to this vocabulary one running sum is quicker than two levels of them
 _CACHED = 1 << 18  # numbers worked on at once: a megabyte, which stays in the cache from one pass to the next
+_SURE = 0.999  # of the likeliest token's weight, which is 1; the rest is a margin, far above the rounding of a sum of float32
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -54,20 +55,25 @@ class Sampling:
         Returns:
             int64 [rows], token ids.
         """
+        likeliest: NDArray[np.int64] = logits.argmax(axis=1)
         if self.temperature == 0.0:
-            best: NDArray[np.int64] = logits.argmax(axis=1)
-            return best
+            return likeliest
         at_once = max(1, _CACHED // logits.shape[1])
         if len(logits) > at_once:
             parts = [self.draw(logits[i : i + at_once], uniforms[i : i + at_once]) for i in range(0, len(logits), at_once)]
             return np.concatenate(parts)
-        weights = logits - logits.max(axis=1, keepdims=True)
+        weights = logits - logits.take(likeliest + np.arange(0, logits.size, logits.shape[1]))[:, None]
         weights *= np.float32(1.0 / self.temperature)
         np.exp(weights, out=weights)
         if self.top_k or self.top_p < 1.0:
             for row in weights:
                 self._truncate(row)
-        return _invert(weights, uniforms)
+        # A number that hits the likeliest token wherever the others stand, all before it or all behind, needs no running sum.
+        totals = zip(uniforms.tolist(), np.add.reduce(weights, axis=1).tolist(), strict=True)
+        others = [i for i, (number, total) in enumerate(totals) if not total - _SURE < number * total < _SURE]
+        if others:
+            likeliest[others] = _invert(weights[others], uniforms[others])
+        return likeliest
 
     def _truncate(self, row: NDArray[np.float32]) -> None:
         """Set the weights outside the top k and outside the nucleus to zero, in place."""
@@ -89,9 +95,9 @@ def _invert(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDAr
     """Return per row the first index at which the running sum of ``weights`` exceeds ``uniform * total``."""
     rows, vocabulary = weights.shape
     if vocabulary <= _SMALL:
-        running = weights.cumsum(axis=1, dtype=np.float64)
-        total = running[:, -1]
-        first: NDArray[np.int64] = (running > np.minimum(uniforms * total, np.nextafter(total, 0.0))[:, None]).argmax(axis=1)
+        running = np.add.accumulate(weights, axis=1, dtype=np.float64)
+        # A number below 1 times the total is below the total, rounded too: the largest one is half a step or more away from 1.
+        first: NDArray[np.int64] = (running > (uniforms * running[:, -1])[:, None]).argmax(axis=1)
         return first
     starts = np.arange(0, vocabulary, _BLOCK)
     sums = np.add.reduceat(weights, starts, axis=1).cumsum(axis=1, dtype=np.float64)
@@ -111,7 +117,7 @@ def _invert(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDAr
 
 
 def uniforms(keys: NDArray[np.uint64], counters: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return one number in [0, 1) per (key, counter): the splitmix64 generator, addressed by position.
+    """Return one number in [0, 1) per (key, counter), broadcast against each other: the splitmix64 generator, addressed by position.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """

@@ -8,7 +8,7 @@ next, and what has become pointless, is decided by the :class:`Feed`; what the a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.engine import BATCH_TOKENS, Engine, Interrupted
-from fsrm_lite.judging.sampling import Sampling, uniforms
+from fsrm_lite.judging.rows import Rows
+from fsrm_lite.judging.sampling import Sampling
 
 ANSWER_TOKENS = 64
 """Tokens a model may write behind its thought before the verdict is read for it."""
 
 _WORTH_COPYING = 16  # tokens; copying a stream costs about as much as computing this many
-_THINKING, _ANSWERING, _READING = 0, 1, 2
 
 Decode = Callable[[list[int]], str]
 """Token ids to text, control tokens left out."""
@@ -111,7 +111,9 @@ class _Slot:
     number: int
     job: Job
     tokens_read: int
+    limit: int  # tokens it may have written: its budget, and once the thought has ended, what the answer may come to
     thought: int | None = None  # length of the thought, once it has ended
+    reading: bool = False  # closed: the next row gives the verdict
     pending: bool = False  # the next token stands where a choice belongs
     choice: int | None = None
     logits: tuple[float, ...] = ()
@@ -139,6 +141,7 @@ class Scheduler:
     _slots: list[_Slot | None] = field(init=False)
     _held: list[NDArray[np.int32]] = field(init=False)
     _closing: _Texts = field(init=False, default_factory=dict)
+    _changed: bool = field(init=False, default=True)  # a stream is free, or has a text to read: the feed is asked again
 
     def __post_init__(self) -> None:
         """Reserve the streams and the per-row state."""
@@ -156,17 +159,18 @@ class Scheduler:
         Returns:
             False when the deadline cut something off; what was running has then been handed to the feed unfinished.
         """
-        rows = _Rows(self.streams, self.cells, self.engine.vocab_size)
+        rows = Rows(self.streams, self.cells, self.engine.vocab_size)
         rows.wake[list(self.stop_ids)] = True
         try:
             while True:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise Interrupted
-                live = self._admit(feed, rows)
-                if not live:
-                    return True
+                if self._changed:
+                    live = self._admit(feed, rows)
+                    if not live:
+                        return True
                 logits = self.engine.decode(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
-                drawn = self.sampling.draw(logits, rows.noise[rows.index[:live], rows.count[:live]])
+                drawn = self.sampling.draw(logits, rows.noise(live))
                 for i in rows.write(live, drawn):
                     self._attend(i, int(drawn[i]), logits[i], feed, rows)
         except Interrupted:
@@ -175,17 +179,22 @@ class Scheduler:
                     self._finish(i, feed, rows, finished=False)
             return False
 
-    def _admit(self, feed: Feed, rows: _Rows) -> int:
+    def _admit(self, feed: Feed, rows: Rows) -> int:
         """Fill free streams with new jobs, close the gaps, and return how many run."""
         planned: _Texts = {}
+        started: dict[int, Job] = {}
         for i, slot in enumerate(self._slots):
             if slot is None:
                 asked = feed.next()
                 if asked is None:
                     break
                 self._start(i, *asked, planned, rows)
+                started[i] = asked[1]
+        if started:
+            rows.seed(list(started), [job.key for job in started.values()], max(job.room - len(job.prompt) for job in started.values()) + 1)
         self._read(self._closing | planned)
         self._closing.clear()
+        self._changed = False
         live = sum(slot is not None for slot in self._slots)
         # llama.cpp computes a run of neighbouring streams together: the running ones must be 0, 1, 2, ...
         gaps = [i for i in range(live) if self._slots[i] is None]
@@ -196,7 +205,7 @@ class Scheduler:
             self._held[gap] = self._held[last]
         return live
 
-    def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: _Rows) -> None:
+    def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: Rows) -> None:
         """Put a job on stream ``i``: copy what some stream holds of its prompt, and plan to read the rest."""
         prompt = np.asarray(job.prompt, np.int32)
         body = prompt[:-1]  # the last token is the first row of the decoding steps
@@ -216,8 +225,8 @@ class Scheduler:
         self._held[i] = body
         if share < len(body):
             planned[i] = (share, body[share:])
-        self._slots[i] = _Slot(number, job, tokens_read=len(prompt) - share)
-        rows.start(i, int(prompt[-1]), len(body), job)
+        self._slots[i] = _Slot(number, job, len(prompt) - share, job.budget)
+        rows.start(i, int(prompt[-1]), len(body), job.budget)
         if job.form:
             rows.wake[job.form.head[-1]] = True
 
@@ -232,21 +241,21 @@ class Scheduler:
             part = slice(at, at + BATCH_TOKENS)
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
 
-    def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: _Rows) -> None:
+    def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Rows) -> None:
         """Handle a row at which something happens: the end of a thought, a verdict, a stop, a spent budget."""
         slot = self._slots[i]
         if slot is None:  # dropped by a result handled before it in this step
             return
         form, stopped = slot.job.form, token in self.stop_ids
-        if rows.phase[i] == _READING and form:
+        if slot.reading and form:
             slot.logits = tuple(logits[list(form.choices)].tolist())
-            rows.count[i] -= 1  # that row's draw was not wanted
+            rows.unwrite(i)  # that row's draw was not wanted
             self._finish(i, feed, rows)
             return
         if stopped:
-            rows.count[i] -= 1
+            rows.unwrite(i)
         if form is None:
-            if stopped or rows.count[i] >= rows.limit[i]:
+            if stopped or rows.count(i) >= slot.limit:
                 self._finish(i, feed, rows)
             return
         if slot.thought is None:
@@ -256,44 +265,48 @@ class Scheduler:
             slot.logits = tuple(logits[list(form.choices)].tolist())
         if slot.thought is not None:
             slot.pending = self._choice_is_next(rows.written(i)[slot.thought + len(form.head) :], form)
-        if stopped or rows.count[i] >= rows.limit[i]:
+        if stopped or rows.count(i) >= slot.limit:
             if slot.choice is not None:
                 self._finish(i, feed, rows)
             else:
                 self._close(i, slot, form, rows)
 
-    def _end_of_thought(self, i: int, slot: _Slot, form: Form, rows: _Rows) -> None:
+    def _end_of_thought(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
         """See whether the ids just written end the thought; if so, open the answer."""
         written = rows.written(i)
         if tuple(written[-len(form.head) :].tolist()) == form.head:
             slot.thought = len(written) - len(form.head)
-            rows.phase[i] = _ANSWERING
-            rows.limit[i] = len(written) + ANSWER_TOKENS - len(form.head)
+            slot.limit = len(written) + ANSWER_TOKENS - len(form.head)
+            rows.watch(i, 0)
 
     def _choice_is_next(self, answer: NDArray[np.int32], form: Form) -> bool:
         """Return whether a verdict's choice belongs behind the ids written since the end of the thought."""
         text = self.decode(answer.tolist())
         return text.endswith(form.prefix) if form.prefix else text == form.tail
 
-    def _close(self, i: int, slot: _Slot, form: Form, rows: _Rows) -> None:
+    def _close(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
         """Close a thought for the model, dropping whatever stands behind it, so that the next row gives the verdict."""
         if slot.thought is None:
-            slot.thought = int(rows.count[i])
+            slot.thought = rows.count(i)
         at = len(slot.job.prompt) + slot.thought
         fed = min(at, int(rows.position[i]))  # the newest token of the thought may not have been through the model yet
         ids = np.concatenate([rows.written(i)[fed - len(slot.job.prompt) : slot.thought], np.asarray(form.forced, np.int32)])
         self.engine.cut(i, fed)
         if len(ids) > 1:
             self._closing[i] = (fed, ids[:-1])
-        rows.token[i], rows.position[i], rows.phase[i] = ids[-1], fed + len(ids) - 1, _READING
+            self._changed = True
+        rows.token[i], rows.position[i] = ids[-1], fed + len(ids) - 1
+        rows.watch(i, 0)
+        slot.reading = True
         slot.tokens_read += len(form.forced)
 
-    def _finish(self, i: int, feed: Feed, rows: _Rows, *, finished: bool = True) -> None:
+    def _finish(self, i: int, feed: Feed, rows: Rows, *, finished: bool = True) -> None:
         """Hand over a result, free the stream, and drop the jobs that have become pointless."""
         slot = self._slots[i]
         if slot is None:
             return
         self._slots[i] = None
+        self._changed = True
         self._closing.pop(i, None)
         ids = tuple(rows.written(i).tolist())
         thought = len(ids) if slot.thought is None else slot.thought
@@ -303,44 +316,6 @@ class Scheduler:
             for k, other in enumerate(self._slots):
                 if other is not None and other.number == number:
                     self._finish(k, feed, rows, finished=False)
-
-
-class _Rows:
-    """Per-stream state as arrays, so that a step in which nothing happens touches no Python object per row."""
-
-    def __init__(self, streams: int, cells: int, vocab_size: int) -> None:
-        self.index = np.arange(streams, dtype=np.int32)
-        self.token, self.position = np.zeros(streams, np.int32), np.zeros(streams, np.int32)
-        self.count, self.limit = np.zeros(streams, np.int64), np.zeros(streams, np.int64)
-        self.noise = np.zeros((streams, cells + 1))  # the random number of each draw: of the job's key and the count alone
-        self.phase = np.zeros(streams, np.int8)
-        self.out = np.zeros((streams, cells + 1), np.int32)
-        self.wake = np.zeros(vocab_size, np.bool_)  # tokens that need attention wherever they are drawn
-
-    def start(self, i: int, token: int, position: int, job: Job) -> None:
-        self.token[i], self.position[i], self.count[i] = token, position, 0
-        self.limit[i], self.phase[i] = job.budget, _THINKING
-        draws = job.room - len(job.prompt) + 1
-        self.noise[i, :draws] = uniforms(np.full(draws, job.key, np.uint64), np.arange(draws))
-
-    def write(self, live: int, drawn: NDArray[np.int64]) -> Sequence[int]:
-        """Append one token per row, and return the rows that need attention."""
-        count = self.count[:live]
-        self.out[self.index[:live], count] = drawn
-        count += 1
-        self.token[:live] = drawn
-        self.position[:live] += 1
-        attention = self.wake[drawn] | (count >= self.limit[:live]) | (self.phase[:live] != _THINKING)
-        rows: list[int] = attention.nonzero()[0].tolist()
-        return rows
-
-    def written(self, i: int) -> NDArray[np.int32]:
-        """Ids written on stream ``i`` so far."""
-        return self.out[i, : self.count[i]]
-
-    def move(self, source: int, target: int) -> None:
-        for array in (self.token, self.position, self.count, self.limit, self.noise, self.phase, self.out):
-            array[target] = array[source]
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
