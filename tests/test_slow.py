@@ -340,6 +340,22 @@ def embedded():
     judge.close()
 
 
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_thousand_comparisons_of_the_embedded_model(embedded):
+    """All of them different; what the allocator keeps settles during the warm-up."""
+    pairs = held_out_pairs(1100)
+    options = JudgeOptions(votes=1, thinking_tokens=6)
+    for pair in pairs[:100]:
+        embedded.compare([pair], options)
+    gc.collect()
+    before = resident_kib()
+    for pair in pairs[100:]:
+        embedded.compare([pair], options)
+    gc.collect()
+    grown = resident_kib() - before
+    assert grown < 4096, f"resident memory grew by {grown} KiB"
+
+
 def held_out_pairs(count):
     """Problems the embedded model was not trained on; the first response is the right one."""
     return [(p.problem.question, p.chosen.text, p.rejected.text) for p in held_out("test", count)]

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +11,10 @@ from pathlib import Path
 import pytest
 from helpers_judge import tiny_judge_files, write_tiny_gguf
 
+from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import BundleError, JudgeCrashed, JudgeError
+from fsrm_lite.judging import worker
+from fsrm_lite.models.data import held_out, pair_row
 from fsrm_lite.slow import Judge, JudgeOptions
 
 PAIRS = [("What is 1 + 1?", "2", "3"), ("Name a colour.", "red", "Tuesday")]
@@ -155,6 +160,51 @@ def test_a_deadline_counts_the_wait_behind_another_call(judge):
     assert judge.compare(PAIRS, OPTIONS)[0].complete
 
 
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS * 300])
+def test_a_stopped_child_does_not_outlive_a_deadline(judge, monkeypatch, pairs):
+    """It reads nothing either: the longer request does not fit into the pipe."""
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.5)
+    expected, stopped = judge.compare(PAIRS, OPTIONS), pid_of(judge)
+    os.kill(stopped, signal.SIGSTOP)
+    with pytest.raises(JudgeCrashed, match=r"no answer in \d s, killed"):
+        judge.compare(pairs, JudgeOptions(votes=8, thinking_tokens=4, deadline=0.5))
+    assert stopped not in children()
+    assert judge.compare(PAIRS, OPTIONS) == expected
+
+
+def test_a_child_stopped_in_the_middle_of_a_thought_does_not_outlive_a_deadline(judge, monkeypatch):
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.5)
+    judge.compare(PAIRS, OPTIONS)
+    stopped, before = pid_of(judge), threading.active_count()
+    threading.Timer(0.3, os.kill, (stopped, signal.SIGSTOP)).start()
+    with pytest.raises(JudgeCrashed, match="killed"):
+        judge.compare(PAIRS, dataclasses.replace(ENDLESS, deadline=1.0))
+    assert judge.compare(PAIRS, OPTIONS)[0].complete
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("deadline", [None, 60.0])
+def test_a_child_that_is_only_slow_is_waited_for(judge, monkeypatch, deadline):
+    """Without a deadline for ever, with one for as long as it and the time of grace take."""
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    expected, pid = judge.compare(PAIRS, OPTIONS), pid_of(judge)
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
+    assert judge.compare(PAIRS, dataclasses.replace(OPTIONS, deadline=deadline)) == expected
+    assert pid_of(judge) == pid
+
+
+def test_a_stopped_child_leaves_the_fast_result_where_that_is_the_policy(monkeypatch):
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.5)
+    question, right, wrong = "What is 2 + 3?", "The answer is 5.", "The answer is 41."
+    with FastSlowRM.from_pretrained(threads=1, judge="always", judge_process="subprocess", on_judge_crash="fast") as rm:
+        fast = rm.compare(question, right, wrong, judge="never")
+        os.kill(rm.judge._runner._child.pid, signal.SIGSTOP)
+        left = rm.compare(question, right, wrong, deadline=0.5)
+        assert (left.winner, left.p_first, left.votes, left.escalated) == (fast.winner, fast.p_first, (), True)
+        assert rm.compare(question, right, wrong).votes
+
+
 def test_eight_threads_share_one_child(judge):
     expected = judge.compare(PAIRS, OPTIONS)
     got = []
@@ -200,14 +250,41 @@ def test_ctrl_c_in_the_middle_of_a_thought_ends_the_process(files, tmp_path, pro
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
-    program = subprocess.Popen(
-        [sys.executable, str(judge_script(files, body, tmp_path, process))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    program = started(judge_script(files, body, tmp_path, process))
     assert program.stdout.readline() == "thinking\n"
     time.sleep(0.3)
+    assert interrupted(program) == (0, "interrupted\n", "")
+
+
+@pytest.mark.parametrize("process", ["inline", "subprocess"])
+def test_ctrl_c_in_the_middle_of_a_thought_ends_the_command(tmp_path, process):
+    path, script = tmp_path / "in.jsonl", tmp_path / "command.py"
+    path.write_text("".join(json.dumps(pair_row(pair)) + "\n" for pair in held_out("test", 64)))
+    script.write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from fsrm_lite.cli import main\n"
+        f"main(['-v', 'compare', {str(path)!r}, '-o', '-', '--judge', 'always', '--judge-process', {process!r}, '--votes', '200'])\n"
+    )
+    program = started(script)
+    while "loading the judge" not in program.stderr.readline():
+        assert program.poll() is None
+    time.sleep(1.0)
+    assert interrupted(program) == (1, "", "\nAborted!\n")
+
+
+def started(script):
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupted(program):
+    """Press Ctrl-C, and return how the program ended. That takes a tenth of a second; the bound leaves room for a busy machine."""
+    start = time.monotonic()
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=20)
-    assert (program.returncode, out, err) == (0, "interrupted\n", "")
+    out, err = program.communicate(timeout=60)
+    seconds = time.monotonic() - start
+    assert seconds < 5, f"the process ended {seconds:.1f} s after Ctrl-C"
+    return program.returncode, out, err
 
 
 @pytest.mark.slow

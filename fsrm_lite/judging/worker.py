@@ -7,23 +7,19 @@ deaf to Ctrl-C, and ends when its parent does.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
 import signal
-import struct
-import subprocess
 import sys
 import threading
 import time
-import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
 from fsrm_lite.engine import Engine, load_llama, why_not
 from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError
+from fsrm_lite.judging.child import Child, receive, send
 from fsrm_lite.judging.sampling import Sampling
 from fsrm_lite.judging.scheduler import Decode, Result, Scheduler
 from fsrm_lite.judging.voting import Plan, Referee
@@ -32,7 +28,9 @@ MAX_PARALLEL = 32
 """Texts written at once at most: throughput grows little beyond (2 cores, 0.6 B: 16 texts 3.3x, 32 texts 3.7x one)."""
 
 _CACHE_SHARE = 4  # the streams' keys and values may take a quarter of the machine's memory
-_EXIT_SECONDS = 5.0
+GRACE_SECONDS = 20.0
+"""A child that has not answered this long after its deadline is taken for dead. Opening a context of gigabytes, which nothing
+can interrupt, may take several seconds of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,11 @@ class InlineRunner:
         self.vocab_size = self.vocabulary.size
 
     def run(self, request: Request) -> Answer:
-        """Answer a request on the owner thread. Ctrl-C stops the decoding before it goes on its way."""
+        """Answer a request on the owner thread. Ctrl-C stops the decoding before it goes on its way.
+
+        One thing cannot be stopped: the opening of a context, half a second or more per gigabyte of its cache, at the first call
+        and where it has to grow. The call ends at once then too; the process, when the context stands.
+        """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         future: Future[Answer] = Future()
         with self._lock:
@@ -159,7 +161,7 @@ class SubprocessRunner:
         """Start the child and have it load the model."""
         self._settings = (path, decode, threads)
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._closed = False
         with self._lock:
             self.vocab_size = self._started().vocab_size
@@ -168,7 +170,8 @@ class SubprocessRunner:
         """Answer a request in the child.
 
         Raises:
-            JudgeCrashed: If the child died; the next call starts another.
+            JudgeCrashed: If the child died, or did not answer ``GRACE_SECONDS`` after its deadline and was killed for that; the
+                next call starts another.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         left = _left(due)
@@ -179,7 +182,8 @@ class SubprocessRunner:
                 raise JudgeError("this judge is closed; open another one")
             child = self._started()
             try:
-                answer: Answer = child.ask(replace(request, deadline=_left(due)))
+                left = _left(due)
+                answer: Answer = child.ask(replace(request, deadline=left), patience=None if left is None else left + GRACE_SECONDS)
             except BaseException as error:
                 # Dead, or (Ctrl-C) still thinking: then its answer would be taken for the next one's.
                 if isinstance(error, JudgeCrashed) or not isinstance(error, FsrmError):
@@ -189,11 +193,11 @@ class SubprocessRunner:
         finally:
             self._lock.release()
 
-    def _started(self) -> _Child:
+    def _started(self) -> Child:
         if self._child is not None and self._child.is_dead():  # it died between two calls: no call is lost
             self._discard()
         if self._child is None:
-            child = _Child()
+            child = Child()
             try:
                 child.vocab_size = child.ask(self._settings)
             except JudgeCrashed as error:
@@ -221,67 +225,6 @@ class SubprocessRunner:
             self._discard()
 
 
-class _Child:
-    """One child process and the two pipes to it; every message is a length and a pickle."""
-
-    vocab_size: int
-
-    def __init__(self) -> None:
-        program = f"import sys; sys.path[:] = {sys.path!r}; from fsrm_lite.judging.worker import serve; serve()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C at the terminal is the parent's to handle
-        )
-        self._finalizer = weakref.finalize(self, _end, self._process)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, message: object) -> Any:  # noqa: ANN401 - whatever the child answers
-        """Send a message, wait for the answer, and raise it if it is an error."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            _send(self._process.stdin, message)
-            answer = _receive(self._process.stdout)
-        except (OSError, EOFError) as error:
-            raise JudgeCrashed(f"the judge's process died ({self._how()}); the next call starts a fresh one") from error
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def _how(self) -> str:
-        try:
-            status = self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "its pipe broke"
-        return f"signal {-status}" if status < 0 else f"exit status {status}"
-
-    def is_dead(self) -> bool:
-        return self._process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill it; whoever waits for its answer gets JudgeCrashed."""
-        self._process.kill()
-
-    def end(self) -> None:
-        """Kill it, take its exit status, close the pipes."""
-        self._finalizer()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # bytes that were still to be sent to the dead
-                pipe.close()
-
-
 def serve() -> None:
     """Be the child: load the model that the first message names, then answer requests until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -295,19 +238,19 @@ def serve() -> None:
             reply: object = runner.run(request) if runner else JudgeError("no model")
         except BaseException as error:
             reply = _portable(error)
-        _send(outgoing, reply)
+        send(outgoing, reply)
 
     try:
-        path, decode, threads = _receive(incoming)
+        path, decode, threads = receive(incoming)
         try:
             load_llama(probe=False)  # if it kills this process, that is what this process is for
             runner = InlineRunner(path, decode, threads=threads)
         except BaseException as error:
-            _send(outgoing, _portable(error))
+            send(outgoing, _portable(error))
             return
-        _send(outgoing, runner.vocab_size)
+        send(outgoing, runner.vocab_size)
         while True:
-            requests.submit(answer, _receive(incoming))
+            requests.submit(answer, receive(incoming))
     except (EOFError, OSError):
         pass
     finally:
@@ -317,23 +260,6 @@ def serve() -> None:
 def _portable(error: BaseException) -> BaseException:
     """Return the error as one that survives a pickle."""
     return error if isinstance(error, FsrmError) and error.args == (str(error),) else JudgeError(f"{type(error).__name__}: {error}")
-
-
-def _send(pipe: IO[bytes], message: object) -> None:
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    pipe.write(struct.pack("<Q", len(data)) + data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401
-    header = pipe.read(8)
-    if len(header) < 8:
-        raise EOFError("the pipe was closed")
-    size = struct.unpack("<Q", header)[0]
-    data = pipe.read(size)
-    if len(data) < size:
-        raise EOFError("the pipe was closed within a message")
-    return pickle.loads(data)
 
 
 def _left(due: float | None) -> float | None:
