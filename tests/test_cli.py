@@ -374,6 +374,15 @@ def test_inspect_and_doctor_name_a_model_alike(rm, tmp_path, spelling):
     assert "has no fsrm.json" in json.loads(result.stdout)["self_test"]["error"]
 
 
+def test_doctor_says_why_there_is_no_judge_and_what_to_run(monkeypatch):
+    from fsrm_lite import engine
+
+    monkeypatch.setattr(engine, "why_not", lambda: "llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'")
+    result = run("doctor", "--json")
+    assert json.loads(result.stdout)["judge"].endswith("run: pip install 'fsrm-lite[judge]'")
+    assert json.loads(result.stdout)["self_test"]["passed"]
+
+
 def test_doctor_passes_its_self_test():
     result = run("doctor", "--json")
     assert result.exit_code == 0

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -192,6 +193,23 @@ def test_a_copied_stream_continues_like_the_original(engine):
     two = engine.decode(IDS[[-1, -1]], np.array([len(IDS) - 1, len(IDS)], np.int32), np.array([0, 1], np.int32), outputs=True)
     engine.prepare(2, 64)
     assert np.allclose(two[0], last_logits(engine, IDS), atol=2e-3)
+
+
+def test_no_room_is_made_for_logits_that_nobody_asks_for(tmp_path):
+    """By default llama.cpp reserves a row of logits for every token of a batch."""
+    vocab = 60_000
+    engine = Engine(write_tiny_gguf(tmp_path / "wide.gguf", vocab=vocab, hidden=32, head_dim=16, inner=32, layers=1), threads=1)
+    before = reserved_kib()
+    engine.prepare(2, 256)
+    feed(engine, IDS)
+    feed(engine, IDS[:1], start=len(IDS), outputs=True)
+    assert reserved_kib() - before < BATCH_TOKENS * vocab * 4 / 1024 / 2
+    engine.close()
+
+
+def reserved_kib():
+    """Memory that this process has asked for, touched or not."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
 
 
 def test_the_context_grows_and_never_shrinks(engine):

@@ -21,6 +21,19 @@ def test_draw_follows_the_softmax_at_any_vocabulary_size(vocabulary):
     assert np.abs(frequencies(Sampling(0.7), row, 20_000) - softmax(row, 0.7)).max() < 1e-3
 
 
+@pytest.mark.parametrize("lead", [0.0, 4.0, 8.0, 16.0])
+def test_a_draw_is_the_place_where_the_running_sum_exceeds_the_number(lead):
+    """Whether the likeliest token leads by much or not: then the sum itself is not asked for."""
+    rng = np.random.default_rng(int(lead))
+    logits = rng.normal(size=(400, 500)).astype(np.float32)
+    logits[np.arange(400), rng.integers(0, 500, 400)] += np.float32(lead)
+    numbers = np.concatenate([rng.random(200), rng.random(100) * 0.01, 1 - rng.random(100) * 0.01])
+    weights = np.exp((logits - logits.max(axis=1, keepdims=True)) * np.float32(1 / 0.7))
+    running = weights.cumsum(axis=1, dtype=np.float64)
+    expected = [int(np.searchsorted(row, number * row[-1], side="right")) for row, number in zip(running, numbers, strict=True)]
+    assert Sampling(0.7).draw(logits, numbers).tolist() == expected
+
+
 def test_draw_at_the_ends_of_the_unit_interval_stays_inside():
     for vocabulary in (300, 3000):
         logits = np.full((2, vocabulary), -1e4, np.float32)
