@@ -49,7 +49,8 @@ class Judge:
             encoder: The tokenizer and templates of the same bundle.
             threads: Compute threads; None for one per core this process may use (one in all for a small model).
             process: "inline" runs llama.cpp in this process, on a thread of its own; "subprocess" in a child, so that whatever
-                kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child.
+                kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child. A child that is still
+                silent 20 seconds after the deadline of a call (stopped, frozen) is killed.
 
         Raises:
             BundleError: If the model is damaged, of an unusable kind, or has another vocabulary than the manifest.
