@@ -218,6 +218,19 @@ def test_eight_threads_share_one_child(judge):
     assert got == [expected] * 8
 
 
+@pytest.mark.parametrize("process", ["inline", "subprocess"])
+def test_a_runtime_built_for_another_cpu_is_explained(files, tmp_path, process):
+    """Importing it kills whoever does so: never this process."""
+    (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    script = judge_script(files, "", tmp_path, process)
+    script.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{script.read_text()}")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("fsrm_lite.errors.JudgeUnavailableError: llama-cpp-python was built for another CPU")
+    assert "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install" in message
+
+
 def judge_script(files, body, folder, process="subprocess"):
     """A program that opens a judge and runs ``body``."""
     path = folder / f"script_{process}.py"
