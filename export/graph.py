@@ -32,12 +32,12 @@ from onnx import TensorProto
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoint import Architecture
-from fsrm_lite.export.graph_layers import Positions, decoder_layer, embedding, head, rms_norm
+from fsrm_lite.export.graph_layers import Positions, Stream, add_norm, decoder_layer, embedding, head
 from fsrm_lite.export.graph_linear import Linears, Value
 from fsrm_lite.export.graph_writer import INLINE_LIMIT_BYTES, GraphWriter, WeightStore
 from fsrm_lite.export.smoothing import Weights
 
-CHUNK_TOKENS, ROW_TOKENS = 128, 192
+CHUNK_TOKENS, ROW_TOKENS = 256, 256
 """How a prefix is cut, and how much is packed into one run: activations of 128 rows stay in a core's cache, products are
 nearly as fast as at 512 rows, and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
 
@@ -116,14 +116,14 @@ def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], li
     carry = graph.input("carry", TensorProto.FLOAT, ["E", arch.hidden_size])
     head_rows = graph.input("head_rows", TensorProto.INT64, ["R"])
     positions = Positions.of(graph, arch, position_ids, bias)
-    residual = embedding(graph, linears, ids)
+    stream = Stream(embedding(graph, linears, ids))
     for layer in range(arch.layers):
         graph.scope = f"layers.{layer}"
         last = wanted if layer == arch.layers - 1 else None
-        residual = decoder_layer(graph, linears, layer, residual, positions, last)
+        stream = decoder_layer(graph, linears, layer, stream, positions, last)
         progress(layer + 1, arch.layers)
     graph.scope = "head"
-    hidden = rms_norm(graph, checkpoint, "model.norm", residual)
+    hidden = add_norm(graph, linears, stream, "model.norm", ())[0].name
     rows = graph.add("Gather", [graph.add("Concat", [hidden, carry], axis=0), head_rows], axis=0)
     readings = head(graph, linears, Value(rows), label_ids)
     graph.output("label_logits", readings.label_logits, TensorProto.FLOAT, ["R", len(label_ids)])

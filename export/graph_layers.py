@@ -10,10 +10,19 @@ from onnx import TensorProto
 
 from fsrm_lite.export.checkpoint import EMBEDDING, Architecture
 from fsrm_lite.export.graph_attention import float_attention, int8_attention
+from fsrm_lite.export.graph_fused import (
+    add_norm_quantize,
+    gate_quantize,
+    plain_mixed,
+    quantize_mixed,
+    quantize_values,
+    rotate,
+    rotate_keys,
+    rotate_queries,
+)
 from fsrm_lite.export.graph_linear import Linears, Value
 from fsrm_lite.export.graph_writer import MICROSOFT, GraphWriter
 from fsrm_lite.export.quantize import quantize_table
-from fsrm_lite.export.smoothing import Weights
 
 LARGE_EMBEDDING_VALUES = 1 << 24
 """Embeddings from this size on are stored in int8 under int8 and int4; smaller ones in fp16."""
@@ -42,12 +51,6 @@ class Positions:
         return Positions(cos, sin, graph.add("Gather", [self.bias, rows], axis=0))
 
 
-def rms_norm(graph: GraphWriter, checkpoint: Weights, name: str, x: str) -> str:
-    """Add the RMSNorm ``name`` over the last axis."""
-    weight = graph.weight(f"{name}.weight", lambda: checkpoint.tensor(f"{name}.weight"))
-    return graph.add("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=checkpoint.arch.rms_eps, stash_type=1)
-
-
 def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
     """Add the token embedding of ``ids`` [S]; returns [S, H]."""
     graph.scope = "embedding"
@@ -66,68 +69,107 @@ def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
     return graph.add("Mul", [graph.add("Cast", [rows], to=TensorProto.FLOAT), scale])
 
 
-def decoder_layer(graph: GraphWriter, linears: Linears, layer: int, residual: str, positions: Positions, wanted: str | None) -> str:
-    """Add one decoder layer on ``residual`` [S, H].
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What flows from block to block: the residual [S, H], and what the last block adds to it but has not yet."""
+
+    residual: str
+    update: Value | None = None
+
+
+def settle(graph: GraphWriter, linears: Linears, stream: Stream) -> str:
+    """Return the residual with its update added."""
+    return stream.residual if stream.update is None else graph.add("Add", [stream.residual, linears.plain(stream.update)])
+
+
+def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, readers: Sequence[str]) -> tuple[Value, str]:
+    """Settle the stream and normalize it by the RMSNorm ``norm``; returns (the input of the maps ``readers``, the residual).
+
+    Without readers the input is in float32.
+    """
+    update, weight, epsilon = stream.update, linears.norm_weight(norm), linears.checkpoint.arch.rms_eps
+    if update is None:
+        inputs = [stream.residual, weight]
+        x = graph.add("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=epsilon, stash_type=1)
+        return Value(x), stream.residual
+    if readers and update.scale is not None and linears.all_int8(*readers):
+        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon)
+        return linears.adopt(quantized), residual
+    inputs = [linears.plain(update), stream.residual, weight]
+    wanted = [True, False, False, True]
+    x, _, _, residual = graph.add_many("SkipSimplifiedLayerNormalization", inputs, wanted, domain=MICROSOFT, epsilon=epsilon)
+    return Value(x), residual
+
+
+def decoder_layer(graph: GraphWriter, linears: Linears, layer: int, stream: Stream, positions: Positions, wanted: str | None) -> Stream:
+    """Add one decoder layer.
 
     Args:
         graph: Where to add.
         linears: The linear maps.
         layer: Index of the layer.
-        residual: Its input.
+        stream: Its input, [S, H].
         positions: Rotary tables and bias.
         wanted: In the last layer, the rows [N] whose output is needed; keys and values are still made for all.
 
     Returns:
         The output, [S, H] or [N, H].
     """
-    arch, prefix = linears.checkpoint.arch, f"model.layers.{layer}"
-    x = rms_norm(graph, linears.checkpoint, f"{prefix}.input_layernorm", residual)
-    k = linears.biased(f"{prefix}.self_attn.k_proj", Value(x), arch.qkv_bias)
-    v = linears.biased(f"{prefix}.self_attn.v_proj", Value(x), arch.qkv_bias)
-    k_rotated = _rotated(graph, linears, f"{prefix}.self_attn.k_norm", k, arch.kv_heads, positions)
+    prefix = f"model.layers.{layer}"
+    attention, mlp = ([f"{prefix}.{name}" for name in names] for names in (_ATTENTION_READERS, _MLP_READERS))
+    x, residual = add_norm(graph, linears, stream, f"{prefix}.input_layernorm", attention)
+    update, residual = _attention(graph, linears, layer, x, residual, positions, wanted)
+    x, residual = add_norm(graph, linears, Stream(residual, update), f"{prefix}.post_attention_layernorm", mlp)
+    linears.seen["mlp_input"] = x.name
+    return Stream(residual, _mlp(graph, linears, prefix, x))
+
+
+_ATTENTION_READERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP_READERS = ("mlp.gate_proj", "mlp.up_proj")
+
+
+def _attention(
+    graph: GraphWriter, linears: Linears, layer: int, x: Value, residual: str, positions: Positions, wanted: str | None
+) -> tuple[Value, str]:
+    """Add the attention block on ``x``; returns (what it adds to the residual, the residual), both for the rows ``wanted``."""
+    arch, prefix = linears.checkpoint.arch, f"model.layers.{layer}.self_attn"
+    q_norm, k_norm = (linears.norm_weight(f"{prefix}.{name}") if arch.qk_norm else None for name in ("q_norm", "k_norm"))
+    k = linears.biased(f"{prefix}.k_proj", x, arch.qkv_bias)
+    v = linears.biased(f"{prefix}.v_proj", x, arch.qkv_bias)
+    own = positions
     if wanted is not None:
-        x, residual = (graph.add("Gather", [rows, wanted], axis=0) for rows in (x, residual))
-        positions = positions.take(graph, wanted)
-    q = linears.biased(f"{prefix}.self_attn.q_proj", Value(x), arch.qkv_bias)
-    q_rotated = _rotated(graph, linears, f"{prefix}.self_attn.q_norm", q, arch.heads, positions)
-    if linears.precision(f"{prefix}.self_attn") == "fp32":
-        attended = float_attention(graph, arch, layer, q_rotated, k_rotated, linears.plain(v), positions.bias)
+        x, residual = linears.take(x, wanted), graph.add("Gather", [residual, wanted], axis=0)
+        own = positions.take(graph, wanted)
+    q = linears.biased(f"{prefix}.q_proj", x, arch.qkv_bias)
+    # A norm per head divides a row scale out again, up to its epsilon, which is far below int8's rounding.
+    q_name, k_name = (value.name if arch.qk_norm else linears.plain(value) for value in (q, k))
+    if linears.precision(prefix) == "fp32":
+        queries = rotate(graph, arch, q_name, arch.heads, own.cos, own.sin, q_norm)
+        keys = rotate(graph, arch, k_name, arch.kv_heads, positions.cos, positions.sin, k_norm)
+        attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.bias))
+        linears.seen |= {"attention_input": x.name, "queries": queries, "keys": keys, "attended": attended.name}
     else:
-        attended = int8_attention(graph, arch, layer, q_rotated, k_rotated, v, positions.bias)
-    linears.seen = {"attention_input": x, "queries": q_rotated, "keys": k_rotated, "attended": attended}
-    mixed = linears.plain(linears.biased(f"{prefix}.self_attn.o_proj", Value(attended), arch.o_bias))
-    name = f"{prefix}.post_attention_layernorm.weight"
-    norm = graph.weight(name, lambda: linears.checkpoint.tensor(name))
-    x, _, _, residual = graph.add_many(
-        "SkipSimplifiedLayerNormalization", [mixed, residual, norm], [True, False, False, True], domain=MICROSOFT, epsilon=arch.rms_eps
-    )
-    linears.seen["mlp_input"] = x
-    return graph.add("Add", [residual, _mlp(graph, linears, prefix, Value(x))])
+        queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm)
+        keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, k_norm)
+        mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)
+        fused = linears.all_int8(f"{prefix}.o_proj")
+        attended = linears.adopt(quantize_mixed(graph, arch, mixed)) if fused else Value(plain_mixed(graph, arch, mixed))
+    return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias), residual
 
 
-def _mlp(graph: GraphWriter, linears: Linears, prefix: str, x: Value) -> str:
-    """Add ``down(silu(gate(x)) * up(x))``; returns [rows, H]."""
+def _mlp(graph: GraphWriter, linears: Linears, prefix: str, x: Value) -> Value:
+    """Add ``down(silu(gate(x)) * up(x))``, [rows, H]."""
     bias = linears.checkpoint.arch.mlp_bias
-    gate = linears.plain(linears.biased(f"{prefix}.mlp.gate_proj", x, bias))
+    gate = linears.biased(f"{prefix}.mlp.gate_proj", x, bias)
     up = linears.biased(f"{prefix}.mlp.up_proj", x, bias)
-    silu = graph.add("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)
-    # A row scale of up passes through to down, whose own row maxima do not mind it.
-    gated = Value(graph.add("Mul", [silu, up.name]), up.scale)
-    linears.seen["gated"] = gated.name
-    return linears.plain(linears.biased(f"{prefix}.mlp.down_proj", gated, bias))
-
-
-def _rotated(graph: GraphWriter, linears: Linears, norm: str, value: Value, heads: int, positions: Positions) -> str:
-    """Add the per-head norm, if the model has one, and the rotary embedding to ``value`` [S, heads * d]; returns [1, S, heads * d]."""
-    arch = linears.checkpoint.arch
-    if arch.qk_norm:
-        # The norm divides a row scale out again, up to its epsilon, which is far below int8's rounding.
-        x = graph.add("Reshape", [value.name, graph.constant([-1, heads, arch.head_dim], np.int64)])
-        x = rms_norm(graph, linears.checkpoint, norm, x)
+    if gate.scale is not None and gate.scale == up.scale and linears.all_int8(f"{prefix}.mlp.down_proj"):
+        gated = linears.adopt(gate_quantize(graph, gate, up))
     else:
-        x = linears.plain(value)
-    x = graph.add("Reshape", [x, graph.constant([1, -1, heads * arch.head_dim], np.int64)])
-    return graph.add("RotaryEmbedding", [x, positions.cos, positions.sin], num_heads=heads)
+        silu = graph.add("QuickGelu", [linears.plain(gate)], domain=MICROSOFT, alpha=1.0)
+        # A row scale of up passes through to down, whose own row maxima do not mind it.
+        gated = Value(graph.add("Mul", [silu, up.name]), up.scale)
+        linears.seen["gated"] = gated.name
+    return linears.biased(f"{prefix}.mlp.down_proj", gated, bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ class Linears:
         """Return the precision of the MatMul called ``name``."""
         return self._keep.get(name, self._precision)
 
+    def norm_weight(self, name: str) -> str:
+        """Return the weight of the norm ``name``."""
+        return self.graph.weight(f"{name}.weight", lambda: self.checkpoint.tensor(f"{name}.weight"))
+
     def plain(self, value: Value) -> str:
         """Return the name of ``value`` with its scale applied."""
         if value.scale is None:
@@ -78,6 +82,24 @@ class Linears:
         """Store a tensor [out, in] of the checkpoint as int8 columns and return the names of its values and scales."""
         shape = self.checkpoint.shape(tensor)
         return self.graph.weights([f"{name}.int8", f"{name}.int8.scales"], lambda: quantize_int8(self._reader(tensor), (shape[0], shape[1])))
+
+    def all_int8(self, *names: str) -> bool:
+        """Whether all these MatMuls are int8, so that nothing needs their input but as int8."""
+        return all(self.precision(name) == "int8" for name in names)
+
+    def adopt(self, quantized: Value) -> Value:
+        """Return a value that is known as uint8 with its row scale alone: an input for int8 maps, see :meth:`all_int8`."""
+        value = Value(quantized.name)
+        self._quantized[value] = quantized
+        return value
+
+    def take(self, x: Value, rows: str) -> Value:
+        """Return some rows of ``x``, quantized already where ``x`` is."""
+        q = self._quantized.get(x)
+        if q is None or q.name != x.name:
+            return Value(self.graph.add("Gather", [x.name, rows], axis=0), x.scale and self.graph.add("Gather", [x.scale, rows], axis=0))
+        assert q.scale is not None
+        return self.adopt(Value(*(self.graph.add("Gather", [part, rows], axis=0) for part in (q.name, q.scale))))
 
     def _reader(self, tensor: str) -> RowReader:
         return lambda rows: self.checkpoint.tensor(tensor, rows)

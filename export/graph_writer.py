@@ -21,6 +21,10 @@ OPSET = 23
 """First ONNX opset with ``Attention`` and ``RotaryEmbedding``."""
 
 MICROSOFT = "com.microsoft"
+FSRM = "fsrm"
+"""Domain of the graph's own functions; fsrm_lite/kernels has compiled operators for some of them."""
+
+_OPSETS = {"": OPSET, MICROSOFT: 1}
 INLINE_LIMIT_BYTES = 200_000_000
 """Above this the weights go to a data file, which ONNX Runtime maps; inside the model they would be in memory twice."""
 
@@ -113,6 +117,8 @@ class GraphWriter:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._count = 0
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
+        self._functions: dict[str, onnx.FunctionProto] = {}
+        self._in_function = False
         self.scope = "model"
         """Prefix of the names of new nodes; a profile shows them."""
 
@@ -148,11 +154,33 @@ class GraphWriter:
         }
         return self.add_many("If", [condition], [True] * len(branches[0][1]), **bodies)
 
+    def call(self, function: str, inputs: Sequence[str], build: Callable[..., Sequence[str]], outputs: int, **attributes: Any) -> list[str]:  # noqa: ANN401
+        """Add a call of a function and return the names of its outputs.
+
+        ``build`` adds the function's body for the names of its parameters and returns those of its results; it runs for
+        the first call only, so all calls of one name mean the same. The body takes weights as parameters.
+        """
+        if function not in self._functions:
+            self._functions[function] = self._define(function, [f"parameter_{i}" for i in range(len(inputs))], build, list(attributes))
+        return self.add_many(function, inputs, [True] * outputs, domain=FSRM, **attributes)
+
+    def _define(self, name: str, parameters: list[str], build: Callable[..., Sequence[str]], attributes: list[str]) -> onnx.FunctionProto:
+        outer = self._nodes, self._constants
+        self._nodes, self._constants, self._in_function = [], {}, True
+        try:
+            results = build(*parameters)
+            opsets = [helper.make_opsetid(*opset) for opset in _OPSETS.items()]
+            return helper.make_function(FSRM, name, parameters, list(results), self._nodes, opsets, attributes)
+        finally:
+            self._nodes, self._constants, self._in_function = *outer, False
+
     def constant(self, value: Any, dtype: type[np.generic]) -> str:  # noqa: ANN401
         """Return the name of a small constant; equal constants are stored once."""
         array = np.asarray(value, dtype=dtype)
         key = (array.dtype.str, array.tobytes(), array.shape)
-        if key not in self._constants:
+        if key not in self._constants and self._in_function:
+            self._constants[key] = self.add("Constant", [], value=numpy_helper.from_array(array))
+        elif key not in self._constants:
             self._constants[key] = f"constant_{len(self._constants)}"
             self._initializers.append(numpy_helper.from_array(array, self._constants[key]))
         return self._constants[key]
@@ -181,7 +209,8 @@ class GraphWriter:
     def save(self, metadata: dict[str, str]) -> None:
         """Write the model file, with ``metadata`` as its metadata_props."""
         graph = helper.make_graph(self._nodes, "fsrm-fast", self._inputs, self._outputs, self._initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="fsrm-lite")
+        opsets = [helper.make_opsetid(*opset) for opset in (_OPSETS | {FSRM: 1}).items()]
+        functions = list(self._functions.values())
+        model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=11, producer_name="fsrm-lite")
         helper.set_model_props(model, metadata)
         self._path.write_bytes(model.SerializeToString())

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from fsrm_lite.export.checkpoint import EMBEDDING, Checkpoint
 from fsrm_lite.export.graph import FastPrecision, matmul_names, open_store, write_fast_graph
-from fsrm_lite.export.graph_layers import Positions, decoder_layer
+from fsrm_lite.export.graph_layers import Positions, Stream, decoder_layer, settle
 from fsrm_lite.export.graph_linear import Linears
 from fsrm_lite.export.graph_writer import GraphWriter, WeightStore, drop_unused
 from fsrm_lite.export.smoothing import Activations, Factor, Floats, SmoothedCheckpoint, Weights, int8_error, layer_factors
@@ -220,8 +220,8 @@ class _Layer:
         residual = graph.input("residual_in", TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
         positions = Positions.of(graph, checkpoint.arch, ids, bias)
         linears = Linears(graph, checkpoint, "fp32", keep or {})
-        out = decoder_layer(graph, linears, layer, residual, positions, None)
-        graph.output("residual", out, TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
+        out = decoder_layer(graph, linears, layer, Stream(residual), positions, None)
+        graph.output("residual", settle(graph, linears, out), TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
         self._outputs = ["residual"]
         if taps:
             for name, value in linears.seen.items():

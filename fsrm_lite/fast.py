@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fsrm_lite import kernels
 from fsrm_lite.errors import BundleError, InputError
 from fsrm_lite.packing import Ids, Prefix, Row, Widths, chunk_row, passes, plan_rows
 from fsrm_lite.threads import usable_cores
@@ -305,7 +306,7 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)"
 
 
 def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession
-    """Open the graph for CPU, quietly; its threads stop spinning when a run ends."""
+    """Open the graph for CPU, quietly, with the compiled operators where they are; its threads stop spinning when a run ends."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -317,6 +318,10 @@ def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an Inferen
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        kernels.register(options)
+    except Exception as error:
+        raise BundleError(f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again") from error
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, which share no public root

@@ -20,6 +20,7 @@ from fsrm_lite.errors import BundleError, InputError
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.graph import write_fast_graph
 from fsrm_lite.fast import FastModel, FastReading
+from fsrm_lite.kernels import SWITCH
 from fsrm_lite.packing import Prefix, Widths, passes, plan_rows
 from fsrm_lite.threads import usable_cores
 
@@ -62,10 +63,11 @@ def batches(draw):
     return [stems[which % len(stems)][:cut] + tail for which, cut, tail in tails]
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize(("precision", "compiled"), [("fp32", "1"), ("int8", "1"), ("int8", "0")])
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=batches())
-def test_reading_does_not_depend_on_company_packing_or_warmth(graphs, precision, batch):
+def test_reading_does_not_depend_on_company_packing_or_warmth(graphs, monkeypatch, precision, compiled, batch):
+    monkeypatch.setenv(SWITCH, compiled)
     model = _model(graphs, precision)
     together = model.read(batch)
     warm = model.read(batch)

@@ -110,13 +110,15 @@ def test_tiny_bundle_sized_model_is_small(tmp_path):
     assert (tmp_path / "fast.onnx").stat().st_size < 1.35 * parameters + 100_000
 
 
-def test_graph_uses_stock_operators_only_and_names_them_by_layer(tmp_path):
+def test_graph_rests_on_stock_operators_and_names_nodes_by_layer(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint")
     write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS)
     model = onnx.load(tmp_path / "fast.onnx")
-    assert {node.domain for node in model.graph.node} == {"", "com.microsoft"}
-    assert {i.domain: i.version for i in model.opset_import} == {"": 23, "com.microsoft": 1}
-    assert any(node.name.startswith("layers.2/Softmax") for node in model.graph.node)
+    functions = {function.name for function in model.functions}
+    assert {node.domain for function in model.functions for node in function.node} <= {"", "com.microsoft"}
+    assert {node.op_type for node in model.graph.node if node.domain == "fsrm"} == functions
+    assert {i.domain: i.version for i in model.opset_import} == {"": 23, "com.microsoft": 1, "fsrm": 1}
+    assert any(node.name.startswith("layers.2/SoftmaxQuantize") for node in model.graph.node)
 
 
 def test_progress_counts_layers(tmp_path):

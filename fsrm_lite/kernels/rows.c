@@ -1,0 +1,218 @@
+#include "rows.h"
+
+#include <math.h>
+#include <string.h>
+
+/* One copy of each function per instruction set, chosen when the library is loaded. Compilers that cannot do this
+ * compile the loops once, for the machine's baseline. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
+#define VECTORIZED __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define VECTORIZED
+#define INLINE static inline
+#endif
+
+enum { KEY_BLOCK = 32 };
+
+static const float SMALLEST = 1e-30f, SMALLEST_VALUE_SCALE = 1e-6f, UNSEEN = -1e8f, LOWEST_EXPONENT = -87.0f;
+
+/* Adding this puts a number below 2^22, rounded to even, into the low bits of the sum. */
+static const float ROUNDER = 12582912.0f;
+
+INLINE uint32_t rounded_bits(float x) {
+    uint32_t bits;
+    x += ROUNDER;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* exp(x) to a relative 1e-6 near 0 and 1e-5 far out, for x from -87 to 87: 2^(whole + rest), a polynomial for 2^rest. */
+INLINE float exponential(float x) {
+    float t = x * 1.44269504f;
+    int32_t whole = (int32_t)(rounded_bits(t) - 0x4B400000u), bits;
+    float r = t - (float)whole;
+    float p = 1.33335581e-3f;
+    p = p * r + 9.61812911e-3f;
+    p = p * r + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    p = p * r + 1.0f;
+    memcpy(&bits, &p, sizeof bits);
+    bits += (int32_t)((uint32_t)whole << 23);
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+INLINE float at_least(float x, float floor) { return x < floor ? floor : x; }
+
+INLINE float largest_magnitude(const float *x, size_t n, float floor) {
+    float top = floor;
+    for (size_t i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        top = a > top ? a : top;
+    }
+    return top;
+}
+
+INLINE float sum_of_squares(const float *x, size_t n) {
+    float sum = 0.0f;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sum;
+}
+
+INLINE void to_uint8(const float *x, size_t n, float by, uint8_t *out) {
+    for (size_t i = 0; i < n; i++) out[i] = (uint8_t)(rounded_bits(x[i] * by) + 128u);
+}
+
+INLINE void to_int8(const float *x, size_t n, float by, int8_t *out) {
+    for (size_t i = 0; i < n; i++) out[i] = (int8_t)(uint8_t)rounded_bits(x[i] * by);
+}
+
+VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual, const float *restrict update,
+                                  const float *restrict update_scale, const float *restrict weight, float epsilon, float *restrict sum,
+                                  uint8_t *restrict quantized, float *restrict largest) {
+    for (size_t row = from; row < to; row++) {
+        const float *r = residual + row * width, *u = update + row * width;
+        float *s = sum + row * width, scale = update_scale[row], squares = 0.0f, top = 0.0f;
+        for (size_t i = 0; i < width; i++) {
+            float x = r[i] + u[i] * scale;
+            s[i] = x;
+            squares += x * x;
+            float a = fabsf(x * weight[i]);
+            top = a > top ? a : top;
+        }
+        float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
+        top = top * inverse > SMALLEST ? top * inverse : SMALLEST;
+        float by = inverse * (127.0f / top);
+        for (size_t i = 0; i < width; i++) quantized[row * width + i] = (uint8_t)(rounded_bits(s[i] * weight[i] * by) + 128u);
+        largest[row] = top;
+    }
+}
+
+VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float *restrict gate, const float *restrict up,
+                              const float *restrict scale, float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+    for (size_t row = from; row < to; row++) {
+        const float *g = gate + row * width, *u = up + row * width;
+        float s = scale[row];
+        for (size_t i = 0; i < width; i++) {
+            float x = g[i] * s, limited = at_least(x, LOWEST_EXPONENT);
+            scratch[i] = x * u[i] / (1.0f + exponential(-(limited > -LOWEST_EXPONENT ? -LOWEST_EXPONENT : limited)));
+        }
+        float top = largest_magnitude(scratch, width, SMALLEST);
+        to_uint8(scratch, width, 127.0f / top, quantized + row * width);
+        largest[row] = top * s;
+    }
+}
+
+/* One head: RMSNorm where weight, then rotation of the first half against the second into out, which holds dim values,
+ * with room for as many behind them; returns the largest magnitude. */
+INLINE float rotate(const float *x, size_t dim, const float *weight, float epsilon, const float *cos, const float *sin, float *restrict out) {
+    size_t half = dim / 2;
+    if (weight) {
+        float inverse = 1.0f / sqrtf(sum_of_squares(x, dim) / (float)dim + epsilon), *restrict normed = out + dim;
+        for (size_t i = 0; i < dim; i++) normed[i] = x[i] * inverse * weight[i];
+        x = normed;
+    }
+    for (size_t i = 0; i < half; i++) {
+        float a = x[i], b = x[half + i];
+        out[i] = a * cos[i] - b * sin[i];
+        out[half + i] = b * cos[i] + a * sin[i];
+    }
+    return largest_magnitude(out, dim, SMALLEST);
+}
+
+VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries, const float *restrict weight, float epsilon,
+                               const float *restrict cos, const float *restrict sin, float *restrict scratch, uint8_t *restrict quantized,
+                               float *restrict largest) {
+    size_t heads = shape.kv_heads * shape.group, dim = shape.dim;
+    for (size_t token = from; token < to; token++)
+        for (size_t head = 0; head < heads; head++) {
+            size_t row = head * shape.tokens + token;
+            const float *query = queries + (token * heads + head) * dim;
+            float top = rotate(query, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
+            to_uint8(scratch, dim, 127.0f / top, quantized + row * dim);
+            largest[row] = top;
+        }
+}
+
+VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys, const float *restrict weight, float epsilon,
+                            const float *restrict cos, const float *restrict sin, float *restrict scratch, int8_t *restrict quantized,
+                            float *restrict largest) {
+    size_t dim = shape.dim;
+    int8_t *block = (int8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim], to be transposed while it is in the cache */
+    for (size_t head = from; head < to; head++)
+        for (size_t start = 0; start < shape.tokens; start += KEY_BLOCK) {
+            size_t count = shape.tokens - start < KEY_BLOCK ? shape.tokens - start : KEY_BLOCK;
+            for (size_t i = 0; i < count; i++) {
+                size_t token = start + i;
+                const float *key = keys + (token * shape.kv_heads + head) * dim;
+                float top = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
+                to_int8(scratch, dim, 127.0f / top, block + i * dim);
+                largest[head * shape.tokens + token] = top;
+            }
+            for (size_t d = 0; d < dim; d++)
+                for (size_t i = 0; i < count; i++) quantized[(head * dim + d) * shape.tokens + start + i] = block[i * dim + d];
+        }
+}
+
+VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values, const float *restrict scale,
+                                int8_t *restrict quantized, float *restrict largest) {
+    size_t dim = shape.dim, width = shape.kv_heads * dim;
+    for (size_t token = from; token < to; token++) {
+        float top = largest_magnitude(values + token * width, width, SMALLEST);
+        for (size_t head = 0; head < shape.kv_heads; head++)
+            to_int8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
+        top *= scale[token];
+        largest[token] = top > SMALLEST_VALUE_SCALE ? top : SMALLEST_VALUE_SCALE;
+    }
+}
+
+VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *restrict scores,
+                                 const float *restrict score_scale, const float *restrict bias, const float *restrict value_scale,
+                                 float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+    for (size_t token = from; token < to; token++) {
+        const float *b = bias + token * width;
+        /* Keys that are not seen lie mostly at the ends: behind the token, and in other branches of a packed row. */
+        size_t first = 0, last = width;
+        while (last > 0 && b[last - 1] < UNSEEN) last--;
+        while (first < last && b[first] < UNSEEN) first++;
+        for (size_t head = 0; head < heads; head++) {
+            size_t row = head * tokens + token;
+            const float *x = scores + row * width;
+            uint8_t *q = quantized + row * width;
+            float scale = score_scale[row], peak = -3.0e38f, sum = 0.0f, top = SMALLEST;
+            for (size_t i = first; i < last; i++) {
+                float s = x[i] * scale + b[i];
+                scratch[i] = s;
+                peak = s > peak ? s : peak;
+            }
+            for (size_t i = first; i < last; i++) {
+                float e = exponential(at_least(scratch[i] - peak, LOWEST_EXPONENT));
+                sum += e;
+                e *= value_scale[i];
+                scratch[i] = e;
+                top = e > top ? e : top;
+            }
+            float by = 255.0f / top;
+            memset(q, 0, first);
+            for (size_t i = first; i < last; i++) q[i] = (uint8_t)rounded_bits(scratch[i] * by);
+            memset(q + last, 0, width - last);
+            largest[row] = sum > 0.0f ? top / sum : 0.0f;
+        }
+    }
+}
+
+VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float *restrict mixed, const float *restrict scale,
+                               float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+    size_t heads = shape.kv_heads * shape.group, dim = shape.dim, width = heads * dim;
+    for (size_t token = from; token < to; token++) {
+        for (size_t head = 0; head < heads; head++) {
+            size_t row = head * shape.tokens + token;
+            for (size_t i = 0; i < dim; i++) scratch[head * dim + i] = mixed[row * dim + i] * scale[row];
+        }
+        float top = largest_magnitude(scratch, width, SMALLEST);
+        to_uint8(scratch, width, 127.0f / top, quantized + token * width);
+        largest[token] = top;
+    }
+}
