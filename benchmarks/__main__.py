@@ -30,6 +30,7 @@ from benchmarks.startup import startup_times
 from benchmarks.workloads import MAIN
 from fsrm_lite.engine import load_llama
 from fsrm_lite.export.checkpoint import Checkpoint
+from fsrm_lite.kernels import library
 from fsrm_lite.threads import usable_cores
 
 JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
@@ -117,7 +118,14 @@ def _about(files: Files, shape: str, threads: int) -> dict[str, Any]:
     weights = arch.layers * (arch.hidden_size * (2 * q + 2 * kv) + 3 * arch.hidden_size * arch.intermediate_size)
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
-        "setting": {"machine": machine(), "threads": threads, "shape": shape, "versions": versions, "method": METHOD},
+        "setting": {
+            "machine": machine(),
+            "threads": threads,
+            "shape": shape,
+            "versions": versions,
+            "compiled": library() is not None,
+            "method": METHOD,
+        },
         "llama_without_amx": amx_crashes(load_llama()),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "linear_weights": weights,

@@ -7,6 +7,7 @@ of the first label, so that the answers can be compared.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -25,11 +26,13 @@ class Peer(Protocol):
 
 
 class Ours:
-    """fsrm-lite's fast path. Its prefix cache is emptied between runs."""
+    """fsrm-lite's fast path, with its compiled operators or without. Its prefix cache is emptied between runs."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, compiled: bool = True) -> None:
+        from fsrm_lite import kernels
         from fsrm_lite.fast import FastModel
 
+        os.environ[kernels.SWITCH] = str(int(compiled))  # of this worker, a process of its own
         self._model = FastModel(path, threads=threads)
 
     def run(self, workload: Workload) -> list[float]:
@@ -126,6 +129,8 @@ def _optimum(root: Path, precision: str, threads: int) -> Peer:
     return Optimum(folder(root, precision), threads)
 
 
+STOCK = "fsrm-lite int8, stock operators"
+
 PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "fsrm-lite int8": lambda files, threads: Ours(files.fast("int8"), threads),
     "llama.cpp seq_cp Q4_0": lambda files, threads: _llama(files.gguf("q4_0"), threads),
@@ -137,6 +142,7 @@ PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "transformers bf16 cached": lambda files, threads: Transformers(files.checkpoint, threads, "bfloat16", True),
     "CrossEncoder bf16": lambda files, threads: _cross_encoder(files.checkpoint, threads),
     "optimum int8": lambda files, threads: _optimum(files.root, "int8", threads),
+    STOCK: lambda files, threads: Ours(files.fast("int8"), threads, compiled=False),
     "fsrm-lite fp32": lambda files, threads: Ours(files.fast("fp32"), threads),
     "transformers fp32": lambda files, threads: Transformers(files.checkpoint, threads, "float32", False),
     "optimum fp32": lambda files, threads: _optimum(files.root, "fp32", threads),
@@ -151,7 +157,7 @@ ONE_BY_ONE = ("Llama Q4_0", "Llama Q8_0")
 """Read one sequence at a time: a few sequences show what all of them take."""
 
 FAMILIES = (
-    ("fsrm-lite int8", "fsrm-lite fp32"),
+    ("fsrm-lite int8", STOCK, "fsrm-lite fp32"),
     ("llama.cpp seq_cp Q4_0", "llama.cpp seq_cp Q4_K_M", "llama.cpp seq_cp Q8_0"),
     ("Llama Q4_0", "Llama Q8_0"),
     ("transformers bf16", "transformers fp32"),

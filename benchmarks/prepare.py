@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 from benchmarks import optimum_peer
 from benchmarks.files import LABELS, Files
 from fsrm_lite.engine import quantize
+from fsrm_lite.export import graph
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.gguf_writer import write_gguf
 from fsrm_lite.export.graph import write_fast_graph
@@ -62,11 +64,14 @@ def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
     checkpoint = Checkpoint.open(files.checkpoint)
     for precision in ("int8", "fp32"):
         folder = files.fast(precision).parent
-        if not folder.is_dir():
+        written_by = folder.with_name(f"{folder.name}.writer")
+        if not folder.is_dir() or not written_by.is_file() or written_by.read_text("utf-8") != _writer():
             say(f"writing the fast graph, {precision}")
             part = _fresh(folder.with_name(f"{folder.name}.part"))
             write_fast_graph(checkpoint, part / files.fast(precision).name, LABELS, precision=precision)
+            rmtree(folder, ignore_errors=True)
             part.rename(folder)
+            written_by.write_text(_writer(), "utf-8")
     _write_ggufs(files, checkpoint, say)
     if shape in OPTIMUM_SHAPES:
         try:
@@ -74,6 +79,12 @@ def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
         except (OSError, subprocess.CalledProcessError) as error:
             # Its rows then say that it is not set up.
             say(f"optimum could not be set up and is left out: {error}")
+
+
+def _writer() -> str:
+    """Hash of the code that writes the fast graph: another one writes another graph."""
+    code = Path(graph.__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code.glob("graph*.py")))).hexdigest()
 
 
 def _write_ggufs(files: Files, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:

@@ -47,7 +47,7 @@ def table(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items() if version)
     parts = [
         f"{where['cpu']} ({', '.join(where['flags'])}), {setting['threads']} threads, shape {setting['shape']}, {about['date']}; "
-        f"Python {where['python']}, {versions}",
+        f"Python {where['python']}, {versions}, {'with' if setting['compiled'] else 'without'} compiled operators",
     ]
     peak = results.get("main", {}).get("roofline")
     if peak:
