@@ -42,19 +42,19 @@ $(VENV)/.python:
 	@touch $@
 
 # What a user of the judge installs; llama.cpp is compiled here, once, in about five minutes on two cores.
-$(VENV)/.judge: $(VENV)/.python pyproject.toml
+$(VENV)/.judge: $(VENV)/.python pyproject.toml $(wildcard fsrm_lite/kernels/*.[ch])
 	@echo "installing fsrm-lite[judge] (compiles llama.cpp the first time, about five minutes)"
 	$(PIP) --editable ".[judge]"
 	@touch $@
 
 # torch is installed by its exact version first: that is a CPU build where one is offered, and not gigabytes of CUDA.
-$(VENV)/.dev: $(VENV)/.judge pyproject.toml
+$(VENV)/.dev: $(VENV)/.judge
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[all,dev,trl]"
 	@touch $@
 
 # The peers; torch first, as above.
-$(VENV)/.bench: $(VENV)/.judge pyproject.toml
+$(VENV)/.bench: $(VENV)/.judge
 	$(PIP) torch==2.13.0
 	$(PIP) --editable ".[bench]"
 	@touch $@

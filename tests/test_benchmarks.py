@@ -284,7 +284,7 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
         "Llama Q8_0": Series(failed="Llama Q8_0 died").to_dict(),
     }
     machine = {"cpu": "Some CPU", "flags": ["avx2"], "python": "3.11.7"}
-    setting = {"machine": machine, "threads": 2, "shape": "small", "versions": {"numpy": "2.0"}}
+    setting = {"machine": machine, "threads": 2, "shape": "small", "versions": {"numpy": "2.0"}, "compiled": True}
     about = {"setting": setting, "date": "2026-11-21", "llama_without_amx": True}
     about |= {"linear_weights": 1000, "weights_file_bytes": 1 << 20, "prefix_bytes": 1 << 20}
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}

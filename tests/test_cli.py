@@ -383,6 +383,16 @@ def test_doctor_says_why_there_is_no_judge_and_what_to_run(monkeypatch):
     assert json.loads(result.stdout)["self_test"]["passed"]
 
 
+def test_doctor_says_whether_the_operators_are_compiled(monkeypatch):
+    from fsrm_lite import kernels
+
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert json.loads(run("doctor", "--json").stdout)["compiled_operators"] == "unused, FSRM_LITE_KERNELS is 0"
+    monkeypatch.delenv(kernels.SWITCH)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert json.loads(run("doctor", "--json").stdout)["compiled_operators"].startswith("not built: no C compiler")
+
+
 def test_doctor_passes_its_self_test():
     result = run("doctor", "--json")
     assert result.exit_code == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from importlib import metadata
 from typing import Any
 
 import click
 
-from fsrm_lite import __version__
+from fsrm_lite import __version__, kernels
 from fsrm_lite.bundle import Bundle
 from fsrm_lite.cli.models import model_argument
 from fsrm_lite.errors import FsrmError
@@ -75,6 +76,7 @@ def doctor(model: str | None, revision: str | None, local_files_only: bool, as_j
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu_features": _cpu_features(),
         "threads": usable_cores(),
+        "compiled_operators": _kernels(),
         "judge": "available" if reason is None else reason,
         "self_test": _self_test(model, judge=reason is None, revision=revision, local_files_only=local_files_only),
     }
@@ -84,6 +86,15 @@ def doctor(model: str | None, revision: str | None, local_files_only: bool, as_j
         _show(findings)
     if not findings["self_test"]["passed"]:
         raise click.exceptions.Exit(1)
+
+
+def _kernels() -> str:
+    """Whether the fast path uses its compiled operators, and why not."""
+    if kernels.library() is not None:
+        return "in use"
+    if os.environ.get(kernels.SWITCH) == "0":
+        return f"unused, {kernels.SWITCH} is 0"
+    return "not built: no C compiler was found at installation; the fast path runs on stock operators, slower"
 
 
 def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:  # noqa: ANN401 - options of from_pretrained
