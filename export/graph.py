@@ -38,8 +38,8 @@ from fsrm_lite.export.graph_writer import INLINE_LIMIT_BYTES, GraphWriter, Weigh
 from fsrm_lite.export.smoothing import Weights
 
 CHUNK_TOKENS, ROW_TOKENS = 256, 256
-"""How a prefix is cut, and how much is packed into one run: activations of 128 rows stay in a core's cache, products are
-nearly as fast as at 512 rows, and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
+"""How a prefix is cut, and how much is packed into one run: wide enough for fast products, narrow enough that activations
+stay near and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
 
 FastPrecision = Literal["fp32", "int8", "int4"]
 

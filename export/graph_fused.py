@@ -1,7 +1,7 @@
-"""Steps between the products, as functions of the graph: each has a body of stock operators and, mostly, a compiled operator.
+"""Steps between the products, as functions of the graph: each has a body of stock operators and a compiled operator.
 
 Between two int8 products lie a handful of row-wise operations that cost more in passes over memory than in arithmetic.
-Here each such step is one function of the domain "fsrm". Where ``fsrm_lite.kernels`` is compiled, ONNX Runtime runs it
+Here each such step is one function of the graph. Where ``fsrm_lite.kernels`` is compiled, ONNX Runtime runs it
 as one operator; elsewhere it inlines the body. Both compute the same up to the rounding of float32, so a value that
 lies between two int8 steps may fall to either side.
 
@@ -99,8 +99,6 @@ def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
         return [values, graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)])]
 
     scale = graph.constant([[1.0]], np.float32) if v.scale is None else v.scale
-    if v.scale is None:
-        return Value(*graph.call("QuantizePlainValues", [v.name, scale], body, 2))
     return Value(*graph.call("QuantizeValues", [v.name, scale], body, 2, kv_heads=arch.kv_heads))
 
 

@@ -21,8 +21,12 @@ OPSET = 23
 """First ONNX opset with ``Attention`` and ``RotaryEmbedding``."""
 
 MICROSOFT = "com.microsoft"
-FSRM = "fsrm"
-"""Domain of the graph's own functions; fsrm_lite/kernels has compiled operators for some of them."""
+FSRM = "fsrm.1"
+"""Domain of the graph's own functions; fsrm_lite/kernels has compiled operators for them.
+
+The number changes with the meaning of any of them, there and here: a compiled operator takes the place of a function of
+its name, whatever the function's body says.
+"""
 
 _OPSETS = {"": OPSET, MICROSOFT: 1}
 INLINE_LIMIT_BYTES = 200_000_000
@@ -118,6 +122,7 @@ class GraphWriter:
         self._count = 0
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
         self._functions: dict[str, onnx.FunctionProto] = {}
+        self._attributes: dict[str, dict[str, Any]] = {}
         self._in_function = False
         self.scope = "model"
         """Prefix of the names of new nodes; a profile shows them."""
@@ -158,8 +163,10 @@ class GraphWriter:
         """Add a call of a function and return the names of its outputs.
 
         ``build`` adds the function's body for the names of its parameters and returns those of its results; it runs for
-        the first call only, so all calls of one name mean the same. The body takes weights as parameters.
+        the first call only, so all calls of one name must mean the same. The body takes weights as parameters.
         """
+        if self._attributes.setdefault(function, attributes) != attributes:
+            raise ValueError(f"{function} was called with {self._attributes[function]} before, now with {attributes}: its body knows only the former")
         if function not in self._functions:
             self._functions[function] = self._define(function, [f"parameter_{i}" for i in range(len(inputs))], build, list(attributes))
         return self.add_many(function, inputs, [True] * outputs, domain=FSRM, **attributes)

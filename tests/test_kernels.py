@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from helpers_fast import LABELS, SHAPES, make_checkpoint, random_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from fsrm_lite import kernels
 from fsrm_lite.errors import BundleError
@@ -22,10 +24,11 @@ from fsrm_lite.export import graph_fused
 from fsrm_lite.export.checkpoint import Checkpoint
 from fsrm_lite.export.graph import write_fast_graph
 from fsrm_lite.export.graph_linear import Value
-from fsrm_lite.export.graph_writer import GraphWriter, WeightStore
+from fsrm_lite.export.graph_writer import FSRM, GraphWriter, WeightStore
 from fsrm_lite.fast import FastModel
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("cc") is None, reason="no C compiler, so the operators are not built")
+BUILT = kernels.library() is not None
+needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
 
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
 
@@ -56,7 +59,7 @@ def _check(stock, compiled):
         assert expected.shape == got.shape
         assert expected.dtype == got.dtype
         if expected.dtype == np.float32:
-            np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
         else:  # float32 rounding may put a value that lies between two steps on either side
             steps = np.abs(got.astype(int) - expected.astype(int))
             assert steps.max(initial=0) <= 1
@@ -68,15 +71,17 @@ def _quantized(value: Value, rank: int, dtype=TensorProto.UINT8, scale_rank: int
 
 
 _sizes = st.tuples(
-    st.integers(1, 21), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 8, 10, 48]), st.integers(0, 30), st.integers(0, 2**32 - 1)
+    st.integers(1, 70), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 8, 10, 48]), st.integers(0, 300), st.integers(0, 2**32 - 1)
 )
 
 
-@pytest.fixture
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
+def test_operators_are_built_where_there_is_a_compiler():
+    if os.environ.get(kernels.SWITCH) == "0" or not (shutil.which("cc") and os.name == "posix"):
+        pytest.skip("switched off, or no C compiler")
+    assert BUILT, "the compilation failed; see: cc -std=c11 -Wall -fsyntax-only fsrm_lite/kernels/*.c"
 
 
+@needs_library
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(sizes=_sizes)
 def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
@@ -116,10 +121,13 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         _check(*_both(folder, queries, q=normal(tokens, heads * dim), **given))
         _check(*_both(folder, keys, k=normal(tokens, width), **given))
 
-    def values(graph):
-        return _quantized(graph_fused.quantize_values(graph, arch, Value("v", "scale")), 3, TensorProto.INT8, 2)
+    for scales in ({"scale": scale}, {}):
 
-    _check(*_both(folder, values, v=normal(tokens, width), scale=scale))
+        def values(graph, scales=scales):
+            v = Value("v", "scale") if scales else Value("v")
+            return _quantized(graph_fused.quantize_values(graph, arch, v), 3, TensorProto.INT8, 2)
+
+        _check(*_both(folder, values, v=normal(tokens, width), **scales))
 
     def softmax(graph):
         return _quantized(graph_fused.softmax_quantize(graph, arch, Value("scores", "scale"), "bias", "value_scale"), 3)
@@ -136,6 +144,7 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
 
 
+@needs_library
 @pytest.mark.parametrize("kind", SHAPES)
 def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
     write_fast_graph(Checkpoint.open(make_checkpoint(tmp_path / "checkpoint", kind)), tmp_path / "fast.onnx", LABELS)
@@ -149,6 +158,7 @@ def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
     assert np.abs(readings["0"]).max() > 0.1
 
 
+@needs_library
 def test_zero_rows_divide_nothing_by_zero(tmp_path):
     def gate(graph):
         return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
@@ -159,18 +169,112 @@ def test_zero_rows_divide_nothing_by_zero(tmp_path):
     assert (compiled[0] == 128).all()
 
 
-@pytest.mark.parametrize("wrong", ["gate", "up", "scale"])
-def test_shapes_that_do_not_fit_are_refused(tmp_path, wrong):
-    def gate(graph):
-        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
-
-    arrays = {"gate": np.ones((4, 8), np.float32), "up": np.ones((4, 8), np.float32), "scale": np.ones((4, 1), np.float32)}
-    _both(tmp_path, gate, **arrays)
-    arrays[wrong] = arrays[wrong][:2]
-    with pytest.raises(Exception, match="fsrm:GateQuantize: the shapes of its inputs do not fit together"):
-        _session(tmp_path / "one.onnx", True).run(None, arrays)
+@needs_library
+def test_one_thread_and_two_give_the_same_bits(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint", hidden_size=256, intermediate_size=640, layers=2)
+    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS)
+    sequences = random_sequences(3, 5, longest=300)
+    one, two = ([r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=n).read(sequences)] for n in (1, 2))
+    assert one == two
 
 
+HOSTILE = {
+    "GateQuantize": [((2, 8), (4, 8), (4, 1)), ((4, 8), (2, 8), (4, 1)), ((4, 8), (4, 8), (2, 1)), ((3, 0), (3, 0), (3, 1)), ((4,), (4,), (1,))],
+    "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
+    "RotateQueries": [
+        ((3, 9), (1, 3, 2), (1, 3, 2)),
+        ((3, 8), (1, 4, 2), (1, 3, 2)),
+        ((3, 8), (1, 3, 0), (1, 3, 0)),
+        ((3, 8), (1, 3, 2**20), (1, 3, 2)),
+    ],
+    "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2)), ((0, 8), (1, 0, 2), (1, 0, 2))],
+    "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
+    "SoftmaxQuantize": [((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)), ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)), ((2, 6, 5), (2, 6, 1), (), (5, 1))],
+    "QuantizeMixed": [((2, 5, 4), (2, 5, 1)), ((0, 6, 4), (0, 6, 1)), ((1, 6, 0), (1, 6, 1)), ((1, 6, 4, 1), (1, 6, 1, 1))],
+}
+OUTPUTS = {"AddNormQuantize": [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT]}
+HEADS = {name: {"kv_heads": 2} for name in ("RotateQueries", "RotateKeys", "QuantizeValues")}
+ATTRIBUTES = {"AddNormQuantize": {"epsilon": 1e-6}, "QuantizeMixed": {"group": 2}} | HEADS
+
+
+def _lone(path, operator, shapes, attributes, domain=FSRM):
+    """Write a model of one operator, with no function behind it; returns its inputs."""
+    second = TensorProto.INT8 if operator in ("RotateKeys", "QuantizeValues") else TensorProto.UINT8
+    types = OUTPUTS.get(operator, [second, TensorProto.FLOAT])
+    names = [f"in{i}" for i in range(len(shapes))]
+    node = helper.make_node(operator, names, [f"out{i}" for i in range(len(types))], domain=domain, **attributes)
+    inputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))]) for n, s in zip(names, shapes, strict=True)
+    ]
+    outputs = [helper.make_tensor_value_info(f"out{i}", kind, None) for i, kind in enumerate(types)]
+    graph = helper.make_graph([node], "lone", inputs, outputs)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(domain, 1)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString())
+    return {name: np.ones(shape, np.float32) for name, shape in zip(names, shapes, strict=True)}
+
+
+@needs_library
+@pytest.mark.parametrize(("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases])
+def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
+    feeds = _lone(tmp_path / "lone.onnx", operator, shapes, ATTRIBUTES.get(operator, {}))
+    with pytest.raises(Exception, match=rf"{operator}: the shapes of its inputs do not fit together"):
+        _session(tmp_path / "lone.onnx", True).run(None, feeds)
+
+
+@needs_library
+@pytest.mark.parametrize("attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}])
+def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
+    _lone(tmp_path / "lone.onnx", "QuantizeValues", ((3, 8), (3, 1)), attributes)
+    with pytest.raises(Exception, match=r"range|[Aa]ttribute"):
+        _session(tmp_path / "lone.onnx", True)
+
+
+@needs_library
+def test_memory_that_runs_out_is_an_error_and_not_the_end(tmp_path):
+    shapes = ((20000, 4096), (20000, 4096), (20000, 1))
+    _lone(tmp_path / "lone.onnx", "GateQuantize", shapes, {})
+    program = f"""
+import resource, numpy as np, onnxruntime
+from fsrm_lite import kernels
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+kernels.register(options)
+session = onnxruntime.InferenceSession({str(tmp_path / "lone.onnx")!r}, options, providers=["CPUExecutionProvider"])
+feeds = {{f"in{{i}}": np.ones(shape, np.float32) for i, shape in enumerate({shapes})}}
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
+try:
+    session.run(None, feeds)
+except Exception as error:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@needs_library
+def test_functions_of_another_number_run_on_their_own_bodies(tmp_path):
+    later = "fsrm.2"
+    body = [helper.make_node("Add", ["gate", "up"], ["sum"]), helper.make_node("Identity", ["scale"], ["same"])]
+    function = helper.make_function(later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)])
+    feeds = _lone(tmp_path / "lone.onnx", "GateQuantize", ((2, 3), (2, 3), (2, 1)), {}, domain=later)
+    model = onnx.load(tmp_path / "lone.onnx")
+    model.functions.append(function)
+    for output in model.graph.output:
+        output.type.tensor_type.elem_type = TensorProto.FLOAT
+    (tmp_path / "lone.onnx").write_bytes(model.SerializeToString())
+    assert (_session(tmp_path / "lone.onnx", True).run(None, feeds)[0] == 2.0).all()
+
+
+def test_calls_of_one_function_must_agree_on_attributes(tmp_path):
+    graph = GraphWriter(tmp_path / "one.onnx", WeightStore())
+    inputs = ("residual", Value("update", "scale"), "weight")
+    graph_fused.add_norm_quantize(graph, *inputs, 1e-5)
+    with pytest.raises(ValueError, match=r"AddNormQuantize was called with .*1e-05.* before"):
+        graph_fused.add_norm_quantize(graph, *inputs, 1e-6)
+
+
+@needs_library
 def test_many_sessions_open_at_once(tmp_path):
     write_fast_graph(Checkpoint.open(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "fast.onnx", LABELS)
     with ThreadPoolExecutor(8) as pool:
@@ -178,6 +282,7 @@ def test_many_sessions_open_at_once(tmp_path):
     assert len({model.read([[1, 2, 3]])[0].label_logits for model in models}) == 1
 
 
+@needs_library
 def test_switch_leaves_them_unused(monkeypatch):
     assert kernels.library() is not None
     monkeypatch.setenv(kernels.SWITCH, "0")
@@ -194,6 +299,7 @@ def test_library_that_cannot_be_loaded_names_the_switch(tmp_path, monkeypatch):
         FastModel(tmp_path / "fast.onnx", threads=1)
 
 
+@needs_library
 def test_loading_the_library_leaves_the_arithmetic_of_the_process_alone():
     program = (
         "import ctypes, numpy as np; from fsrm_lite import kernels; ctypes.CDLL(str(kernels.library()));"

@@ -27,10 +27,11 @@ INLINE uint32_t rounded_bits(float x) {
     return bits;
 }
 
-/* exp(x) to a relative 1e-6 near 0 and 1e-5 far out, for x from -87 to 87: 2^(whole + rest), a polynomial for 2^rest. */
+/* exp(x) to a relative 1e-5, for x from -87 to 87: 2^(whole + rest), a polynomial for 2^rest. */
 INLINE float exponential(float x) {
     float t = x * 1.44269504f;
-    int32_t whole = (int32_t)(rounded_bits(t) - 0x4B400000u), bits;
+    int32_t whole = (int32_t)(rounded_bits(t) - 0x4B400000u);
+    uint32_t bits;
     float r = t - (float)whole;
     float p = 1.33335581e-3f;
     p = p * r + 9.61812911e-3f;
@@ -39,7 +40,7 @@ INLINE float exponential(float x) {
     p = p * r + 6.93147181e-1f;
     p = p * r + 1.0f;
     memcpy(&bits, &p, sizeof bits);
-    bits += (int32_t)((uint32_t)whole << 23);
+    bits += (uint32_t)whole << 23;
     memcpy(&p, &bits, sizeof p);
     return p;
 }
@@ -157,13 +158,13 @@ VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *re
 }
 
 VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values, const float *restrict scale,
-                                int8_t *restrict quantized, float *restrict largest) {
+                                int one_scale, int8_t *restrict quantized, float *restrict largest) {
     size_t dim = shape.dim, width = shape.kv_heads * dim;
     for (size_t token = from; token < to; token++) {
         float top = largest_magnitude(values + token * width, width, SMALLEST);
         for (size_t head = 0; head < shape.kv_heads; head++)
             to_int8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
-        top *= scale[token];
+        top *= scale[one_scale ? 0 : token];
         largest[token] = top > SMALLEST_VALUE_SCALE ? top : SMALLEST_VALUE_SCALE;
     }
 }
