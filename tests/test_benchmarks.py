@@ -85,6 +85,18 @@ def test_the_first_run_of_a_part_near_the_best_does_not_count():
     assert series["CrossEncoder bf16"].seconds == [pytest.approx(256 * 0.015)] * 3
 
 
+def test_a_slow_first_run_makes_nobody_far():
+    class Warming(_FakeField):
+        def run(self, peer: str, workload, timeout: float) -> dict[str, object]:
+            first = peer not in {name for name, _ in self.asked}
+            answer = super().run(peer, workload, timeout)
+            return answer | ({"seconds": 2 * answer["seconds"]} if first and peer == "warming" else {})
+
+    field = Warming({"ours": 0.01, "lead": 0.011, "warming": 0.02, "far": 0.1})
+    series = race(field, list(field.seconds), MAIN[1], 1e9, lambda text: None, rounds=(3, 3))
+    assert [len(s.seconds) for s in series.values()] == [3, 3, 4, 1]
+
+
 def test_the_best_of_llama_cpp_runs_all_rounds_in_the_workload_that_asks_for_it():
     field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 0.5, "Llama Q4_0": 0.6, "CrossEncoder bf16": 0.3})
     series = race(field, list(field.seconds), MAIN[0], 1e9, lambda text: None, rounds=(3, 3))
