@@ -22,15 +22,18 @@ from fsrm_lite.export.graph_writer import MICROSOFT, GraphWriter
 _SMALLEST_VALUE_SCALE = 1e-6  # Values below are as good as zero; a scale of 0 would divide by it.
 
 
+def add_then_norm(graph: GraphWriter, residual: str, update: str, weight: str, epsilon: float) -> tuple[str, str]:
+    """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm), both in float32."""
+    wanted = [True, False, False, True]
+    normed, _, _, total = graph.add_many("SkipSimplifiedLayerNormalization", [update, residual, weight], wanted, domain=MICROSOFT, epsilon=epsilon)
+    return total, normed
+
+
 def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float) -> tuple[str, Value]:
     """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm quantized)."""
 
     def body(residual: str, update: str, scale: str, weight: str) -> list[str]:
-        scaled = graph.add("Mul", [update, scale])
-        inputs = [scaled, residual, weight]
-        normed, _, _, total = graph.add_many(
-            "SkipSimplifiedLayerNormalization", inputs, [True, False, False, True], domain=MICROSOFT, epsilon=epsilon
-        )
+        total, normed = add_then_norm(graph, residual, graph.add("Mul", [update, scale]), weight, epsilon)
         return [total, *quantize_rows(graph, normed, np.uint8)]
 
     assert update.scale is not None

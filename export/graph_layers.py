@@ -12,6 +12,7 @@ from fsrm_lite.export.checkpoint import EMBEDDING, Architecture
 from fsrm_lite.export.graph_attention import float_attention, int8_attention
 from fsrm_lite.export.graph_fused import (
     add_norm_quantize,
+    add_then_norm,
     gate_quantize,
     plain_mixed,
     quantize_mixed,
@@ -95,9 +96,7 @@ def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, re
     if readers and update.scale is not None and linears.all_int8(*readers):
         residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon)
         return linears.adopt(quantized), residual
-    inputs = [linears.plain(update), stream.residual, weight]
-    wanted = [True, False, False, True]
-    x, _, _, residual = graph.add_many("SkipSimplifiedLayerNormalization", inputs, wanted, domain=MICROSOFT, epsilon=epsilon)
+    residual, x = add_then_norm(graph, stream.residual, linears.plain(update), weight, epsilon)
     return Value(x), residual
 
 

@@ -55,6 +55,7 @@ def _both(tmp_path, build, **arrays):
 
 
 def _check(stock, compiled):
+    """Assert that both are alike; returns how many outputs that were."""
     for expected, got in zip(stock, compiled, strict=True):
         assert expected.shape == got.shape
         assert expected.dtype == got.dtype
@@ -64,6 +65,7 @@ def _check(stock, compiled):
             steps = np.abs(got.astype(int) - expected.astype(int))
             assert steps.max(initial=0) <= 1
             assert steps.mean() < 0.01
+    return len(stock)
 
 
 def _quantized(value: Value, rank: int, dtype=TensorProto.UINT8, scale_rank: int | None = None):
@@ -86,6 +88,7 @@ def test_operators_are_built_where_there_is_a_compiler():
 @given(sizes=_sizes)
 def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     tokens, kv_heads, group, dim, past, seed = sizes
+    compared = 0
     folder = tmp_path_factory.mktemp("kernels")
     rng = np.random.default_rng(seed)
     heads, width, total = kv_heads * group, kv_heads * dim, past + tokens
@@ -100,12 +103,12 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5)
         return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
-    _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
+    compared += _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
 
     def gate(graph):
         return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
 
-    _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
+    compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
 
     angles = normal(1, tokens, dim // 2, by=9.0)
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
@@ -118,8 +121,8 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         def keys(graph, weight=weight):
             return _quantized(graph_fused.rotate_keys(graph, arch, "k", "cos", "sin", weight), 3, TensorProto.INT8)
 
-        _check(*_both(folder, queries, q=normal(tokens, heads * dim), **given))
-        _check(*_both(folder, keys, k=normal(tokens, width), **given))
+        compared += _check(*_both(folder, queries, q=normal(tokens, heads * dim), **given))
+        compared += _check(*_both(folder, keys, k=normal(tokens, width), **given))
 
     for scales in ({"scale": scale}, {}):
 
@@ -127,7 +130,7 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
             v = Value("v", "scale") if scales else Value("v")
             return _quantized(graph_fused.quantize_values(graph, arch, v), 3, TensorProto.INT8, 2)
 
-        _check(*_both(folder, values, v=normal(tokens, width), **scales))
+        compared += _check(*_both(folder, values, v=normal(tokens, width), **scales))
 
     def softmax(graph):
         return _quantized(graph_fused.softmax_quantize(graph, arch, Value("scores", "scale"), "bias", "value_scale"), 3)
@@ -136,12 +139,13 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     seen[np.arange(tokens), past + np.arange(tokens)] = True  # a token sees itself
     bias = np.where(seen, np.float32(0.0), np.float32(-1e9))
     rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
-    _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
+    compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
 
     def mixed(graph):
         return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale")), 2)
 
-    _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
+    compared += _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
+    assert compared == 21  # every output of every operator, those with two forms twice
 
 
 @needs_library

@@ -2,7 +2,7 @@
 
 They are C (``rows.c`` computes, ``operators.c`` speaks to ONNX Runtime) and compiled when the package is built, where
 there is a C compiler. Nothing needs them: the graph defines every such step in stock operators too, see
-``export/graph_fused.py``, and ONNX Runtime takes those where this library is missing, at about half the speed.
+``export/graph_fused.py``, and ONNX Runtime takes those where this library is missing, more slowly.
 """
 
 from __future__ import annotations
