@@ -25,7 +25,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	! command -v cc >/dev/null || cc -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only fsrm_lite/kernels/*.c
+	! command -v cc >/dev/null || cc -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only fsrm_lite/runtimes/onnx/kernels/*.c
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -43,9 +43,9 @@ $(VENV)/.python:
 	@touch $@
 
 # What a user of the judge installs; llama.cpp is compiled here, once, in about five minutes on two cores.
-$(VENV)/.judge: $(VENV)/.python pyproject.toml $(wildcard fsrm_lite/kernels/*.[ch])
+$(VENV)/.judge: $(VENV)/.python pyproject.toml $(wildcard fsrm_lite/runtimes/onnx/kernels/*.[ch])
 	@echo "installing fsrm-lite[judge] (compiles llama.cpp the first time, about five minutes)"
-	@rm -f fsrm_lite/kernels/*.so  # a failed compilation must not leave the old one behind
+	@rm -f fsrm_lite/runtimes/onnx/kernels/*.so  # a failed compilation must not leave the old one behind
 	$(PIP) --editable ".[judge]"
 	@touch $@
 
@@ -62,4 +62,4 @@ $(VENV)/.bench: $(VENV)/.judge
 	@touch $@
 
 clean:
-	rm -rf fsrm_lite/kernels/*.so $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf fsrm_lite/runtimes/onnx/kernels/*.so $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -28,10 +28,10 @@ from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
 from benchmarks.startup import startup_times
 from benchmarks.workloads import MAIN
-from fsrm_lite.engine import load_llama
-from fsrm_lite.export.checkpoint import Checkpoint
-from fsrm_lite.kernels import library
-from fsrm_lite.threads import usable_cores
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.runtimes.llama.engine import load_llama
+from fsrm_lite.runtimes.onnx.kernels import library
+from fsrm_lite.runtimes.threads import usable_cores
 
 JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
 STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth", *JUDGE_STAGES)

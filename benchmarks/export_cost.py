@@ -19,9 +19,9 @@ import click
 
 from benchmarks.prepare import SHAPES
 from fsrm_lite.export import export_checkpoint
-from fsrm_lite.export.calibration_pairs import load_calibration
 from fsrm_lite.export.card import parity_summary, parity_table
-from fsrm_lite.export.vocabulary import PRE_BY_PATTERN
+from fsrm_lite.export.checkpoints.vocabulary import PRE_BY_PATTERN
+from fsrm_lite.export.parity.calibration_pairs import load_calibration
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 ASK = "<|im_start|>user\nQuestion: {prompt}\n"

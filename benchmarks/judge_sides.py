@@ -125,15 +125,15 @@ class RandomJudge:
     """The scheduler on random weights."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        from fsrm_lite.engine import Engine
+        from fsrm_lite.runtimes.llama.engine import Engine
 
         self._engine = Engine(path, threads=threads)
 
     def run(self, task: Task) -> dict[str, Any]:
         """Write the votes."""
-        from fsrm_lite.judging.sampling import Sampling, vote_key
-        from fsrm_lite.judging.scheduler import Job, Scheduler
-        from fsrm_lite.judging.voting import Plan, Referee
+        from fsrm_lite.slow.sampling import Sampling, vote_key
+        from fsrm_lite.slow.scheduler import Job, Scheduler
+        from fsrm_lite.slow.voting import Plan, Referee
 
         prompts = random_prompts(task, self._engine.vocab_size)
         jobs = tuple(Job(p, vote_key(0, p, k), task.tokens) for k, p in enumerate(prompts))
@@ -151,7 +151,7 @@ class Completion:
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         from benchmarks.llama_peer import guard_high_level
-        from fsrm_lite.engine import load_llama
+        from fsrm_lite.runtimes.llama.engine import load_llama
 
         llama = load_llama()
         guard_high_level(llama, path)
@@ -185,8 +185,8 @@ class _Embedded:
     """The embedded bundle and its held-out pairs, better answer first."""
 
     def __init__(self) -> None:
-        from fsrm_lite.bundle import Bundle
-        from fsrm_lite.prompts import PromptEncoder
+        from fsrm_lite.bundle.encoder import PromptEncoder
+        from fsrm_lite.bundle.files import Bundle
 
         bundle = Bundle.open(None)
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
@@ -202,15 +202,15 @@ class EmbeddedJudge:
     """Real thoughts of the embedded model."""
 
     def __init__(self, threads: int | None) -> None:
-        from fsrm_lite.slow import Judge
+        from fsrm_lite.slow.judge import Judge
 
         self._model = _Embedded()
         self._judge = Judge(self._model.path, self._model.encoder, threads=threads)
 
     def run(self, task: Task) -> dict[str, Any]:
         """Judge the pairs."""
-        from fsrm_lite.engine import load_llama
-        from fsrm_lite.slow import JudgeOptions
+        from fsrm_lite.runtimes.llama.engine import load_llama
+        from fsrm_lite.slow.judge import JudgeOptions
 
         pairs = self._model.pairs(task)
         options = JudgeOptions(votes=task.votes, adaptive=task.adaptive, temperature=TEMPERATURE)
@@ -239,7 +239,7 @@ class EmbeddedCompletion:
 
 def _asked(threads: int) -> int | None:
     """Leave the number of threads to the judge, as its users do, unless another one than its default was asked for."""
-    from fsrm_lite.threads import usable_cores
+    from fsrm_lite.runtimes.threads import usable_cores
 
     return None if threads == usable_cores() else threads
 

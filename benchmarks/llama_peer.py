@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.files import LABELS
 from benchmarks.workloads import Workload
-from fsrm_lite.gguf_header import read_header
-from fsrm_lite.native import repacking
+from fsrm_lite.runtimes.llama.gguf_header import read_header
+from fsrm_lite.runtimes.llama.native import repacking
 
 _keep_alive: list[Any] = []
 
@@ -24,7 +24,7 @@ def amx_crashes(lib: Any) -> bool:  # noqa: ANN401
 
 
 def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has no types
-    """llama.cpp's default model parameters; where its AMX kernels would crash (see fsrm_lite/engine.py), the AVX ones.
+    """llama.cpp's default model parameters; where its AMX kernels would crash (see fsrm_lite/runtimes/llama/engine.py), the AVX ones.
 
     Weights are interleaved for those kernels as they would be by default on a machine without AMX.
     """
@@ -47,7 +47,7 @@ class LlamaLowLevel:
     """One context per workload, as large as it needs."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        from fsrm_lite.engine import load_llama
+        from fsrm_lite.runtimes.llama.engine import load_llama
 
         self._lib = load_llama()
         self._threads = threads

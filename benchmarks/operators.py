@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.files import Files
 from benchmarks.workloads import MAIN, Workload
-from fsrm_lite.fast import FastModel
-from fsrm_lite.threads import usable_cores
+from fsrm_lite.runtimes.onnx.session import FastModel
+from fsrm_lite.runtimes.threads import usable_cores
 
 RUNS = 5
 

@@ -29,8 +29,8 @@ class Ours:
     """fsrm-lite's fast path, with its compiled operators or without. Its prefix cache is emptied between runs."""
 
     def __init__(self, path: Path, threads: int, compiled: bool = True) -> None:
-        from fsrm_lite import kernels
-        from fsrm_lite.fast import FastModel
+        from fsrm_lite.runtimes.onnx import kernels
+        from fsrm_lite.runtimes.onnx.session import FastModel
 
         os.environ[kernels.SWITCH] = str(int(compiled))  # of this worker, a process of its own
         self._model = FastModel(path, threads=threads)
@@ -75,7 +75,7 @@ class LlamaHighLevel:
 
     def __init__(self, path: Path, threads: int) -> None:
         from benchmarks.llama_peer import guard_high_level
-        from fsrm_lite.engine import load_llama
+        from fsrm_lite.runtimes.llama.engine import load_llama
 
         self._lib = load_llama()
         guard_high_level(self._lib, path)

@@ -12,12 +12,12 @@ from typing import Any
 
 from benchmarks import optimum_peer
 from benchmarks.files import LABELS, Files
-from fsrm_lite.engine import quantize
-from fsrm_lite.export import graph
-from fsrm_lite.export.checkpoint import Checkpoint
-from fsrm_lite.export.gguf_writer import write_gguf
-from fsrm_lite.export.graph import write_fast_graph
-from fsrm_lite.export.vocabulary import read_vocabulary
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
+from fsrm_lite.export.gguf.writer import write_gguf
+from fsrm_lite.export.graph import fast_graph as graph
+from fsrm_lite.export.graph.fast_graph import write_fast_graph
+from fsrm_lite.runtimes.llama.engine import quantize
 
 GGUF_KINDS = ("q4_0", "q4_k_m", "q8_0")
 OPTIMUM_SHAPES = ("0.6b",)

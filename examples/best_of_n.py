@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite import FastSlowRM
-from fsrm_lite.answers import agrees, final
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import InputError
-from fsrm_lite.loops.batches import each_or_none
 from fsrm_lite.loops.reasoners import EndpointReasoner, Proposal, Reasoner, Sampling, SolveReasoner, Task, ask
 from fsrm_lite.measure.intervals import wilson
-from fsrm_lite.tournament import BLANK_SCORE, select
+from fsrm_lite.ranking.answers import agrees, final
+from fsrm_lite.ranking.tournament import BLANK_SCORE, select
 from fsrm_lite.types import Comparison, Score
 
 STRATEGIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {

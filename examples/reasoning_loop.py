@@ -27,13 +27,13 @@ from pathlib import Path
 import numpy as np
 
 from fsrm_lite import FastSlowRM
-from fsrm_lite.answers import agrees, final
 from fsrm_lite.export.critic_head import fit_critic
 from fsrm_lite.loops.critic import Critic, HeadCritic, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import distill, read_traces
+from fsrm_lite.loops.loop import LoopResult, Outcome, ReasoningLoop
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, SolveReasoner, Task
 from fsrm_lite.measure.intervals import bootstrap, wilson
-from fsrm_lite.reasoning import LoopResult, Outcome, ReasoningLoop
+from fsrm_lite.ranking.answers import agrees, final
 
 MOST_SAMPLES = 16
 THRESHOLD = 0.7

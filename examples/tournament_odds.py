@@ -19,7 +19,7 @@ import numpy as np
 
 from fsrm_lite.gate import Gate, GateSpec, intuition_confidence, sigmoid
 from fsrm_lite.measure.intervals import wilson
-from fsrm_lite.tournament import select
+from fsrm_lite.ranking.tournament import select
 from fsrm_lite.types import Comparison, Route, Score
 
 STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {

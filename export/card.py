@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fsrm_lite.export.calibration_pairs import MIN_PAIRS
-from fsrm_lite.manifest import Manifest
+from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.export.parity.calibration_pairs import MIN_PAIRS
 
 _DIFFERENCE, _SHARE = "{:.2g}", "{:.2%}"
 _ROWS = (

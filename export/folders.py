@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fsrm_lite.bundle import MANIFEST_NAME
+from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.errors import ExportError
 
 

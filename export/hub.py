@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fsrm_lite.bundle import Bundle
+from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import ExportError, one_line
 
 _REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

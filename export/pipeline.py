@@ -10,15 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
-from fsrm_lite.bundle import file_sha256, write_manifest
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.files import file_sha256, write_manifest
+from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.errors import ExportError, ToleranceError
-from fsrm_lite.export.calibration_pairs import keep_short, load_calibration
 from fsrm_lite.export.card import model_card
-from fsrm_lite.export.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
+from fsrm_lite.export.checkpoints.tensors import row_slices
+from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary
 from fsrm_lite.export.folders import atomic_folder, check_target
-from fsrm_lite.export.parity import Tolerance, violations
-from fsrm_lite.export.precision import worst_matmul
-from fsrm_lite.export.spec import load_spec, resolve_spec
+from fsrm_lite.export.graph.precision import worst_matmul
+from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration
+from fsrm_lite.export.parity.measures import Tolerance, violations
 from fsrm_lite.export.stages import (
     FastKind,
     FastResult,
@@ -31,10 +35,6 @@ from fsrm_lite.export.stages import (
     build_slow,
     count_matmuls,
 )
-from fsrm_lite.export.tensors import row_slices
-from fsrm_lite.export.vocabulary import TOKENIZER_NAME, read_vocabulary
-from fsrm_lite.manifest import Manifest
-from fsrm_lite.prompts import PromptEncoder
 
 
 def export_checkpoint(
@@ -60,7 +60,7 @@ def export_checkpoint(
         fast: Precision of the ONNX file.
         slow: Kind of the GGUF file, or "none" for a bundle without a judge.
         calibration: JSONL of pairs to measure on; a built-in set of 510 pairs by default.
-        tolerance: Overrides by name, see :class:`fsrm_lite.export.parity.Tolerance`.
+        tolerance: Overrides by name, see :class:`fsrm_lite.export.parity.measures.Tolerance`.
         card: Markdown file whose text goes into the model card.
         overwrite: Replace the bundle at ``out``.
         force: Write a bundle that is out of tolerance, and mark its manifest.

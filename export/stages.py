@@ -12,23 +12,23 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from fsrm_lite.engine import quantize
-from fsrm_lite.export.calibration_pairs import CalibrationSet
-from fsrm_lite.export.chains import chain_tasks, compare_chains, thought_budget
-from fsrm_lite.export.checkpoint import Checkpoint
-from fsrm_lite.export.gguf_reader import GgufReader
-from fsrm_lite.export.gguf_writer import native_dtype, write_gguf
-from fsrm_lite.export.graph import matmul_names
-from fsrm_lite.export.parity import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, verdict_violations
-from fsrm_lite.export.precision import TunedGraph, smooth, write_tuned_graph
-from fsrm_lite.export.readings import Chain, ChainTask, TokenReading
-from fsrm_lite.export.reference import Reference
-from fsrm_lite.export.smoothing import Weights
-from fsrm_lite.export.vocabulary import Vocabulary
-from fsrm_lite.fast import FastModel
-from fsrm_lite.gguf_header import read_header
-from fsrm_lite.manifest import Manifest
-from fsrm_lite.prompts import PromptEncoder
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
+from fsrm_lite.export.gguf.reader import GgufReader
+from fsrm_lite.export.gguf.writer import native_dtype, write_gguf
+from fsrm_lite.export.graph.fast_graph import matmul_names
+from fsrm_lite.export.graph.precision import TunedGraph, smooth, write_tuned_graph
+from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
+from fsrm_lite.export.parity.chains import chain_tasks, compare_chains, thought_budget
+from fsrm_lite.export.parity.measures import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, verdict_violations
+from fsrm_lite.export.parity.readings import Chain, ChainTask, TokenReading
+from fsrm_lite.export.parity.reference import Reference
+from fsrm_lite.runtimes.llama.engine import quantize
+from fsrm_lite.runtimes.llama.gguf_header import read_header
+from fsrm_lite.runtimes.onnx.session import FastModel
 
 FastKind = Literal["int8", "int4", "fp32"]
 SlowKind = Literal["q8_0", "q4_k_m", "q5_k_m", "q6_k", "f16", "none"]

@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsrm_lite.bundle import Bundle as Bundle
+    from fsrm_lite.bundle.files import Bundle as Bundle
     from fsrm_lite.gate import Gate as Gate
     from fsrm_lite.gate import GateSpec as GateSpec
     from fsrm_lite.loops.critic import HeadCritic as HeadCritic
     from fsrm_lite.loops.critic import RewardCritic as RewardCritic
     from fsrm_lite.loops.gguf_reasoner import GgufReasoner as GgufReasoner
+    from fsrm_lite.loops.loop import ReasoningLoop as ReasoningLoop
     from fsrm_lite.loops.reasoners import CallableReasoner as CallableReasoner
     from fsrm_lite.loops.reasoners import EndpointReasoner as EndpointReasoner
     from fsrm_lite.loops.reasoners import SolveReasoner as SolveReasoner
-    from fsrm_lite.reasoning import ReasoningLoop as ReasoningLoop
     from fsrm_lite.scorer import FastSlowRM as FastSlowRM
     from fsrm_lite.types import Comparison as Comparison
     from fsrm_lite.types import Score as Score
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Bundle": "bundle",
+    "Bundle": "bundle.files",
     "CallableReasoner": "loops.reasoners",
     "Comparison": "types",
     "EndpointReasoner": "loops.reasoners",
@@ -37,7 +37,7 @@ _WHERE = {
     "GateSpec": "gate",
     "GgufReasoner": "loops.gguf_reasoner",
     "HeadCritic": "loops.critic",
-    "ReasoningLoop": "reasoning",
+    "ReasoningLoop": "loops.loop",
     "RewardCritic": "loops.critic",
     "Score": "types",
     "Selection": "types",

@@ -12,17 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from fsrm_lite.bundle import Bundle
-from fsrm_lite.checks import expect, expect_one_of, is_whole
+from fsrm_lite.bundle.conversation import prompt_text
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole
 from fsrm_lite.errors import ContextOverflowError, InputError
-from fsrm_lite.escalation import SlowPath, with_thought, with_votes
-from fsrm_lite.fast import FastModel, FastReading
 from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, sigmoid, signals
-from fsrm_lite.prompts import PromptEncoder, check_candidates, check_items, prompt_text
+from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.slow.escalation import SlowPath, with_thought, with_votes
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Score, Selection
 
 if TYPE_CHECKING:
-    from fsrm_lite.slow import Judge, JudgeOptions
+    from fsrm_lite.slow.judge import Judge, JudgeOptions
 
 POLICIES = ("auto", "never", "always")
 
@@ -63,7 +64,7 @@ class FastSlowRM:
             gate: Thresholds to use instead of the bundle's.
             truncate: Cut the end off responses that are too long to be scored, instead of raising; the judge needs more room and
                 may still find them too long.
-            judge_process: "subprocess" contains a crash of llama.cpp; see :class:`fsrm_lite.slow.Judge`.
+            judge_process: "subprocess" contains a crash of llama.cpp; see :class:`fsrm_lite.slow.judge.Judge`.
             on_judge_crash: "raise" :class:`JudgeCrashed`, or answer "fast", marked as escalated.
 
         Raises:
@@ -206,17 +207,17 @@ class FastSlowRM:
         Args:
             prompt: What was asked.
             responses: Candidates, at least one; empty ones rank last.
-            strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see :func:`fsrm_lite.tournament.select`.
+            strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see :func:`fsrm_lite.ranking.tournament.select`.
             judge: "never" decides every match by the fast scores; "auto" and "always" let the judge decide the matches
                 that the strategy asks for. With "always" the strategy "gated" asks as if the gate fired for every pair, so
                 that everyone meets in a knockout. "fast" and "majority" have no matches.
             **options: Settings of the judge as for :meth:`compare_many`, and of the tournament
-                (:class:`fsrm_lite.tournament.TournamentOptions`).
+                (:class:`fsrm_lite.ranking.tournament.TournamentOptions`).
 
         Raises:
             InputError: If there is no response, or an option is unknown.
         """
-        from fsrm_lite.tournament import BLANK_SCORE, TournamentOptions, select
+        from fsrm_lite.ranking.tournament import BLANK_SCORE, TournamentOptions, select
 
         policy, responses = self._policy_of(judge), check_candidates(responses)
         prompt_text(prompt)  # refused even where every response is empty and nothing is read
@@ -283,7 +284,7 @@ class FastSlowRM:
         return policy
 
     def _options(self, given: dict[str, Any]) -> JudgeOptions:
-        from fsrm_lite.slow import JudgeOptions
+        from fsrm_lite.slow.judge import JudgeOptions
 
         unknown = sorted(set(given) - set(JudgeOptions.__dataclass_fields__))
         if unknown:

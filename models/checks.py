@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import Qwen3ForCausalLM
 
-from fsrm_lite.manifest import Manifest
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.models.data import Pair, held_out
 from fsrm_lite.models.responses import FORMS, VISIBLE, thought
-from fsrm_lite.prompts import PromptEncoder
 
 PAIRS = 256
 BATCH = 64

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fsrm_lite.manifest import Manifest
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.models.problems import Problem, make_problem
 from fsrm_lite.models.responses import Response, right_response, thought, wrong_response
-from fsrm_lite.prompts import PromptEncoder
 
 SPEC = Path(__file__).with_name("spec.json")
 ROW_TOKENS = 320

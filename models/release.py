@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from fsrm_lite.bundle import write_manifest
+from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import GateSpec

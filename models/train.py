@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from fsrm_lite.manifest import Manifest
+from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.models.checks import held_out_checks
 from fsrm_lite.models.data import SPEC, Batch, BatchMaker, template_texts, training_manifest
 from fsrm_lite.models.tokenizer import train_tokenizer

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fsrm_lite import FastSlowRM, GateSpec
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import BundleError, InputError
-from fsrm_lite.judging.judgements import JudgeOptions
-from fsrm_lite.tournament import TournamentOptions
+from fsrm_lite.ranking.tournament import TournamentOptions
+from fsrm_lite.slow.judgements import JudgeOptions
 
 QUESTION, ANSWERS = "What is 2 + 3?", ["5", "41"]
 JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers()), st.just(object()))

@@ -4,17 +4,16 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 from runpy import run_module
 
 import pytest
 from click.testing import CliRunner
+from helpers import ROOT
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.cli import main
 from fsrm_lite.models.data import held_out, pair_row
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 SHELL = [[shlex.split(line, comments=True) for line in block.splitlines()] for kind, block in BLOCKS if not kind]
@@ -87,7 +86,7 @@ def test_shell(block, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_export(tmp_path, monkeypatch):
-    from helpers_export import make_checkpoint
+    from helpers.export import make_checkpoint
 
     make_checkpoint(tmp_path / "CHECKPOINT", "qwen3", scale=0.02)
     monkeypatch.chdir(tmp_path)

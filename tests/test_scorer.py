@@ -17,8 +17,8 @@ RIGHT, WRONG = "7 + 8 = 15. The answer is 15 pens.", "7 + 8 = 15. The answer is 
 
 def no_judge(monkeypatch, rm):
     """A second model on the same bundle, on a machine where llama-cpp-python cannot be imported."""
-    from fsrm_lite import engine
-    from fsrm_lite.judging import worker
+    from fsrm_lite.runtimes.llama import engine
+    from fsrm_lite.slow import worker
 
     def missing(*_):
         raise JudgeUnavailableError("llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'")
@@ -250,7 +250,7 @@ def test_close_is_safe_to_repeat_and_final(rm):
 
 
 def test_a_model_opened_before_a_fork_says_so(rm, monkeypatch):
-    monkeypatch.setattr("fsrm_lite.fast.os.getpid", lambda: -1)  # what a forked child sees; its threads did not come along
+    monkeypatch.setattr("fsrm_lite.runtimes.onnx.session.os.getpid", lambda: -1)  # what a forked child sees; its threads did not come along
     with pytest.raises(InputError, match="before a fork"):
         rm.score(QUESTION, RIGHT, judge="never")
 

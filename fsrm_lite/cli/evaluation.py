@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from fsrm_lite.bundle import MANIFEST_NAME, Bundle
+from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.errors import CalibrationError, DataFormatError, FsrmError, InputError
@@ -49,8 +50,8 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     "response_b", "label"}; or what --record wrote, which needs no model. Exactly one of --risk, --budget, --within and
     --pareto. The judge thinks about every item, unless the goal is a risk and --judge is not "always".
     """
-    from fsrm_lite.calibration import Goal
-    from fsrm_lite.calibration import calibrate as run
+    from fsrm_lite.measure.calibration import Goal
+    from fsrm_lite.measure.calibration import calibrate as run
 
     _check_outputs((options[name] for name in ("output", "report", "plots", "record")), [labelled, options["test"]])
     goal = Goal(
@@ -75,7 +76,7 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     if options["report"] is not None:
         _write(options["report"], json.dumps(result.report, indent=2) + "\n")
     if options["plots"] is not None:
-        from fsrm_lite.calibration_plots import write_picture
+        from fsrm_lite.measure.calibration_plots import write_picture
 
         write_picture(result, options["plots"])
     if folder is not None and result.gate is not None:
@@ -100,9 +101,9 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     --judge always thinks about every item and compares always-fast, gated and always-slow; auto thinks where the gate
     fires; never does not. With --truncate an item whose prompt alone is too long counts as a tie.
     """
-    from fsrm_lite.evaluation import EvalOptions
-    from fsrm_lite.evaluation import evaluate as run
     from fsrm_lite.measure.benchmark_formats import load_benchmark
+    from fsrm_lite.measure.evaluation import EvalOptions
+    from fsrm_lite.measure.evaluation import evaluate as run
     from fsrm_lite.measure.evaluation_report import summarize
 
     _check_outputs((options["output"], options["report"]), [data])

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from fsrm_lite import __version__, kernels
-from fsrm_lite.bundle import Bundle
+from fsrm_lite import __version__
+from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.cli.models import model_argument
 from fsrm_lite.errors import FsrmError
-from fsrm_lite.threads import usable_cores
+from fsrm_lite.runtimes.onnx import kernels
+from fsrm_lite.runtimes.threads import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "huggingface-hub", "click", "llama-cpp-python")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimddp", "i8mm")
@@ -66,7 +67,7 @@ def doctor(model: str | None, revision: str | None, local_files_only: bool, as_j
 
     MODEL is a bundle folder or org/name; by default the embedded model.
     """
-    from fsrm_lite.engine import why_not
+    from fsrm_lite.runtimes.llama.engine import why_not
 
     reason = why_not()
     findings: dict[str, Any] = {

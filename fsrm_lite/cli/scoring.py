@@ -16,8 +16,8 @@ import click
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import Row, dump_row, open_output, read_rows
+from fsrm_lite.ranking.tournament import STRATEGIES
 from fsrm_lite.scorer import FastSlowRM
-from fsrm_lite.tournament import STRATEGIES
 from fsrm_lite.types import Comparison, Prompt, Score, Selection
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -62,7 +62,7 @@ class BestOfFilter(LazyModel):
         Args:
             source: A loaded model, a bundle folder, a hub name, or None for the embedded model.
             prompt: From a document of the task to what the responses answer.
-            strategy: See :func:`fsrm_lite.tournament.select`.
+            strategy: See :func:`fsrm_lite.ranking.tournament.select`.
             **load_options: For ``FastSlowRM.from_pretrained``.
         """
         super().__init__(source, **load_options)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import FsrmError, InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths, text_of
-from fsrm_lite.loops.batches import each_or_none
 from fsrm_lite.types import JudgePolicy, Prompt, Score
 
 

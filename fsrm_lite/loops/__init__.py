@@ -1,1 +1,11 @@
-"""Parts of the reasoning loop: reasoners, distilled traces, critics."""
+"""A reasoner that writes answers, a critic that accepts or rejects them, and the loop between the two (DRR).
+
+==================  ================================================================================
+``reasoners``       whatever writes answers: a function, the bundle itself, an HTTP endpoint
+``gguf_reasoner``   a bare GGUF file as a reasoner
+``opening``         a reasoner by its name on the command line
+``distill``         a reasoner's own answers, labelled by the known result: the training data of a critic
+``critic``          whatever accepts or rejects an answer: the reward model, a fitted head, the reasoner
+``loop``            propose, review, tell the reasoner, try again, stop or abstain
+==================  ================================================================================
+"""

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import BundleError, InputError, JudgeError
-from fsrm_lite.loops.batches import each_or_none
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.fast import FastReading
+    from fsrm_lite.runtimes.onnx.session import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
 CRITIC_FORMAT = 1

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.answers import Extractor, find_extractor
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
 from fsrm_lite.jsonl import dump_row
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
+from fsrm_lite.ranking.answers import Extractor, find_extractor
 
 GIVE_UP_AFTER = 16
 """A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""

@@ -1,6 +1,6 @@
 """A bare GGUF file as a reasoner: no bundle, but the file's own chat template and llama.cpp's tokenizer.
 
-A prompt is put together as a bundle's is (see :mod:`fsrm_lite.prompts`): only the template's own special tokens become ids;
+A prompt is put together as a bundle's is (see :mod:`fsrm_lite.bundle.encoder`): only the template's own special tokens become ids;
 questions and rejected answers stay text, whatever they spell. The template is run in Jinja's sandbox, with a mark in the place
 of each message, so that it never even sees the messages.
 """
@@ -16,16 +16,16 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.errors import FsrmError, InputError, JudgeError, ReasonerError, missing_extra, one_line
-from fsrm_lite.gguf_header import read_header
-from fsrm_lite.judging.sampling import Sampling as Draws
-from fsrm_lite.judging.sampling import vote_key
-from fsrm_lite.judging.scheduler import Job
-from fsrm_lite.judging.voting import Plan
-from fsrm_lite.judging.worker import InlineRunner, Request
 from fsrm_lite.loops.reasoners import Proposal, Sampling, Task, conversation
-from fsrm_lite.native import Vocabulary
-from fsrm_lite.prompts import prompt_text
+from fsrm_lite.runtimes.llama.gguf_header import read_header
+from fsrm_lite.runtimes.llama.native import Vocabulary
+from fsrm_lite.slow.sampling import Sampling as Draws
+from fsrm_lite.slow.sampling import vote_key
+from fsrm_lite.slow.scheduler import Job
+from fsrm_lite.slow.voting import Plan
+from fsrm_lite.slow.worker import InlineRunner, Request
 
 PROMPT_SLOT = "{prompt}"
 _NEVER = "(?!)"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fsrm_lite.answers import load_attribute
 from fsrm_lite.errors import InputError
 from fsrm_lite.loops.gguf_reasoner import GgufReasoner
 from fsrm_lite.loops.reasoners import CallableReasoner, EndpointReasoner, Reasoner, SolveReasoner
+from fsrm_lite.ranking.answers import load_attribute
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import MAX_VOTES, expect, is_number, is_whole
 from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
-from fsrm_lite.loops.batches import each_or_none
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM

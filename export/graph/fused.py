@@ -1,0 +1,154 @@
+"""Steps between the products, as functions of the graph: each has a body of stock operators and a compiled operator.
+
+Between two int8 products lie a handful of row-wise operations that cost more in passes over memory than in arithmetic.
+Here each such step is one function of the graph. Where ``fsrm_lite.runtimes.onnx.kernels`` is compiled, ONNX Runtime runs it
+as one operator; elsewhere it inlines the body. Both compute the same up to the rounding of float32, so a value that
+lies between two int8 steps may fall to either side.
+
+Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, see
+:func:`fsrm_lite.export.graph.linear.quantize_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fsrm_lite.export.checkpoints.checkpoint import Architecture
+from fsrm_lite.export.graph.linear import Value, quantize_rows
+from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
+
+_SMALLEST_VALUE_SCALE = 1e-6  # Values below are as good as zero; a scale of 0 would divide by it.
+
+
+def add_then_norm(graph: GraphWriter, residual: str, update: str, weight: str, epsilon: float) -> tuple[str, str]:
+    """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm), both in float32."""
+    wanted = [True, False, False, True]
+    normed, _, _, total = graph.add_many("SkipSimplifiedLayerNormalization", [update, residual, weight], wanted, domain=MICROSOFT, epsilon=epsilon)
+    return total, normed
+
+
+def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float) -> tuple[str, Value]:
+    """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm quantized)."""
+
+    def body(residual: str, update: str, scale: str, weight: str) -> list[str]:
+        total, normed = add_then_norm(graph, residual, graph.add("Mul", [update, scale]), weight, epsilon)
+        return [total, *quantize_rows(graph, normed, np.uint8)]
+
+    assert update.scale is not None
+    total, q, largest = graph.call("AddNormQuantize", [residual, update.name, update.scale, weight], body, 3, epsilon=epsilon)
+    return total, Value(q, largest)
+
+
+def gate_quantize(graph: GraphWriter, gate: Value, up: Value) -> Value:
+    """Return ``silu(gate) * up`` [S, I] quantized; both have one row scale."""
+
+    def body(gate: str, up: str, scale: str) -> list[str]:
+        silu = graph.add("QuickGelu", [graph.add("Mul", [gate, scale])], domain=MICROSOFT, alpha=1.0)
+        q, largest = quantize_rows(graph, graph.add("Mul", [silu, up]), np.uint8)
+        return [q, graph.add("Mul", [largest, scale])]
+
+    assert gate.scale is not None
+    assert gate.scale == up.scale
+    return Value(*graph.call("GateQuantize", [gate.name, up.name, gate.scale], body, 2))
+
+
+def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str, sin: str, weight: str | None = None) -> str:
+    """Add the norm per head, where there is a weight, and the rotary embedding to ``x`` [S, heads * d]; returns [1, S, heads * d]."""
+    if weight is not None:
+        x = reshape(graph, x, [-1, heads, arch.head_dim])
+        x = graph.add("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=arch.rms_eps, stash_type=1)
+    x = reshape(graph, x, [1, -1, heads * arch.head_dim])
+    return graph.add("RotaryEmbedding", [x, cos, sin], num_heads=heads)
+
+
+def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None) -> Value:
+    """Rotate and quantize queries [S, heads * d], by head; returns [kv_heads, group * S, d], heads that share keys as rows of one matrix."""
+    group = arch.heads // arch.kv_heads
+
+    def body(q: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
+        rotated = rotate(graph, arch, q, arch.heads, cos, sin, weight)
+        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]), np.uint8)
+        values, largest = (graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in (values, largest))
+        return [reshape(graph, values, [arch.kv_heads, -1, arch.head_dim]), reshape(graph, largest, [arch.kv_heads, -1, 1])]
+
+    return _rotated(graph, arch, "RotateQueries", [q, cos, sin], weight, body)
+
+
+def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, weight: str | None) -> Value:
+    """Rotate and quantize keys [S, kv_heads * d] around 0; returns int8 [kv_heads, d, S] and scales [kv_heads, 1, S]."""
+
+    def body(k: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
+        rotated = rotate(graph, arch, k, arch.kv_heads, cos, sin, weight)
+        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]), np.int8)
+        return [graph.add("Transpose", [x], perm=[1, 2, 0]) for x in parts]
+
+    return _rotated(graph, arch, "RotateKeys", [k, cos, sin], weight, body)
+
+
+def _rotated(graph: GraphWriter, arch: Architecture, name: str, inputs: list[str], weight: str | None, body: Callable[..., list[str]]) -> Value:
+    if weight is None:
+        return Value(*graph.call(name, inputs, body, 2, kv_heads=arch.kv_heads))
+    return Value(*graph.call(f"Norm{name}", [*inputs, weight], body, 2, kv_heads=arch.kv_heads, epsilon=arch.rms_eps))
+
+
+def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
+    """Quantize values [S, kv_heads * d] around 0; returns int8 [kv_heads, S, d] and scales [S, 1], one per token for all heads."""
+
+    def body(v: str, scale: str) -> list[str]:
+        values, largest = quantize_rows(graph, v, np.int8)
+        values = graph.add("Transpose", [reshape(graph, values, [-1, arch.kv_heads, arch.head_dim])], perm=[1, 0, 2])
+        return [values, graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)])]
+
+    scale = graph.constant([[1.0]], np.float32) if v.scale is None else v.scale
+    return Value(*graph.call("QuantizeValues", [v.name, scale], body, 2, kv_heads=arch.kv_heads))
+
+
+def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias: str, value_scale: str) -> Value:
+    """Return ``softmax(scores + bias) * value_scale`` for scores [kv_heads, group * S, T], bias [S, T] and value scales [T, 1].
+
+    As uint8 in steps of 1/255 of each row's largest, and that largest [kv_heads, group * S, 1].
+    """
+    group = arch.heads // arch.kv_heads
+
+    def body(scores: str, scale: str, bias: str, value_scale: str) -> list[str]:
+        # The value scales join the scores as logarithms, which is one pass less over [group * S, T] than to multiply with
+        # them; what that does to the sum under the softmax is divided out again.
+        tilted = graph.add("Add", [bias, graph.add("Transpose", [graph.add("Log", [value_scale])], perm=[1, 0])])
+        tilted = graph.add("Concat", [tilted] * group, axis=0) if group > 1 else tilted
+        p = graph.add("Softmax", [graph.add("Add", [graph.add("Mul", [scores, scale]), tilted])], axis=-1)
+        untilt = graph.add("MatMul", [p, graph.add("Reciprocal", [value_scale])])
+        largest = graph.add("ReduceMax", [p, graph.constant([-1], np.int64)], keepdims=1)
+        step = graph.add("Mul", [reshape(graph, largest, [-1]), graph.constant(1 / 255, np.float32)])
+        q = graph.add("QuantizeLinear", [graph.add("Flatten", [p], axis=2), step], axis=0)
+        return [graph.add("Reshape", [q, graph.add("Shape", [p])]), graph.add("Div", [largest, untilt])]
+
+    assert scores.scale is not None
+    return Value(*graph.call("SoftmaxQuantize", [scores.name, scores.scale, bias, value_scale], body, 2))
+
+
+def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> Value:
+    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], quantized over all heads."""
+
+    def body(mixed: str, scale: str) -> list[str]:
+        return list(quantize_rows(graph, _rows(graph, arch, graph.add("Mul", [mixed, scale])), np.uint8))
+
+    assert mixed.scale is not None
+    return Value(*graph.call("QuantizeMixed", [mixed.name, mixed.scale], body, 2, group=arch.heads // arch.kv_heads))
+
+
+def plain_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> str:
+    """Return the same in float32."""
+    assert mixed.scale is not None
+    return _rows(graph, arch, graph.add("Mul", [mixed.name, mixed.scale]))
+
+
+def _rows(graph: GraphWriter, arch: Architecture, mixed: str) -> str:
+    split = reshape(graph, mixed, [arch.kv_heads, arch.heads // arch.kv_heads, -1, arch.head_dim])
+    return reshape(graph, graph.add("Transpose", [split], perm=[2, 0, 1, 3]), [-1, arch.heads * arch.head_dim])
+
+
+def reshape(graph: GraphWriter, x: str, shape: list[int]) -> str:
+    """Add a Reshape to a constant shape."""
+    return graph.add("Reshape", [x, graph.constant(shape, np.int64)])

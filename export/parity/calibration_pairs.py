@@ -1,0 +1,149 @@
+"""Pairs of responses on which an export is measured: the user's, or a built-in set of plain questions."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from fsrm_lite.bundle.conversation import prompt_text
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
+from fsrm_lite.types import Prompt
+
+MIN_PAIRS = 500
+"""Fewer pairs cannot show 99 % agreement with any certainty."""
+MAX_PAIRS = 2000
+"""Beyond this the reference run in float32 costs more than it tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """What an export is measured on.
+
+    Attributes:
+        source: File name, or "built-in".
+        items: Distinct (prompt, response).
+        pairs: Positions in ``items`` of two responses to one prompt.
+    """
+
+    source: str
+    items: tuple[tuple[Prompt, str], ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    def triples(self) -> list[tuple[Prompt, str, str]]:
+        """The pairs as (prompt, first, second)."""
+        return [(self.items[i][0], self.items[i][1], self.items[j][1]) for i, j in self.pairs]
+
+
+def load_calibration(path: Path | None) -> CalibrationSet:
+    """Read calibration pairs from JSONL, or make the built-in ones.
+
+    Args:
+        path: Rows with ``prompt`` and either ``response_a`` + ``response_b``, ``chosen`` + ``rejected``, or ``responses``.
+
+    Raises:
+        DataFormatError: Naming the line that is not such a row, or when there are no pairs.
+    """
+    if path is None:
+        return _collect("built-in", _built_in())
+    if not path.is_file():
+        raise DataFormatError(f"there is no calibration file {path}")
+    found = _collect(path.name, _read_groups(path))
+    if not found.pairs:
+        raise DataFormatError(f"{path} holds no pair; expected rows with prompt and response_a, response_b")
+    return found
+
+
+def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[CalibrationSet, list[list[int]]]:
+    """Drop items that do not fit the context; return the rest and the ids of their fast prompts.
+
+    Raises:
+        DataFormatError: If nothing is left.
+    """
+    ids: list[list[int] | None] = []
+    for prompt, response in data.items:
+        try:
+            ids.append(encoder.pointwise_fast(prompt, response))
+        except ContextOverflowError:
+            ids.append(None)
+    position = {old: new for new, old in enumerate(i for i, x in enumerate(ids) if x is not None)}
+    pairs = tuple((position[i], position[j]) for i, j in data.pairs if i in position and j in position)
+    if not pairs:
+        raise DataFormatError(f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens")
+    kept = CalibrationSet(data.source, tuple(data.items[i] for i in position), pairs)
+    return kept, [x for x in ids if x is not None]
+
+
+def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> CalibrationSet:
+    index: dict[tuple[str, str], int] = {}
+    items: list[tuple[Prompt, str]] = []
+    pairs: dict[tuple[int, int], None] = {}
+    for prompt, responses in groups:
+        positions = []
+        for response in dict.fromkeys(responses):
+            key = (json.dumps(prompt, sort_keys=True), response)
+            if key not in index:
+                index[key] = len(items)
+                items.append((prompt, response))
+            positions.append(index[key])
+        pairs.update(dict.fromkeys(combinations(positions, 2)))
+        if len(pairs) >= MAX_PAIRS:
+            break
+    return CalibrationSet(source, tuple(items), tuple(pairs)[:MAX_PAIRS])
+
+
+def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+                prompt_text(row["prompt"])
+                yield row["prompt"], _responses(row)
+            except InputError as error:
+                raise DataFormatError(f"{path}, line {number}: {error}") from error
+            except (ValueError, KeyError, TypeError) as error:
+                expected = "prompt and response_a + response_b, chosen + rejected, or responses"
+                raise DataFormatError(f"{path}, line {number}: expected an object with {expected} ({error!r})") from error
+
+
+def _responses(row: dict[str, Any]) -> list[str]:
+    for first, second in (("response_a", "response_b"), ("chosen", "rejected")):
+        if first in row:
+            responses = [row[first], row[second]]
+            break
+    else:
+        responses = row["responses"]
+    if not isinstance(responses, list) or not all(isinstance(r, str) and r.strip() for r in responses):
+        raise TypeError("responses must be non-empty strings")
+    return responses
+
+
+_NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo")
+_THINGS = ("apples", "books", "coins", "stamps", "pens", "cards", "marbles", "tickets")
+
+
+def _built_in() -> Iterator[tuple[Prompt, list[str]]]:
+    """Word problems with right, wrong, evasive and unrelated answers: 34 prompts x 6 responses = 510 pairs."""
+    rng = random.Random(20260901)
+    for _ in range(34):
+        name, thing, start, more = rng.choice(_NAMES), rng.choice(_THINGS), rng.randint(2, 60), rng.randint(2, 30)
+        total = start + more
+        prompt = f"{name} has {start} {thing} and gets {more} more. How many {thing} does {name} have now?"
+        yield (
+            prompt,
+            [
+                f"{total}",
+                f"{name} has {start} + {more} = {total} {thing}.",
+                f"{name} has {start} + {more} = {total + rng.choice((-2, -1, 1, 2))} {thing}.",
+                f"{max(1, start - more)}",
+                f"I cannot say how many {thing} that is.",
+                f"The capital of France is Paris; {rng.choice(_THINGS)} are not sold there.",
+            ],
+        )

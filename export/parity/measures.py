@@ -1,0 +1,253 @@
+"""Does an exported file decide like the checkpoint? The measures, the tolerances, and nothing that runs a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.errors import ExportError
+from fsrm_lite.gate import FastSignals, Gate, signals
+
+FP32_NOISE_LOGIT = 1e-3
+"""Pairs closer than this in the reference are ties to float32: either decision counts as alike."""
+
+
+class Reading(Protocol):
+    """A first-token reading: what :class:`fsrm_lite.runtimes.onnx.session.FastReading` gives, from any file."""
+
+    @property
+    def label_logits(self) -> Sequence[float]: ...  # noqa: D102
+    @property
+    def log_mass(self) -> float: ...  # noqa: D102
+    @property
+    def entropy(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What an export must meet.
+
+    Attributes:
+        delta_logit: Largest |delta label logit| of an fp32 graph.
+        delta_score: Largest |delta score| of a quantized graph, scores in [0, 1].
+        decisions: Share of pairwise fast decisions that must be alike.
+        routes: Share of gate decisions that must be alike.
+        verdicts: Share of greedy chains of thought whose verdict must be equal, each file thinking for itself, and
+            also behind the checkpoint's own thoughts.
+    """
+
+    delta_logit: float = 1e-3
+    delta_score: float = 0.02
+    decisions: float = 0.99
+    routes: float = 0.99
+    verdicts: float = 0.98
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, float] | None) -> Tolerance:
+        """Build from some of the fields.
+
+        Raises:
+            ExportError: On an unknown name or a value out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name, value in (values or {}).items():
+            if name not in known:
+                raise ExportError(f"unknown tolerance {name!r}, expected one of {', '.join(known)}")
+            if not isinstance(value, int | float) or not value >= 0 or (not name.startswith("delta") and value > 1):
+                raise ExportError(f"tolerance {name} is {value!r}, expected a number >= 0 (a share: at most 1)")
+        return cls(**(values or {}))
+
+    def of_fast(self, precision: str) -> dict[str, float]:
+        """What a fast file of this precision must meet, by field; the others say nothing about it."""
+        exact = precision == "fp32"
+        difference = {"delta_logit": self.delta_logit} if exact else {"delta_score": self.delta_score}
+        return {**difference, "decisions": self.decisions, "routes": self.routes}
+
+    def of_slow(self) -> dict[str, float]:
+        """What a slow file must meet, by field."""
+        return {"verdicts": self.verdicts}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokenParity:
+    """How close the first-token readings of a file are to the checkpoint's, over a calibration set.
+
+    Attributes:
+        items: Responses read.
+        pairs: Pairs compared.
+        max_delta_logit: Largest |delta| of a label's raw logit.
+        mean_delta_logit: Mean of the same.
+        max_delta_score: Largest |delta score|.
+        mean_delta_score: Mean of the same.
+        decisions_alike: Share of pairs with the same preferred response.
+        routes_alike: Share of gate decisions (each pair, each response) that are the same.
+        rank_correlation: Spearman's, of the score logits.
+    """
+
+    items: int
+    pairs: int
+    max_delta_logit: float
+    mean_delta_logit: float
+    max_delta_score: float
+    mean_delta_score: float
+    decisions_alike: float
+    routes_alike: float
+    rank_correlation: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, in six significant digits."""
+        return _rounded(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictParity:
+    """How often the judge's greedy chains end in the checkpoint's verdict.
+
+    Attributes:
+        chains: Chains of thought compared.
+        parted_at_ties: Chains whose thoughts part at a token that the checkpoint itself held as likely as its own
+            (``TIE_LOGIT``): any other rounding of the same weights parts there, so they count for nothing below.
+        verdicts_alike: Share of the other chains with the same verdict.
+        thoughts_alike: Share whose thought is the same token by token.
+        given_thought_alike: Share with the same verdict behind the *checkpoint's* thought: quantization error alone,
+            without what one flipped token does to all that follow.
+        max_delta_p: Largest |delta| of the verdict's probability behind the checkpoint's thought.
+        thinking_tokens: Longest thought that was allowed.
+    """
+
+    chains: int
+    parted_at_ties: int
+    verdicts_alike: float
+    thoughts_alike: float
+    given_thought_alike: float
+    max_delta_p: float
+    thinking_tokens: int
+
+    def rank(self) -> tuple[float, float]:
+        """What makes one slow file better than another."""
+        return min(self.verdicts_alike, self.given_thought_alike), -self.max_delta_p
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, in six significant digits."""
+        return _rounded(asdict(self))
+
+
+def gate_signals(readings: Sequence[Reading], manifest: Manifest) -> list[FastSignals]:
+    """The gate's view of each reading."""
+    values = [label.value for label in manifest.labels]
+    return [signals(r.label_logits, values, log_mass=r.log_mass, entropy=r.entropy, vocab_size=manifest.vocab_size) for r in readings]
+
+
+def compare_readings(
+    reference: Sequence[Reading], actual: Sequence[Reading], pairs: Sequence[tuple[int, int]], manifest: Manifest
+) -> FirstTokenParity:
+    """Measure the readings of an exported file against the checkpoint's.
+
+    Args:
+        reference: Of the checkpoint in float32, one per item.
+        actual: Of the file, the same items.
+        pairs: Positions of two responses to one prompt.
+        manifest: Gives label values and gate.
+    """
+    want, have = gate_signals(reference, manifest), gate_signals(actual, manifest)
+    logits = np.abs(np.array([r.label_logits for r in actual]) - np.array([r.label_logits for r in reference]))
+    scores = np.abs(np.array([s.score for s in have]) - np.array([s.score for s in want]))
+    gate = Gate(manifest.gate)
+    routes = [gate.single(w).escalate == gate.single(h).escalate for w, h in zip(want, have, strict=True)]
+    routes += [gate.pair(want[i], want[j]).escalate == gate.pair(have[i], have[j]).escalate for i, j in pairs]
+    return FirstTokenParity(
+        items=len(want),
+        pairs=len(pairs),
+        max_delta_logit=float(logits.max()),
+        mean_delta_logit=float(logits.mean()),
+        max_delta_score=float(scores.max()),
+        mean_delta_score=float(scores.mean()),
+        decisions_alike=_share(_same_decision(want[i].logit - want[j].logit, have[i].logit - have[j].logit) for i, j in pairs),
+        routes_alike=_share(routes),
+        rank_correlation=spearman([s.logit for s in want], [s.logit for s in have]),
+    )
+
+
+def at_best(part: FirstTokenParity, items: int, pairs: int) -> FirstTokenParity:
+    """What the figures of a whole set can be at best when some of it measured ``part``: all the rest is alike."""
+    return replace(
+        part,
+        decisions_alike=1 - (1 - part.decisions_alike) * part.pairs / pairs,
+        routes_alike=1 - (1 - part.routes_alike) * (part.items + part.pairs) / (items + pairs),
+    )
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Rank correlation of two vectors, ties sharing their mean rank; 1 if both are constant."""
+    a, b = _ranks(np.asarray(x, dtype=np.float64)), _ranks(np.asarray(y, dtype=np.float64))
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else float(np.array_equal(a, b))
+
+
+def excess(precision: str, parity: FirstTokenParity, tolerance: Tolerance) -> float:
+    """Worst figure of a fast file divided by what is allowed; at most 1 when it is within tolerance."""
+    exact = precision == "fp32"
+    figures = [
+        (parity.max_delta_logit, tolerance.delta_logit) if exact else (parity.max_delta_score, tolerance.delta_score),
+        (1 - parity.decisions_alike, 1 - tolerance.decisions),
+        (1 - parity.routes_alike, 1 - tolerance.routes),
+    ]
+    return max((figure / allowed if allowed > 0 else math.inf if figure > 0 else 0.0) for figure, allowed in figures)
+
+
+def violations(precision: str, fast: FirstTokenParity | None, slow: VerdictParity | None, tolerance: Tolerance) -> list[str]:
+    """What is out of tolerance, one line each, ending in the flag that would help; empty when all is well.
+
+    Args:
+        precision: Of the fast file: "fp32", "int8" or "int4".
+        fast: Parity of the fast file.
+        slow: Parity of the slow file's verdicts, or None if there is no such file.
+        tolerance: What to meet.
+    """
+    found = []
+    if fast is not None:
+        help_fast = {"fp32": "", "int8": "; try --fast fp32", "int4": "; try --fast int8"}[precision]
+        if precision == "fp32" and not fast.max_delta_logit <= tolerance.delta_logit:
+            found.append(
+                f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; see --tolerance delta_logit"
+            )
+        if precision != "fp32" and not fast.max_delta_score <= tolerance.delta_score:
+            found.append(f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}")
+        if not fast.decisions_alike >= tolerance.decisions:
+            found.append(f"fast: {fast.decisions_alike:.2%} of pairwise decisions alike, expected {tolerance.decisions:.2%}{help_fast}")
+        if not fast.routes_alike >= tolerance.routes:
+            found.append(f"fast: {fast.routes_alike:.2%} of gate routes alike, expected {tolerance.routes:.2%}{help_fast}")
+    return found + (verdict_violations(slow, tolerance) if slow is not None else [])
+
+
+def verdict_violations(slow: VerdictParity, tolerance: Tolerance) -> list[str]:
+    """What is out of tolerance in the slow file's verdicts, one line each; empty when all is well."""
+    shares = ((slow.verdicts_alike, ""), (slow.given_thought_alike, " behind the checkpoint's own thoughts"))
+    form = "slow: {:.2%} of verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
+    return [form.format(share, what, tolerance.verdicts) for share, what in shares if not share >= tolerance.verdicts]
+
+
+def _same_decision(want: float, have: float) -> bool:
+    return (want > 0) == (have > 0) or abs(want) <= FP32_NOISE_LOGIT
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in figures.items()}
+
+
+def _share(alike: Any) -> float:  # noqa: ANN401 - any iterable of bool
+    values = list(alike)
+    return sum(values) / len(values) if values else 1.0
+
+
+def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

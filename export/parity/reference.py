@@ -1,0 +1,141 @@
+"""The checkpoint itself, in float32 through transformers: what every exported file is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fsrm_lite.errors import ExportError, missing_extra
+from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
+
+TOKENS_PER_BATCH = 2048
+"""Keeps the activations of a batch small beside the weights."""
+
+THINKING_TOKENS_PER_BATCH = 8192
+"""Many chains at a time, since every step reads all weights; a token's keys and values take 200 to 300 KB in float32."""
+
+Progress = Callable[[int, int], None]
+
+
+class Reference:
+    """A transformers model in float32 on the CPU."""
+
+    def __init__(self, root: Path) -> None:
+        """Load the weights; takes four bytes per parameter.
+
+        Raises:
+            MissingExtraError: If torch or transformers is missing.
+            ExportError: If transformers cannot load the checkpoint.
+        """
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
+        except ImportError as error:
+            raise missing_extra("transformers with torch", "export", error) from error
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self._torch = torch
+        try:
+            self._model: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ExportError(f"transformers cannot load {root}: {error}") from error
+
+    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
+        """Read the distribution behind each sequence of ids, in input order; what a family shares is read once."""
+        readings: dict[int, TokenReading] = {}
+        for batch in _family_batches(sequences):
+            members = [i for family in batch for i in family.members]
+            shared = [family.shared for family in batch for _ in family.members]
+            ids, mask = self._pad([sequences[i][n:] for i, n in zip(members, shared, strict=True)], left=False)
+            past, before = self._read_shared([sequences[family.members[0]][: family.shared] for family in batch])
+            owners = [n for n, family in enumerate(batch) for _ in family.members]
+            with self._torch.inference_mode():
+                if past is not None:
+                    past.batch_select_indices(self._torch.tensor(owners))
+                seen = self._torch.cat([before[owners], mask], 1)
+                hidden = self._model.model(**_inputs(ids, seen), past_key_values=past, use_cache=past is not None).last_hidden_state
+                last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
+                logits = self._model.lm_head(last).numpy()
+            readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
+            if progress is not None:
+                progress(len(readings), len(sequences))
+        return [readings[i] for i in range(len(sequences))]
+
+    def _read_shared(self, prefixes: list[Sequence[int]]) -> tuple[Any, Any]:
+        """Keys and values of one prefix per family, and their mask; (None, a mask of no columns) where they are empty."""
+        ids, mask = self._pad(prefixes, left=True)
+        if not ids.shape[1]:
+            return None, mask
+        with self._torch.inference_mode():
+            return self._model.model(**_inputs(ids, mask), use_cache=True).past_key_values, mask
+
+    def think(self, tasks: Sequence[ChainTask], progress: Progress | None = None) -> list[Chain]:
+        """Write a chain for each task, greedily, in input order.
+
+        The loop is written out: ``generate`` would mix in the checkpoint's own generation config, and read everything
+        again for the verdict.
+        """
+        chains: dict[int, Chain] = {}
+        for batch in _batches([task.tokens for task in tasks], THINKING_TOKENS_PER_BATCH):
+            chains.update(zip(batch, self._write([tasks[i] for i in batch]), strict=True))
+            if progress is not None:
+                progress(len(chains), len(tasks))
+        return [chains[i] for i in range(len(tasks))]
+
+    def _write(self, tasks: list[ChainTask]) -> list[Chain]:
+        torch = self._torch
+        writers = [ChainWriter(task.ending) for task in tasks]
+        chains: dict[int, Chain] = {}
+        live, past = list(range(len(tasks))), None
+        ids, mask = self._pad([task.prompt for task in tasks], left=True)
+        with torch.inference_mode():
+            while live:
+                out = self._model(**_inputs(ids, mask), past_key_values=past, use_cache=True, logits_to_keep=1)
+                written = [writers[i].step(row) for i, row in zip(live, out.logits[:, -1].numpy(), strict=True)]
+                chains.update({i: x for i, x in zip(live, written, strict=True) if isinstance(x, Chain)})
+                rows = [n for n, x in enumerate(written) if not isinstance(x, Chain)]
+                live, past = [live[n] for n in rows], out.past_key_values
+                if len(rows) < len(written):
+                    past.batch_select_indices(torch.tensor(rows, dtype=torch.long))
+                ids = torch.tensor([[written[n]] for n in rows])
+                mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
+        return [chains[i] for i in range(len(tasks))]
+
+    def _pad(self, rows: list[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
+        """Ids and attention mask, int64 [rows, longest]."""
+        width = max(len(row) for row in rows)
+        ids = self._torch.zeros((len(rows), width), dtype=self._torch.long)
+        mask = self._torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place] = self._torch.tensor(list(row))
+            mask[i, place] = 1
+        return ids, mask
+
+
+def _inputs(ids: Any, mask: Any) -> dict[str, Any]:  # noqa: ANN401 - torch tensors
+    """What the model is called with: ``ids`` are the last columns of what ``mask`` covers, which may be padded anywhere."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def _family_batches(sequences: Sequence[Sequence[int]]) -> list[list[Family]]:
+    """Families in batches of bounded size; those that share nothing apart, since an empty prefix cannot be read."""
+    found = families(sequences)
+    batches: list[list[Family]] = []
+    for chosen in ([f for f in found if f.shared], [f for f in found if not f.shared]):
+        sizes = [max(len(sequences[i]) for i in family.members) * len(family.members) for family in chosen]
+        batches += [[chosen[n] for n in batch] for batch in _batches(sizes, TOKENS_PER_BATCH)]
+    return batches
+
+
+def _batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Positions in batches of like size, each of at most about ``limit`` when padded to its largest."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if not batches or (len(batches[-1]) + 1) * sizes[i] > limit:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

@@ -1,0 +1,73 @@
+"""Fetches single files of a bundle from the Hugging Face hub, or from the hub client's cache.
+
+``huggingface_hub`` is imported only when a hub name is used, and the network only when a file is not in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsrm_lite.bundle.manifest import MANIFEST_NAME
+from fsrm_lite.errors import BundleError, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """Where the files of a hub bundle come from.
+
+    Attributes:
+        name: ``"org/name"``.
+        revision: Branch, tag or commit; None is the main branch.
+        cache_dir: Cache folder of huggingface_hub; None is its default.
+        local_files_only: Never use the network.
+        token: Access token; None is the one that the user is logged in with.
+    """
+
+    name: str
+    revision: str | None = None
+    cache_dir: Path | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+
+
+def fetch(hub: HubSource, filename: str) -> Path:
+    """Return a file of a hub repository: from the cache without any network call, else downloaded."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cache = None if hub.cache_dir is None else str(hub.cache_dir)
+    try:
+        # Not the download with local_files_only: that may ask the hub for the client's own lists all the same.
+        found = try_to_load_from_cache(hub.name, filename, cache_dir=cache, revision=hub.revision)
+        if isinstance(found, str):
+            return Path(found)
+        if hub.local_files_only:
+            raise LocalEntryNotFoundError(filename)
+        return Path(hf_hub_download(hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"))
+    except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
+        raise _hub_error(hub, filename, error) from error
+
+
+def _hub_error(hub: HubSource, filename: str, error: Exception) -> BundleError:
+    from huggingface_hub import constants, errors
+
+    where = f"{hub.name}" + (f" (revision {hub.revision})" if hub.revision else "")
+    if isinstance(error, errors.GatedRepoError):
+        return BundleError(f"access to {where} on the hub is restricted; ask for access there, then pass token=...")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BundleError(f"there is no model {where} on the hub (or it is private: pass token=...), and no folder {hub.name} here")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return BundleError(f"{hub.name} on the hub has no revision {hub.revision!r}; expected a branch, a tag or a full commit hash")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        offline = hub.local_files_only or constants.HF_HUB_OFFLINE
+        why = (
+            "the network may not be used (local_files_only or HF_HUB_OFFLINE)"
+            if offline
+            else f"the hub cannot be reached ({one_line(error.__cause__ or error)})"
+        )
+        return BundleError(f"{filename} of {where} is not in the cache, and {why}")
+    if isinstance(error, errors.EntryNotFoundError):
+        hint = "; it is not an fsrm-lite bundle" if filename == MANIFEST_NAME else ""
+        return BundleError(f"{where} on the hub has no file {filename}{hint}")
+    return BundleError(f"cannot download {filename} of {where}: {type(error).__name__}: {one_line(error)}")

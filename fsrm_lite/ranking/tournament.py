@@ -1,0 +1,268 @@
+"""The best of N responses: which comparisons to ask for, and what to conclude from them.
+
+Pure strategy over fast scores and a callback that judges a *batch* of pairs; nothing here reads a model. Every strategy
+asks for whole rounds at once, so that the judge can decode them together. Responses that are the same text (or the same
+by the caller's ``key``) are one *team*: its best member plays for it, and its members never meet.
+
+Source of the strategies: RRM (arXiv 2505.14674) for knockout and Elo, PairJudge (arXiv 2501.13007) for teams and byes;
+``gated`` is this project's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
+from fsrm_lite.errors import InputError, JudgeError
+from fsrm_lite.gate import LOGIT_LIMIT, FastSignals, Gate, sigmoid
+from fsrm_lite.ranking.answers import Extractor, find_extractor
+from fsrm_lite.ranking.ratings import K_FACTOR, PRIOR_PRECISION, Game, bradley_terry, informative_pairs, sequential_elo
+from fsrm_lite.types import Comparison, Rating, Score, Selection
+
+Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+Play: TypeAlias = Callable[[Sequence[tuple[int, int]]], list[Comparison]]
+"""Judges a batch of pairs of positions: one comparison per pair, in order. Fast readings are not counted again in its tokens."""
+
+BLANK_SCORE = Score(
+    score=0.0, logit=-LOGIT_LIMIT, intuition_confidence=1.0, distribution_confidence=1.0, label_mass=0.0, reasons=("the response is empty",)
+)
+"""What an empty response is worth in a tournament: less than any text, and no reading."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TournamentOptions:
+    """How a strategy plays.
+
+    Attributes:
+        key: Responses with equal keys are one team; by default the text without outer white space.
+        on_judge_error: "raise" lets the judge's error through; "fast" decides that round by the fast scores instead, and says
+            so in each comparison's ``reasons`` and in the log.
+        rating: For "elo": "bradley-terry" (default; independent of the order of the games, with intervals) or "sequential".
+        budget: For "elo": most games to play, chosen round by round for what they tell; None plays everyone against everyone.
+        k_factor: For sequential Elo: points at stake in a game, > 0.
+        precision: For Bradley-Terry: precision of the prior on strengths, per nat squared, > 0.
+        extractor: For "majority": from a response to its answer; a name or a function, see :mod:`fsrm_lite.ranking.answers`.
+        weighted: For "majority": an answer's votes weigh as much as their fast scores.
+    """
+
+    key: Callable[[str], Hashable] = str.strip
+    on_judge_error: Literal["raise", "fast"] = "raise"
+    rating: Literal["bradley-terry", "sequential"] = "bradley-terry"
+    budget: int | None = None
+    k_factor: float = K_FACTOR
+    precision: float = PRIOR_PRECISION
+    extractor: str | Extractor = "numeric"
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
+        expect_one_of(("bradley-terry", "sequential"), "rating", self.rating)
+        expect(callable(self.key), "key", self.key, "a function of one response")
+        expect(callable(self.extractor) or isinstance(self.extractor, str), "extractor", self.extractor, "a name or a function from text to text")
+        expect(isinstance(self.weighted, bool), "weighted", self.weighted, "true or false")
+        games = self.budget
+        expect(games is None or (is_whole(games) and games >= 0), "budget", games, "a whole number of at least 0 games, or None for all")
+        for name, value in (("k_factor", self.k_factor), ("precision", self.precision)):
+            expect(is_number(value) and value > 0.0, name, value, "a finite number above 0")
+
+
+def select(strategy: str, scores: Sequence[Score], responses: Sequence[str], gate: Gate, play: Play, **options: Any) -> Selection:  # noqa: ANN401
+    """Choose the best of N responses.
+
+    Args:
+        strategy: "fast" (scores alone), "gated" (only those that the gate cannot tell from the best meet, in a knockout),
+            "knockout" (everyone, n-1 matches), "elo" (round robin), "majority" (self-consistency, no judge).
+        scores: Fast score per response; an empty response has :data:`BLANK_SCORE`.
+        responses: The texts, at least one.
+        gate: Finds the contenders of "gated".
+        play: Judges a batch of pairs.
+        **options: Fields of :class:`TournamentOptions`.
+
+    Returns:
+        The selection; its ranking orders all N positions, teams together.
+
+    Raises:
+        InputError: If there is no response, the lengths differ, or a strategy or option is unknown or out of range.
+        JudgeError: If the judge fails and ``on_judge_error="raise"``.
+    """
+    expect_one_of(STRATEGIES, "strategy", strategy)
+    if not responses or len(scores) != len(responses):
+        raise InputError(f"there are {len(responses)} responses and {len(scores)} scores; expected equal numbers, at least 1")
+    unknown = sorted(set(options) - set(TournamentOptions.__dataclass_fields__))
+    if unknown:
+        raise InputError(f"unknown options {unknown}, expected among {sorted(TournamentOptions.__dataclass_fields__)}")
+    field_ = _Field(list(scores), list(responses), gate, play, TournamentOptions(**options))
+    teams, ratings = _PLAY[strategy](field_)
+    ranking = tuple(member for team in teams for member in field_.teams[team])
+    return Selection(
+        index=ranking[0],
+        ranking=ranking,
+        scores=tuple(scores),
+        comparisons=tuple(field_.comparisons),
+        strategy=strategy,
+        tokens_read=sum(s.tokens_read for s in scores) + sum(c.tokens_read for c in field_.comparisons),
+        tokens_generated=sum(s.tokens_generated for s in scores) + sum(c.tokens_generated for c in field_.comparisons),
+        ratings=ratings,
+    )
+
+
+@dataclass(slots=True)
+class _Field:
+    """The teams of one tournament and the games they have played."""
+
+    scores: list[Score]
+    responses: list[str]
+    gate: Gate
+    play: Play
+    options: TournamentOptions
+    comparisons: list[Comparison] = field(default_factory=list)
+    teams: dict[int, list[int]] = field(init=False)
+    """Captain (best member) to members, best first; captains themselves come best first. This is the seeding."""
+    blank: set[int] = field(init=False)
+    """Captains with nothing to read: they lose without a game."""
+
+    def __post_init__(self) -> None:
+        """Form the teams."""
+        empty = [not r.strip() for r in self.responses]
+        by_key: dict[Hashable, list[int]] = {}
+        # An empty response sorts last, whatever score it was given.
+        for i in sorted(range(len(self.responses)), key=lambda i: (empty[i], -self.scores[i].logit, i)):
+            by_key.setdefault((empty[i], None if empty[i] else self.options.key(self.responses[i])), []).append(i)
+        self.teams = {members[0]: members for members in by_key.values()}
+        self.blank = {captain for captain in self.teams if empty[captain]}
+
+    def seeds(self) -> list[int]:
+        """Captains who can play, best first."""
+        return [captain for captain in self.teams if captain not in self.blank]
+
+    def judge(self, pairs: list[tuple[int, int]]) -> list[Comparison]:
+        """Play one round and keep its comparisons."""
+        if not pairs:
+            return []
+        try:
+            played = self.play(pairs)
+        except JudgeError as error:
+            if self.options.on_judge_error == "raise":
+                raise
+            logger.warning("the judge failed; %d matches are decided by the fast scores: %s", len(pairs), error)
+            played = [self._decide_fast(pair, str(error)) for pair in pairs]
+        if len(played) != len(pairs):
+            raise InputError(f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order")
+        round_ = [replace(comparison, pair=pair) for comparison, pair in zip(played, pairs, strict=True)]
+        self.comparisons.extend(round_)
+        return round_
+
+    def _decide_fast(self, pair: tuple[int, int], why: str) -> Comparison:
+        first, second = (self.scores[i] for i in pair)
+        decision = self.gate.pair(_signals(first), _signals(second))
+        return Comparison(
+            winner=0 if first.logit >= second.logit else 1,
+            p_first=sigmoid((first.logit - second.logit) / self.gate.spec.temperature),
+            intuition_confidence=decision.intuition_confidence,
+            distribution_confidence=decision.distribution_confidence,
+            escalated=True,
+            reasons=(f"the judge failed: {why}",),
+            scores=(first, second),
+        )
+
+
+_Result: TypeAlias = tuple[list[int], tuple[Rating, ...]]
+"""All captains, best first, and ratings per response where the strategy has them."""
+
+
+def _fast(tournament: _Field) -> _Result:
+    return list(tournament.teams), ()
+
+
+def _gated(tournament: _Field) -> _Result:
+    seeds = tournament.seeds()
+    near = tournament.gate.contenders([_signals(tournament.scores[i]) for i in seeds])
+    contenders = [seeds[i] for i in sorted(near)]
+    return _knockout_of(tournament, contenders), ()
+
+
+def _knockout(tournament: _Field) -> _Result:
+    return _knockout_of(tournament, tournament.seeds()), ()
+
+
+def _knockout_of(tournament: _Field, players: list[int]) -> list[int]:
+    """Knock out until one is left: best seed against worst, the top seed resting when the number is odd.
+
+    Returns:
+        All captains: the winner, then the players by how far they came, then everyone else; in the order of the seeds
+        where nothing else decides.
+    """
+    seed = {captain: place for place, captain in enumerate(tournament.teams)}
+    alive, out = list(players), list[int]()
+    while len(alive) > 1:
+        resting = alive[:1] if len(alive) % 2 else []
+        paired = alive[len(resting) :]
+        pairs = [(paired[k], paired[-1 - k]) for k in range(len(paired) // 2)]
+        winners = {pair[c.winner] for pair, c in zip(pairs, tournament.judge(pairs), strict=True)}
+        out = [i for i in paired if i not in winners] + out
+        alive = sorted([*resting, *winners], key=seed.__getitem__)
+    return [*alive, *out, *(i for i in tournament.teams if i not in players)]
+
+
+def _elo(tournament: _Field) -> _Result:
+    seeds, options = tournament.seeds(), tournament.options
+    everyone = [(a, b) for k, a in enumerate(seeds) for b in seeds[k + 1 :]]
+    n = len(tournament.responses)
+    if options.budget is None or options.budget >= len(everyone):
+        tournament.judge(everyone)
+    else:
+        _play_informative(tournament, seeds, options.budget)
+    games = _games(tournament)
+    if options.rating == "sequential":
+        ratings = sequential_elo(n, games, k_factor=options.k_factor)
+    else:
+        ratings = bradley_terry(n, games, precision=options.precision).ratings()
+    # Rounded, so that two equal records stay equal and the fast score decides between them.
+    order = sorted(seeds, key=lambda i: -round(ratings[i].rating, 6))
+    captain = {member: lead for lead, members in tournament.teams.items() for member in members}
+    return [*order, *(i for i in tournament.teams if i in tournament.blank)], tuple(ratings[captain[i]] for i in range(n))
+
+
+def _play_informative(tournament: _Field, seeds: list[int], budget: int) -> None:
+    while len(tournament.comparisons) < budget:
+        played = {frozenset(c.pair) for c in tournament.comparisons if c.pair}
+        posterior = bradley_terry(len(tournament.responses), _games(tournament), precision=tournament.options.precision)
+        tournament.judge(informative_pairs(posterior, played, seeds, budget - len(tournament.comparisons)))
+
+
+def _games(tournament: _Field) -> list[Game]:
+    return [(*c.pair, c.p_first) for c in tournament.comparisons if c.pair]
+
+
+def _majority(tournament: _Field) -> _Result:
+    """Rank answers by their votes, ties by the first seen; within an answer, captains by their seed."""
+    extract = find_extractor(tournament.options.extractor)
+    answers = [extract(r) for r in tournament.responses]
+    votes: dict[str, float] = {}
+    for answer, score in zip(answers, tournament.scores, strict=True):
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0.0) + (score.score if tournament.options.weighted else 1.0)
+    place: dict[str | None, int] = {answer: k for k, answer in enumerate(sorted(votes, key=lambda a: -votes[a]))}
+    order = sorted(tournament.teams, key=lambda i: place.get(answers[i], len(place)))
+    return order, ()
+
+
+_PLAY: dict[str, Callable[[_Field], _Result]] = {
+    "fast": _fast,
+    "gated": _gated,
+    "knockout": _knockout,
+    "elo": _elo,
+    "majority": _majority,
+}
+
+
+def _signals(score: Score) -> FastSignals:
+    return FastSignals(score.logit, score.score, score.distribution_confidence, score.label_mass)

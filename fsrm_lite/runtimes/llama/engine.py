@@ -1,0 +1,345 @@
+"""llama.cpp, made safe: loading, quantizing, and one decoding context per :class:`Engine`.
+
+The only file that imports llama_cpp, and only when it is used. Everything that makes llama.cpp abort the process
+(a batch over its size, logits asked of too many rows, a partial copy in a split cache, two threads in one context)
+is refused here in Python, as an exception. What to decode, and when, is :mod:`fsrm_lite.slow.scheduler`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
+from fsrm_lite.runtimes.llama.gguf_header import read_header
+from fsrm_lite.runtimes.llama.native import Batch, Vocabulary, explain_failure, repacking, short_spins
+from fsrm_lite.runtimes.threads import usable_cores
+
+INSTALL_LINE = "pip install 'fsrm-lite[judge]'"
+QUANTIZATIONS = {
+    "f32": "LLAMA_FTYPE_ALL_F32",
+    "f16": "LLAMA_FTYPE_MOSTLY_F16",
+    "bf16": "LLAMA_FTYPE_MOSTLY_BF16",
+    "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
+    "q6_k": "LLAMA_FTYPE_MOSTLY_Q6_K",
+    "q5_k_m": "LLAMA_FTYPE_MOSTLY_Q5_K_M",
+    "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
+    "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
+}
+"""File types :func:`quantize` can write, and their names in llama_cpp."""
+
+MAX_STREAMS = 256
+"""Sequences per context: llama.cpp's compiled limit."""
+
+BATCH_TOKENS = 512
+"""Tokens per decode call at most; wide enough to fill the matrix products, and more rows than MAX_STREAMS."""
+
+SMALL_BYTES = 32 << 20
+"""A model this small does a step in a few milliseconds, hundreds of barriers included: more threads mostly wait for each other."""
+
+_PROBE_SECONDS = 60
+_loading = threading.Lock()
+_keep_alive: list[Any] = []
+_log: deque[str] = deque(maxlen=3)
+_ERROR = 4  # llama.cpp's log level of errors
+
+
+def available() -> bool:
+    """Return whether the judge's runtime can be used here. The first call starts a short-lived child process."""
+    return why_not() is None
+
+
+@cache
+def why_not() -> str | None:
+    """Return why llama-cpp-python cannot be used here, with the line that mends it; None when it can.
+
+    A build for another CPU dies of an illegal instruction, which no ``except`` catches, so the import is tried
+    in a child process first. The answer is remembered.
+    """
+    if "llama_cpp" in sys.modules:
+        return None
+    if find_spec("llama_cpp") is None:
+        return f"llama-cpp-python is not installed; run: {INSTALL_LINE}"
+    program = f"import sys; sys.path[:] = {sys.path!r}; import llama_cpp; llama_cpp.llama_backend_init()"
+    try:
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace", timeout=_PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"llama-cpp-python could not be tried in a child process: {error}"
+    return explain_failure(child.returncode, child.stderr) if child.returncode != 0 else None
+
+
+def load_llama(*, probe: bool = True) -> Any:  # noqa: ANN401 - the module, which ships no types
+    """Import llama_cpp, silence it, and return the module.
+
+    Args:
+        probe: Try the import in a child process first; without, a bad build may kill this one.
+
+    Raises:
+        JudgeUnavailableError: If it is missing or unusable; the message names the cause and the command.
+    """
+    reason = why_not() if probe else None
+    if reason is not None:
+        raise JudgeUnavailableError(reason)
+    with _loading:
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion starts a debugger
+        try:
+            with short_spins():
+                import llama_cpp
+        except (ImportError, OSError, RuntimeError) as error:
+            raise JudgeUnavailableError(f"llama-cpp-python cannot be imported ({error}); run: {INSTALL_LINE}") from error
+        if not _keep_alive:
+            _keep_alive.append(llama_cpp.llama_log_callback(_listen))  # a collected callback would be called after its death
+            llama_cpp.llama_backend_init()
+        llama_cpp.llama_log_set(_keep_alive[0], None)  # every time: importing or using the high-level API sets its own
+    return llama_cpp
+
+
+def _listen(level: int, text: bytes, user_data: object) -> None:
+    """Print nothing, and remember the last errors, which say why a call that returned NULL did so."""
+    if level == _ERROR and text:
+        _log.append(text.decode("utf-8", "replace").strip())
+
+
+def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None = None) -> Path:
+    """Write a quantized copy of a GGUF file.
+
+    Args:
+        src: GGUF with F32, F16 or BF16 weights.
+        dst: File to write. It appears only when it is complete.
+        kind: One of ``QUANTIZATIONS``, in any case. Tensors whose rows are not divisible by 256 fall back to a
+            neighbouring type within the K-quants, as llama.cpp does.
+        threads: Worker threads; None for one per core this process may use.
+
+    Returns:
+        The path of ``dst``.
+
+    Raises:
+        InputError: If ``kind`` is unknown.
+        BundleError: If ``src`` cannot be read or converted.
+        JudgeUnavailableError: If llama-cpp-python cannot be used here.
+    """
+    name = QUANTIZATIONS.get(kind.lower())
+    if name is None:
+        raise InputError(f"unknown quantization {kind!r}; expected one of {', '.join(QUANTIZATIONS)}")
+    source, target = Path(src), Path(dst)
+    read_header(source)
+    llama = load_llama()
+    params = llama.llama_model_quantize_default_params()
+    params.nthread = threads or usable_cores()
+    params.ftype = getattr(llama, name)
+    partial = target.with_name(target.name + ".partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        status = llama.llama_model_quantize(os.fsencode(source), os.fsencode(partial), params)
+        if status != 0:
+            raise BundleError(f"llama.cpp could not write {source} as {kind} (status {status}); the source must hold F32, F16 or BF16 weights")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+class Interrupted(JudgeError):
+    """A decode was stopped from outside: a deadline, a closing judge, Ctrl-C."""
+
+
+class Engine:
+    """One loaded model with one decoding context: streams of tokens, decoded together.
+
+    Not thread-safe, except for :meth:`interrupt`: one thread owns it. Streams are numbered from 0, and each holds
+    the keys and values of its own tokens (split cache: a row attends to its own stream only, so a step costs the
+    same however many streams there are beside it).
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        """Load a GGUF model.
+
+        Args:
+            path: The GGUF file.
+            threads: Compute threads; None for one per core this process may use, and one for a file below ``SMALL_BYTES``.
+
+        Raises:
+            BundleError: If the file is damaged, of an unknown or unusable architecture, or lacks its pre-tokenizer.
+            InputError: If ``threads`` is not positive.
+            JudgeUnavailableError: If llama-cpp-python cannot be used here.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, expected at least 1")
+        self.path = Path(path)
+        self._header = read_header(self.path)
+        self._architecture = self._header.entries.get("general.architecture", "")
+        self._llama = load_llama()
+        self._threads = threads or (usable_cores() if self.path.stat().st_size > SMALL_BYTES else 1)
+        self._context: Any = None
+        self.streams = 0
+        self.cells = 0
+        self._model = self._load()
+        self._stop = ctypes.create_string_buffer(2)
+        try:
+            self._check_model()
+        except BaseException:
+            self.close()
+            raise
+        self.vocabulary = Vocabulary(self._llama, self._model)
+        self.vocab_size = self.vocabulary.size
+
+    def _load(self) -> Any:  # noqa: ANN401 - an opaque pointer
+        params = self._llama.llama_model_default_params()
+        params.n_gpu_layers = 0
+        if b"AMX_INT8 = 1" in self._llama.llama_print_system_info():
+            # The AMX kernels of builds made with GCC load a tile configuration that the compiler has optimized away, and die
+            # (llama.cpp pull request 26954); so the AVX kernels do the work.
+            params.use_extra_bufts = False
+            overrides = repacking(self._llama.llama_cpp._lib, self._header.tensors)
+            params.tensor_buft_overrides = ctypes.addressof(overrides) if overrides else None
+        _log.clear()
+        model = self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not model:
+            why = "; ".join(_log) or "no reason given"
+            raise BundleError(f"llama.cpp cannot load {self.path}: {why}; the file is damaged or of an unknown kind, export the bundle again")
+        return model
+
+    def _check_model(self) -> None:
+        llama = self._llama
+        architecture, entries = self._architecture, self._header.entries
+        if not llama.llama_model_has_decoder(self._model) or entries.get(f"{architecture}.attention.causal") is False:
+            raise BundleError(f"{self.path} holds a {architecture} model, which cannot write; the judge needs a causal language model")
+        if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model) or llama.llama_model_is_diffusion(self._model):
+            raise BundleError(f"{self.path} holds a {architecture} model; the judge needs plain attention, whose cache can be shared and cut back")
+        if entries.get("tokenizer.ggml.model") == "gpt2" and not entries.get("tokenizer.ggml.pre"):
+            raise BundleError(f"{self.path} does not name its pre-tokenizer (tokenizer.ggml.pre); export the bundle again")
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of cache per token and stream (float16 keys and values of every layer)."""
+        heads = self._llama.llama_model_n_head_kv(self._model)
+        width = self._llama.llama_model_n_embd(self._model) // max(self._llama.llama_model_n_head(self._model), 1)
+        sizes = [int(self._header.entries.get(f"{self._architecture}.attention.{part}_length", width)) for part in ("key", "value")]
+        return int(2 * self._llama.llama_model_n_layer(self._model) * heads * sum(sizes))
+
+    def prepare(self, streams: int, cells: int) -> None:
+        """Empty every stream, and grow the context to at least ``streams`` streams of ``cells`` tokens each.
+
+        Raises:
+            InputError: If that is beyond what llama.cpp can hold.
+            JudgeError: If there is not enough memory for it.
+        """
+        if not 1 <= streams <= MAX_STREAMS:
+            raise InputError(f"{streams} streams asked for, expected 1 to {MAX_STREAMS}")
+        self._check_open()
+        if self._context is None or streams > self.streams or cells > self.cells:
+            self._open(max(streams, self.streams), max(-(-cells // 256) * 256, self.cells))
+        self._llama.llama_memory_clear(self._memory, False)
+
+    def _open(self, streams: int, cells: int) -> None:
+        llama = self._llama
+        self._release_context()
+        params = llama.llama_context_default_params()
+        params.n_seq_max = params.n_outputs_max = streams
+        params.n_ctx = streams * cells
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_threads = params.n_threads_batch = self._threads
+        params.kv_unified = False
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED  # measured slower than plain attention on CPUs, at every batch size
+        params.offload_kqv = params.op_offload = False
+        params.no_perf = True
+        # llama.cpp asks this function before every node of its graph whether to stop. Python would answer too slowly, so it is
+        # the C library's strlen on our two-byte buffer: an empty string is "go on".
+        params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback)) if os.name == "posix" else params.abort_callback
+        params.abort_callback_data = ctypes.addressof(self._stop)
+        self._context = llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise JudgeError(
+                f"llama.cpp cannot open a context of {streams} streams of {cells} tokens ({streams * cells * self.cell_bytes >> 20} MiB)"
+            )
+        self.streams, self.cells = streams, cells
+        self._memory = llama.llama_get_memory(self._context)
+        self._batch = Batch(llama.llama_batch, BATCH_TOKENS)
+        self._logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", llama.llama_cpp._lib))
+        self._rows: tuple[int, NDArray[np.float32]] = (0, np.zeros((0, self.vocab_size), np.float32))
+
+    def decode(self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool) -> NDArray[np.float32]:
+        """Run tokens through the model.
+
+        Args:
+            tokens: int32 [n], n at most ``BATCH_TOKENS``.
+            positions: int32 [n], each the next free position of its stream.
+            streams: int32 [n], below ``self.streams``; rising where ``outputs`` is asked.
+            outputs: Whether the next-token logits of every row are wanted.
+
+        Returns:
+            float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. A view, valid until the next call.
+
+        Raises:
+            Interrupted: If :meth:`interrupt` was called.
+            JudgeError: If llama.cpp refuses the batch.
+        """
+        if not self._model:
+            raise JudgeError("this engine is closed")
+        n = len(tokens)
+        if not 0 < n <= (self.streams if outputs else BATCH_TOKENS):
+            raise JudgeError(f"a batch of {n} rows was asked for; the context takes 1 to {self.streams if outputs else BATCH_TOKENS}")
+        self._batch.fill(tokens, positions, streams, outputs)
+        status = self._llama.llama_decode(self._context, self._batch.struct)
+        if status == 2:
+            raise Interrupted("decoding was interrupted")
+        if status != 0:
+            raise JudgeError(f"llama.cpp refused a batch of {n} tokens (status {status}); {'; '.join(_log)}")
+        return self._view()[:n] if outputs else self._rows[1][:0]
+
+    def _view(self) -> NDArray[np.float32]:
+        # The rows asked for lie one after another, in batch order; the buffer moves only when the context is made anew.
+        address = self._logits(self._context)
+        if address != self._rows[0]:
+            array = (ctypes.c_float * (self.streams * self.vocab_size)).from_address(address)
+            self._rows = (address, np.ctypeslib.as_array(array).reshape(self.streams, self.vocab_size))
+        return self._rows[1]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make ``target`` hold the first ``length`` tokens of ``source``. A split cache copies whole streams only, so it is cut after."""
+        self._check_open(source, target)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.cut(target, length)
+
+    def cut(self, stream: int, length: int) -> None:
+        """Forget what ``stream`` holds from position ``length`` on."""
+        self._check_open(stream)
+        self._llama.llama_memory_seq_rm(self._memory, stream, length, -1)
+
+    def interrupt(self) -> None:
+        """Make a running :meth:`decode`, and every later one until :meth:`resume`, stop. Any thread may call this."""
+        self._stop[0] = b"\1"
+
+    def resume(self) -> None:
+        """Take back an :meth:`interrupt`."""
+        self._stop[0] = b"\0"
+
+    def close(self) -> None:
+        """Free the model and its context. Safe to repeat."""
+        self._release_context()
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    def _check_open(self, *streams: int) -> None:
+        # llama.cpp does not check these: a freed model or an unknown stream would end the process.
+        if not self._model:
+            raise JudgeError("this engine is closed")
+        if any(not 0 <= stream < self.streams for stream in streams):
+            raise JudgeError(f"streams {streams} asked for; the context has {self.streams}")
+
+    def _release_context(self) -> None:
+        if self._context:
+            self._llama.llama_free(self._context)
+        self._context = None

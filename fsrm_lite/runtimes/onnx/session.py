@@ -1,0 +1,274 @@
+"""First-token scoring on ONNX Runtime: token ids in, one reading per sequence out, shared prefixes computed once.
+
+Knows nothing of prompts, labels' values or scores. The graph it runs is written by ``export/graph/fast_graph.py``; how sequences
+become rows is planned in ``packing.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.runtimes.onnx import kernels
+from fsrm_lite.runtimes.onnx.packing import Ids, Prefix, Row, Widths, chunk_row, passes, plan_rows
+from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
+from fsrm_lite.runtimes.threads import usable_cores
+
+CACHE_BYTES = 64 << 20
+"""Default bound of the keys and values kept for the next call."""
+
+MAX_THREADS = 4 * (os.cpu_count() or 1)
+"""Beyond a few threads per processor a call only waits for its own threads, at worst for ever."""
+
+_HEAD_VALUES = 1 << 22  # Most logits (readings x vocabulary) that are held at once.
+_GRAPH_FORMAT = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class FastReading:
+    """What the model would say first after one sequence.
+
+    Attributes:
+        label_logits: Raw logits of the labels, in the manifest's order.
+        log_mass: logsumexp of the logits of the whole vocabulary.
+        entropy: Entropy of the full first-token distribution, in nats.
+        tokens_read: Tokens that were computed for this reading; a shared prefix counts for the first that needed it.
+        tokens_shared: Tokens it found computed already, in this call or kept from an earlier one.
+        hidden: Final-norm hidden state of the last position, float32 [H], where asked for.
+    """
+
+    label_logits: tuple[float, ...]
+    log_mass: float
+    entropy: float
+    tokens_read: int
+    tokens_shared: int
+    hidden: NDArray[np.float32] | None = None
+
+
+class FastModel:
+    """A fast graph, loaded. Any thread may call it; one worker thread, in which the session lives, serves them in turn.
+
+    The worker exists because the session flushes denormals to zero in the thread that opens it (a masked softmax is full
+    of them, and they cost ten times as much as zeros): that must not happen to the caller's own arithmetic.
+
+    Args:
+        path: The ``.onnx`` file.
+        threads: Threads of a call; default :func:`fsrm_lite.runtimes.threads.usable_cores`.
+        cache_bytes: Bound of the prefix states kept between calls.
+
+    Raises:
+        BundleError: If the file is not a fast graph that this version reads.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self.threads = usable_cores() if threads is None else threads
+        if isinstance(threads, bool) or not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
+            raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
+        self._process = os.getpid()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fsrm-fast")
+        self._session = self._worker.submit(_open_session, path, self.threads).result()
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("fsrm.format") != _GRAPH_FORMAT:
+            raise BundleError(f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; export it again")
+        self.vocab_size = int(metadata["fsrm.vocab_size"])
+        self.hidden_size = int(metadata["fsrm.hidden_size"])
+        self._labels = json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None  # the first graphs do not say
+        self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
+        pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
+        self._past_names = [i.name for i in pasts]
+        self._token_axes = [i.shape.index("P") for i in pasts]
+        self._empty = [self._value(np.zeros([0 if n == "P" else n for n in i.shape], dtype=_DTYPES[i.type])) for i in pasts]
+        self._present_names = [name.replace("past_", "present_") for name in self._past_names]
+        self._readings_per_head = max(16, _HEAD_VALUES // self.vocab_size)
+        self._cache = PrefixCache(cache_bytes)
+
+    def read(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
+        """Read the first-token distribution behind each sequence.
+
+        Args:
+            sequences: Token ids, any mix; none empty.
+            hidden: Also return hidden states.
+
+        Returns:
+            One reading per sequence, in input order. The same call gives the same bits, whatever was read before.
+
+        Raises:
+            InputError: On an empty sequence or an id outside the vocabulary.
+        """
+        if os.getpid() != self._process:  # its threads did not come along, and a call would wait for them for ever
+            raise InputError("this model was opened before a fork; open it in the process that uses it")
+        given = [self._checked(i, ids) for i, ids in enumerate(sequences)]
+        distinct = sorted(set(given))
+        if self._session is None:
+            raise InputError("this model was closed; open it again")
+        call = _Call(self, distinct, hidden)
+        self._worker.submit(call.run).result()
+        place = {ids: i for i, ids in enumerate(distinct)}
+        readings: list[FastReading] = []
+        seen: set[Ids] = set()
+        for ids in given:
+            reading = call.readings[place[ids]]
+            if ids in seen:
+                reading = FastReading(reading.label_logits, reading.log_mass, reading.entropy, 0, len(ids), reading.hidden)
+            seen.add(ids)
+            readings.append(reading)
+        return readings
+
+    def check(self, vocab_size: int, label_ids: Sequence[int]) -> None:
+        """Refuse a manifest that does not describe this graph: its scores would mean something else.
+
+        Raises:
+            BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
+        """
+        if vocab_size != self.vocab_size or self._labels not in (None, list(label_ids)):
+            raise BundleError(
+                f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
+                f"{self._labels or 'labels'} of {self.vocab_size}; export the bundle again"
+            )
+
+    def close(self) -> None:
+        """Finish what was asked, then forget the kept prefixes and release the model."""
+        self._worker.shutdown()
+        self._cache.clear()
+        self._session = None
+
+    def _checked(self, number: int, ids: Sequence[int]) -> Ids:
+        if not len(ids):
+            raise InputError(f"sequence {number} is empty, expected at least one token id")
+        out = tuple(int(i) for i in ids)
+        if min(out) < 0 or max(out) >= self.vocab_size:
+            bad = next(i for i in out if not 0 <= i < self.vocab_size)
+            raise InputError(f"sequence {number} holds the id {bad}, outside the vocabulary of {self.vocab_size}")
+        return out
+
+    def _value(self, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+    def _run(self, outputs: list[str], row: Row, past: State, wanted: list[int], carry: NDArray[np.float32], head_rows: range) -> list[Any]:
+        """Run the graph once; see export/graph/fast_graph.py for what goes in and out."""
+        feeds = {
+            "input_ids": self._value(np.array(row.ids, dtype=np.int64)),
+            "position_ids": self._value(np.array([row.positions], dtype=np.int64)),
+            "bias": self._value(row.bias()),
+            "wanted": self._value(np.array(wanted, dtype=np.int64)),
+            "carry": self._value(carry),
+            "head_rows": self._value(np.array(head_rows, dtype=np.int64)),
+        }
+        feeds |= dict(zip(self._past_names, past.values, strict=True))
+        return list(self._session.run_with_ort_values(outputs, feeds))
+
+    def _state(self, prefix: Prefix) -> tuple[State, int]:
+        """Return the state of a prefix and how many of its tokens were found kept; computes and keeps the rest."""
+        state, found = State(0, self._empty), 0
+        done = Prefix()
+        for part in reversed(passes(prefix)):
+            hit = self._cache.get(part)
+            if hit is not None:
+                state, found, done = self._cut(*hit), len(part.ids), part
+                break
+        for part in passes(prefix)[len(done.cuts) :]:
+            # Nothing is read from a prefix: its last layer stops at the keys and values.
+            row = chunk_row(done, part)
+            values = self._run(self._present_names, row, state, [0], self._no_carry(), range(0))
+            state, done = State(len(part.ids), values), part
+        if found < len(prefix.ids):
+            self._cache.put(prefix, state, sum(value.tensor_size_in_bytes() for value in state.values))
+        return state, found
+
+    def _cut(self, state: State, tokens: int) -> State:
+        if tokens == state.tokens:
+            return state
+        pairs = zip(state.values, self._token_axes, strict=True)
+        return State(tokens, [self._value(value.numpy().take(range(tokens), axis)) for value, axis in pairs])
+
+    def _no_carry(self) -> NDArray[np.float32]:
+        return np.zeros((0, self.hidden_size), dtype=np.float32)
+
+
+class _Call:
+    """One call of :meth:`FastModel.read`: runs the planned rows and asks the head in as few runs as possible."""
+
+    def __init__(self, model: FastModel, sequences: list[Ids], hidden: bool) -> None:
+        self._model = model
+        self._sequences = sequences
+        self._hidden = hidden
+        self._waiting: list[tuple[int, int]] = []
+        self._carry = model._no_carry()
+        self.readings: dict[int, FastReading] = {}
+
+    def run(self) -> None:
+        """Read everything; afterwards ``readings`` has an entry per sequence number."""
+        rows = list(plan_rows(self._sequences, self._model._widths))
+        state, prefix = State(0, self._model._empty), Prefix()
+        for i, row in enumerate(rows):
+            computed = 0
+            if row.prefix != prefix:
+                state, found = self._model._state(row.prefix) if row.prefix.ids else (State(0, self._model._empty), 0)
+                prefix, computed = row.prefix, len(row.prefix.ids) - found
+            for branch in row.branches:
+                read = computed + len(branch.path) - branch.shared
+                self._waiting.append((branch.sequence, read))
+                computed = 0
+            following = len(rows[i + 1].branches) if i + 1 < len(rows) else self._model._readings_per_head
+            self._run_row(row, state, flush=len(self._waiting) + following > self._model._readings_per_head)
+
+    def _run_row(self, row: Row, state: State, flush: bool) -> None:
+        wanted = [int(branch.path[-1]) for branch in row.branches]
+        if not flush:
+            (new,) = self._model._run(["hidden"], row, state, wanted, self._model._no_carry(), range(0))
+            self._carry = np.concatenate([self._carry, new.numpy()])
+            return
+        # The graph puts this row's hidden states before the carried ones; the head reads them in waiting order.
+        count, carried = len(wanted), len(self._carry)
+        outputs = ["label_logits", "log_mass", "entropy", "hidden"]
+        head_rows = range(count + carried)
+        values = [v.numpy() for v in self._model._run(outputs, row, state, wanted, self._carry, head_rows)]
+        order = [*range(count, count + carried), *range(count)]
+        hidden = np.concatenate([values[3], self._carry])
+        for (sequence, read), at in zip(self._waiting, order, strict=True):
+            self.readings[sequence] = FastReading(
+                label_logits=tuple(float(x) for x in values[0][at]),
+                log_mass=float(values[1][at]),
+                entropy=float(values[2][at]),
+                tokens_read=read,
+                tokens_shared=len(self._sequences[sequence]) - read,
+                hidden=hidden[at].copy() if self._hidden else None,
+            )
+        self._waiting, self._carry = [], self._model._no_carry()
+
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+
+
+def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession
+    """Open the graph for CPU, quietly, with the compiled operators where they are; its threads stop spinning when a run ends."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # The exporter wrote the operators it wants; fusing again would only cost start-up time.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        kernels.register(options)
+    except Exception as error:
+        raise BundleError(f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again") from error
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own, which share no public root
+        raise BundleError(f"{path} cannot be loaded as an ONNX model: {error}") from error

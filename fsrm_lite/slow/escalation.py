@@ -1,0 +1,162 @@
+"""The slow path as the scorer sees it: a judge that is loaded at the first escalation, or done without.
+
+Where there is no judge (llama-cpp-python missing, a bundle without a slow file) and slow thinking was optional, the
+fast result stands, with one warning. An item that is too long for the judge's context stays fast in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.checks import expect_one_of
+from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeError, JudgeUnavailableError
+from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
+
+if TYPE_CHECKING:
+    from fsrm_lite.slow.judge import Judge, JudgeOptions, PairJudgement, PointJudgement
+
+_Item = TypeVar("_Item")
+_Judgement = TypeVar("_Judgement")
+_Result = TypeVar("_Result", Score, Comparison)
+
+logger = logging.getLogger(__name__)
+
+
+class SlowPath:
+    """Owns the judge of one model: loads it when first asked, falls back where the policy allows it."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: PromptEncoder,
+        *,
+        threads: int | None,
+        process: Literal["inline", "subprocess"],
+        on_crash: Literal["raise", "fast"],
+    ) -> None:
+        """Keep the settings; nothing is loaded, and llama_cpp is not imported.
+
+        Raises:
+            InputError: If ``process`` or ``on_crash`` is unknown.
+        """
+        expect_one_of(("inline", "subprocess"), "judge_process", process)
+        expect_one_of(("raise", "fast"), "on_judge_crash", on_crash)
+        self._bundle, self._encoder = bundle, encoder
+        self._threads, self._process, self._on_crash = threads, process, on_crash
+        self._judge: Judge | None = None
+        self._lock = threading.Lock()
+        self._warned = self._closed = False
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, loaded now if it was not yet; see :attr:`FastSlowRM.judge`."""
+        from fsrm_lite.slow.judge import Judge
+
+        with self._lock:
+            if self._closed:
+                raise JudgeError("this model is closed; open another one")
+            if self._judge is None:
+                logger.info("loading the judge")
+                self._judge = Judge(self._bundle.path("slow"), self._encoder, threads=self._threads, process=self._process)
+            return self._judge
+
+    def score(self, items: Mapping[int, tuple[Prompt, str]], options: JudgeOptions, policy: JudgePolicy) -> dict[int, PointJudgement]:
+        """Judge single responses, by number; those that keep their fast result are left out."""
+        judge = self._available(policy, "pointwise_slow") if items else None
+        return self._ask(lambda chosen: judge.score(chosen, options), items, policy) if judge is not None else {}
+
+    def compare(self, items: Mapping[int, tuple[Prompt, str, str]], options: JudgeOptions, policy: JudgePolicy) -> dict[int, PairJudgement]:
+        """Judge pairs, by number, in one batch; those that keep their fast result are left out."""
+        judge = self._available(policy, "pairwise_slow") if items else None
+        return self._ask(lambda chosen: judge.compare(chosen, options), items, policy) if judge is not None else {}
+
+    def close(self) -> None:
+        """Free the judge. Safe to repeat."""
+        with self._lock:
+            self._closed = True
+            if self._judge is not None:
+                self._judge.close()
+                self._judge = None
+
+    def _available(self, policy: JudgePolicy, template: str) -> Judge | None:
+        """The judge, or None with one warning where "auto" has to do without."""
+        able = self._bundle.has("slow") and template in self._bundle.manifest.templates
+        try:
+            if able:
+                return self.judge
+            why = f"the bundle {self._bundle.manifest.name!r} has no slow file or no {template!r} template; it can only score fast"
+            raise BundleError(why)
+        except JudgeUnavailableError as error:
+            if policy == "always":
+                raise
+            self._warn(error)
+        except BundleError as error:
+            # A damaged slow file is never passed over in silence; a bundle made without one may score fast.
+            if policy == "always" or able:
+                raise
+            self._warn(error)
+        return None
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"the gate asked for slow thinking, and the fast result is used instead: {error}", stacklevel=6)
+
+    def _ask(self, call: Callable[[list[_Item]], list[_Judgement]], items: Mapping[int, _Item], policy: JudgePolicy) -> dict[int, _Judgement]:
+        """Judge all items in one call; where one is too long for the context, halve until it stands alone."""
+        try:
+            return dict(zip(items, call(list(items.values())), strict=True))
+        except ContextOverflowError as error:
+            if len(items) == 1 and policy == "always":
+                raise ContextOverflowError(f"item {next(iter(items))}: {error}") from error
+            if len(items) == 1:
+                logger.warning("an item keeps its fast result, it is too long for the judge: %s", error)
+                return {}
+        except JudgeCrashed as error:
+            if self._on_crash == "raise":
+                raise
+            logger.warning("the judge crashed; %d items keep their fast result: %s", len(items), error)
+            return {}
+        numbers = list(items)
+        halves = (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :])
+        return {n: j for half in halves for n, j in self._ask(call, {n: items[n] for n in half}, policy).items()}
+
+
+def with_thought(fast: Score, judgement: PointJudgement) -> Score:
+    """A fast score after slow thinking: the judge's score, the fast confidences, the tokens of both."""
+    answer = {"score": judgement.score, "logit": judgement.logit, "verdict": judgement.verdict, "rationale": judgement.rationale}
+    return _joined(fast, judgement, answer if judgement.verdict else None)
+
+
+def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
+    """A fast comparison after slow thinking: the judge's winner and votes, the fast confidences, the tokens of both.
+
+    Votes that are even (as a rule because each order prefers what it was shown first) say nothing, and where the thoughts came
+    to their end their mean probability differs from a half by rounding alone. There the fast decision and its probability
+    stand, unless it is even too; what the judge said is in the votes.
+    """
+    even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
+    winner, p_first = (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
+    answer = {
+        "winner": winner,
+        "p_first": p_first,
+        "votes": judgement.votes,
+        "orders_agree": judgement.orders_agree,
+        "rationale": next((vote.rationale for vote in judgement.votes if vote.winner == winner), None),
+        "tokens_saved": judgement.tokens_saved,
+    }
+    return _joined(fast, judgement, answer if judgement.votes else None)
+
+
+def _joined(fast: _Result, judgement: PointJudgement | PairJudgement, answer: dict[str, Any] | None) -> _Result:
+    """Add the judge's tokens and answer; a deadline that left no answer leaves the fast one, with ``complete=False``."""
+    route, complete = (fast.route, False) if answer is None else (Route.SLOW, judgement.complete)
+    read, written = fast.tokens_read + judgement.tokens_read, judgement.tokens_generated
+    return replace(fast, route=route, complete=complete, tokens_read=read, tokens_generated=written, **(answer or {}))

@@ -1,0 +1,268 @@
+"""The judge: what to ask, how often, in which order, and what the answers mean.
+
+A pair is asked in both orders, K votes each, all in one batch. A vote is a chain of thought and a verdict; a thought
+that reaches its budget is closed and its verdict read from the logits, so that every vote counts. A verdict is read
+behind the thought only: a verdict form quoted inside it, or inside a response, is just text.
+
+Determinism: the same calls with the same files, settings, seed and thread count give the same results, in one process
+or another, inline or in a child process, from one caller thread or many. Not promised: the same votes when other pairs
+are in the same call, or another number of votes is asked. The random numbers of a vote do not depend on that, but
+llama.cpp's arithmetic may, in the last bits, with the number of rows in a batch (on K-quants most of all).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fsrm_lite import gate
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Verdict
+from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
+from fsrm_lite.slow.judgements import MAX_VOTES, Generation, JudgeOptions, PairJudgement, PointJudgement
+from fsrm_lite.slow.sampling import Sampling, vote_key
+from fsrm_lite.slow.scheduler import ANSWER_TOKENS, Form, Job, Result
+from fsrm_lite.slow.voting import Contest, Plan, choice_of, decided, majority, probabilities
+from fsrm_lite.slow.worker import InlineRunner, Request, Runner, SubprocessRunner
+from fsrm_lite.types import Prompt, Vote
+
+__all__ = ["MAX_VOTES", "Generation", "Judge", "JudgeOptions", "PairJudgement", "PointJudgement", "resolve_form"]
+
+
+class Judge:
+    """Slow thinking with one GGUF model. Any number of threads may call it; calls are answered one after another."""
+
+    def __init__(
+        self,
+        gguf_path: str | Path,
+        encoder: PromptEncoder,
+        *,
+        threads: int | None = None,
+        process: Literal["inline", "subprocess"] = "inline",
+    ) -> None:
+        """Load the model.
+
+        Args:
+            gguf_path: The slow file of a bundle.
+            encoder: The tokenizer and templates of the same bundle.
+            threads: Compute threads; None for one per core this process may use (one in all for a small model).
+            process: "inline" runs llama.cpp in this process, on a thread of its own; "subprocess" in a child, so that whatever
+                kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child. A child that is still
+                silent 20 seconds after the deadline of a call (stopped, frozen) is killed.
+
+        Raises:
+            BundleError: If the model is damaged, of an unusable kind, or has another vocabulary than the manifest.
+            JudgeUnavailableError: If llama-cpp-python cannot be used here.
+        """
+        if process not in ("inline", "subprocess"):
+            raise InputError(f"process is {process!r}, expected 'inline' or 'subprocess'")
+        self._encoder = encoder
+        self._manifest = encoder.manifest
+        runner = InlineRunner if process == "inline" else SubprocessRunner
+        self._runner: Runner = runner(Path(gguf_path), encoder.decode, threads=threads)
+        self._forms: dict[str, Form] = {}
+        if self._runner.vocab_size != self._manifest.vocab_size:
+            self._runner.close()
+            raise BundleError(
+                f"{gguf_path} has a vocabulary of {self._runner.vocab_size} tokens, fsrm.json says {self._manifest.vocab_size}; export again"
+            )
+
+    def compare(self, pairs: Sequence[tuple[Prompt, str, str]], options: JudgeOptions | None = None) -> list[PairJudgement]:
+        """Judge pairs of responses, all pairs, orders and votes in one batch.
+
+        Args:
+            pairs: (prompt, first response, second response) each.
+            options: How to judge.
+
+        Returns:
+            One judgement per pair, in order.
+
+        Raises:
+            ContextOverflowError: If a pair leaves no room to think in the context; nothing has been decoded then.
+            InputError: If a text or an option is unusable.
+            JudgeCrashed: If the judge's process died.
+        """
+        options = options or JudgeOptions()
+        orders = (False, True) if options.both_orders else (False,)
+        form = self._form("pairwise_slow")
+        jobs: list[Job] = []
+        contests: list[Contest] = []
+        for prompt, first, second in pairs:
+            asked = [tuple(self._encoder.pairwise_slow(prompt, *((second, first) if swapped else (first, second)))) for swapped in orders]
+            start, swaps = len(jobs), []
+            for vote in range(self._votes(options)):
+                for swapped, ids in zip(orders, asked, strict=True):
+                    jobs.append(self._job(ids, vote, form, options))
+                    swaps.append(swapped)
+            contests.append(Contest(tuple(range(start, len(jobs))), tuple(swaps), options.adaptive, options.error_rate))
+        results, complete = self._run(Plan(tuple(jobs), tuple(contests)), options)
+        return [self._pair([results[n] for n in c.numbers], c, complete) for c in contests]
+
+    def score(self, items: Sequence[tuple[Prompt, str]], options: JudgeOptions | None = None) -> list[PointJudgement]:
+        """Judge single responses: the distribution over the verdict's choices after a thought.
+
+        Args:
+            items: (prompt, response) each.
+            options: How to judge; ``both_orders``, ``adaptive`` and ``error_rate`` do not apply.
+
+        Returns:
+            One judgement per item, in order.
+
+        Raises:
+            ContextOverflowError: If an item leaves no room to think in the context; nothing has been decoded then.
+            InputError: If a text or an option is unusable.
+            JudgeCrashed: If the judge's process died.
+        """
+        options = options or JudgeOptions()
+        form, votes = self._form("pointwise_slow"), self._votes(options)
+        jobs = []
+        for prompt, response in items:
+            ids = tuple(self._encoder.pointwise_slow(prompt, response))
+            jobs += [self._job(ids, vote, form, options) for vote in range(votes)]
+        results, _ = self._run(Plan(tuple(jobs)), options)
+        return [self._point(results[i : i + votes]) for i in range(0, len(results), votes)]
+
+    def generate(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        *,
+        n: int = 1,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[Generation]]:
+        """Let the model write ``n`` texts behind each prompt, to a stop token or ``max_tokens``.
+
+        Args:
+            prompt_ids: Prompts as token ids, none empty.
+            n: Texts per prompt, 1 to 256.
+            max_tokens: At least 1; cut to what the context leaves.
+            temperature: 0 is greedy.
+            top_p: Nucleus, in (0, 1].
+            seed: Seed of the draws.
+
+        Returns:
+            Per prompt, in order, its texts.
+
+        Raises:
+            ContextOverflowError: If a prompt fills the context.
+            InputError: If an argument is out of range.
+            JudgeCrashed: If the judge's process died.
+        """
+        options = JudgeOptions(votes=n, thinking_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=0, seed=seed)
+        prompts = [tuple(ids) for ids in prompt_ids]
+        if any(not ids or min(ids) < 0 or max(ids) >= self._manifest.vocab_size for ids in prompts):
+            raise InputError(f"a prompt is empty or has an id outside the vocabulary of {self._manifest.vocab_size}")
+        jobs = tuple(self._job(ids, k, None, options) for ids in prompts for k in range(n))
+        results, _ = self._run(Plan(jobs), options)
+        texts = [Generation(self._encoder.decode(list(r.ids)), r.ids, len(r.ids)) for r in results if r is not None]
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    def close(self) -> None:
+        """Free the model, ending a call that runs in another thread. Safe to repeat."""
+        self._runner.close()
+
+    def _votes(self, options: JudgeOptions) -> int:
+        return options.votes if options.votes is not None else self._manifest.judge.votes
+
+    def _form(self, name: str) -> Form:
+        """Resolve a template's verdict to ids, once."""
+        if name not in self._forms:
+            template = self._manifest.templates.get(name)
+            if template is None or template.verdict is None:
+                raise BundleError(f"this bundle has no template {name!r} with a verdict, so its judge cannot do that")
+            self._forms[name] = resolve_form(template.verdict, self._encoder)
+        return self._forms[name]
+
+    def _job(self, prompt: tuple[int, ...], vote: int, form: Form | None, options: JudgeOptions) -> Job:
+        """Return the job of one vote, its budget cut to the room that the prompt leaves."""
+        limits = self._manifest.limits
+        around = len(prompt) + (len(form.forced) + ANSWER_TOKENS if form else 0)
+        room = limits.context - around
+        if room < 1:
+            raise ContextOverflowError(
+                f"the judge's prompt has {len(prompt)} tokens and needs {around - len(prompt)} more for a verdict; the context holds {limits.context}"
+            )
+        budget = min(options.thinking_tokens or limits.thinking_tokens, room)
+        return Job(prompt, vote_key(options.seed, prompt, vote), budget, form)
+
+    def _run(self, plan: Plan, options: JudgeOptions) -> tuple[list[Result | None], bool]:
+        defaults = self._manifest.judge
+        sampling = Sampling(
+            defaults.temperature if options.temperature is None else options.temperature,
+            defaults.top_p if options.top_p is None else options.top_p,
+            defaults.top_k if options.top_k is None else options.top_k,
+        )
+        return self._runner.run(Request(plan, sampling, self._manifest.stop_ids, options.deadline)) if plan.jobs else ([], True)
+
+    def _pair(self, results: list[Result | None], contest: Contest, complete: bool) -> PairJudgement:
+        cast = [(r, swapped) for r, swapped in zip(results, contest.swapped, strict=True) if r is not None and r.finished]
+        votes = tuple(self._vote(r, swapped) for r, swapped in cast)
+        orders = [[v for v in votes if v.swapped is swapped] for swapped in (False, True)]
+        written = [len(r.ids) for r in results if r is not None]
+        finished = sum(v.tokens_generated for v in votes)
+        whole = complete or len(votes) == len(results) or (contest.adaptive and _settled(votes, contest))
+        return PairJudgement(
+            winner=majority(votes) if votes else 0,
+            p_first=sum(v.p_first for v in votes) / len(votes) if votes else 0.5,
+            votes=votes,
+            orders_agree=majority(orders[0]) == majority(orders[1]) if all(orders) else None,
+            tokens_read=sum(r.tokens_read for r in results if r is not None),
+            tokens_generated=sum(written),
+            tokens_saved=max(0, round(finished / len(votes) * len(results)) - sum(written)) if votes and whole else 0,
+            complete=whole,
+        )
+
+    def _vote(self, result: Result, swapped: bool) -> Vote:
+        p_shown_first = probabilities(result.logits)[0]
+        return Vote(
+            swapped=swapped,
+            winner=choice_of(result) ^ swapped,
+            p_first=1.0 - p_shown_first if swapped else p_shown_first,
+            rationale=self._rationale(result),
+            tokens_generated=len(result.ids),
+            closed=result.choice is None,
+        )
+
+    def _rationale(self, result: Result) -> str:
+        return self._encoder.decode(list(result.ids[: result.thought])).strip()
+
+    def _point(self, results: list[Result | None]) -> PointJudgement:
+        verdict = self._manifest.templates["pointwise_slow"].verdict
+        assert verdict is not None  # checked when the manifest was read
+        cast = [r for r in results if r is not None and r.finished]
+        read, written = (sum(x) for x in zip(*((r.tokens_read, len(r.ids)) for r in results if r), strict=True)) if any(results) else (0, 0)
+        if not cast:
+            flat = (1.0 / len(verdict.choices),) * len(verdict.choices)
+            return PointJudgement(0.5, 0.0, "", "", flat, read, written, False)
+        each = [probabilities(r.logits) for r in cast]
+        means = tuple(sum(column) / len(cast) for column in zip(*each, strict=True))
+        logits = cast[0].logits if len(cast) == 1 else [math.log(p) if p > 0 else -math.inf for p in means]
+        signals = gate.signals(logits, verdict.values)
+        words = [choice_of(r) for r in cast]
+        chosen = max(range(len(means)), key=lambda i: (words.count(i), means[i], -i))
+        rationale = next(self._rationale(r) for r, word in zip(cast, words, strict=True) if word == chosen)
+        return PointJudgement(signals.score, signals.logit, verdict.choices[chosen], rationale, means, read, written, len(cast) == len(results))
+
+
+def resolve_form(verdict: Verdict, encoder: PromptEncoder) -> Form:
+    """Resolve a verdict form to ids.
+
+    The head is the part of the close that ends a thought by itself: its first special token, or all of it.
+    """
+    close = encoder.encode_template(verdict.close)
+    forced = encoder.encode_template(verdict.close + verdict.prefix)
+    special = set(encoder.manifest.special_tokens.values())
+    head = close[: next((i + 1 for i, token in enumerate(close) if token in special), len(close))]
+    if not head:
+        raise BundleError("a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict")
+    return Form(tuple(head), tuple(forced), encoder.decode(close[len(head) :]), verdict.prefix, verdict.choice_ids)
+
+
+def _settled(votes: Sequence[Vote], contest: Contest) -> bool:
+    """Return whether these votes decide the contest, although some were cut off."""
+    second = sum(v.winner for v in votes)
+    return decided(len(votes) - second, second, len(contest.numbers), contest.error_rate)

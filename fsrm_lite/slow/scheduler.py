@@ -1,0 +1,325 @@
+"""Many thoughts at once: one decode call per step, one row per live thought, whatever pair or order it belongs to.
+
+New work is admitted as thoughts finish; a prompt that another stream already holds, wholly or in front, is copied
+instead of read again. A thought that reaches its budget is closed and its verdict read from the logits. What to ask
+next, and what has become pointless, is decided by the :class:`Feed`; what the answers mean, by its owner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine, Interrupted
+from fsrm_lite.slow.rows import Rows
+from fsrm_lite.slow.sampling import Sampling
+
+ANSWER_TOKENS = 64
+"""Tokens a model may write behind its thought before the verdict is read for it."""
+
+_WORTH_COPYING = 16  # tokens; copying a stream costs about as much as computing this many
+
+Decode = Callable[[list[int]], str]
+"""Token ids to text, control tokens left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    r"""How a thought ends and where its verdict stands, resolved to ids.
+
+    Attributes:
+        head: Ids that end a thought when the model writes them, for example ``</think>``.
+        forced: Ids that lead from an unfinished thought to the verdict: the whole close and the prefix.
+        tail: Text between ``head`` and the verdict's prefix, for example ``"\n\n"``.
+        prefix: Text that stands before a choice; when empty, only the place right behind the close is one.
+        choices: Ids of the choices.
+    """
+
+    head: tuple[int, ...]
+    forced: tuple[int, ...]
+    tail: str
+    prefix: str
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One text to be written.
+
+    Attributes:
+        prompt: Ids to start from; not empty.
+        key: Key of its random numbers, 64 bits.
+        budget: Tokens it may write (its thought, where it has a form); at least 1.
+        form: Where its verdict stands, or None to write until a stop token.
+    """
+
+    prompt: tuple[int, ...]
+    key: int
+    budget: int
+    form: Form | None = None
+
+    @property
+    def room(self) -> int:
+        """Tokens of a stream that this job may come to fill."""
+        return len(self.prompt) + self.budget + (ANSWER_TOKENS + len(self.form.forced) if self.form else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job.
+
+    Attributes:
+        ids: Ids written by the model, stop token left out.
+        thought: How many of them belong to the thought.
+        choice: Index of the last verdict that the model wrote itself, or None.
+        logits: Logits of the choices at the verdict, empty where none was read.
+        tokens_read: Prompt and closing tokens computed for it.
+        finished: False when it was cut off by a deadline or dropped.
+    """
+
+    ids: tuple[int, ...]
+    thought: int
+    choice: int | None
+    logits: tuple[float, ...]
+    tokens_read: int
+    finished: bool
+
+
+_Texts = dict[int, tuple[int, NDArray[np.int32]]]
+"""Ids to be read without logits, by stream: where they start, and what they are."""
+
+
+class Feed(Protocol):
+    """Who gives out jobs and takes results."""
+
+    def next(self) -> tuple[int, Job] | None:
+        """Return a job to start now and its number, or None when nothing may start before a result comes in."""
+
+    def take(self, number: int, result: Result) -> Iterable[int]:
+        """Take a result; return numbers of running jobs that need not go on."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What the arrays do not hold of one running job."""
+
+    number: int
+    job: Job
+    tokens_read: int
+    limit: int  # tokens it may have written: its budget, and once the thought has ended, what the answer may come to
+    thought: int | None = None  # length of the thought, once it has ended
+    reading: bool = False  # closed: the next row gives the verdict
+    pending: bool = False  # the next token stands where a choice belongs
+    choice: int | None = None
+    logits: tuple[float, ...] = ()
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Runs jobs on an engine.
+
+    Attributes:
+        engine: The engine; this thread owns it.
+        decode: Ids to text.
+        sampling: How tokens are drawn.
+        stop_ids: Ids at which a text ends.
+        streams: How many jobs run at once, at most.
+        cells: Tokens per stream; no job may need more.
+    """
+
+    engine: Engine
+    decode: Decode
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    streams: int
+    cells: int
+    _slots: list[_Slot | None] = field(init=False)
+    _held: list[NDArray[np.int32]] = field(init=False)
+    _closing: _Texts = field(init=False, default_factory=dict)
+    _changed: bool = field(init=False, default=True)  # a stream is free, or has a text to read: the feed is asked again
+
+    def __post_init__(self) -> None:
+        """Reserve the streams and the per-row state."""
+        self.engine.prepare(self.streams, self.cells)
+        self._slots = [None] * self.streams
+        self._held = [np.zeros(0, np.int32)] * self.streams  # the prompt ids whose keys and values each stream holds
+
+    def run(self, feed: Feed, *, deadline: float | None = None) -> bool:
+        """Run until the feed has nothing left.
+
+        Args:
+            feed: Gives jobs, takes every result exactly once.
+            deadline: ``time.monotonic()`` value at which running jobs are cut off.
+
+        Returns:
+            False when the deadline cut something off; what was running has then been handed to the feed unfinished.
+        """
+        rows = Rows(self.streams, self.cells, self.engine.vocab_size)
+        rows.wake[list(self.stop_ids)] = True
+        try:
+            while True:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise Interrupted
+                if self._changed:
+                    live = self._admit(feed, rows)
+                    if not live:
+                        return True
+                logits = self.engine.decode(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
+                drawn = self.sampling.draw(logits, rows.noise(live))
+                for i in rows.write(live, drawn):
+                    self._attend(i, int(drawn[i]), logits[i], feed, rows)
+        except Interrupted:
+            for i, slot in enumerate(self._slots):
+                if slot is not None:
+                    self._finish(i, feed, rows, finished=False)
+            return False
+
+    def _admit(self, feed: Feed, rows: Rows) -> int:
+        """Fill free streams with new jobs, close the gaps, and return how many run."""
+        planned: _Texts = {}
+        started: dict[int, Job] = {}
+        for i, slot in enumerate(self._slots):
+            if slot is None:
+                asked = feed.next()
+                if asked is None:
+                    break
+                self._start(i, *asked, planned, rows)
+                started[i] = asked[1]
+        if started:
+            rows.seed(list(started), [job.key for job in started.values()], max(job.room - len(job.prompt) for job in started.values()) + 1)
+        self._read(self._closing | planned)
+        self._closing.clear()
+        self._changed = False
+        live = sum(slot is not None for slot in self._slots)
+        # llama.cpp computes a run of neighbouring streams together: the running ones must be 0, 1, 2, ...
+        gaps = [i for i in range(live) if self._slots[i] is None]
+        for gap, last in zip(gaps, (i for i in range(self.streams - 1, live - 1, -1) if self._slots[i] is not None), strict=True):
+            self.engine.copy(last, gap, int(rows.position[last]))
+            rows.move(last, gap)
+            self._slots[gap], self._slots[last] = self._slots[last], None
+            self._held[gap] = self._held[last]
+        return live
+
+    def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: Rows) -> None:
+        """Put a job on stream ``i``: copy what some stream holds of its prompt, and plan to read the rest."""
+        prompt = np.asarray(job.prompt, np.int32)
+        body = prompt[:-1]  # the last token is the first row of the decoding steps
+        shares = [_common(held, body) for held in self._held]
+        donor = max(range(self.streams), key=lambda s: (shares[s], s == i))
+        if donor in planned and shares[donor] - max((n for s, n in enumerate(shares) if s not in planned), default=0) >= _WORTH_COPYING:
+            self._read(planned)
+            planned.clear()
+        shares = [0 if s in planned else n for s, n in enumerate(shares)]
+        donor = max(range(self.streams), key=lambda s: (shares[s], s == i))
+        share = shares[donor]
+        if donor != i and share - shares[i] >= _WORTH_COPYING:
+            self.engine.copy(donor, i, share)
+        else:
+            share = shares[i]
+            self.engine.cut(i, share)
+        self._held[i] = body
+        if share < len(body):
+            planned[i] = (share, body[share:])
+        self._slots[i] = _Slot(number, job, len(prompt) - share, job.budget)
+        rows.start(i, int(prompt[-1]), len(body), job.budget)
+        if job.form:
+            rows.wake[job.form.head[-1]] = True
+
+    def _read(self, texts: _Texts) -> None:
+        """Run texts through the model, packed, without logits."""
+        if not texts:
+            return
+        tokens = np.concatenate([ids for _, ids in texts.values()])
+        streams = np.concatenate([np.full(len(ids), i, np.int32) for i, (_, ids) in texts.items()])
+        positions = np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for start, ids in texts.values()])
+        for at in range(0, len(tokens), BATCH_TOKENS):
+            part = slice(at, at + BATCH_TOKENS)
+            self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
+
+    def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Rows) -> None:
+        """Handle a row at which something happens: the end of a thought, a verdict, a stop, a spent budget."""
+        slot = self._slots[i]
+        if slot is None:  # dropped by a result handled before it in this step
+            return
+        form, stopped = slot.job.form, token in self.stop_ids
+        if slot.reading and form:
+            slot.logits = tuple(logits[list(form.choices)].tolist())
+            rows.unwrite(i)  # that row's draw was not wanted
+            self._finish(i, feed, rows)
+            return
+        if stopped:
+            rows.unwrite(i)
+        if form is None:
+            if stopped or rows.count(i) >= slot.limit:
+                self._finish(i, feed, rows)
+            return
+        if slot.thought is None:
+            self._end_of_thought(i, slot, form, rows)
+        elif slot.pending and token in form.choices:
+            slot.choice = form.choices.index(token)
+            slot.logits = tuple(logits[list(form.choices)].tolist())
+        if slot.thought is not None:
+            slot.pending = self._choice_is_next(rows.written(i)[slot.thought + len(form.head) :], form)
+        if stopped or rows.count(i) >= slot.limit:
+            if slot.choice is not None:
+                self._finish(i, feed, rows)
+            else:
+                self._close(i, slot, form, rows)
+
+    def _end_of_thought(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
+        """See whether the ids just written end the thought; if so, open the answer."""
+        written = rows.written(i)
+        if tuple(written[-len(form.head) :].tolist()) == form.head:
+            slot.thought = len(written) - len(form.head)
+            slot.limit = len(written) + ANSWER_TOKENS - len(form.head)
+            rows.watch(i, 0)
+
+    def _choice_is_next(self, answer: NDArray[np.int32], form: Form) -> bool:
+        """Return whether a verdict's choice belongs behind the ids written since the end of the thought."""
+        text = self.decode(answer.tolist())
+        return text.endswith(form.prefix) if form.prefix else text == form.tail
+
+    def _close(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
+        """Close a thought for the model, dropping whatever stands behind it, so that the next row gives the verdict."""
+        if slot.thought is None:
+            slot.thought = rows.count(i)
+        at = len(slot.job.prompt) + slot.thought
+        fed = min(at, int(rows.position[i]))  # the newest token of the thought may not have been through the model yet
+        ids = np.concatenate([rows.written(i)[fed - len(slot.job.prompt) : slot.thought], np.asarray(form.forced, np.int32)])
+        self.engine.cut(i, fed)
+        if len(ids) > 1:
+            self._closing[i] = (fed, ids[:-1])
+            self._changed = True
+        rows.token[i], rows.position[i] = ids[-1], fed + len(ids) - 1
+        rows.watch(i, 0)
+        slot.reading = True
+        slot.tokens_read += len(form.forced)
+
+    def _finish(self, i: int, feed: Feed, rows: Rows, *, finished: bool = True) -> None:
+        """Hand over a result, free the stream, and drop the jobs that have become pointless."""
+        slot = self._slots[i]
+        if slot is None:
+            return
+        self._slots[i] = None
+        self._changed = True
+        self._closing.pop(i, None)
+        ids = tuple(rows.written(i).tolist())
+        thought = len(ids) if slot.thought is None else slot.thought
+        dropped = feed.take(slot.number, Result(ids, thought, slot.choice, slot.logits, slot.tokens_read, finished))
+        self.engine.cut(i, len(self._held[i]))  # the prompt stays, for the next job that shares it
+        for number in dropped if finished else ():
+            for k, other in enumerate(self._slots):
+                if other is not None and other.number == number:
+                    self._finish(k, feed, rows, finished=False)
+
+
+def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """Return the length of the longest common prefix."""
+    n = min(len(a), len(b))
+    different = (a[:n] != b[:n]).nonzero()[0]
+    return int(different[0]) if len(different) else n

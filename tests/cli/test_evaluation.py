@@ -1,0 +1,283 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from helpers import DATA
+from helpers.calibration import StandIn, make_items
+
+from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template
+from fsrm_lite.cli import evaluation as commands
+from fsrm_lite.cli import main
+from fsrm_lite.cli.evaluation_text import gate_text
+from fsrm_lite.gate import GateSpec
+from fsrm_lite.measure.conformance import shipped_vectors
+
+
+def knows(prompt, response):
+    return 4.0 if "good" in response or response in ("It is 5.", "Blue", "Hi!", "Paris") else -4.0
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """Commands that open a model get this stand-in."""
+    rm = StandIn(knows)
+    rm.bundle = SimpleNamespace(manifest=SimpleNamespace(files={}))
+    monkeypatch.setattr(commands, "open_model", lambda options: rm)
+    return rm
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def refuse(options):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(commands, "open_model", refuse)
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(x.to_dict()) + "\n" for x in make_items(600)))
+    return path
+
+
+# calibrate
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--plots", "--record"])
+def test_calibrate_never_writes_over_its_input_or_into_no_folder(tmp_path, recorded, no_model, option):
+    before = recorded.read_text()
+    result = call("calibrate", recorded, "--risk", "0.15", option, recorded)
+    assert (result.exit_code, recorded.read_text()) == (2, before)
+    assert "is the input itself" in result.stderr
+    assert "there is no folder" in call("calibrate", recorded, "--risk", "0.15", option, tmp_path / "none" / "x.png").stderr
+
+
+def test_calibrate_writes_through_links_and_into_pipes(tmp_path, recorded, no_model):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        options = ("--risk", "0.15", "--resamples", "5")
+        assert call("calibrate", recorded, *options, "-o", tmp_path / "link.json", "--report", tmp_path / "pipe").exit_code == 0
+        assert json.loads(read.result())["goal"]["risk"] == 0.15
+    assert (tmp_path / "link.json").is_symlink()
+    assert GateSpec.from_dict(json.loads((tmp_path / "real.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--risk", "1e-320"], "risk is"),
+        (["--risk", "0.1", "--seed", "-1"], "seed is -1"),
+        (["--risk", "0.1", "--tuning-share", "nan"], "tuning share is nan"),
+    ],
+)
+def test_calibrate_refuses_settings_out_of_range(recorded, no_model, options, why):
+    result = call("calibrate", recorded, *options)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+@pytest.mark.parametrize("change", [{"slow_tokens": -5}, {"slow_tokens": "x"}, {"slow_correct": "false"}])
+def test_calibrate_names_a_recorded_item_that_is_damaged(recorded, no_model, change):
+    first, *rest = recorded.read_text().splitlines(keepends=True)
+    recorded.write_text(json.dumps(json.loads(first) | change) + "\n" + "".join(rest))
+    result = call("calibrate", recorded, "--risk", "0.1")
+    assert result.exit_code == 2
+    assert "not a recorded item" in result.stderr
+
+
+def test_calibrate_by_risk_writes_gate_report_and_plots(tmp_path, recorded, no_model):
+    gate, report, plots = (tmp_path / n for n in ("gate.json", "report.json", "plots.html"))
+    result = call("calibrate", recorded, "--risk", "0.15", "-o", gate, "--report", report, "--plots", plots, "--resamples", "10")
+    assert result.exit_code == 0
+    assert "the error rate is at most 0.15, with probability at least 0.9" in result.stdout
+    assert "feasibility" in result.stdout
+    spec = GateSpec.from_dict(json.loads(gate.read_text()))
+    assert json.loads(report.read_text())["gate"] == spec.to_dict()
+    assert "<img" in plots.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gate.json", "items.jsonl", "plots.html", "report.json"]
+
+
+def test_calibrate_that_proves_nothing_says_so(recorded, no_model):
+    result = call("calibrate", recorded, "--risk", "0.001", "--resamples", "5")
+    assert result.exit_code == 0
+    assert "always escalate" in result.stdout
+
+
+def test_calibrate_by_budget_by_loss_and_for_the_front(tmp_path, recorded, no_model):
+    budget = json.loads(call("calibrate", recorded, "--budget", "20", "--json", "--resamples", "5").stdout)
+    assert budget["at_gate"]["tokens"]["value"] < 26
+    within = json.loads(call("calibrate", recorded, "--within", "0.02", "--json", "--resamples", "5").stdout)
+    assert within["at_gate"]["loss_against_slow"]["value"] < 0.06
+    front = tmp_path / "front.json"
+    assert "tokens" in call("calibrate", recorded, "--pareto", "-o", front, "--resamples", "5").stdout
+    assert len(json.loads(front.read_text())["front"]) > 5
+
+
+def test_calibrate_runs_the_model_where_items_are_not_recorded(tmp_path, model):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(60)))
+    kept = tmp_path / "recorded.jsonl"
+    result = call("calibrate", rows, "--risk", "0.2", "--record", kept, "--resamples", "5")
+    assert result.exit_code == 0
+    assert {c[1] for c in model.calls if c[0] == "compare"} == {"never"}  # a risk target needs no judge
+    assert len(kept.read_text().splitlines()) == 60
+    model.calls.clear()
+    assert call("calibrate", rows, "--budget", "5", "--resamples", "5").exit_code == 0
+    assert {c[1] for c in model.calls if c[0] == "compare"} == {"always"}
+
+
+def test_calibrate_writes_the_gate_into_the_bundle(tmp_path, recorded, no_model):
+    labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
+    manifest = Manifest("m", labels, {"pointwise_fast": Template("{prompt} {response}")}, {}, (0,), Limits(64, 8), 16)
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
+    result = call("calibrate", recorded, "--risk", "0.15", "--model", folder, "--write", "-o", tmp_path / "gate.json", "--resamples", "5")
+    assert result.exit_code == 0
+    written = Manifest.from_dict(json.loads((folder / "fsrm.json").read_text()))
+    assert written.gate.to_dict() == json.loads((tmp_path / "gate.json").read_text())
+    assert written.labels == manifest.labels
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected exactly one goal"),
+        (("--risk", "0.1", "--budget", "5"), "expected exactly one goal"),
+        (("--risk", "2"), "above 0 and below 1"),
+        (("--pareto", "--write"), "--write needs one gate"),
+        (("--risk", "0.1", "--write"), "--write needs --model"),
+        (("--risk", "0.1", "--plots", "x.pdf", "--resamples", "2"), ".png or .html"),
+    ],
+)
+def test_calibrate_refuses_bad_usage(recorded, no_model, arguments, message):
+    result = call("calibrate", recorded, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_calibrate_refuses_bad_data(tmp_path, recorded, no_model):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(recorded.read_text().splitlines(keepends=True)[:20]))
+    result = call("calibrate", few, "--risk", "0.1")
+    assert (result.exit_code, result.stderr) == (2, "Error: 20 different labelled items, expected at least 50; label more\n")
+    result = call("calibrate", recorded, "--risk", "0.1", "--test", few)
+    assert result.exit_code == 2
+    assert "20 items are in both the calibration and the test set" in result.stderr
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "response": "r", "label": 1}\n')
+    assert "mixes single responses and pairs" in call("calibrate", mixed, "--risk", "0.1").stderr
+
+
+# eval
+
+
+def test_eval_prints_the_policies_side_by_side(model):
+    result = call("eval", DATA / "llmbar.json", "--resamples", "5")
+    assert result.exit_code == 0
+    for phrase in ("llmbar: 3 items", "always fast", "gated", "always slow", "longer wins", "coin", "both orders", "positional_agreement"):
+        assert phrase in result.stdout
+
+
+def test_eval_writes_rows_and_resumes(tmp_path, model):
+    output, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    arguments = ("eval", DATA / "rm_bench.json", "-o", output, "--report", report, "--judge", "never", "--resamples", "5")
+    assert call(*arguments).exit_code == 0
+    assert len(output.read_text().splitlines()) == 10
+    assert json.loads(report.read_text())["policies"]["always_fast"]["metrics"]["score"]["value"] == 1.0
+    again = call(*arguments)
+    assert again.exit_code == 2
+    assert "pass --resume" in again.stderr
+    output.write_text(output.read_text()[:-40])
+    model.calls.clear()
+    assert call(*arguments, "--resume").exit_code == 0
+    assert [c for c in model.calls if c[0] == "score"] == [("score", "never", 6)]
+
+
+def test_eval_names_what_it_cannot_read(tmp_path, model):
+    unknown = tmp_path / "x.jsonl"
+    unknown.write_text('{"text": "hello"}\n')
+    result = call("eval", unknown)
+    assert result.exit_code == 2
+    assert "no known format has the columns text" in result.stderr
+    assert "format 'alpaca' is unknown" in call("eval", DATA / "llmbar.json", "--format", "alpaca").stderr
+
+
+def test_eval_limit_and_json(model):
+    report = json.loads(call("eval", DATA / "pandalm.json", "--limit", "2", "--judge", "never", "--json", "--resamples", "5").stdout)
+    assert report["items"] == 2
+
+
+# gate
+
+
+def test_gate_check_agrees_with_the_vectors_it_prints(tmp_path):
+    path = tmp_path / "vectors.jsonl"
+    path.write_text(call("gate", "vectors").stdout)
+    result = call("gate", "check", path)
+    assert result.exit_code == 0
+    assert result.stdout == f"{len(shipped_vectors())} decisions checked, 0 differences\n"
+
+
+def test_gate_check_reports_a_build_that_differs(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    rows = [{"id": v["id"], "decision": v["expected"]} for v in shipped_vectors()[:20]]
+    rows[4]["decision"] = {**rows[4]["decision"], "escalate": not rows[4]["decision"]["escalate"]}
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result = call("gate", "check", path)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{rows[4]['id']}: escalate is ")
+    assert json.loads(call("gate", "check", path, "--json").stdout)["checked"] == 20
+
+
+def test_gate_check_takes_the_gate_from_a_file(tmp_path):
+    path, gate = tmp_path / "decisions.jsonl", tmp_path / "gate.json"
+    path.write_text(json.dumps({"label_values": [1, 0], "responses": [{"label_logits": [0.1, 0]}], "decision": {"escalate": True}}) + "\n")
+    gate.write_text(json.dumps({"intuition_threshold": 0.5}))
+    assert call("gate", "check", path, "--gate", gate).exit_code == 0
+    assert "pass one with --gate" in call("gate", "check", path).stderr
+    gate.write_text("{")
+    assert call("gate", "check", path, "--gate", gate).exit_code == 2
+
+
+def test_gate_check_takes_what_rows_lack_from_a_bundle(tmp_path):
+    labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
+    manifest = Manifest("m", labels, {"pointwise_fast": Template("{prompt} {response}")}, {}, (0,), Limits(64, 8), 16, GateSpec(0.5, 0.5))
+    (tmp_path / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
+    path = tmp_path / "decisions.jsonl"
+    row = {"responses": [{"label_logits": [9, 0], "log_mass": 9.1, "entropy": 2.7}], "decision": {"escalate": True}}
+    path.write_text(json.dumps(row) + "\n")
+    assert call("gate", "check", path, "--model", tmp_path).exit_code == 0
+    assert call("gate", "check", path, "--model", tmp_path, "--gate", path).exit_code == 2
+
+
+def test_commands_leave_no_partial_files(tmp_path, recorded, no_model):
+    target = tmp_path / "nowhere" / "gate.json"
+    result = call("calibrate", recorded, "--risk", "0.2", "-o", target, "--resamples", "2")
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        (GateSpec(0.5, 0.0), "escalate when intuition confidence < 0.5000, at temperature 1.000"),
+        (GateSpec(0.5, 0.25, "all"), "escalate when intuition confidence < 0.5000 and distribution confidence < 0.2500, at temperature 1.000"),
+        (GateSpec(0.5, 0.0, "all"), "never escalate"),
+        (GateSpec(0.0, 0.0), "never escalate"),
+        (GateSpec(always=True), "always escalate"),
+    ],
+)
+def test_a_gate_is_told_in_words(gate, text):
+    assert gate_text(gate.to_dict()) == text

@@ -1,0 +1,173 @@
+import math
+
+import numpy as np
+import pytest
+from helpers.bundle import plain_manifest
+
+from fsrm_lite.errors import ExportError
+from fsrm_lite.export.parity.chains import compare_chains, parted_at_tie
+from fsrm_lite.export.parity.measures import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, spearman, violations
+from fsrm_lite.export.parity.readings import Chain, ChainWriter, Ending, Family, Thought, TokenReading, families, read_logits
+
+GOOD = FirstTokenParity(204, 510, 1e-4, 1e-5, 1e-4, 1e-5, 1.0, 1.0, 1.0)
+GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)
+
+
+def readings(logits):
+    return [read_logits(np.array([a, b, 0.0], dtype=np.float32), [0, 1]) for a, b in logits]
+
+
+def test_read_logits_of_a_uniform_distribution():
+    reading = read_logits(np.zeros(8, dtype=np.float32), [1, 2])
+    assert reading == TokenReading((0.0, 0.0), pytest.approx(math.log(8)), pytest.approx(math.log(8)))
+
+
+def test_read_logits_survives_large_logits():
+    reading = read_logits(np.array([5e4, 0.0, -5e4], dtype=np.float32), [0, 2])
+    assert reading.log_mass == pytest.approx(5e4)
+    assert reading.entropy == pytest.approx(0.0, abs=1e-6)
+
+
+def test_compare_readings_of_equal_files_is_perfect():
+    same = readings([(1, 0), (0, 1), (0.5, 0.2)])
+    parity = compare_readings(same, same, [(0, 1), (1, 2)], plain_manifest())
+    assert (parity.max_delta_logit, parity.decisions_alike, parity.routes_alike, parity.rank_correlation) == (0.0, 1.0, 1.0, 1.0)
+
+
+def test_compare_readings_counts_flips():
+    want, have = readings([(2, 0), (1, 0), (0, 1)]), readings([(1, 0), (2, 0), (0, 1)])
+    parity = compare_readings(want, have, [(0, 1), (0, 2), (1, 2)], plain_manifest())
+    assert parity.decisions_alike == pytest.approx(2 / 3)
+    assert parity.max_delta_logit == 1.0
+    assert parity.mean_delta_logit == pytest.approx(2 / 6)
+    assert parity.rank_correlation == pytest.approx(0.5)
+    assert 0 < parity.max_delta_score < 0.2
+
+
+def test_compare_readings_forgives_float32_ties_only():
+    want = readings([(1.0, 0), (1.0005, 0), (1.1, 0)])
+    have = readings([(1.0001, 0), (1.0, 0), (0.9, 0)])
+    parity = compare_readings(want, have, [(0, 1), (0, 2)], plain_manifest())
+    assert parity.decisions_alike == 0.5
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [([1, 2, 3], [10, 20, 30], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([1, 1, 2], [1, 1, 2], 1.0), ([5, 5], [7, 7], 1.0)],
+)
+def test_spearman(x, y, expected):
+    assert spearman(x, y) == pytest.approx(expected)
+
+
+def test_spearman_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 20, 100), rng.integers(0, 20, 100)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_violations_name_the_figure_and_the_flag():
+    assert violations("int8", GOOD, GOOD_VERDICTS, Tolerance()) == []
+    bad = FirstTokenParity(204, 510, 0.5, 0.1, 0.3, 0.1, 0.9, 0.8, 0.9)
+    found = violations("int8", bad, VerdictParity(60, 0, 0.9, 0.5, 0.97, 0.2, 16), Tolerance())
+    assert found[0] == "fast: a score is off by 0.3, allowed 0.02; try --fast fp32"
+    assert [line.split(":")[0] for line in found] == ["fast", "fast", "fast", "slow", "slow"]
+    assert "90.00% of verdicts alike, expected 98.00%; try a wider --slow, up to f16" in found[3]
+
+
+def test_excess_is_the_worst_figure_over_its_allowance():
+    bad = FirstTokenParity(204, 510, 0.5, 0.1, 0.03, 0.1, 0.97, 0.995, 0.9)
+    assert excess("int8", bad, Tolerance()) == pytest.approx(3.0)
+    assert excess("fp32", bad, Tolerance()) == pytest.approx(500.0)
+    assert excess("int8", bad, Tolerance(delta_score=0.0)) == math.inf
+    assert excess("int8", GOOD, Tolerance(decisions=1.0, routes=1.0)) <= 1
+
+
+def test_violations_treat_nan_as_out_of_tolerance():
+    nan = float("nan")
+    broken = FirstTokenParity(1, 1, nan, nan, nan, nan, nan, nan, nan)
+    assert len(violations("fp32", broken, None, Tolerance())) == 3
+
+
+@pytest.mark.parametrize("values", [{"speed": 1}, {"decisions": 1.5}, {"delta_score": -1}, {"delta_logit": "x"}])
+def test_tolerance_refuses_nonsense(values):
+    with pytest.raises(ExportError, match="tolerance"):
+        Tolerance.from_mapping(values)
+
+
+def chain(ids, logits, ties=()):
+    return Chain(Thought(tuple(ids), tuple(frozenset(t) for t in ties)), tuple(logits))
+
+
+def write(rows, ending):
+    """The ids a chain writer asked for, and its chain, when a model answers with ``rows`` of logits."""
+    writer, asked = ChainWriter(ending), []
+    for row in rows:
+        step = writer.step(np.array(row, dtype=np.float32))
+        if isinstance(step, Chain):
+            return asked, step
+        asked.append(step)
+    raise AssertionError("the chain never ended")
+
+
+def test_chain_writer_stops_at_a_stop_id_and_reads_the_verdict_behind_the_tail():
+    rows = [[0, 9, 0, 0], [0, 9, 8.99, 0], [0, 0, 0, 9], [9, 9, 9, 9], [7, 5, 6, 0], [1, 2, 3, 4]]
+    asked, chain = write(rows, Ending(frozenset({3}), (3, 0), (2, 1), 10))
+    assert asked == [1, 1, 3, 0]
+    assert chain == Chain(Thought((1, 1), (frozenset({1}), frozenset({1, 2}), frozenset({3}))), (6.0, 5.0))
+
+
+def test_chain_writer_stops_at_its_budget_and_needs_no_tail():
+    asked, chain = write([[0, 9], [0, 9], [5, 6]], Ending(frozenset(), (), (0, 1), 2))
+    assert asked == [1, 1]
+    assert chain.thought.ids == (1, 1)
+    assert chain.choice_logits == (5.0, 6.0)
+
+
+def test_families_share_at_least_a_quarter_of_each_sequence_and_never_all():
+    sequences = [(1, 2, 3, 4, 5), (9,), (1, 2, 3, 4, 6), (1, 2, 3, 4), (1, 2, 3, 4, 5), (1, 7, 7, 7, 7), (9,), (1, 2, 3, 4, 5, 0)]
+    found = families(sequences)
+    assert sorted(i for family in found for i in family.members) == list(range(8))
+    assert Family(3, (3, 0, 4, 7, 2)) in found
+    assert all(family.shared < min(len(sequences[i]) for i in family.members) for family in found)
+    assert all(len({sequences[i][: family.shared] for i in family.members}) == 1 for family in found)
+
+
+def test_parted_at_tie_only_where_the_checkpoint_ties():
+    want = Thought((1, 2, 3), (frozenset({1}), frozenset({2, 9}), frozenset({3, 8})))
+    assert parted_at_tie(want, Thought((1, 9, 9)))
+    assert not parted_at_tie(want, Thought((7, 2, 3)))
+    assert not parted_at_tie(want, want)
+    assert parted_at_tie(want, Thought((1, 2)))  # ended where 3 and 8 tied: one of them stands for the end
+    assert not parted_at_tie(want, Thought(()))
+
+
+def test_compare_chains_sets_ties_aside_and_counts_them():
+    want = [chain([1], (2, 0), [{1, 5}]), chain([1], (2, 0), [{1}]), chain([1], (2, 0), [{1}])]
+    have = [chain([5], (0, 2)), chain([6], (0, 2)), chain([1], (2, 0))]
+    given = [chain([1], (2, 0)), chain([1], (1, 0)), chain([1], (0, 1))]
+    parity = compare_chains(want, have, given, 16)
+    assert (parity.chains, parity.parted_at_ties) == (3, 1)
+    assert parity.verdicts_alike == 0.5
+    assert parity.thoughts_alike == pytest.approx(1 / 3)
+    assert parity.given_thought_alike == pytest.approx(2 / 3)
+    assert parity.max_delta_p == pytest.approx(1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(1)))
+
+
+def test_at_best_is_never_worse_than_the_whole():
+    """Giving up on it is safe: whatever the rest holds, the whole set's figures are no better."""
+    rng = np.random.default_rng(3)
+    manifest = plain_manifest()
+    for _ in range(20):
+        logits = rng.normal(size=(12, 2))
+        want, have = readings(logits), readings(logits + rng.normal(scale=0.4, size=(12, 2)))
+        pairs = [(i, i + 1) for i in range(11)]
+        whole = compare_readings(want, have, pairs, manifest)
+        for count in (2, 5, 11):
+            part = compare_readings(want[:count], have[:count], [p for p in pairs if max(p) < count], manifest)
+            best = at_best(part, 12, 11)
+            assert best.max_delta_score <= whole.max_delta_score
+            assert best.decisions_alike >= whole.decisions_alike - 1e-12
+            assert best.routes_alike >= whole.routes_alike - 1e-12
+            assert excess("int8", best, Tolerance()) <= excess("int8", whole, Tolerance()) + 1e-9
+        assert at_best(whole, 12, 11) == whole

@@ -1,0 +1,312 @@
+"""The compiled operators compute what the graph's own functions say, refuse what does not fit, and can be done without."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from helpers.fast import LABELS, SHAPES, make_checkpoint, random_sequences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from fsrm_lite.errors import BundleError
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.graph import fused as graph_fused
+from fsrm_lite.export.graph.fast_graph import write_fast_graph
+from fsrm_lite.export.graph.linear import Value
+from fsrm_lite.export.graph.writer import FSRM, GraphWriter, WeightStore
+from fsrm_lite.runtimes.onnx import kernels
+from fsrm_lite.runtimes.onnx.session import FastModel
+
+BUILT = kernels.library() is not None
+needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
+
+TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
+
+
+def _session(path, compiled: bool):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if compiled:
+        assert kernels.register(options)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _both(tmp_path, build, **arrays):
+    """Run a graph of one function on ``arrays``, by its body and by the compiled operator; returns both lists of outputs."""
+    path = tmp_path / "one.onnx"
+    graph = GraphWriter(path, WeightStore())
+    for name, array in arrays.items():
+        graph.input(name, TYPES[array.dtype], [f"{name}{i}" for i in range(array.ndim)])
+    for i, (value, dtype, rank) in enumerate(build(graph)):
+        graph.output(f"out{i}", value, dtype, [f"out{i}_{axis}" for axis in range(rank)])
+    graph.save({})
+    feeds = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return [_session(path, compiled).run(None, feeds) for compiled in (False, True)]
+
+
+def _check(stock, compiled):
+    """Assert that both are alike; returns how many outputs that were."""
+    for expected, got in zip(stock, compiled, strict=True):
+        assert expected.shape == got.shape
+        assert expected.dtype == got.dtype
+        if expected.dtype == np.float32:
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+        else:  # float32 rounding may put a value that lies between two steps on either side
+            steps = np.abs(got.astype(int) - expected.astype(int))
+            assert steps.max(initial=0) <= 1
+            assert steps.mean() < 0.01
+    return len(stock)
+
+
+def _quantized(value: Value, rank: int, dtype=TensorProto.UINT8, scale_rank: int | None = None):
+    return [(value.name, dtype, rank), (value.scale, TensorProto.FLOAT, scale_rank or rank)]
+
+
+_sizes = st.tuples(
+    st.integers(1, 70), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 8, 10, 48]), st.integers(0, 300), st.integers(0, 2**32 - 1)
+)
+
+
+def test_operators_are_built_where_there_is_a_compiler():
+    if os.environ.get(kernels.SWITCH) == "0" or not (shutil.which("cc") and os.name == "posix"):
+        pytest.skip("switched off, or no C compiler")
+    assert BUILT, "the compilation failed; see: cc -std=c11 -Wall -fsyntax-only fsrm_lite/runtimes/onnx/kernels/*.c"
+
+
+@needs_library
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(sizes=_sizes)
+def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
+    tokens, kv_heads, group, dim, past, seed = sizes
+    compared = 0
+    folder = tmp_path_factory.mktemp("kernels")
+    rng = np.random.default_rng(seed)
+    heads, width, total = kv_heads * group, kv_heads * dim, past + tokens
+    arch = SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=dim, rms_eps=1e-6)
+
+    def normal(*shape, by=1.0):
+        return (rng.standard_normal(shape) * by).astype(np.float32)
+
+    scale = np.abs(normal(tokens, 1)) + np.float32(0.01)
+
+    def add_norm(graph):
+        total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5)
+        return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
+
+    compared += _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
+
+    def gate(graph):
+        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
+
+    compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
+
+    angles = normal(1, tokens, dim // 2, by=9.0)
+    tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
+    for weight in ("weight", None):
+        given = tables if weight else {name: tables[name] for name in ("cos", "sin")}
+
+        def queries(graph, weight=weight):
+            return _quantized(graph_fused.rotate_queries(graph, arch, "q", "cos", "sin", weight), 3)
+
+        def keys(graph, weight=weight):
+            return _quantized(graph_fused.rotate_keys(graph, arch, "k", "cos", "sin", weight), 3, TensorProto.INT8)
+
+        compared += _check(*_both(folder, queries, q=normal(tokens, heads * dim), **given))
+        compared += _check(*_both(folder, keys, k=normal(tokens, width), **given))
+
+    for scales in ({"scale": scale}, {}):
+
+        def values(graph, scales=scales):
+            v = Value("v", "scale") if scales else Value("v")
+            return _quantized(graph_fused.quantize_values(graph, arch, v), 3, TensorProto.INT8, 2)
+
+        compared += _check(*_both(folder, values, v=normal(tokens, width), **scales))
+
+    def softmax(graph):
+        return _quantized(graph_fused.softmax_quantize(graph, arch, Value("scores", "scale"), "bias", "value_scale"), 3)
+
+    seen = rng.random((tokens, total)) < 0.5
+    seen[np.arange(tokens), past + np.arange(tokens)] = True  # a token sees itself
+    bias = np.where(seen, np.float32(0.0), np.float32(-1e9))
+    rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
+    compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
+
+    def mixed(graph):
+        return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale")), 2)
+
+    compared += _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
+    assert compared == 21  # every output of every operator, those with two forms twice
+
+
+@needs_library
+@pytest.mark.parametrize("kind", SHAPES)
+def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
+    write_fast_graph(Checkpoint.open(make_checkpoint(tmp_path / "checkpoint", kind)), tmp_path / "fast.onnx", LABELS)
+    sequences = random_sequences(1, 7, longest=60)
+    readings = {}
+    for switch in ("0", "1"):
+        monkeypatch.setenv(kernels.SWITCH, switch)
+        readings[switch] = np.array([r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)])
+    # A value that falls on the other side of an int8 step moves a score of so small a model by a hundredth or so; int8 itself moves it by 0.25.
+    assert np.abs(readings["0"] - readings["1"]).max() < 0.1
+    assert np.abs(readings["0"]).max() > 0.1
+
+
+@needs_library
+def test_zero_rows_divide_nothing_by_zero(tmp_path):
+    def gate(graph):
+        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
+
+    zeros = np.zeros((3, 8), np.float32)
+    stock, compiled = _both(tmp_path, gate, gate=zeros, up=zeros, scale=np.ones((3, 1), np.float32))
+    _check(stock, compiled)
+    assert (compiled[0] == 128).all()
+
+
+@needs_library
+def test_one_thread_and_two_give_the_same_bits(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint", hidden_size=256, intermediate_size=640, layers=2)
+    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS)
+    sequences = random_sequences(3, 5, longest=300)
+    one, two = ([r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=n).read(sequences)] for n in (1, 2))
+    assert one == two
+
+
+HOSTILE = {
+    "GateQuantize": [((2, 8), (4, 8), (4, 1)), ((4, 8), (2, 8), (4, 1)), ((4, 8), (4, 8), (2, 1)), ((3, 0), (3, 0), (3, 1)), ((4,), (4,), (1,))],
+    "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
+    "RotateQueries": [
+        ((3, 9), (1, 3, 2), (1, 3, 2)),
+        ((3, 8), (1, 4, 2), (1, 3, 2)),
+        ((3, 8), (1, 3, 0), (1, 3, 0)),
+        ((3, 8), (1, 3, 2**20), (1, 3, 2)),
+    ],
+    "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2)), ((0, 8), (1, 0, 2), (1, 0, 2))],
+    "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
+    "SoftmaxQuantize": [((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)), ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)), ((2, 6, 5), (2, 6, 1), (), (5, 1))],
+    "QuantizeMixed": [((2, 5, 4), (2, 5, 1)), ((0, 6, 4), (0, 6, 1)), ((1, 6, 0), (1, 6, 1)), ((1, 6, 4, 1), (1, 6, 1, 1))],
+}
+OUTPUTS = {"AddNormQuantize": [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT]}
+HEADS = {name: {"kv_heads": 2} for name in ("RotateQueries", "RotateKeys", "QuantizeValues")}
+ATTRIBUTES = {"AddNormQuantize": {"epsilon": 1e-6}, "QuantizeMixed": {"group": 2}} | HEADS
+
+
+def _lone(path, operator, shapes, attributes, domain=FSRM):
+    """Write a model of one operator, with no function behind it; returns its inputs."""
+    second = TensorProto.INT8 if operator in ("RotateKeys", "QuantizeValues") else TensorProto.UINT8
+    types = OUTPUTS.get(operator, [second, TensorProto.FLOAT])
+    names = [f"in{i}" for i in range(len(shapes))]
+    node = helper.make_node(operator, names, [f"out{i}" for i in range(len(types))], domain=domain, **attributes)
+    inputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))]) for n, s in zip(names, shapes, strict=True)
+    ]
+    outputs = [helper.make_tensor_value_info(f"out{i}", kind, None) for i, kind in enumerate(types)]
+    graph = helper.make_graph([node], "lone", inputs, outputs)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(domain, 1)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString())
+    return {name: np.ones(shape, np.float32) for name, shape in zip(names, shapes, strict=True)}
+
+
+@needs_library
+@pytest.mark.parametrize(("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases])
+def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
+    feeds = _lone(tmp_path / "lone.onnx", operator, shapes, ATTRIBUTES.get(operator, {}))
+    with pytest.raises(Exception, match=rf"{operator}: the shapes of its inputs do not fit together"):
+        _session(tmp_path / "lone.onnx", True).run(None, feeds)
+
+
+@needs_library
+@pytest.mark.parametrize("attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}])
+def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
+    _lone(tmp_path / "lone.onnx", "QuantizeValues", ((3, 8), (3, 1)), attributes)
+    with pytest.raises(Exception, match=r"range|[Aa]ttribute"):
+        _session(tmp_path / "lone.onnx", True)
+
+
+@needs_library
+def test_memory_that_runs_out_is_an_error_and_not_the_end(tmp_path):
+    shapes = ((20000, 4096), (20000, 4096), (20000, 1))
+    _lone(tmp_path / "lone.onnx", "GateQuantize", shapes, {})
+    program = f"""
+import resource, numpy as np, onnxruntime
+from fsrm_lite.runtimes.onnx import kernels
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+kernels.register(options)
+session = onnxruntime.InferenceSession({str(tmp_path / "lone.onnx")!r}, options, providers=["CPUExecutionProvider"])
+feeds = {{f"in{{i}}": np.ones(shape, np.float32) for i, shape in enumerate({shapes})}}
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
+try:
+    session.run(None, feeds)
+except Exception as error:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
+@needs_library
+def test_functions_of_another_number_run_on_their_own_bodies(tmp_path):
+    later = "fsrm.2"
+    body = [helper.make_node("Add", ["gate", "up"], ["sum"]), helper.make_node("Identity", ["scale"], ["same"])]
+    function = helper.make_function(later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)])
+    feeds = _lone(tmp_path / "lone.onnx", "GateQuantize", ((2, 3), (2, 3), (2, 1)), {}, domain=later)
+    model = onnx.load(tmp_path / "lone.onnx")
+    model.functions.append(function)
+    for output in model.graph.output:
+        output.type.tensor_type.elem_type = TensorProto.FLOAT
+    (tmp_path / "lone.onnx").write_bytes(model.SerializeToString())
+    assert (_session(tmp_path / "lone.onnx", True).run(None, feeds)[0] == 2.0).all()
+
+
+def test_calls_of_one_function_must_agree_on_attributes(tmp_path):
+    graph = GraphWriter(tmp_path / "one.onnx", WeightStore())
+    inputs = ("residual", Value("update", "scale"), "weight")
+    graph_fused.add_norm_quantize(graph, *inputs, 1e-5)
+    with pytest.raises(ValueError, match=r"AddNormQuantize was called with .*1e-05.* before"):
+        graph_fused.add_norm_quantize(graph, *inputs, 1e-6)
+
+
+@needs_library
+def test_many_sessions_open_at_once(tmp_path):
+    write_fast_graph(Checkpoint.open(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "fast.onnx", LABELS)
+    with ThreadPoolExecutor(8) as pool:
+        models = list(pool.map(lambda _: FastModel(tmp_path / "fast.onnx", threads=1), range(16)))
+    assert len({model.read([[1, 2, 3]])[0].label_logits for model in models}) == 1
+
+
+@needs_library
+def test_switch_leaves_them_unused(monkeypatch):
+    assert kernels.library() is not None
+    monkeypatch.setenv(kernels.SWITCH, "0")
+    assert kernels.library() is None
+    assert not kernels.register(onnxruntime.SessionOptions())
+
+
+def test_library_that_cannot_be_loaded_names_the_switch(tmp_path, monkeypatch):
+    write_fast_graph(Checkpoint.open(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "fast.onnx", LABELS)
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(kernels, "library", lambda: broken)
+    with pytest.raises(BundleError, match=kernels.SWITCH):
+        FastModel(tmp_path / "fast.onnx", threads=1)
+
+
+@needs_library
+def test_loading_the_library_leaves_the_arithmetic_of_the_process_alone():
+    program = (
+        "import ctypes, numpy as np; from fsrm_lite import kernels; ctypes.CDLL(str(kernels.library()));"
+        "print((np.float32(1e-38) * np.float32(0.1) > 0).item())"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip() == "True"
