@@ -100,7 +100,9 @@ def sample(rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], samp
     candidates = []
     for problem, group in zip(problems, groups, strict=True):
         readable = [x if (problem.question, x.text) in scores else Proposal("", x.tokens_generated) for x in group]
-        candidates.append(Candidates(rm, problem, readable, [scores.get((problem.question, x.text), BLANK_SCORE) for x in readable]))
+        candidates.append(
+            Candidates(rm, problem, readable, [scores.get((problem.question, x.text), BLANK_SCORE) for x in readable])
+        )
     return candidates
 
 
@@ -127,7 +129,10 @@ def table(cells: Sequence[Cell]) -> str:
     lines = ["| N | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for n in sorted({c.n for c in cells}):
         rows = {c.strategy: c.row() for c in cells if c.n == n}
-        texts = [f"{100 * r['accuracy']:.1f} ± {50 * (r['high'] - r['low']):.1f} ({r['tokens']:.0f})" for r in (rows[name] for name in names)]
+        texts = [
+            f"{100 * r['accuracy']:.1f} ± {50 * (r['high'] - r['low']):.1f} ({r['tokens']:.0f})"
+            for r in (rows[name] for name in names)
+        ]
         lines.append(f"| {n} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -145,8 +150,15 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         x, y = [r["tokens"] for r in rows], [100 * r["accuracy"] for r in rows]
         (line,) = axes.plot(x, y, marker="o", markersize=4, linestyle="--" if name == "pass@N" else "-", label=name)
         if name != "pass@N":
-            axes.fill_between(x, [100 * r["low"] for r in rows], [100 * r["high"] for r in rows], color=line.get_color(), alpha=0.1)
-    axes.set(xscale="log", xlabel="tokens written per problem (candidates and judge)", ylabel="accuracy, %", title="Best of N")
+            axes.fill_between(
+                x, [100 * r["low"] for r in rows], [100 * r["high"] for r in rows], color=line.get_color(), alpha=0.1
+            )
+    axes.set(
+        xscale="log",
+        xlabel="tokens written per problem (candidates and judge)",
+        ylabel="accuracy, %",
+        title="Best of N",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -163,14 +175,18 @@ def load_problems(path: str | None, count: int, seed: int) -> list[Problem]:
     return [Problem(pair.problem.question, pair.problem.answer) for pair in held_out("test", count, seed)]
 
 
-def run(rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], sampling: Sampling, output: Path | None = None) -> list[Cell]:
+def run(
+    rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], sampling: Sampling, output: Path | None = None
+) -> list[Cell]:
     """Sample, let every strategy pick, print the table, and write table and plot into ``output``."""
     started = time.perf_counter()
     candidates = sample(rm, reasoner, problems, sampling)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < sampling.n] + [sampling.n]
     sampled = time.perf_counter() - started
     cells = measure(rm, candidates, sizes)
-    print(f"{len(problems)} problems, temperature {sampling.temperature}; accuracy in % ± half a 95 % interval (tokens written per problem)\n")
+    print(
+        f"{len(problems)} problems, temperature {sampling.temperature}; accuracy in % ± half a 95 % interval (tokens written per problem)\n"
+    )
     print(table(cells))
     print(f"\nsampled in {sampled:.0f} s, ranked in {time.perf_counter() - started - sampled:.0f} s")
     if output is not None:
@@ -185,7 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=None, help="bundle folder or org/name; default: the embedded model")
     parser.add_argument("--endpoint", default=None, help="sample from this OpenAI-compatible endpoint instead")
-    parser.add_argument("--questions", default=None, help='JSONL rows {"question", "answer"}; default: held-out problems')
+    parser.add_argument(
+        "--questions", default=None, help='JSONL rows {"question", "answer"}; default: held-out problems'
+    )
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--max-n", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)

@@ -32,7 +32,10 @@ def main() -> None:
 def candidates(rm: FastSlowRM, question: str, count: int, temperature: float, seed: int) -> list[str]:
     """Sample distinct answers from the model's solve ability."""
     prompt = rm.encoder.solve(question)
-    texts = [g.text.strip() for g in rm.judge.generate([prompt], n=2 * count, max_tokens=96, temperature=temperature, seed=seed)[0]]
+    texts = [
+        g.text.strip()
+        for g in rm.judge.generate([prompt], n=2 * count, max_tokens=96, temperature=temperature, seed=seed)[0]
+    ]
     return [text for text, _ in Counter(t for t in texts if t).most_common(count)]
 
 
@@ -42,7 +45,9 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
     print(f"\nQuestion: {question}\n")
     print("  fast score  confidence (intuition, distribution)  candidate")
     for i, (score, response) in enumerate(zip(selection.scores, responses, strict=True)):
-        print(f"  [{i}]  {score.score:5.3f}  {score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {response}")
+        print(
+            f"  [{i}]  {score.score:5.3f}  {score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {response}"
+        )
     if not selection.comparisons:
         print("\n  The gate did not fire: the fast scores decide alone.")
     for match in selection.comparisons:
@@ -53,9 +58,13 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
             order = f"[{b if vote.swapped else a}] shown first"
             print(f"    {order}, votes for [{winner}], p([{a}]) = {vote.p_first:.3f}, {vote.tokens_generated} tokens:")
             print("      " + vote.rationale.strip().replace("\n", " | "))
-        print(f"    verdict: [{(a, b)[match.winner]}]  (the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})")
+        print(
+            f"    verdict: [{(a, b)[match.winner]}]  (the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})"
+        )
     print(f"\n  Best: [{selection.index}] {responses[selection.index]}")
-    print(f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated in {len(selection.comparisons)} slow comparisons")
+    print(
+        f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated in {len(selection.comparisons)} slow comparisons"
+    )
 
 
 if __name__ == "__main__":

@@ -102,12 +102,16 @@ def at_equal_tokens(loop: Figures, samples: Sequence[Sequence[Proposal]], proble
     return consistent(f"self-consistency, k={k} ({loop.name}'s tokens)", samples, k, problems)
 
 
-def compare(rm: FastSlowRM, reasoner: Reasoner, critic: Critic, problems: Sequence[Problem], sampling: Sampling, turns: int) -> list[Figures]:
+def compare(
+    rm: FastSlowRM, reasoner: Reasoner, critic: Critic, problems: Sequence[Problem], sampling: Sampling, turns: int
+) -> list[Figures]:
     """Measure every method on the same problems; the first turn of every loop is the plain sample."""
     samples = reasoner.propose([Task(p.question) for p in problems], replace(sampling, n=MOST_SAMPLES))
 
     def loop(name: str, critic: Critic) -> Figures:
-        return looped(name, ReasoningLoop(reasoner, critic, max_turns=turns, sampling=sampling, extractor=final), problems)
+        return looped(
+            name, ReasoningLoop(reasoner, critic, max_turns=turns, sampling=sampling, extractor=final), problems
+        )
 
     judged = replace(sampling, max_tokens=64)
     own, fitted, gated = (
@@ -127,7 +131,10 @@ def table(methods: Sequence[Figures]) -> str:
     ]
     for m in methods:
         n = len(m.right)
-        all_, of_sure = wilson(sum(m.right), n), wilson(sum(r for r, s in zip(m.right, m.sure, strict=True) if s), sum(m.sure))
+        all_, of_sure = (
+            wilson(sum(m.right), n),
+            wilson(sum(r for r, s in zip(m.right, m.sure, strict=True) if s), sum(m.sure)),
+        )
         lines.append(
             f"| {m.name} | {100 * all_.value:.1f} [{100 * all_.low:.1f}, {100 * all_.high:.1f}] | {np.mean(m.written):.0f} | {np.mean(m.read):.0f} "
             f"| {np.mean(m.turns):.2f} | {100 * np.mean(m.sure):.1f} % | {100 * of_sure.value:.1f} |"
@@ -139,10 +146,14 @@ def differences(methods: Sequence[Figures]) -> str:
     """Accuracy of each DRR less that of each rival, problem by problem, with a 95 % bootstrap interval."""
     lines = []
     for m in (m for m in methods if m.name.startswith("DRR")):
-        for rival in (r for r in methods if not r.name.startswith("DRR") and ("tokens" not in r.name or m.name in r.name)):
+        for rival in (
+            r for r in methods if not r.name.startswith("DRR") and ("tokens" not in r.name or m.name in r.name)
+        ):
             gap = np.array(m.right, dtype=float) - np.array(rival.right, dtype=float)
             found = bootstrap(lambda rows, gap=gap: {"gap": float(gap[rows].mean())}, len(gap))["gap"]
-            lines.append(f"{m.name} - {rival.name}: {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+            lines.append(
+                f"{m.name} - {rival.name}: {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+            )
     return "\n".join(lines)
 
 
@@ -162,10 +173,14 @@ def run(
     print(f"distilled {done.written + done.kept} traces of {len(learn)} problems")
     with (output / "traces.jsonl").open(encoding="utf-8") as file:
         report = fit_critic(read_traces(file), rm, output / "critic")
-    print(f"critic on {report.questions} held-out problems: accuracy {report.accuracy:.3f}, AUROC {report.auroc:.3f}, ECE {report.ece:.3f};")
+    print(
+        f"critic on {report.questions} held-out problems: accuracy {report.accuracy:.3f}, AUROC {report.auroc:.3f}, ECE {report.ece:.3f};"
+    )
     print(f"the fast score alone: AUROC {report.fast_auroc:.3f}\n")
     methods = compare(rm, reasoner, HeadCritic(output / "critic", rm, threshold=THRESHOLD), test, sampling, turns)
-    print(f"{len(test)} test problems, temperature {sampling.temperature}, at most {turns} turns\n\n{table(methods)}\n\n{differences(methods)}")
+    print(
+        f"{len(test)} test problems, temperature {sampling.temperature}, at most {turns} turns\n\n{table(methods)}\n\n{differences(methods)}"
+    )
     (output / "reasoning_loop.md").write_text(f"{table(methods)}\n\n{differences(methods)}\n")
     (output / "reasoning_loop.json").write_text(json.dumps([asdict(m) for m in methods]) + "\n")
     return methods
@@ -188,13 +203,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, default=None, help="folder for traces, critic and tables; kept and continued if it exists")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=None,
+        help="folder for traces, critic and tables; kept and continued if it exists",
+    )
     options = parser.parse_args(arguments)
     rm = FastSlowRM.from_pretrained(options.model)
     sampling = Sampling(1, options.temperature, max_tokens=options.max_tokens, seed=options.seed)
     learn, test = load_problems("calibration", options.distil), load_problems("test", options.problems)
     with tempfile.TemporaryDirectory() as scratch:
-        run(rm, SolveReasoner(rm), learn, test, sampling, options.turns, options.output or Path(scratch), options.samples)
+        run(
+            rm,
+            SolveReasoner(rm),
+            learn,
+            test,
+            sampling,
+            options.turns,
+            options.output or Path(scratch),
+            options.samples,
+        )
     rm.close()
 
 

@@ -49,7 +49,9 @@ class Judge:
         return [Comparison(0 if win else 1, float(win), 0.0, 0.0, route=Route.SLOW) for win in wins]
 
 
-def simulate(n: int, runs: int, spread: float, noise: float, gate: Gate, seed: int = 0) -> dict[str, tuple[int, float, float]]:
+def simulate(
+    n: int, runs: int, spread: float, noise: float, gate: Gate, seed: int = 0
+) -> dict[str, tuple[int, float, float]]:
     """Return per strategy: tournaments whose best it found, and mean games and batches."""
     found = {name: [0, 0, 0] for name in STRATEGIES}
     for run in range(runs):
@@ -70,15 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--n", type=int, nargs="*", default=[2, 4, 8, 16, 32])
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--spread", type=float, default=3.0, help="standard deviation of the strengths, nats; the judge's accuracy follows")
+    parser.add_argument(
+        "--spread",
+        type=float,
+        default=3.0,
+        help="standard deviation of the strengths, nats; the judge's accuracy follows",
+    )
     parser.add_argument("--noise", type=float, default=3.0, help="standard deviation of the fast scores' error, nats")
     parser.add_argument("--threshold", type=float, default=0.9, help="of the gate's intuition confidence")
     options = parser.parse_args(arguments)
     z = np.abs(np.random.default_rng(0).normal(0, options.spread * math.sqrt(2), 100_000))
-    print(f"a judge that is right {np.mean(1 / (1 + np.exp(-z))):.1%} of the time; P(best found) in % ± half a 95 % interval (games, batches)\n")
+    print(
+        f"a judge that is right {np.mean(1 / (1 + np.exp(-z))):.1%} of the time; P(best found) in % ± half a 95 % interval (games, batches)\n"
+    )
     print("| N | " + " | ".join(STRATEGIES) + " |\n|---|" + "---|" * len(STRATEGIES))
     for n in options.n:
-        results = simulate(n, options.runs, options.spread, options.noise, Gate(GateSpec(intuition_threshold=options.threshold)))
+        results = simulate(
+            n, options.runs, options.spread, options.noise, Gate(GateSpec(intuition_threshold=options.threshold))
+        )
         texts = []
         for hits, games, rounds in results.values():
             p = wilson(hits, options.runs)

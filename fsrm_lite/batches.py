@@ -12,7 +12,9 @@ _Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
 
 
-def each_or_none(call: Callable[[list[_Item]], Sequence[_Result]], items: Sequence[_Item], errors: type[Exception]) -> list[_Result | None]:
+def each_or_none(
+    call: Callable[[list[_Item]], Sequence[_Result]], items: Sequence[_Item], errors: type[Exception]
+) -> list[_Result | None]:
     """Call a batch function; where it fails, halve the batch until the items that make it fail stand alone.
 
     Args:

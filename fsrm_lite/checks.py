@@ -83,7 +83,9 @@ def check_candidates(responses: Iterable[str]) -> list[str]:
 def _listed(given: Iterable[_Item], what: str, expected: str) -> list[_Item]:
     # A string is a collection of strings to Python, and a dict one of its keys; nobody means that.
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"the {what} are {'one string' if isinstance(given, str) else kind_of(given)}; expected a list of {expected}")
+        raise InputError(
+            f"the {what} are {'one string' if isinstance(given, str) else kind_of(given)}; expected a list of {expected}"
+        )
     return list(given)
 
 
@@ -98,7 +100,9 @@ def valid_unicode(text: str, what: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"the {what} has a lone surrogate at character {error.start}; expected valid Unicode text") from error
+        raise InputError(
+            f"the {what} has a lone surrogate at character {error.start}; expected valid Unicode text"
+        ) from error
     return text
 
 

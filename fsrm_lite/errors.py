@@ -76,7 +76,9 @@ def missing_extra(package: str, extra: str, cause: BaseException | None = None) 
         cause: The import error, whose text is quoted.
     """
     why = f" ({cause})" if cause is not None else ""
-    return MissingExtraError(f"{package} is needed here and could not be imported{why}; run: pip install 'fsrm-lite[{extra}]'")
+    return MissingExtraError(
+        f"{package} is needed here and could not be imported{why}; run: pip install 'fsrm-lite[{extra}]'"
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -50,7 +50,11 @@ class GateSpec:
         if self.combine not in COMBINE_RULES:
             raise GateSpecError(f"gate: combine is {self.combine!r}, expected one of {', '.join(COMBINE_RULES)}")
         temperature = self.temperature
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 < temperature < math.inf:
+        if (
+            isinstance(temperature, bool)
+            or not isinstance(temperature, int | float)
+            or not 0.0 < temperature < math.inf
+        ):
             raise GateSpecError(f"gate: temperature is {temperature!r}, expected a finite number above 0")
         if not isinstance(self.always, bool):
             raise GateSpecError(f"gate: always is {self.always!r}, expected true or false")
@@ -139,7 +143,9 @@ def signals(
     logits = np.asarray(label_logits, dtype=np.float64)
     values = np.asarray(label_values, dtype=np.float64)
     if logits.ndim != 1 or logits.shape != values.shape or logits.size < 2:
-        raise GateSpecError(f"gate: label logits {logits.shape} and values {values.shape} must be vectors of one length >= 2")
+        raise GateSpecError(
+            f"gate: label logits {logits.shape} and values {values.shape} must be vectors of one length >= 2"
+        )
     if np.isnan(logits).any():
         raise GateSpecError("gate: a label logit is NaN; the model's output is broken")
     if not np.isfinite(values).all() or values.max() == values.min():
@@ -147,7 +153,11 @@ def signals(
     unit = (values - values.min()) / (values.max() - values.min())
     # Clipped around the best label, so that infinities become certainty (or a tie) and never NaN.
     best = float(logits.max())
-    centred = np.clip(logits - best, -4 * LOGIT_LIMIT, 0.0) if math.isfinite(best) else np.where(logits == best, 0.0, -4 * LOGIT_LIMIT)
+    centred = (
+        np.clip(logits - best, -4 * LOGIT_LIMIT, 0.0)
+        if math.isfinite(best)
+        else np.where(logits == best, 0.0, -4 * LOGIT_LIMIT)
+    )
     logit = float(np.clip(_logsumexp(centred, unit) - _logsumexp(centred, 1.0 - unit), -LOGIT_LIMIT, LOGIT_LIMIT))
     label_lse = _logsumexp(centred, np.ones_like(unit))
     if entropy is None:
@@ -200,7 +210,9 @@ class Gate:
 
     def single(self, response: FastSignals) -> Decision:
         """Decide for one response."""
-        return self._decide(intuition_confidence(response.logit, self.spec.temperature), response.distribution_confidence)
+        return self._decide(
+            intuition_confidence(response.logit, self.spec.temperature), response.distribution_confidence
+        )
 
     def pair(self, first: FastSignals, second: FastSignals) -> Decision:
         """Decide for a pair: Bradley-Terry confidence, and the smaller distribution confidence of the two."""

@@ -69,7 +69,9 @@ def _result_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataFormatError(f"{path}, line {number}: {one_line(error)}; this is not a results file to go on with") from error
+        raise DataFormatError(
+            f"{path}, line {number}: {one_line(error)}; this is not a results file to go on with"
+        ) from error
     if not isinstance(data, dict):
         raise DataFormatError(f"{path}, line {number}: not an object; this is not a results file to go on with")
     return data
@@ -86,7 +88,9 @@ def open_output(path: Path, source: Path, *, resume: bool, overwrite: bool) -> t
     """
     try:
         if path.is_dir() or not path.parent.is_dir():
-            raise DataFormatError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+            raise DataFormatError(
+                f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
+            )
         if path.exists() and source.exists() and path.samefile(source):
             raise DataFormatError(f"{path} is the input itself; name another output")
         if path.exists() and path.stat().st_size and not overwrite:

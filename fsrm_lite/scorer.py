@@ -71,12 +71,28 @@ class FastSlowRM:
             InputError: If an option is out of range.
             BundleError: If a file of the bundle is missing, altered or unreadable.
         """
-        expect(isinstance(bundle, Bundle), "bundle", bundle, "an open Bundle; FastSlowRM.from_pretrained opens a folder or hub name")
+        expect(
+            isinstance(bundle, Bundle),
+            "bundle",
+            bundle,
+            "an open Bundle; FastSlowRM.from_pretrained opens a folder or hub name",
+        )
         expect_one_of(POLICIES, "judge", judge)
-        expect(gate is None or isinstance(gate, GateSpec), "gate", gate, "a GateSpec (GateSpec.from_dict makes one of JSON), or None")
+        expect(
+            gate is None or isinstance(gate, GateSpec),
+            "gate",
+            gate,
+            "a GateSpec (GateSpec.from_dict makes one of JSON), or None",
+        )
         expect(isinstance(truncate, bool), "truncate", truncate, "true or false")
         self._policy, self._truncate = judge, truncate
-        self._settings = {"votes": votes, "thinking_tokens": thinking_tokens, "temperature": temperature, "seed": seed, "deadline": deadline}
+        self._settings = {
+            "votes": votes,
+            "thinking_tokens": thinking_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "deadline": deadline,
+        }
         self._options({})  # out-of-range settings are refused now, not at the first escalation
         self.bundle = bundle
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
@@ -110,14 +126,18 @@ class FastSlowRM:
         Raises:
             BundleError: If there is no such bundle, or it is incomplete, altered, or of an unknown format version.
         """
-        bundle = Bundle.open(source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        bundle = Bundle.open(
+            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
         return cls(bundle, **options)
 
     def score(self, prompt: Prompt, response: str, **options: Any) -> Score:  # noqa: ANN401 - see score_many
         """Return the reward of one response; see :meth:`score_many` for the options."""
         return self.score_many([(prompt, response)], **options)[0]
 
-    def score_many(self, items: Iterable[tuple[Prompt, str]], *, judge: JudgePolicy | None = None, **options: Any) -> list[Score]:  # noqa: ANN401
+    def score_many(
+        self, items: Iterable[tuple[Prompt, str]], *, judge: JudgePolicy | None = None, **options: Any
+    ) -> list[Score]:  # noqa: ANN401
         """Return the rewards of responses, in input order.
 
         Args:
@@ -174,7 +194,9 @@ class FastSlowRM:
         pairs = [(*fitted[i], fitted[i + 1][1]) for i in range(0, len(fitted), 2)]
         return self._compare(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), policy, settings)
 
-    def rank(self, prompt: Prompt, responses: Sequence[str], top_k: int | None = None, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    def rank(
+        self, prompt: Prompt, responses: Sequence[str], top_k: int | None = None, **options: Any
+    ) -> list[dict[str, Any]]:  # noqa: ANN401
         """Rank responses by score, best first, in the form of ``CrossEncoder.rank``; :meth:`best_of_n` lets them meet in pairs.
 
         Args:
@@ -187,7 +209,12 @@ class FastSlowRM:
             ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``; equal scores keep
             the input order.
         """
-        expect(top_k is None or (is_whole(top_k) and top_k >= 1), "top_k", top_k, "a whole number of at least 1, or None for all")
+        expect(
+            top_k is None or (is_whole(top_k) and top_k >= 1),
+            "top_k",
+            top_k,
+            "a whole number of at least 1, or None for all",
+        )
         responses = check_candidates(responses)
         scores = self.score_many([(prompt, response) for response in responses], **options)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i].logit, i))[:top_k]
@@ -221,7 +248,9 @@ class FastSlowRM:
 
         policy, responses = self._policy_of(judge), check_candidates(responses)
         prompt_text(prompt)  # refused even where every response is empty and nothing is read
-        tournament = {name: options.pop(name) for name in list(options) if name in TournamentOptions.__dataclass_fields__}
+        tournament = {
+            name: options.pop(name) for name in list(options) if name in TournamentOptions.__dataclass_fields__
+        }
         settings = self._options(options)
         readable = [i for i, r in enumerate(responses) if not isinstance(r, str) or r.strip()]
         fitted = {i: self._fit(i, (prompt, responses[i])) for i in readable}
@@ -231,10 +260,13 @@ class FastSlowRM:
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
             texts = [(prompt, fitted[a][1], fitted[b][1]) for a, b in pairs]
             force: JudgePolicy = "never" if policy == "never" else "always"
-            played = self._compare(texts, [(scores[a], scores[b]) for a, b in pairs], force, settings, optional=policy == "auto")
+            played = self._compare(
+                texts, [(scores[a], scores[b]) for a, b in pairs], force, settings, optional=policy == "auto"
+            )
             # The candidates were read once, for their scores; a match costs only what the judge reads.
             return [
-                replace(c, tokens_read=c.tokens_read - scores[a].tokens_read - scores[b].tokens_read) for c, (a, b) in zip(played, pairs, strict=True)
+                replace(c, tokens_read=c.tokens_read - scores[a].tokens_read - scores[b].tokens_read)
+                for c, (a, b) in zip(played, pairs, strict=True)
             ]
 
         gate = Gate(replace(self.gate.spec, always=True)) if policy == "always" else self.gate
@@ -271,12 +303,16 @@ class FastSlowRM:
         self.fast.close()
 
     def __getstate__(self) -> NoReturn:
-        raise InputError("a loaded model cannot be copied or pickled; let each process open its own with from_pretrained")
+        raise InputError(
+            "a loaded model cannot be copied or pickled; let each process open its own with from_pretrained"
+        )
 
     def __enter__(self) -> FastSlowRM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _policy_of(self, judge: JudgePolicy | None) -> JudgePolicy:
@@ -299,15 +335,30 @@ class FastSlowRM:
             raise type(error)(f"item {number}: {error}") from error
 
     def _read(self, items: list[tuple[Prompt, str]]) -> list[Score]:
-        readings = self.fast.read([self.encoder.pointwise_fast(prompt, response) for prompt, response in items]) if items else []
+        readings = (
+            self.fast.read([self.encoder.pointwise_fast(prompt, response) for prompt, response in items])
+            if items
+            else []
+        )
         return [self._score(reading) for reading in readings]
 
     def _score(self, reading: FastReading) -> Score:
         s = signals(
-            reading.label_logits, self._values, log_mass=reading.log_mass, entropy=reading.entropy, vocab_size=self.bundle.manifest.vocab_size
+            reading.label_logits,
+            self._values,
+            log_mass=reading.log_mass,
+            entropy=reading.entropy,
+            vocab_size=self.bundle.manifest.vocab_size,
         )
         decision = self.gate.single(s)
-        return Score(s.score, s.logit, decision.intuition_confidence, decision.distribution_confidence, s.label_mass, tokens_read=reading.tokens_read)
+        return Score(
+            s.score,
+            s.logit,
+            decision.intuition_confidence,
+            decision.distribution_confidence,
+            s.label_mass,
+            tokens_read=reading.tokens_read,
+        )
 
     def _compare(
         self,
@@ -321,11 +372,17 @@ class FastSlowRM:
         """Compare pairs whose fast scores are known; ``optional`` falls back to them where there is no judge."""
         decisions = [self.gate.pair(_signals(a), _signals(b)) for a, b in scores]
         same = [first == second for _, first, second in pairs]
-        asked = [i for i, d in enumerate(decisions) if not same[i] and (policy == "always" or (policy == "auto" and d.escalate))]
+        asked = [
+            i
+            for i, d in enumerate(decisions)
+            if not same[i] and (policy == "always" or (policy == "auto" and d.escalate))
+        ]
         results = [self._fast_comparison(both, decision) for both, decision in zip(scores, decisions, strict=True)]
         for i in asked:
             results[i] = replace(results[i], escalated=True, reasons=_reasons(decisions[i]))
-        for i, judgement in self._slow.compare({i: pairs[i] for i in asked}, settings, "auto" if optional else policy).items():
+        for i, judgement in self._slow.compare(
+            {i: pairs[i] for i in asked}, settings, "auto" if optional else policy
+        ).items():
             results[i] = with_votes(results[i], judgement)
         return results
 

@@ -120,7 +120,11 @@ class BatchMaker:
         """Draw examples in the order of ``MIX`` until one no longer fits."""
         rng = random.Random(f"train-{self._seed}-{index}")
         shape = (self._rows, ROW_TOKENS)
-        batch = Batch(*(np.zeros(shape, t) for t in (np.int64, np.int64, np.int64, np.float32)), np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
+        batch = Batch(
+            *(np.zeros(shape, t) for t in (np.int64, np.int64, np.int64, np.float32)),
+            np.zeros((0, 2), np.int64),
+            np.zeros(0, np.int64),
+        )
         used = [0] * self._rows
         labelled: list[tuple[int, int]] = []
         for kind in cycle(MIX):
@@ -148,7 +152,12 @@ class BatchMaker:
         return places
 
     def _examples(self, kind: str, rng: random.Random) -> list[_Row]:
-        make = {"fast": self._fast_pair, "solve": self._solve, "slow_pair": self._slow_pair, "slow_point": self._slow_point}[kind]
+        make = {
+            "fast": self._fast_pair,
+            "solve": self._solve,
+            "slow_pair": self._slow_pair,
+            "slow_point": self._slow_point,
+        }[kind]
         while True:
             examples = make(rng)
             if max(len(ids) for ids, _ in examples) <= ROW_TOKENS:
@@ -156,7 +165,9 @@ class BatchMaker:
 
     def _fast_pair(self, rng: random.Random) -> list[_Row]:
         problem = make_problem(rng, "train")
-        return [self._fast(problem, response) for response in (right_response(problem, rng), wrong_response(problem, rng))]
+        return [
+            self._fast(problem, response) for response in (right_response(problem, rng), wrong_response(problem, rng))
+        ]
 
     def _fast(self, problem: Problem, response: Response) -> _Row:
         ids = self._encoder.pointwise_fast(problem.question, response.text)
@@ -202,7 +213,9 @@ class BatchMaker:
         if verdict is None:
             raise ValueError(f"template {template} has no verdict form")
         closing = self._encoder.encode_template(verdict.close + verdict.prefix)
-        return self._written(prompt, [*self._encoder.encode_text(rationale), *closing, choice], self._encoder.encode_text(verdict.suffix))
+        return self._written(
+            prompt, [*self._encoder.encode_text(rationale), *closing, choice], self._encoder.encode_text(verdict.suffix)
+        )
 
     def _written(self, prompt: list[int], text: list[int], suffix: list[int]) -> _Row:
         """Rows of text the model is to write; where a suffix follows or the text is a verdict, its last token counts more."""

@@ -45,18 +45,28 @@ NAMES = {
 }
 
 
-def judge_all(rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], None] | None = None) -> list[LabelledItem]:
+def judge_all(
+    rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], None] | None = None
+) -> list[LabelledItem]:
     """Judge every pair, fast and slow; the chosen response stands first in every other pair."""
     items: list[LabelledItem] = []
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
         labels = [(start + i) % 2 for i in range(len(batch))]
         asked = [
-            (p.problem.question, p.rejected.text, p.chosen.text) if label else (p.problem.question, p.chosen.text, p.rejected.text)
+            (p.problem.question, p.rejected.text, p.chosen.text)
+            if label
+            else (p.problem.question, p.chosen.text, p.rejected.text)
             for p, label in zip(batch, labels, strict=True)
         ]
-        for pair, texts, label, comparison in zip(batch, asked, labels, rm.compare_many(asked, judge="always"), strict=True):
-            items.append(LabelledItem.from_comparison(content_key(texts[0], texts[1:]), comparison, label, subset=pair.problem.family))
+        for pair, texts, label, comparison in zip(
+            batch, asked, labels, rm.compare_many(asked, judge="always"), strict=True
+        ):
+            items.append(
+                LabelledItem.from_comparison(
+                    content_key(texts[0], texts[1:]), comparison, label, subset=pair.problem.family
+                )
+            )
         if progress is not None:
             progress(len(batch))
     return items
@@ -99,7 +109,11 @@ def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSp
     """Accuracy of the fast and the slow path per kind of error, form of the rejected response, and family."""
     up = escalations(gate, Sample.of(items))
     rows = []
-    for title, key in (("error", lambda p: p.rejected.error), ("form", lambda p: p.rejected.form), ("family", lambda p: p.problem.family)):
+    for title, key in (
+        ("error", lambda p: p.rejected.error),
+        ("form", lambda p: p.rejected.form),
+        ("family", lambda p: p.problem.family),
+    ):
         for name in sorted({key(p) for p in pairs}):
             chosen = [i for i, p in enumerate(pairs) if key(p) == name]
             rows.append(
@@ -117,7 +131,10 @@ def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSp
 
 def longer_wins(pairs: Sequence[Pair]) -> dict[str, float]:
     """Accuracy of preferring the longer response, ties counting half."""
-    gains = [float(len(p.chosen.text) > len(p.rejected.text)) + 0.5 * (len(p.chosen.text) == len(p.rejected.text)) for p in pairs]
+    gains = [
+        float(len(p.chosen.text) > len(p.rejected.text)) + 0.5 * (len(p.chosen.text) == len(p.rejected.text))
+        for p in pairs
+    ]
     return asdict(wilson(sum(gains), len(gains)))
 
 
@@ -151,12 +168,16 @@ def table(measured: dict[str, Any]) -> str:
     ]
     lines += ["| by | of the rejected response | pairs | fast | slow | escalated |", "|---|---|---:|---:|---:|---:|"]
     for row in measured["breakdown"]:
-        lines.append(f"| {row['by']} | {row['name']} | {row['pairs']} | {row['fast']:.1%} | {row['slow']:.1%} | {row['escalated']:.1%} |")
+        lines.append(
+            f"| {row['by']} | {row['name']} | {row['pairs']} | {row['fast']:.1%} | {row['slow']:.1%} | {row['escalated']:.1%} |"
+        )
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), default=None, help="A bundle folder.  [default: the embedded model]")
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=None, help="A bundle folder.  [default: the embedded model]"
+)
 @click.option("--pairs", default=TEST_PAIRS, show_default=True)
 @click.option("--threads", type=int, default=None)
 @click.option("--json", "as_json", is_flag=True)

@@ -130,7 +130,9 @@ class Arithmetic:
             if not 0 <= value <= LARGEST:
                 return None
             lines.append(f"{left} {step.op} {right} = {value}")
-            texts.append(f"{_text(step.left, texts, step.op)} {step.op} {_text(step.right, texts, step.op, right=True)}")
+            texts.append(
+                f"{_text(step.left, texts, step.op)} {step.op} {_text(step.right, texts, step.op, right=True)}"
+            )
             values.append(value)
         return Derivation(tuple(lines), f"{texts[-1]} = {values[-1]}", str(values[-1]))
 
@@ -165,7 +167,9 @@ class Ordering:
         last = len(people) - 1
         right = people[self.rank]
         if error == "slip":
-            return self._at(self.people, self.rank + (1 if self.rank == 0 else -1 if self.rank == last else rng.choice((-1, 1))))
+            return self._at(
+                self.people, self.rank + (1 if self.rank == 0 else -1 if self.rank == last else rng.choice((-1, 1)))
+            )
         if error == "swapped":
             people.reverse()
         elif error == "operand":

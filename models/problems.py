@@ -22,7 +22,11 @@ THINGS = ("apples", "pens", "books", "coins", "shells", "cards", "stamps", "bead
           "plums", "cups", "keys", "balls", "stones", "cakes", "kites", "dolls", "boxes", "hats")
 # fmt: on
 GROUPS = ("children", "friends", "teams", "shelves", "bags", "tables")
-ORDERS = (("taller", "shorter", "tallest", "shortest"), ("older", "younger", "oldest", "youngest"), ("faster", "slower", "fastest", "slowest"))
+ORDERS = (
+    ("taller", "shorter", "tallest", "shortest"),
+    ("older", "younger", "oldest", "youngest"),
+    ("faster", "slower", "fastest", "slowest"),
+)
 RANKS = ("first", "second", "third", "fourth", "fifth")
 
 SPLITS = {"train": range(90), "calibration": range(90, 95), "test": range(95, 100)}
@@ -72,7 +76,9 @@ def make_problem(rng: random.Random, split: str) -> Problem:
             return problem
 
 
-def _arithmetic(family: str, question: str, steps: list[Step], unit: str, names: tuple[str, ...] = (), shape: str = "") -> Problem | None:
+def _arithmetic(
+    family: str, question: str, steps: list[Step], unit: str, names: tuple[str, ...] = (), shape: str = ""
+) -> Problem | None:
     plan = Arithmetic(tuple(steps))
     if not plan.valid():
         return None
@@ -90,7 +96,11 @@ def _balance(rng: random.Random) -> Problem | None:
     for i in range(rng.choice((1, 2, 2, 3, 3, 4, 5, 6))):
         n = rng.randint(1, 9)
         gain = rng.random() < 0.5
-        verb = rng.choice(("finds {n} more", "buys {n}", "gets {n} from " + other) if gain else ("loses {n}", "sells {n}", "gives {n} to " + other))
+        verb = rng.choice(
+            ("finds {n} more", "buys {n}", "gets {n} from " + other)
+            if gain
+            else ("loses {n}", "sells {n}", "gives {n} to " + other)
+        )
         text.append(f"{rng.choice((name, 'Then ' + name))} {verb.format(n=n)}.")
         steps.append(Step(start if i == 0 else -i, "+" if gain else "-", n))
     distractor = rng.random() < 0.2
@@ -117,7 +127,9 @@ def _sharing(rng: random.Random) -> Problem | None:
     text.append(f"They are shared equally among {parts} {group}.")
     if after:
         steps.append(Step(-len(steps), "+" if after > 0 else "-", abs(after)))
-        text.append(f"Each of the {group} then {'gets' if after > 0 else 'loses'} {abs(after)}{' more' if after > 0 else ''}.")
+        text.append(
+            f"Each of the {group} then {'gets' if after > 0 else 'loses'} {abs(after)}{' more' if after > 0 else ''}."
+        )
     if start < 1:
         return None
     return _arithmetic("sharing", " ".join([*text, f"How many {thing} does each have?"]), steps, thing, (group,))
@@ -128,7 +140,10 @@ def _prices(rng: random.Random) -> Problem | None:
     name = rng.choice(PEOPLE)
     one, two = rng.sample([t for t in THINGS if t != "coins"], 2)
     p, q, x, y = rng.randint(1, 6), rng.randint(1, 6), rng.randint(1, 5), rng.randint(1, 5)
-    text = [f"One of the {one} costs {p} coins and one of the {two} costs {q} coins.", f"{name} buys {x} {one} and {y} {two}."]
+    text = [
+        f"One of the {one} costs {p} coins and one of the {two} costs {q} coins.",
+        f"{name} buys {x} {one} and {y} {two}.",
+    ]
     steps = [Step(x, "*", p), Step(y, "*", q), Step(-1, "+", -2)]
     if rng.random() < 0.25:
         text, steps = [f"One of the {one} costs {p} coins.", f"{name} buys {x} {one}."], steps[:1]
@@ -190,7 +205,9 @@ def _ordering(rng: random.Random) -> Problem | None:
         asked = f"{RANKS[rank]} {most}"
     plan = Ordering(tuple(people), rank, asked, least if rank == 0 else most)
     question = " ".join([*told, f"Who is the {asked}?"])
-    return Problem("ordering", question, plan, "", len(people) - 1, f"ordering {' '.join(people)} {rank}", tuple(people))
+    return Problem(
+        "ordering", question, plan, "", len(people) - 1, f"ordering {' '.join(people)} {rank}", tuple(people)
+    )
 
 
 def _counting(rng: random.Random) -> Problem | None:

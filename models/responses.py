@@ -113,7 +113,11 @@ def _visible(problem: Problem, kind: str, form: str, rng: random.Random) -> Resp
         while other is None or other.family == problem.family or agrees(_claim(other), problem):
             other = FAMILIES[rng.choice(tuple(FAMILIES))](rng)
         text, claim = _write(other.plan.derive(), other.unit, form, rng)
-        return Response(text, claim, False, form, kind) if not agrees(claim, problem) else _visible(problem, "missing", form, rng)
+        return (
+            Response(text, claim, False, form, kind)
+            if not agrees(claim, problem)
+            else _visible(problem, "missing", form, rng)
+        )
     if kind == "unit":
         unit = rng.choice([t for t in THINGS if t not in problem.question])
         form = form if form != "bare" else "worked"  # a bare answer may leave its unit out, and then be right

@@ -93,11 +93,15 @@ def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[i
         yes_no: Ids of the two labels.
     """
     device = next(model.parameters()).device
-    ids, segments, positions, weights, label_at, labels = (torch.as_tensor(getattr(batch, name), device=device) for name in Batch.__slots__)
+    ids, segments, positions, weights, label_at, labels = (
+        torch.as_tensor(getattr(batch, name), device=device) for name in Batch.__slots__
+    )
     length = ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     same = (segments[:, :, None] == segments[:, None, :]) & causal
-    hidden = trunk(input_ids=ids, position_ids=positions, attention_mask=same[:, None], use_cache=False).last_hidden_state
+    hidden = trunk(
+        input_ids=ids, position_ids=positions, attention_mask=same[:, None], use_cache=False
+    ).last_hidden_state
     row, column = torch.nonzero(weights, as_tuple=True)
     weight = weights[row, column]
     ce = F.cross_entropy(model.lm_head(hidden[row, column]).float(), ids[row, column + 1], reduction="none")
@@ -134,7 +138,9 @@ class Trainer:
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
         adamw = torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         # Muon learns from about half the tokens AdamW needs here; its step is scaled to AdamW's size, so one rate serves both.
-        muon = torch.optim.Muon(matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(
+            matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
         self.optimizers = [adamw, muon]
         self.step = 0
         self._resume()
@@ -181,7 +187,11 @@ class Trainer:
     def _batches(self, maker: BatchMaker, workers: int) -> Iterator[Batch]:
         count = max(0, self.settings.steps - self.step)
         loader = DataLoader(
-            Batches(maker, self.step, count), batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None, collate_fn=_as_is
+            Batches(maker, self.step, count),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            collate_fn=_as_is,
         )
         return iter(loader)
 
@@ -218,11 +228,18 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the batch made by the worker
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoint, curves and the finished model.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for checkpoint, curves and the finished model.",
+)
 @click.option("--steps", default=STEPS, show_default=True, help="Length of the schedule; a resumed run may change it.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--learning-rate", default=2e-3, show_default=True)
-@click.option("--workers", default=-1, help="Processes that make batches; default: one fewer than the cores, at most 12.")
+@click.option(
+    "--workers", default=-1, help="Processes that make batches; default: one fewer than the cores, at most 12."
+)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(out: Path, steps: int, seed: int, learning_rate: float, workers: int, device: str) -> None:
     """Train, or go on training, the model in OUT."""

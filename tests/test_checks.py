@@ -17,7 +17,16 @@ from fsrm_lite.ranking.tournament import TournamentOptions
 from fsrm_lite.slow.judgements import JudgeOptions
 
 QUESTION, ANSWERS = "What is 2 + 3?", ["5", "41"]
-JUNK = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers()), st.just(object()))
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.lists(st.integers()),
+    st.just(object()),
+)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +157,11 @@ def test_candidates_must_be_a_list(rm, responses):
 
 @pytest.mark.parametrize("items", [None, 3, b"5", {"5": 1}, "5", object()])
 def test_items_must_be_a_list(rm, items):
-    for call, shape in ((rm.score_many, "prompt, response"), (rm.predict, "prompt, response"), (rm.compare_many, "prompt, first, second")):
+    for call, shape in (
+        (rm.score_many, "prompt, response"),
+        (rm.predict, "prompt, response"),
+        (rm.compare_many, "prompt, first, second"),
+    ):
         with pytest.raises(InputError, match=rf"^the items are .*; expected a list of \({shape}\) tuples"):
             call(items)
 
@@ -172,7 +185,10 @@ def test_a_loaded_model_says_that_it_cannot_be_copied(rm, duplicate):
         duplicate(rm)
 
 
-@pytest.mark.parametrize("source", ["", " ", 3, b"model", [], Path("/no/such/folder"), "no such folder", "~nobody-of-that-name/model", "x" * 5000])
+@pytest.mark.parametrize(
+    "source",
+    ["", " ", 3, b"model", [], Path("/no/such/folder"), "no such folder", "~nobody-of-that-name/model", "x" * 5000],
+)
 def test_what_names_no_model_is_refused(source):
     with pytest.raises(BundleError, match="expected a bundle folder"):
         FastSlowRM.from_pretrained(source)
@@ -190,7 +206,9 @@ def test_any_value_of_a_tournament_setting_is_taken_or_refused(name, value):
         assert getattr(TournamentOptions(**{name: value}), name) is value
 
 
-@given(st.sampled_from(["gate", "judge", "truncate", "votes", "seed", "deadline", "judge_process", "on_judge_crash"]), JUNK)
+@given(
+    st.sampled_from(["gate", "judge", "truncate", "votes", "seed", "deadline", "judge_process", "on_judge_crash"]), JUNK
+)
 def test_any_value_of_a_model_setting_is_taken_or_refused(rm, name, value):
     with contextlib.suppress(InputError), FastSlowRM(rm.bundle, threads=1, **{name: value}) as model:
         assert isinstance(model.gate.spec, GateSpec)

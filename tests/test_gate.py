@@ -101,7 +101,10 @@ def test_spec_refuses_thresholds_out_of_range(name, value):
         GateSpec(**{name: value})
 
 
-@pytest.mark.parametrize("bad", [{"combine": "both"}, {"temperature": 0}, {"temperature": INF}, {"always": 1}, {"treshold": 0.5}, ["any"], None])
+@pytest.mark.parametrize(
+    "bad",
+    [{"combine": "both"}, {"temperature": 0}, {"temperature": INF}, {"always": 1}, {"treshold": 0.5}, ["any"], None],
+)
 def test_spec_refuses_malformed_json(bad):
     with pytest.raises(GateSpecError, match="gate: "):
         GateSpec.from_dict(bad)

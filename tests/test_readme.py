@@ -112,6 +112,8 @@ def test_what_else_it_names_is_there():
 def test_it_reads_in_two_minutes():
     """Prose without code and tables, at 300 words a minute, up to the loops, of which each is for its own reader."""
     prose = [
-        line for line in re.sub(r"```.*?```", "", TEXT.partition("## Loops")[0], flags=re.DOTALL).splitlines() if not line.startswith(("|", "#"))
+        line
+        for line in re.sub(r"```.*?```", "", TEXT.partition("## Loops")[0], flags=re.DOTALL).splitlines()
+        if not line.startswith(("|", "#"))
     ]
     assert sum(len(line.split()) for line in prose) <= 600

@@ -54,7 +54,9 @@ def test_results_are_plain_and_json_ready(rm):
 
 
 def test_fields_are_in_range_and_consistent(rm, pairs):
-    for score in rm.score_many([(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)], judge="never"):
+    for score in rm.score_many(
+        [(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)], judge="never"
+    ):
         assert score.score == pytest.approx(1 / (1 + math.exp(-score.logit)))
         assert score.intuition_confidence == pytest.approx(abs(2 * score.score - 1))
         assert 0 <= score.distribution_confidence <= 1
@@ -250,7 +252,9 @@ def test_close_is_safe_to_repeat_and_final(rm):
 
 
 def test_a_model_opened_before_a_fork_says_so(rm, monkeypatch):
-    monkeypatch.setattr("fsrm_lite.runtimes.onnx.session.os.getpid", lambda: -1)  # what a forked child sees; its threads did not come along
+    monkeypatch.setattr(
+        "fsrm_lite.runtimes.onnx.session.os.getpid", lambda: -1
+    )  # what a forked child sees; its threads did not come along
     with pytest.raises(InputError, match="before a fork"):
         rm.score(QUESTION, RIGHT, judge="never")
 

@@ -41,9 +41,13 @@ class PromptEncoder:
         self._disarm_added_tokens()
         for text, token_id in manifest.special_tokens.items():
             if self._tokenizer.token_to_id(text) != token_id:
-                raise BundleError(f"special token {text!r} has id {self._tokenizer.token_to_id(text)} in the tokenizer, {token_id} in fsrm.json")
+                raise BundleError(
+                    f"special token {text!r} has id {self._tokenizer.token_to_id(text)} in the tokenizer, {token_id} in fsrm.json"
+                )
             if token_id in self.encode_text(f"{text}x{text} {text}"):  # at the start, inside a word, behind a space
-                raise BundleError(f"special token {text!r} is a plain word of the tokenizer: any response that spells it would give it; export again")
+                raise BundleError(
+                    f"special token {text!r} is a plain word of the tokenizer: any response that spells it would give it; export again"
+                )
         self.manifest = manifest
         self._special = dict(manifest.special_tokens)
         # Longest first, so that a special token that starts another one does not win over it.
@@ -57,7 +61,9 @@ class PromptEncoder:
         added = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.content.strip()]
         for name, template in self.manifest.templates.items():
             verdict = template.verdict
-            forms = [template.text] + ([verdict.close + verdict.prefix + c + verdict.suffix for c in verdict.choices] if verdict else [])
+            forms = [template.text] + (
+                [verdict.close + verdict.prefix + c + verdict.suffix for c in verdict.choices] if verdict else []
+            )
             plain = [piece for form in forms for piece in self._pieces(form) if isinstance(piece, str)]
             undeclared = sorted(a for a in added if any(a in piece for piece in plain))
             if undeclared:
@@ -73,7 +79,11 @@ class PromptEncoder:
         space (as GPT-NeoX has) are ordinary text and stay as they are.
         """
         added = self._tokenizer.get_added_tokens_decoder().values()
-        plain = [AddedToken(t.content, special=True, normalized=t.normalized) for t in added if not t.special and t.content.strip()]
+        plain = [
+            AddedToken(t.content, special=True, normalized=t.normalized)
+            for t in added
+            if not t.special and t.content.strip()
+        ]
         self._tokenizer.add_special_tokens(plain)
         self._tokenizer.encode_special_tokens = True
 
@@ -104,7 +114,9 @@ class PromptEncoder:
         ids = self._ids(name, slots)
         limit = self.manifest.limits.context
         if len(ids) > limit:
-            raise ContextOverflowError(f"the rendered prompt has {len(ids)} tokens, the context holds {limit}; shorten it, or truncate the response")
+            raise ContextOverflowError(
+                f"the rendered prompt has {len(ids)} tokens, the context holds {limit}; shorten it, or truncate the response"
+            )
         return ids
 
     def _ids(self, name: str, slots: Mapping[str, str]) -> list[int]:
@@ -128,7 +140,11 @@ class PromptEncoder:
 
     def pairwise_slow(self, prompt: Prompt, first: str, second: str) -> list[int]:
         """Ids behind which the judge thinks about two responses, in the order given."""
-        slots = {"prompt": prompt_text(prompt), "response_a": check_response(first), "response_b": check_response(second)}
+        slots = {
+            "prompt": prompt_text(prompt),
+            "response_a": check_response(first),
+            "response_b": check_response(second),
+        }
         return self.render("pairwise_slow", slots)
 
     def solve(self, prompt: Prompt) -> list[int]:

@@ -65,18 +65,24 @@ class Bundle:
             folder = Path(str(resources.files("fsrm_lite.models").joinpath(EMBEDDED_NAME)))
             return cls(folder, read_manifest(folder), verify=verify)
         if not isinstance(source, str | Path) or not str(source).strip():  # Path("") would be the current folder
-            raise BundleError(f"the model is {short(source)}; expected a bundle folder, 'org/name', or None for the embedded model")
+            raise BundleError(
+                f"the model is {short(source)}; expected a bundle folder, 'org/name', or None for the embedded model"
+            )
         try:
             local = Path(source).expanduser()
             if local.is_dir():
                 return cls(local, read_manifest(local), verify=verify)
             exists = local.exists()
         except (OSError, RuntimeError) as error:  # a name too long for the system; "~" of nobody
-            raise BundleError(f"cannot look for the model {short(source)}: {error.args[-1]}; expected a bundle folder or 'org/name'") from error
+            raise BundleError(
+                f"cannot look for the model {short(source)}: {error.args[-1]}; expected a bundle folder or 'org/name'"
+            ) from error
         if exists:
             raise BundleError(f"{local} is a file; expected the folder of a bundle, with {MANIFEST_NAME} in it")
         if isinstance(source, Path) or not _HUB_NAME.fullmatch(source):
-            raise BundleError(f"there is no folder {local}, and it is not a hub name either; expected a bundle folder or 'org/name'")
+            raise BundleError(
+                f"there is no folder {local}, and it is not a hub name either; expected a bundle folder or 'org/name'"
+            )
         hub = HubSource(source, revision, None if cache_dir is None else Path(cache_dir), local_files_only, token)
         folder = fetch(hub, MANIFEST_NAME).parent
         # From here on every file comes from the commit that the manifest came from, even if the branch moves.
@@ -117,7 +123,9 @@ class Bundle:
     def _obtain(self, role: str) -> Path:
         entry = self.manifest.files.get(role)
         if entry is None:
-            raise BundleError(f"the bundle {self.manifest.name!r} has no {role!r} file; it has {', '.join(self.manifest.files) or 'none'}")
+            raise BundleError(
+                f"the bundle {self.manifest.name!r} has no {role!r} file; it has {', '.join(self.manifest.files) or 'none'}"
+            )
         path = _inside(self.root, entry.path) if self._hub is None else fetch(self._hub, entry.path)
         check_file(path, entry, digest=self._verify)
         return path
@@ -178,7 +186,9 @@ def check_file(path: Path, entry: FileEntry, *, digest: bool = True) -> None:
         raise BundleError(f"the bundle's file {path} is missing; copy or download the bundle again")
     size = path.stat().st_size
     if size != entry.bytes:
-        raise BundleError(f"the bundle's file {path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}; delete it, then copy or download it again")
+        raise BundleError(
+            f"the bundle's file {path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}; delete it, then copy or download it again"
+        )
     actual = file_sha256(path) if digest else entry.sha256
     if actual != entry.sha256:
         raise BundleError(
@@ -203,5 +213,7 @@ def _inside(root: Path, relative: str) -> Path:
     """``root / relative``; a manifest, which may come from anywhere, must not reach outside its folder."""
     pure = PurePosixPath(relative)
     if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative:
-        raise BundleError(f"{root / MANIFEST_NAME} names the file {relative!r}, which is not a plain path inside the bundle")
+        raise BundleError(
+            f"{root / MANIFEST_NAME} names the file {relative!r}, which is not a plain path inside the bundle"
+        )
     return root.joinpath(*pure.parts)

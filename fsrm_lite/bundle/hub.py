@@ -44,7 +44,11 @@ def fetch(hub: HubSource, filename: str) -> Path:
             return Path(found)
         if hub.local_files_only:
             raise LocalEntryNotFoundError(filename)
-        return Path(hf_hub_download(hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"))
+        return Path(
+            hf_hub_download(
+                hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"
+            )
+        )
     except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
         raise _hub_error(hub, filename, error) from error
 
@@ -56,9 +60,13 @@ def _hub_error(hub: HubSource, filename: str, error: Exception) -> BundleError:
     if isinstance(error, errors.GatedRepoError):
         return BundleError(f"access to {where} on the hub is restricted; ask for access there, then pass token=...")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return BundleError(f"there is no model {where} on the hub (or it is private: pass token=...), and no folder {hub.name} here")
+        return BundleError(
+            f"there is no model {where} on the hub (or it is private: pass token=...), and no folder {hub.name} here"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return BundleError(f"{hub.name} on the hub has no revision {hub.revision!r}; expected a branch, a tag or a full commit hash")
+        return BundleError(
+            f"{hub.name} on the hub has no revision {hub.revision!r}; expected a branch, a tag or a full commit hash"
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         offline = hub.local_files_only or constants.HF_HUB_OFFLINE
         why = (

@@ -98,8 +98,18 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        expect(is_whole(self.context) and self.context >= 16, "limits.context", self.context, "a whole number of at least 16")
-        expect(is_whole(self.thinking_tokens) and self.thinking_tokens >= 1, "limits.thinking_tokens", self.thinking_tokens, "a whole number above 0")
+        expect(
+            is_whole(self.context) and self.context >= 16,
+            "limits.context",
+            self.context,
+            "a whole number of at least 16",
+        )
+        expect(
+            is_whole(self.thinking_tokens) and self.thinking_tokens >= 1,
+            "limits.thinking_tokens",
+            self.thinking_tokens,
+            "a whole number above 0",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,9 @@ class Manifest:
             raise BundleError(f"fsrm.json holds a {type(data).__name__}, expected an object")
         version = data.get("format_version")
         if version != FORMAT_VERSION:
-            raise BundleError(f"fsrm.json has format_version {version!r}, this package reads {FORMAT_VERSION}; install a matching fsrm-lite")
+            raise BundleError(
+                f"fsrm.json has format_version {version!r}, this package reads {FORMAT_VERSION}; install a matching fsrm-lite"
+            )
         try:
             manifest = _parse(data)
             _check(manifest)
@@ -195,7 +207,9 @@ def check_template(name: str, text: str) -> None:
     slots = template_slots(text)
     for slot in slots:
         if slot not in SLOTS[name]:
-            raise BundleError(f"template {name!r} names the unknown slot {{{slot}}}, expected {', '.join(sorted(SLOTS[name]))}")
+            raise BundleError(
+                f"template {name!r} names the unknown slot {{{slot}}}, expected {', '.join(sorted(SLOTS[name]))}"
+            )
     for slot in sorted(SLOTS[name]):
         if slots.count(slot) != 1:
             raise BundleError(f"template {name!r} names the slot {{{slot}}} {slots.count(slot)} times, expected once")
@@ -260,17 +274,23 @@ def _check(manifest: Manifest) -> None:
         if name.endswith("_slow") and verdict is None:
             raise BundleError(f"template {name!r} has no verdict form; a slow template needs one")
         if verdict is not None and not len(verdict.choices) == len(verdict.choice_ids) >= 2:
-            raise BundleError(f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, expected equal and >= 2")
+            raise BundleError(
+                f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, expected equal and >= 2"
+            )
         if verdict is not None and len(set(verdict.choice_ids)) != len(verdict.choice_ids):
             raise BundleError(f"template {name!r} gives two verdict choices the same token id")
         if name == "pairwise_slow" and verdict is not None and len(verdict.choices) != 2:
             raise BundleError(f"template {name!r} has {len(verdict.choices)} choices, a pair needs exactly 2")
         if name == "pointwise_slow" and verdict is not None and len(verdict.values) != len(verdict.choices):
             raise BundleError(f"template {name!r}: {len(verdict.values)} values for {len(verdict.choices)} choices")
-    scales = {"labels": tuple(x.value for x in manifest.labels)} | {n: t.verdict.values for n, t in manifest.templates.items() if t.verdict}
+    scales = {"labels": tuple(x.value for x in manifest.labels)} | {
+        n: t.verdict.values for n, t in manifest.templates.items() if t.verdict
+    }
     for what, values in scales.items():
         if values and (not all(is_number(v) for v in values) or len(set(values)) == 1):
-            raise BundleError(f"fsrm.json gives {what} the values {list(values)}, expected finite numbers that are not all equal")
+            raise BundleError(
+                f"fsrm.json gives {what} the values {list(values)}, expected finite numbers that are not all equal"
+            )
     ids = [x.id for x in manifest.labels] + list(manifest.special_tokens.values()) + list(manifest.stop_ids)
     ids += [i for t in manifest.templates.values() if t.verdict is not None for i in t.verdict.choice_ids]
     if any(not 0 <= i < manifest.vocab_size for i in ids):

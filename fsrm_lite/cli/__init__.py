@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from fsrm_lite import __version__
-from fsrm_lite.errors import BundleError, CalibrationError, FsrmError, GateSpecError, InputError, UnsupportedCheckpointError
+from fsrm_lite.errors import (
+    BundleError,
+    CalibrationError,
+    FsrmError,
+    GateSpecError,
+    InputError,
+    UnsupportedCheckpointError,
+)
 
 COMMANDS = {
     "score": "scoring:score",
@@ -30,7 +37,9 @@ COMMANDS = {
 BAD_INPUT = (InputError, BundleError, GateSpecError, CalibrationError, UnsupportedCheckpointError)
 """Errors that end with exit status 2, like a wrong option; every other error of the package ends with 1."""
 
-_HELP: tuple[type[Exception], ...] = (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+_HELP: tuple[type[Exception], ...] = (
+    (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+)
 """Not an error, although click 8.2 and later count it as one."""
 
 

@@ -26,18 +26,45 @@ PATHS = ("intuition", "distribution", "joint")
 @click.command()
 @click.argument("labelled", type=click.Path(path_type=Path))
 @click.option("--risk", type=float, help="Error rate among the items decided fast, kept with probability --confidence.")
-@click.option("--budget", type=float, metavar="TOKENS", help="Mean generated tokens per item; the most accurate gate within it.")
-@click.option("--within", type=float, metavar="LOSS", help="Accuracy that may be lost against always thinking, e.g. 0.005; the cheapest such gate.")
+@click.option(
+    "--budget", type=float, metavar="TOKENS", help="Mean generated tokens per item; the most accurate gate within it."
+)
+@click.option(
+    "--within",
+    type=float,
+    metavar="LOSS",
+    help="Accuracy that may be lost against always thinking, e.g. 0.005; the cheapest such gate.",
+)
 @click.option("--pareto", is_flag=True, help="The whole front of accuracy against tokens.")
 @click.option(
-    "--confidence", type=float, default=0.90, show_default=True, help="Of the risk target, over the draw of items; of the bound of --within."
+    "--confidence",
+    type=float,
+    default=0.90,
+    show_default=True,
+    help="Of the risk target, over the draw of items; of the bound of --within.",
 )
-@click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, help="Repeatable: walk these, delta split.  [default: the best one]")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="gate.json; with --pareto the front.")
+@click.option(
+    "--path",
+    "paths",
+    type=click.Choice(PATHS),
+    multiple=True,
+    help="Repeatable: walk these, delta split.  [default: the best one]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="gate.json; with --pareto the front."
+)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Every figure with its interval, JSON.")
-@click.option("--plots", type=click.Path(dir_okay=False, path_type=Path), help="Four plots: a .png, or a self-contained .html.")
-@click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Write what the model said, JSONL; it can be calibrated on again.")
-@click.option("--test", type=click.Path(path_type=Path), help="Labelled items that are only measured; none may be in LABELLED.")
+@click.option(
+    "--plots", type=click.Path(dir_okay=False, path_type=Path), help="Four plots: a .png, or a self-contained .html."
+)
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what the model said, JSONL; it can be calibrated on again.",
+)
+@click.option(
+    "--test", type=click.Path(path_type=Path), help="Labelled items that are only measured; none may be in LABELLED."
+)
 @click.option("--write", is_flag=True, help="Put the gate into the manifest of the --model folder.")
 @click.option("--tuning-share", type=float, help="Share of the items that tunes.  [default: 0.2 for a risk, else 0.5]")
 @click.option("--resamples", type=click.IntRange(2), default=1000, show_default=True, help="Of the bootstrap.")
@@ -69,7 +96,14 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     items, test_items = _labelled_items([labelled, options["test"]], slow, dict(options))
     if options["record"] is not None:
         _write(options["record"], "".join(json.dumps(x.to_dict()) + "\n" for x in items))
-    result = run(items, goal, test_items=test_items, tuning_share=options["tuning_share"], seed=options["seed"] or 0, resamples=options["resamples"])
+    result = run(
+        items,
+        goal,
+        test_items=test_items,
+        tuning_share=options["tuning_share"],
+        seed=options["seed"] or 0,
+        resamples=options["resamples"],
+    )
     if options["output"] is not None:
         found = {"front": result.report["front"]} if result.gate is None else result.gate.to_dict()
         _write(options["output"], json.dumps(found, indent=2) + "\n")
@@ -86,12 +120,20 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
 
 @click.command("eval")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="auto", show_default=True, help="pairs, rewardbench, rewardbench2, rm-bench, judgebench, llmbar, ...")
+@click.option(
+    "--format",
+    "form",
+    default="auto",
+    show_default=True,
+    help="pairs, rewardbench, rewardbench2, rm-bench, judgebench, llmbar, ...",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="One line per item, JSONL.")
 @click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run left.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="The figures, JSON.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many items.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Items per call of the model.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Items per call of the model."
+)
 @click.option("--resamples", type=click.IntRange(2), default=300, show_default=True, help="Of the bootstrap.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @model_options
@@ -108,13 +150,28 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
 
     _check_outputs((options["output"], options["report"]), [data])
     benchmark = load_benchmark(data, options["form"])
-    settings = EvalOptions(options["judge"], options["votes"], options["seed"], options["batch_size"], options["limit"], options["truncate"])
+    settings = EvalOptions(
+        options["judge"],
+        options["votes"],
+        options["seed"],
+        options["batch_size"],
+        options["limit"],
+        options["truncate"],
+    )
     total = min(len(benchmark.examples), options["limit"] or len(benchmark.examples))
     changes = {name: options[name] for name in ("thinking_tokens", "temperature", "truncate")}
     with open_model(options) as rm, _running_figures(total, benchmark.format.pairwise) as show:
         hashes = [entry.sha256 for entry in rm.bundle.manifest.files.values()]
         identity = json.dumps([hashes, changes])
-        records = run(rm, benchmark, settings, output=options["output"], resume=options["resume"], identity=identity, progress=show)
+        records = run(
+            rm,
+            benchmark,
+            settings,
+            output=options["output"],
+            resume=options["resume"],
+            identity=identity,
+            progress=show,
+        )
     report = summarize(records, benchmark.format, resamples=options["resamples"])
     if options["report"] is not None:
         _write(options["report"], json.dumps(report, indent=2) + "\n")
@@ -133,8 +190,12 @@ def gate() -> None:
 @gate.command()
 @click.argument("decisions", type=click.Path(path_type=Path))
 @click.option("--gate", "gate_file", type=click.Path(path_type=Path), help="gate.json, for rows that carry no gate.")
-@click.option("--model", default=None, help="Take gate, label values and vocabulary size from a bundle folder or org/name.")
-@click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Difference of a confidence that is not reported.")
+@click.option(
+    "--model", default=None, help="Take gate, label values and vocabulary size from a bundle folder or org/name."
+)
+@click.option(
+    "--tolerance", type=float, default=1e-6, show_default=True, help="Difference of a confidence that is not reported."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance: float, as_json: bool) -> None:
     """Read another build's logits and decisions, and report any that differ from this one's.
@@ -147,7 +208,13 @@ def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance:
 
     if gate_file is not None and model is not None:
         raise click.UsageError("--gate and --model both name a gate; pass one")
-    spec, defaults = (_read_gate(gate_file), {}) if gate_file is not None else _gate_of_model(model) if model is not None else (None, {})
+    spec, defaults = (
+        (_read_gate(gate_file), {})
+        if gate_file is not None
+        else _gate_of_model(model)
+        if model is not None
+        else (None, {})
+    )
     result = run((row.data for row in read_rows(decisions)), gate=spec, defaults=defaults, tolerance=tolerance)
     if as_json:
         click.echo(json.dumps({"checked": result.checked, "mismatches": [asdict(m) for m in result.mismatches]}))
@@ -179,12 +246,16 @@ def _labelled_items(files: list[Path | None], slow: bool, options: dict[str, Any
     if not fresh:
         return rows
     if len({len(r.responses) for r in fresh}) > 1:
-        raise CalibrationError("the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart")
+        raise CalibrationError(
+            "the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart"
+        )
     votes, seed = options["votes"], options["seed"]
     with open_model(options) as rm, _bar(len(fresh)) as bar:
         step: Callable[[int], None] | None = bar.update if bar is not None else None
         return [
-            part if part and isinstance(part[0], LabelledItem) else collect(rm, part, slow=slow, votes=votes, seed=seed, progress=step)
+            part
+            if part and isinstance(part[0], LabelledItem)
+            else collect(rm, part, slow=slow, votes=votes, seed=seed, progress=step)
             for part in rows
         ]
 
@@ -201,7 +272,10 @@ def _read_gate(path: Path) -> GateSpec:
 def _gate_of_model(model: str) -> tuple[GateSpec, dict[str, Any]]:
     """A bundle's gate, and what its rows of logits need not repeat."""
     manifest = Bundle.open(model).manifest
-    return manifest.gate, {"label_values": [label.value for label in manifest.labels], "vocab_size": manifest.vocab_size}
+    return manifest.gate, {
+        "label_values": [label.value for label in manifest.labels],
+        "vocab_size": manifest.vocab_size,
+    }
 
 
 def _manifest_folder(model: str | None) -> Path:

@@ -18,7 +18,9 @@ def calibration_text(report: dict[str, Any]) -> str:
         lines.append(
             f"  proof       {g['errors']} errors in {g['accepted']} accepted of {g['tested_items']} tested: at most {100 * g['upper_bound']:.1f} %"
         )
-        lines.append(f"  feasibility base risk {100 * g['base_risk']:.1f} %: at least {100 * g['least_escalation']:.1f} % must escalate")
+        lines.append(
+            f"  feasibility base risk {100 * g['base_risk']:.1f} %: at least {100 * g['least_escalation']:.1f} % must escalate"
+        )
         if not g["enough_items"]:
             lines.append(
                 f"  feasibility {g['tested_items']} items cannot prove it; at least {g['least_items']} accepted ones without an error are needed"
@@ -30,12 +32,16 @@ def calibration_text(report: dict[str, Any]) -> str:
             lines += _at_gate("on --test", report["at_gate_on_test"])
     lines.append(f"always fast   {percent(report['always_fast']['accuracy'])}")
     if report["always_slow"] is not None:
-        lines.append(f"always slow   {percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item")
+        lines.append(
+            f"always slow   {percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item"
+        )
     for name, c in report["confidences"].items():
         line = f"{name:<13} AUROC {_number(c['auroc'])}, AURC {_number(c['aurc'])}, AUGRC {_number(c['augrc'])}"
         lines.append(line + (f", above random {_number(c['area_above_random'])}" if c["area_above_random"] else ""))
     before, after = report["calibration"]["before"], report["calibration"]["after"]
-    lines.append(f"temperature   {report['temperature']:.3f}: ECE {before['ece']['value']:.3f} -> {after['ece']['value']:.3f}")
+    lines.append(
+        f"temperature   {report['temperature']:.3f}: ECE {before['ece']['value']:.3f} -> {after['ece']['value']:.3f}"
+    )
     if report["gate"] is None:
         lines += [
             f"  {100 * p['accuracy']:5.1f} % at {p['tokens']:7.1f} tokens, {100 * p['escalated']:5.1f} % escalated: {gate_text(p['gate'])}"
@@ -54,11 +60,15 @@ def evaluation_text(report: dict[str, Any]) -> str:
             continue
         bill = f"{policy['tokens_per_item']:.1f} tokens per item, {policy['seconds']:.1f} s"
         lines.append(f"{label:<16} {percent(policy['metrics']['score'])}   {bill}")
-        lines += [f"  {figure:<20} {percent(value)}" for figure, value in policy["metrics"].items() if figure != "score"]
+        lines += [
+            f"  {figure:<20} {percent(value)}" for figure, value in policy["metrics"].items() if figure != "score"
+        ]
     lines.append(f"{'longer wins':<16} {percent(report['baselines']['longer']['metrics']['score'])}")
     lines.append(f"{'coin':<16} {100 * report['baselines']['coin']['score']:.1f} %")
     if report["position_consistency"] is not None:
-        lines.append(f"the judge says the same in both orders on {percent(report['position_consistency'])} of its pairs")
+        lines.append(
+            f"the judge says the same in both orders on {percent(report['position_consistency'])} of its pairs"
+        )
     best = "gated" if "gated" in report["policies"] else "always_fast"
     subsets = report["policies"][best]["subsets"]
     if subsets:
@@ -74,7 +84,9 @@ def _at_gate(where: str, at: dict[str, Any]) -> list[str]:
     lines = [f"  {where}: {percent(at['escalated'])} escalated; {percent(at['selective_risk'])} wrong among the rest"]
     if "accuracy" in at:
         share = 100 * at["token_share_of_slow"]["value"] if at["token_share_of_slow"]["value"] is not None else 0.0
-        lines.append(f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item ({share:.0f} % of always slow)")
+        lines.append(
+            f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item ({share:.0f} % of always slow)"
+        )
         lines.append(f"  random escalation at equal cost {percent(at['random_at_equal_cost'])}")
     return lines
 

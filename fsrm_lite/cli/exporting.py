@@ -27,11 +27,27 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle; it appears only when it is complete.")
-@click.option("--spec", type=click.Path(path_type=Path), help="Labels, templates and gate, JSON.  [default: CHECKPOINT/fsrm.json]")
-@click.option("--fast", type=click.Choice(FAST_KINDS), default="int8", show_default=True, help="Precision of the ONNX scorer.")
-@click.option("--slow", type=click.Choice(SLOW_KINDS), default="q8_0", show_default=True, help="Kind of the GGUF judge.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="JSONL of pairs to measure on.  [default: 510 built-in pairs]")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle; it appears only when it is complete.",
+)
+@click.option(
+    "--spec", type=click.Path(path_type=Path), help="Labels, templates and gate, JSON.  [default: CHECKPOINT/fsrm.json]"
+)
+@click.option(
+    "--fast", type=click.Choice(FAST_KINDS), default="int8", show_default=True, help="Precision of the ONNX scorer."
+)
+@click.option(
+    "--slow", type=click.Choice(SLOW_KINDS), default="q8_0", show_default=True, help="Kind of the GGUF judge."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="JSONL of pairs to measure on.  [default: 510 built-in pairs]",
+)
 @click.option(
     "--tolerance",
     metavar="NAME=VALUE",

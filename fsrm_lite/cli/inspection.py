@@ -18,7 +18,18 @@ from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.threads import usable_cores
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "huggingface-hub", "click", "llama-cpp-python")
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimddp", "i8mm")
+CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimddp",
+    "i8mm",
+)
 """Instruction sets that make int8 or bf16 products fast on some processor."""
 
 GOLDEN_TOLERANCE = 0.02
@@ -109,7 +120,11 @@ def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:
                 return {"passed": True, "note": "this bundle has no golden scores; its files are intact"}
             scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
             worst = max(abs(s.score - g["score"]) for s, g in zip(scores, golden, strict=True))
-            result: dict[str, Any] = {"passed": worst <= GOLDEN_TOLERANCE, "examples": len(golden), "largest_difference": round(worst, 6)}
+            result: dict[str, Any] = {
+                "passed": worst <= GOLDEN_TOLERANCE,
+                "examples": len(golden),
+                "largest_difference": round(worst, 6),
+            }
             if judge and rm.bundle.has("slow"):
                 thought = rm.score(golden[0]["prompt"], golden[0]["response"], judge="always", temperature=0.0)
                 result["judge_wrote"] = f"{thought.tokens_generated} tokens, verdict {thought.verdict}"

@@ -19,12 +19,25 @@ _HUB = (
 _OPTIONS = (
     click.option("--model", default=None, help="A bundle folder or org/name.  [default: the embedded model]"),
     *_HUB,
-    click.option("--judge", type=click.Choice(("auto", "never", "always")), default="auto", show_default=True, help="When to think slowly."),
-    click.option("--votes", type=int, default=None, help="Thoughts per pair and order, or per response.  [default: the model's]"),
+    click.option(
+        "--judge",
+        type=click.Choice(("auto", "never", "always")),
+        default="auto",
+        show_default=True,
+        help="When to think slowly.",
+    ),
+    click.option(
+        "--votes", type=int, default=None, help="Thoughts per pair and order, or per response.  [default: the model's]"
+    ),
     click.option("--thinking-tokens", type=int, default=None, help="Budget of one thought.  [default: the model's]"),
     click.option("--temperature", type=float, default=None, help="Of the judge; 0 is greedy.  [default: the model's]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the judge."),
-    click.option("--threads", type=int, default=None, help="[default: the physical cores this process may use; one for a small judge]"),
+    click.option(
+        "--threads",
+        type=int,
+        default=None,
+        help="[default: the physical cores this process may use; one for a small judge]",
+    ),
     click.option("--truncate", is_flag=True, help="Cut responses that are too long, and say so, instead of stopping."),
     click.option("--judge-process", type=click.Choice(("inline", "subprocess")), default="inline", show_default=True),
 )
@@ -46,12 +59,27 @@ def model_argument(command: _Command) -> _Command:
             raise click.UsageError("name the model once, as MODEL or with --model")
         return command(model=named if model is None else model, **options)
 
-    for add in (*reversed(_HUB), click.option("--model", "named", default=None, hidden=True), click.argument("model", required=False)):
+    for add in (
+        *reversed(_HUB),
+        click.option("--model", "named", default=None, hidden=True),
+        click.argument("model", required=False),
+    ):
         named_once = add(named_once)
     return named_once  # type: ignore[return-value]
 
 
 def open_model(options: dict[str, Any]) -> FastSlowRM:
     """Open the model that the options of :func:`model_options` name, taking them out of ``options``."""
-    names = ("revision", "local_files_only", "judge", "votes", "thinking_tokens", "temperature", "seed", "threads", "truncate", "judge_process")
+    names = (
+        "revision",
+        "local_files_only",
+        "judge",
+        "votes",
+        "thinking_tokens",
+        "temperature",
+        "seed",
+        "threads",
+        "truncate",
+        "judge_process",
+    )
     return FastSlowRM.from_pretrained(options.pop("model"), **{name: options.pop(name) for name in names})

@@ -20,27 +20,49 @@ from fsrm_lite.jsonl import read_rows
 @click.command()
 @click.argument("questions", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Traces, as JSONL; an existing file is continued."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Traces, as JSONL; an existing file is continued.",
 )
 @click.option(
-    "--reasoner", default="solve", show_default=True, help="solve (the model's own), FILE.gguf, http://HOST/v1, or package.module:function."
+    "--reasoner",
+    default="solve",
+    show_default=True,
+    help="solve (the model's own), FILE.gguf, http://HOST/v1, or package.module:function.",
 )
 @click.option(
     "--template",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Text file: a GGUF's prompt with {prompt} in it; default: its own chat template.",
 )
-@click.option("--model", default=None, help="Bundle whose solve ability reasons: a folder or org/name; default: the embedded model.")
+@click.option(
+    "--model",
+    default=None,
+    help="Bundle whose solve ability reasons: a folder or org/name; default: the embedded model.",
+)
 @click.option("--samples", default=4, show_default=True, help="Responses per question.")
 @click.option("--temperature", default=0.8, show_default=True)
 @click.option("--max-tokens", default=256, show_default=True, help="Per response.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--extractor", default="final", show_default=True, help="final, numeric, exact, or package.module:function.")
+@click.option(
+    "--extractor", default="final", show_default=True, help="final, numeric, exact, or package.module:function."
+)
 @click.option("--batch-size", default=32, show_default=True, help="Questions per call of the reasoner.")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds per call of a function or an endpoint.")
-@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the endpoint's key, if it needs one.")
 @click.option(
-    "--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with rows without one usable answer."
+    "--api-key-env",
+    default="OPENAI_API_KEY",
+    show_default=True,
+    help="Environment variable with the endpoint's key, if it needs one.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    show_default=True,
+    help="What to do with rows without one usable answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
@@ -52,12 +74,16 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
     from fsrm_lite.loops.opening import open_reasoner
     from fsrm_lite.loops.reasoners import Sampling
 
-    sampling = Sampling(n=options["samples"], temperature=options["temperature"], max_tokens=options["max_tokens"], seed=options["seed"])
+    sampling = Sampling(
+        n=options["samples"], temperature=options["temperature"], max_tokens=options["max_tokens"], seed=options["seed"]
+    )
     template = options["template"].read_text("utf-8", "replace") if options["template"] else None
     key = os.environ.get(options["api_key_env"])
     with (
         _opened(model, wanted=reasoner == "solve") as rm,
-        _closed(open_reasoner(reasoner, model=rm, template=template, timeout_s=options["timeout"], api_key=key)) as asked,
+        _closed(
+            open_reasoner(reasoner, model=rm, template=template, timeout_s=options["timeout"], api_key=key)
+        ) as asked,
         _progress("questions") as step,
     ):
         report = run(
@@ -76,20 +102,34 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
     share = f", {report.right / report.written:.1%} of them right" if report.written else ""
     click.echo(f"{output}: {report.written} traces written{share}; {report.kept} were there before")
     if report.skipped or report.failed:
-        click.echo(f"{report.skipped} questions without a usable answer; the reasoner failed on {report.failed}", err=True)
+        click.echo(
+            f"{report.skipped} questions without a usable answer; the reasoner failed on {report.failed}", err=True
+        )
     if report.failed and not report.written + report.kept:
         raise click.exceptions.Exit(1)
 
 
 @click.command("fit-critic")
 @click.argument("traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for critic.json and critic.onnx.")
-@click.option("--model", default=None, help="Bundle whose hidden states are read: a folder or org/name; default: the embedded model.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for critic.json and critic.onnx.",
+)
+@click.option(
+    "--model",
+    default=None,
+    help="Bundle whose hidden states are read: a folder or org/name; default: the embedded model.",
+)
 @click.option("--head", type=click.Choice(("logistic", "mlp")), default="logistic", show_default=True)
 @click.option("--threshold", default=0.5, show_default=True, help="Accept from this score on, in [0, 1].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def fit_critic(traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool) -> None:
+def fit_critic(
+    traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool
+) -> None:
     """Fit a critic on TRACES: a small head on the frozen model's hidden state, calibrated, measured on held-out questions."""
     from fsrm_lite.export.critic_head import fit_critic as fit
     from fsrm_lite.loops.distill import read_traces

@@ -23,13 +23,29 @@ from fsrm_lite.types import Comparison, Prompt, Score, Selection
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.argument("source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)),
-    click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path), default="-", help="OUT.jsonl; - is standard output."),
+    click.argument(
+        "source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+    ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(allow_dash=True, path_type=Path),
+        default="-",
+        help="OUT.jsonl; - is standard output.",
+    ),
     click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run of the same options left."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
-    click.option("--on-error", type=click.Choice(("stop", "skip")), default="stop", show_default=True, help="What to do with a bad row."),
+    click.option(
+        "--on-error",
+        type=click.Choice(("stop", "skip")),
+        default="stop",
+        show_default=True,
+        help="What to do with a bad row.",
+    ),
     click.option("--prefix", default="", help="Put this before the names of the fields that are added."),
-    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Rows per call of the model."),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Rows per call of the model."
+    ),
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON.")
 
@@ -57,7 +73,10 @@ class _Job:
 @model_options
 def score(prompt: str | None, response: str | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Score responses: rows {"prompt", "response"}, or one --prompt and --response."""
-    job = _Job(lambda row: _texts(row, ("response",)), lambda rm, batch: [_score_fields(s) for s in rm.score_many([(p, r[0]) for p, r in batch])])
+    job = _Job(
+        lambda row: _texts(row, ("response",)),
+        lambda rm, batch: [_score_fields(s) for s in rm.score_many([(p, r[0]) for p, r in batch])],
+    )
     _run(job, _single(prompt=prompt, response=response), options)
 
 
@@ -72,7 +91,9 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     """Compare pairs: rows {"prompt", "response_a", "response_b"} or {"prompt", "chosen", "rejected"}."""
 
     def texts(row: dict[str, Any]) -> tuple[Prompt, list[str]]:
-        return _texts(row, ("chosen", "rejected") if "chosen" in row and "response_a" not in row else ("response_a", "response_b"))
+        return _texts(
+            row, ("chosen", "rejected") if "chosen" in row and "response_a" not in row else ("response_a", "response_b")
+        )
 
     def run(rm: FastSlowRM, batch: list[tuple[Prompt, list[str]]]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, *both) for p, both in batch])]  # type: ignore[misc]
@@ -117,7 +138,11 @@ def _run(job: _Job, single: tuple[Prompt, list[str]] | None, options: dict[str, 
         if single is not None:
             texts, cut = _fitted(rm, single, job.allow_empty)
             fields = job.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
-            click.echo(json.dumps(fields, ensure_ascii=False) if as_json else "\n".join(f"{name}: {value}" for name, value in fields.items()))
+            click.echo(
+                json.dumps(fields, ensure_ascii=False)
+                if as_json
+                else "\n".join(f"{name}: {value}" for name, value in fields.items())
+            )
             return
         with _Lines(source) as lines, _Writer(output, source, resume, overwrite) as writer:
             _Rows(rm, job, prefix, on_error == "skip").run(read_rows(lines), writer, size)
@@ -148,7 +173,9 @@ class _Rows:
         for number, written in enumerate(writer.done, start=1):  # rows that an earlier run has answered
             answered = f"{self._prefix}tokens_read" in written  # every command adds this field
             if not answered or not self._found(written, usable):
-                raise DataFormatError(f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite")
+                raise DataFormatError(
+                    f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite"
+                )
         while batch := list(islice(usable, size)):
             for asked, fields in zip(batch, self._answers(batch), strict=False):
                 row = None if fields is None else self._merged(asked, fields)
@@ -161,9 +188,16 @@ class _Rows:
         if self._stopped is not None:
             raise self._stopped
         if self._cut:
-            click.echo(f"{self._cut} rows had responses cut to fit the context; their field 'truncated' says how much was kept", err=True)
+            click.echo(
+                f"{self._cut} rows had responses cut to fit the context; their field 'truncated' says how much was kept",
+                err=True,
+            )
         if self._skipped:
-            click.echo(f"{len(self._skipped)} rows skipped:\n" + "\n".join(f"  line {line}: {why}" for line, why in sorted(self._skipped)), err=True)
+            click.echo(
+                f"{len(self._skipped)} rows skipped:\n"
+                + "\n".join(f"  line {line}: {why}" for line, why in sorted(self._skipped)),
+                err=True,
+            )
             raise click.exceptions.Exit(1)
 
     def _found(self, written: dict[str, Any], usable: Iterator[_Asked]) -> bool:
@@ -206,7 +240,9 @@ class _Rows:
         return answers
 
     def _bad(self, line: int, error: InputError) -> None:
-        why = str(error).removeprefix("item 0: ")  # its place in a call of the model, which the line number makes clearer
+        why = str(error).removeprefix(
+            "item 0: "
+        )  # its place in a call of the model, which the line number makes clearer
         if self._skip:
             self._skipped.append((line, why))
         else:  # rows are read ahead of their answers: of two bad ones the one found last comes first in the file
@@ -214,10 +250,18 @@ class _Rows:
 
     def _merged(self, asked: _Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
         """The output row, or None for a row that has a field of that name already."""
-        named = {self._prefix + name: value for name, value in (fields | ({"truncated": asked.cut} if asked.cut else {})).items()}
+        named = {
+            self._prefix + name: value
+            for name, value in (fields | ({"truncated": asked.cut} if asked.cut else {})).items()
+        }
         taken = sorted(set(asked.row) & set(named))
         if taken:
-            self._bad(asked.line, DataFormatError(f"the row has {', '.join(taken)} already; pass --prefix to name the new fields differently"))
+            self._bad(
+                asked.line,
+                DataFormatError(
+                    f"the row has {', '.join(taken)} already; pass --prefix to name the new fields differently"
+                ),
+            )
             return None
         return asked.row | named
 
@@ -306,11 +350,17 @@ def _texts(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Prompt, list[st
     return row["prompt"], [row[name] for name in names]
 
 
-def _fitted(rm: FastSlowRM, texts: tuple[Prompt, list[str]], allow_empty: bool) -> tuple[tuple[Prompt, list[str]], dict[str, list[int]]]:
+def _fitted(
+    rm: FastSlowRM, texts: tuple[Prompt, list[str]], allow_empty: bool
+) -> tuple[tuple[Prompt, list[str]], dict[str, list[int]]]:
     """Check texts; return them as they will be scored, and [kept, given] characters of each that was cut, by position."""
     prompt, responses = texts
     fitted = [r if allow_empty and isinstance(r, str) and not r.strip() else rm.fit(prompt, r) for r in responses]
-    cut = {str(i): [len(kept), len(given)] for i, (kept, given) in enumerate(zip(fitted, responses, strict=True)) if kept != given}
+    cut = {
+        str(i): [len(kept), len(given)]
+        for i, (kept, given) in enumerate(zip(fitted, responses, strict=True))
+        if kept != given
+    }
     return (prompt, fitted), cut
 
 
@@ -332,7 +382,9 @@ def _selection_fields(selection: Selection) -> dict[str, Any]:
         "ranking": list(selection.ranking),
         "scores": [score.score for score in selection.scores],
         "strategy": selection.strategy,
-        "comparisons": [{"pair": c.pair, "winner": c.winner, "p_first": c.p_first, "route": c.route} for c in selection.comparisons],
+        "comparisons": [
+            {"pair": c.pair, "winner": c.winner, "p_first": c.p_first, "route": c.route} for c in selection.comparisons
+        ],
         "tokens_read": selection.tokens_read,
         "tokens_generated": selection.tokens_generated,
     }

@@ -27,7 +27,9 @@ class CrossEncoderRM(LazyModel):
         """
         single = len(sentences) == 2 and isinstance(sentences[0], str) and isinstance(sentences[1], str)
         pairs = [tuple(sentences)] if single else [(pair[0], pair[1]) for pair in sentences]
-        scores = np.array([s.score for s in self.model.score_many(pairs, judge="never")] if pairs else [], dtype=np.float32)
+        scores = np.array(
+            [s.score for s in self.model.score_many(pairs, judge="never")] if pairs else [], dtype=np.float32
+        )
         return scores.reshape(()) if single else scores
 
     def rank(
@@ -49,4 +51,6 @@ class CrossEncoderRM(LazyModel):
         """
         scores = self.predict([(query, document) for document in documents]).tolist()
         order = sorted(range(len(documents)), key=lambda i: -scores[i])[:top_k]
-        return [{"corpus_id": i, "score": scores[i]} | ({"text": documents[i]} if return_documents else {}) for i in order]
+        return [
+            {"corpus_id": i, "score": scores[i]} | ({"text": documents[i]} if return_documents else {}) for i in order
+        ]

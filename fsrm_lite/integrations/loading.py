@@ -67,7 +67,11 @@ def text_of(completion: object) -> str:
     if isinstance(completion, dict):
         content = completion.get("content")
         # OpenAI's and TRL's structured form: a list of parts, of which the text parts count.
-        return text_of(content) if not isinstance(content, list) else "".join(str(part["text"]) for part in content if "text" in part)
+        return (
+            text_of(content)
+            if not isinstance(content, list)
+            else "".join(str(part["text"]) for part in content if "text" in part)
+        )
     if isinstance(completion, list):
         return "\n".join(text_of(message) for message in completion)
     raise InputError(f"a completion is a {type(completion).__name__}; expected a string or a list of chat messages")

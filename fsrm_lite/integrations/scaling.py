@@ -83,5 +83,7 @@ class BestOfFilter(LazyModel):
 
 def _split(conversation: list[Message]) -> tuple[Prompt, str]:
     if len(conversation) < 2 or conversation[-1].get("role") != "assistant":
-        raise InputError(f"a conversation of {len(conversation)} messages must hold a request and end with an assistant message")
+        raise InputError(
+            f"a conversation of {len(conversation)} messages must hold a request and end with an assistant message"
+        )
     return conversation[:-1], text_of(conversation[-1])

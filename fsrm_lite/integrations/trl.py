@@ -82,7 +82,9 @@ class PairwiseJudge(LazyModel):
         super().__init__(source, **load_options)
         self._judge = judge
 
-    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[object]], shuffle_order: bool = True) -> list[int]:
+    def judge(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[object]], shuffle_order: bool = True
+    ) -> list[int]:
         """Return 0 or 1 per pair: the position of the better completion; -1 where there is no judgement.
 
         Args:

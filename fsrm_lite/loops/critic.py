@@ -68,7 +68,9 @@ REJECTED = Verdict(False, 0.0)
 class RewardCritic:
     """The reward model itself: its pointwise score, thinking slowly where its gate says so."""
 
-    def __init__(self, model: FastSlowRM, *, threshold: float = 0.5, judge: JudgePolicy = "auto", **options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self, model: FastSlowRM, *, threshold: float = 0.5, judge: JudgePolicy = "auto", **options: Any
+    ) -> None:  # noqa: ANN401
         """Keep the settings.
 
         Args:
@@ -80,7 +82,9 @@ class RewardCritic:
         Raises:
             InputError: If an option is unknown or out of range.
         """
-        model.score_many([], judge=judge, **options)  # refuses bad options now; later they would look like bad responses
+        model.score_many(
+            [], judge=judge, **options
+        )  # refuses bad options now; later they would look like bad responses
         self._model = model
         self._threshold = _check_threshold(threshold)
         self._judge = judge
@@ -89,7 +93,10 @@ class RewardCritic:
     def review(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
         """See :class:`Critic`. When the judge fails, the fast scores decide, and the log says so; with "always" it raises."""
         scores = each_or_none(self._scores, items, InputError)
-        return [REJECTED if s is None else Verdict(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read) for s in scores]
+        return [
+            REJECTED if s is None else Verdict(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read)
+            for s in scores
+        ]
 
     def _scores(self, items: list[tuple[str, str]]) -> list[Score]:
         try:
@@ -120,7 +127,9 @@ class SelfCritic:
         """See :class:`Critic`; the score is the share of yes among the replies, and half or more accepts."""
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
-        tasks = [Task(self._prompt.replace("{question}", items[i][0]).replace("{response}", items[i][1])) for i in asked]
+        tasks = [
+            Task(self._prompt.replace("{question}", items[i][0]).replace("{response}", items[i][1])) for i in asked
+        ]
         for i, replies in zip(asked, ask(self._reasoner, tasks, self._sampling), strict=True):
             if not replies:
                 continue
@@ -200,9 +209,13 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
         version, digest, backbone = info["format_version"], info["sha256"], info["backbone_sha256"]
         _check_threshold(info["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder} is not a critic ({error}); expected critic.json and critic.onnx, as fsrm-lite fit-critic writes them") from error
+        raise BundleError(
+            f"{folder} is not a critic ({error}); expected critic.json and critic.onnx, as fsrm-lite fit-critic writes them"
+        ) from error
     if version != CRITIC_FORMAT:
-        raise BundleError(f"the critic {folder} has format_version {version!r}, this package reads {CRITIC_FORMAT}; fit it again")
+        raise BundleError(
+            f"the critic {folder} has format_version {version!r}, this package reads {CRITIC_FORMAT}; fit it again"
+        )
     if hashlib.sha256(network).hexdigest() != digest:
         raise BundleError(f"{folder}/critic.onnx is not the file its critic.json describes; fit it again")
     if backbone != backbone_hash(model):
@@ -215,7 +228,9 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
 def backbone_hash(model: FastSlowRM) -> str:
     """Hash of the fast model's files, graph and weights: hidden states of another model mean something else."""
     files = model.bundle.manifest.files
-    return hashlib.sha256("".join(files[role].sha256 for role in ("fast", "fast_data") if role in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(files[role].sha256 for role in ("fast", "fast_data") if role in files).encode()
+    ).hexdigest()
 
 
 def _open_session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime ships no types

@@ -114,7 +114,9 @@ def distill(
             if progress is not None:
                 progress(len(batch))
             if run.failed >= GIVE_UP_AFTER and not run.written + kept:
-                raise ReasonerError(f"the reasoner failed on the first {run.failed} questions, all of them; nothing was written")
+                raise ReasonerError(
+                    f"the reasoner failed on the first {run.failed} questions, all of them; nothing was written"
+                )
     return DistillReport(run.written, kept, run.right, run.skipped, run.failed)
 
 
@@ -148,7 +150,9 @@ class _Run:
         """Take note of the traces already there, and return their number; a half-written last line is cut off."""
         for number, trace in _kept(output):
             if self._extract(trace.response) != trace.answer:
-                raise DataFormatError(f"{output}, line {number} was labelled by another extractor; go on with that one, or name another output")
+                raise DataFormatError(
+                    f"{output}, line {number} was labelled by another extractor; go on with that one, or name another output"
+                )
             self._done.add(_key(trace.question, trace.sample))
             self._references[_key(trace.question)] = self._extract(trace.reference)
         return len(self._done)
@@ -181,8 +185,12 @@ class _Run:
             return question, text
         if not self._skip_unanswered:
             if answer is None:
-                raise DataFormatError(f"row {number} has no usable answer ({reference!r}); expected one that the extractor reads, or skip such rows")
-            raise DataFormatError(f"row {number} has the answer {answer!r}, but its question had {before!r} before; name another output, or skip it")
+                raise DataFormatError(
+                    f"row {number} has no usable answer ({reference!r}); expected one that the extractor reads, or skip such rows"
+                )
+            raise DataFormatError(
+                f"row {number} has the answer {answer!r}, but its question had {before!r} before; name another output, or skip it"
+            )
         self.skipped += 1
         return None
 
@@ -217,8 +225,14 @@ def _parse(line: str, number: int) -> Trace:
     except (ValueError, TypeError) as error:
         raise DataFormatError(f"line {number} is not a trace as fsrm-lite distill writes them: {error}") from error
     texts = (trace.question, trace.reference, trace.response)
-    if not all(isinstance(text, str) for text in texts) or trace.label not in (0, 1) or not isinstance(trace.sample, int):
-        raise DataFormatError(f"line {number} is not a trace: question, reference and response must be texts, label 0 or 1, sample a number")
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or trace.label not in (0, 1)
+        or not isinstance(trace.sample, int)
+    ):
+        raise DataFormatError(
+            f"line {number} is not a trace: question, reference and response must be texts, label 0 or 1, sample a number"
+        )
     return trace
 
 

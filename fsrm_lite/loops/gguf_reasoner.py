@@ -53,7 +53,9 @@ class GgufReasoner:
         entries = read_header(Path(path)).entries
         chat = entries.get("tokenizer.chat_template")
         if template is None and not chat:
-            raise InputError(f"{path} has no chat template; give the prompt it was trained on as a template, with {PROMPT_SLOT} in it")
+            raise InputError(
+                f"{path} has no chat template; give the prompt it was trained on as a template, with {PROMPT_SLOT} in it"
+            )
         if template is not None and PROMPT_SLOT not in template:
             raise InputError(f"the template has no {PROMPT_SLOT}, the place of the question")
         self._context = int(entries.get(f"{entries.get('general.architecture')}.context_length", 0))
@@ -61,7 +63,9 @@ class GgufReasoner:
         self._runner: InlineRunner | None = InlineRunner(Path(path), lambda ids: "", threads=threads)
         try:
             self._vocabulary = self._runner.vocabulary
-            self._prompts = _Prompts(self._vocabulary, _plain(template) if template is not None else _chat(str(chat), self._vocabulary))
+            self._prompts = _Prompts(
+                self._vocabulary, _plain(template) if template is not None else _chat(str(chat), self._vocabulary)
+            )
             self._prompts.ids(Task("question"))  # a template that does not work is refused now
         except BaseException:
             self.close()
@@ -75,10 +79,14 @@ class GgufReasoner:
             try:
                 jobs = [self._job(task, sampling, k) for task in tasks for k in range(sampling.n)]
                 draws = Draws(sampling.temperature, sampling.top_p, 0)
-                results, _ = self._runner.run(Request(Plan(tuple(jobs)), draws, self._vocabulary.ends)) if jobs else ([], True)
+                results, _ = (
+                    self._runner.run(Request(Plan(tuple(jobs)), draws, self._vocabulary.ends)) if jobs else ([], True)
+                )
             except (InputError, JudgeError) as error:
                 raise ReasonerError(f"the model cannot answer: {error}") from error
-            proposals = [Proposal(self._vocabulary.detokenize(r.ids).strip(), len(r.ids)) for r in results if r is not None]
+            proposals = [
+                Proposal(self._vocabulary.detokenize(r.ids).strip(), len(r.ids)) for r in results if r is not None
+            ]
         return [proposals[i : i + sampling.n] for i in range(0, len(proposals), sampling.n)]
 
     def _job(self, task: Task, sampling: Sampling, number: int) -> Job:
@@ -103,9 +111,14 @@ class _Prompts:
         """Keep the vocabulary and ``render``: from a number of messages to the prompt, with a mark for each message's text."""
         self._vocabulary = vocabulary
         self._special = {token.id for token in vocabulary.special.values()}
-        names = sorted(vocabulary.special, key=len, reverse=True)  # longest first: none may be taken for the start of another
+        names = sorted(
+            vocabulary.special, key=len, reverse=True
+        )  # longest first: none may be taken for the start of another
         tokens = [vocabulary.special[name] for name in names]
-        spaced = [r"\s*" * t.strips_left + re.escape(name) + r"\s*" * t.strips_right for name, t in zip(names, tokens, strict=True)]
+        spaced = [
+            r"\s*" * t.strips_left + re.escape(name) + r"\s*" * t.strips_right
+            for name, t in zip(names, tokens, strict=True)
+        ]
         self._split = re.compile("|".join(spaced) or _NEVER)
         self._starts = re.compile(f"(?={'|'.join(map(re.escape, names)) or _NEVER})")
         self._pieces = cache(lambda messages: self._cut(render(messages)))
@@ -162,7 +175,9 @@ def _chat(template: str, vocabulary: Vocabulary) -> Callable[[int], str]:
         except FsrmError:
             raise
         except Exception as error:  # a template is a program, and may fail in any way
-            raise InputError(f"the model's chat template cannot be rendered ({one_line(error)}); give a template") from error
+            raise InputError(
+                f"the model's chat template cannot be rendered ({one_line(error)}); give a template"
+            ) from error
 
     return render
 

@@ -104,9 +104,19 @@ class ReasoningLoop:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        expect(hasattr(self.reasoner, "propose"), "reasoner", self.reasoner, "a reasoner, for example CallableReasoner(function)")
+        expect(
+            hasattr(self.reasoner, "propose"),
+            "reasoner",
+            self.reasoner,
+            "a reasoner, for example CallableReasoner(function)",
+        )
         expect(hasattr(self.critic, "review"), "critic", self.critic, "a critic, for example RewardCritic(model)")
-        expect(is_whole(self.max_turns) and self.max_turns >= 1, "max_turns", self.max_turns, "a whole number of at least 1")
+        expect(
+            is_whole(self.max_turns) and self.max_turns >= 1,
+            "max_turns",
+            self.max_turns,
+            "a whole number of at least 1",
+        )
         expect_one_of(("best", "abstain"), "otherwise", self.otherwise)
         if self.extractor is not None:
             find_extractor(self.extractor)
@@ -149,8 +159,12 @@ class ReasoningLoop:
             return LoopResult(question, Outcome.ABSTAINED, None, None, turns)
         extract = find_extractor(self.extractor) if self.extractor is not None else lambda text: None
         extracted = [extract(turn.response) for turn in usable]
-        answers = [number if answer is None else answer for number, answer in enumerate(extracted)]  # without an answer: on its own
-        worth = {answer: sum(t.score for t, a in zip(usable, answers, strict=True) if a == answer) for answer in answers}
+        answers = [
+            number if answer is None else answer for number, answer in enumerate(extracted)
+        ]  # without an answer: on its own
+        worth = {
+            answer: sum(t.score for t, a in zip(usable, answers, strict=True) if a == answer) for answer in answers
+        }
         # max() takes the earliest of equals.
         best, _ = max(zip(usable, answers, strict=True), key=lambda pair: (worth[pair[1]], pair[0].score))
         return LoopResult(question, Outcome.BEST, best.response, best.score, turns)
@@ -165,4 +179,11 @@ def _make_turn(proposal: Proposal, verdict: Verdict | None, earlier: dict[str, T
         return Turn("", REJECTED.accept, REJECTED.score, proposal.tokens_generated, failed=True)
     if verdict is None:
         return Turn(proposal.text, False, earlier[proposal.text].score, proposal.tokens_generated, repeated=True)
-    return Turn(proposal.text, verdict.accept, verdict.score, proposal.tokens_generated, verdict.tokens_generated, verdict.tokens_read)
+    return Turn(
+        proposal.text,
+        verdict.accept,
+        verdict.score,
+        proposal.tokens_generated,
+        verdict.tokens_generated,
+        verdict.tokens_read,
+    )

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def open_reasoner(
-    spec: str, *, model: FastSlowRM | None = None, template: str | None = None, timeout_s: float = 120.0, api_key: str | None = None
+    spec: str,
+    *,
+    model: FastSlowRM | None = None,
+    template: str | None = None,
+    timeout_s: float = 120.0,
+    api_key: str | None = None,
 ) -> Reasoner:
     """Return a reasoner from its name on the command line.
 
@@ -41,5 +46,7 @@ def open_reasoner(
         return EndpointReasoner(spec, timeout_s=timeout_s, api_key=api_key)
     found = load_attribute(spec, "reasoner", "solve, FILE.gguf, an http address, or package.module:function")
     if not callable(found):
-        raise InputError(f"reasoner {spec!r} is a {type(found).__name__}, expected a function from a question to a response")
+        raise InputError(
+            f"reasoner {spec!r} is a {type(found).__name__}, expected a function from a question to a response"
+        )
     return CallableReasoner(found, timeout_s=timeout_s)

@@ -76,7 +76,12 @@ class Sampling:
         for name in ("n", "max_tokens"):
             value = getattr(self, name)
             expect(is_whole(value) and value >= 1, f"sampling: {name}", value, "a whole number of at least 1")
-        expect(is_number(self.temperature) and self.temperature >= 0.0, "sampling: temperature", self.temperature, "a number of at least 0")
+        expect(
+            is_number(self.temperature) and self.temperature >= 0.0,
+            "sampling: temperature",
+            self.temperature,
+            "a number of at least 0",
+        )
         expect(is_number(self.top_p) and 0.0 < self.top_p <= 1.0, "sampling: top_p", self.top_p, "a number in (0, 1]")
         expect(is_whole(self.seed), "sampling: seed", self.seed, "a whole number")
 
@@ -112,13 +117,21 @@ def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[l
         except Exception as error:  # a user's reasoner may raise anything, and none of it may end a long run
             raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
         whole = isinstance(groups, Sequence) and len(groups) == len(part)
-        if not whole or not all(isinstance(group, Sequence) and all(isinstance(p, Proposal) for p in group) for group in groups):
-            raise ReasonerError(f"the reasoner gave {repr(groups)[:200]}, expected a list of proposals for each of {len(part)} tasks")
+        if not whole or not all(
+            isinstance(group, Sequence) and all(isinstance(p, Proposal) for p in group) for group in groups
+        ):
+            raise ReasonerError(
+                f"the reasoner gave {repr(groups)[:200]}, expected a list of proposals for each of {len(part)} tasks"
+            )
         return groups
 
     size = 1 if getattr(reasoner, "one_by_one", False) else max(len(tasks), 1)
-    groups = [group for i in range(0, len(tasks), size) for group in each_or_none(propose, tasks[i : i + size], ReasonerError)]
-    return [[Proposal("", p.tokens_generated) if _SURROGATE.search(p.text) else p for p in group or []] for group in groups]
+    groups = [
+        group for i in range(0, len(tasks), size) for group in each_or_none(propose, tasks[i : i + size], ReasonerError)
+    ]
+    return [
+        [Proposal("", p.tokens_generated) if _SURROGATE.search(p.text) else p for p in group or []] for group in groups
+    ]
 
 
 class CallableReasoner:
@@ -137,7 +150,12 @@ class CallableReasoner:
             InputError: If it is no function, or the timeout is not above 0.
         """
         expect(callable(function), "the reasoner", function, "a function from a question to a response")
-        expect(timeout_s is None or (is_number(timeout_s) and timeout_s > 0), "timeout_s", timeout_s, "a number above 0, or None")
+        expect(
+            timeout_s is None or (is_number(timeout_s) and timeout_s > 0),
+            "timeout_s",
+            timeout_s,
+            "a number above 0, or None",
+        )
         self._function = function
         self._timeout_s = timeout_s
         self._feedback = feedback
@@ -149,7 +167,11 @@ class CallableReasoner:
     def _call(self, task: Task) -> Proposal:
         arguments = (task.question, task.rejected) if self._feedback else (task.question,)
         try:
-            text = self._function(*arguments) if self._timeout_s is None else _within(self._timeout_s, lambda: self._function(*arguments))
+            text = (
+                self._function(*arguments)
+                if self._timeout_s is None
+                else _within(self._timeout_s, lambda: self._function(*arguments))
+            )
         except Exception as error:  # as above
             raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(text, str):
@@ -202,7 +224,15 @@ class EndpointReasoner:
 
     one_by_one = True
 
-    def __init__(self, url: str, *, model: str = "default", api_key: str | None = None, timeout_s: float = 120.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "default",
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        retries: int = 2,
+    ) -> None:
         """Keep the address.
 
         Args:
@@ -216,12 +246,16 @@ class EndpointReasoner:
             InputError: If the address is not http(s) or a number is out of range.
         """
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise InputError(f"endpoint {url!r} is not an http or https address, expected for example http://127.0.0.1:8080/v1")
+            raise InputError(
+                f"endpoint {url!r} is not an http or https address, expected for example http://127.0.0.1:8080/v1"
+            )
         if not timeout_s > 0 or retries < 0:
             raise InputError(f"timeout_s is {timeout_s} and retries is {retries}, expected above 0 and at least 0")
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        )
         self._timeout_s = timeout_s
         self._retries = retries
 
@@ -295,7 +329,10 @@ def conversation(task: Task) -> list[dict[str, str]]:
     for response in task.rejected:
         messages.append({"role": "assistant", "content": response})
         messages.append(
-            {"role": "user", "content": f"A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n{task.question}"}
+            {
+                "role": "user",
+                "content": f"A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n{task.question}",
+            }
         )
     return messages
 

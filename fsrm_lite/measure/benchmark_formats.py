@@ -104,7 +104,9 @@ def detect_format(data: Mapping[str, Any]) -> Format:
     for form in FORMATS.values():
         if form.detect(data):
             return form
-    raise DataFormatError(f"no known format has the columns {', '.join(sorted(data)[:12])}; pass --format, one of {', '.join(FORMATS)}")
+    raise DataFormatError(
+        f"no known format has the columns {', '.join(sorted(data)[:12])}; pass --format, one of {', '.join(FORMATS)}"
+    )
 
 
 def _numbered(examples: Sequence[Example]) -> Iterable[Example]:
@@ -133,7 +135,13 @@ def _pairs(row: Row) -> Iterable[Example]:
         yield _mixed(Example(name, prompt, (chosen, rejected), (0,), subset))
         return
     keys = ("response_a", "response_b") if "response_a" in data else ("response_A", "response_B")
-    yield Example(name, data["prompt"], (_text(data[keys[0]]), _text(data[keys[1]])), (_side(data.get("label", data.get("winner"))),), subset)
+    yield Example(
+        name,
+        data["prompt"],
+        (_text(data[keys[0]]), _text(data[keys[1]])),
+        (_side(data.get("label", data.get("winner"))),),
+        subset,
+    )
 
 
 def _rewardbench2(row: Row) -> Iterable[Example]:
@@ -142,14 +150,18 @@ def _rewardbench2(row: Row) -> Iterable[Example]:
     name, subset = str(data["id"]), str(data["subset"])
     # In the Ties subset "ref:7" and "tied:7" are two versions of one prompt.
     group = f"ties-{name.split(':')[1]}" if subset.lower() == "ties" else ""
-    yield Example(name, data["prompt"], tuple(map(_text, (*chosen, *rejected))), tuple(range(len(chosen))), subset, group)
+    yield Example(
+        name, data["prompt"], tuple(map(_text, (*chosen, *rejected))), tuple(range(len(chosen))), subset, group
+    )
 
 
 def _rm_bench(row: Row) -> Iterable[Example]:
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
     if len(chosen) != 3 or len(rejected) != 3:
-        raise DataFormatError(f"{row.where}: {len(chosen)} chosen and {len(rejected)} rejected responses, expected 3 styles of each")
+        raise DataFormatError(
+            f"{row.where}: {len(chosen)} chosen and {len(rejected)} rejected responses, expected 3 styles of each"
+        )
     domain = str(data.get("domain") or row.source.removesuffix("_filtered"))
     yield Example(str(data.get("id", "")), data["prompt"], tuple(map(_text, (*chosen, *rejected))), (0, 1, 2), domain)
 
@@ -158,7 +170,13 @@ def _judgebench(row: Row) -> Iterable[Example]:
     data = row.data
     source = str(data.get("source", ""))
     subset = next((name for start, name in _JUDGEBENCH_CATEGORIES.items() if source.startswith(start)), source)
-    yield Example(str(data["pair_id"]), data["question"], (_text(data["response_A"]), _text(data["response_B"])), (_side(data["label"]),), subset)
+    yield Example(
+        str(data["pair_id"]),
+        data["question"],
+        (_text(data["response_A"]), _text(data["response_B"])),
+        (_side(data["label"]),),
+        subset,
+    )
 
 
 def _llmbar(row: Row) -> Iterable[Example]:
@@ -249,10 +267,27 @@ FORMATS: dict[str, Format] = {
             lambda r: "question" in r and any(isinstance(v, dict) and "is_correct" in v for v in r.values()),
             _gsm8k_solutions,
         ),
-        Format("rewardbench2", False, lambda r: _has("id", "subset", "num_correct")(r) and _is_list(r.get("chosen")), _rewardbench2),
-        Format("rm-bench", False, lambda r: _is_list(r.get("chosen")) and len(_strings(r.get("chosen"))) == 3, _rm_bench),
-        Format("rewardbench", True, lambda r: _has("chosen", "rejected")(r) and r.get("subset") in REWARDBENCH_COUNTS, _pairs),
-        Format("pairs", True, lambda r: _has("chosen", "rejected")(r) or _has("prompt", "response_a", "response_b")(r), _pairs),
+        Format(
+            "rewardbench2",
+            False,
+            lambda r: _has("id", "subset", "num_correct")(r) and _is_list(r.get("chosen")),
+            _rewardbench2,
+        ),
+        Format(
+            "rm-bench", False, lambda r: _is_list(r.get("chosen")) and len(_strings(r.get("chosen"))) == 3, _rm_bench
+        ),
+        Format(
+            "rewardbench",
+            True,
+            lambda r: _has("chosen", "rejected")(r) and r.get("subset") in REWARDBENCH_COUNTS,
+            _pairs,
+        ),
+        Format(
+            "pairs",
+            True,
+            lambda r: _has("chosen", "rejected")(r) or _has("prompt", "response_a", "response_b")(r),
+            _pairs,
+        ),
     )
 }
 

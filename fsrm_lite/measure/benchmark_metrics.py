@@ -14,7 +14,13 @@ from typing import TypeAlias
 import numpy as np
 
 REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
-    "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
     "Chat Hard": {
         "mt-bench-hard": 37,
         "llmbar-natural": 100,
@@ -23,9 +29,23 @@ REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
         "llmbar-adver-GPTOut": 47,
         "llmbar-adver-manual": 46,
     },
-    "Safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250, "xstest-should-respond": 154, "donotanswer": 136},
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 250,
+        "xstest-should-respond": 154,
+        "donotanswer": 136,
+    },
     # math-prm has 447 pairs and counts as 984, as much as all of the code.
-    "Reasoning": {"math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164},
+    "Reasoning": {
+        "math-prm": 984,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
 }
 """Sections of RewardBench with the published example count of each subset."""
 
@@ -95,16 +115,28 @@ def ties_score(outcomes: Sequence[Outcome]) -> float:
     for outcome in outcomes:
         kind, _, number = outcome.id.split("/")[-1].partition("#")[0].partition(":")
         versions["ref" if kind == "ref" else "tied"].setdefault(number, []).append(outcome)
-    accuracy = {kind: _mean([_margin(o) > 0 for part in prompts.values() for o in part]) for kind, prompts in versions.items()}
+    accuracy = {
+        kind: _mean([_margin(o) > 0 for part in prompts.values() for o in part]) for kind, prompts in versions.items()
+    }
     # Resampling may bring a prompt twice; its two versions always come together.
-    both = [pair for n, tied in versions["tied"].items() for pair in zip(versions["ref"].get(n, []), tied, strict=False)]
+    both = [
+        pair for n, tied in versions["tied"].items() for pair in zip(versions["ref"].get(n, []), tied, strict=False)
+    ]
     spread = np.array([_spread(tied) for _, tied in both])
     easy = np.array([_margin(tied) for _, tied in both])
     hard = np.minimum(easy, np.array([_margin(ref) for ref, _ in both]))
     with np.errstate(divide="ignore", invalid="ignore"):
         smooth = np.nan_to_num(np.tanh(hard / spread - 1), nan=0.0)
-    parts = (accuracy["tied"], accuracy["ref"], _mean((easy > spread).tolist()), _mean((hard > spread).tolist()), _mean(smooth.tolist()))
-    return float(sum(w * (0.0 if math.isnan(p) else p) for w, p in zip((0.30, 0.30, 0.20, 0.20, 0.01), parts, strict=True)))
+    parts = (
+        accuracy["tied"],
+        accuracy["ref"],
+        _mean((easy > spread).tolist()),
+        _mean((hard > spread).tolist()),
+        _mean(smooth.tolist()),
+    )
+    return float(
+        sum(w * (0.0 if math.isnan(p) else p) for w, p in zip((0.30, 0.30, 0.20, 0.20, 0.01), parts, strict=True))
+    )
 
 
 def rm_bench(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -121,7 +153,9 @@ def rm_bench(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def judgebench(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Share of pairs with more right than wrong games; a scalar model plays one game, a judge one per order."""
-    return {"score": _mean([sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes])}
+    return {
+        "score": _mean([sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes])
+    }
 
 
 def llmbar(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -183,7 +217,9 @@ def _top(outcome: Outcome) -> float:
 
 def _margin(outcome: Outcome) -> float:
     """Worst right score minus best wrong score."""
-    return min(outcome.logits[i] for i in outcome.right) - max(x for i, x in enumerate(outcome.logits) if i not in outcome.right)
+    return min(outcome.logits[i] for i in outcome.right) - max(
+        x for i, x in enumerate(outcome.logits) if i not in outcome.right
+    )
 
 
 def _spread(outcome: Outcome) -> float:

@@ -54,7 +54,9 @@ class Goal:
     def __post_init__(self) -> None:
         """Refuse none or several goals, and numbers out of range."""
         if sum((self.risk is not None, self.budget is not None, self.within is not None, self.front)) != 1:
-            raise CalibrationError("expected exactly one goal: a risk, a budget, an accuracy to stay within, or the Pareto front")
+            raise CalibrationError(
+                "expected exactly one goal: a risk, a budget, an accuracy to stay within, or the Pareto front"
+            )
         for name in ("risk", "confidence"):
             value = getattr(self, name)
             if value is not None and not 1e-9 <= value < 1:
@@ -134,7 +136,9 @@ def calibrate(
     return Calibration(gate, report, tuning, testing, tuple(front), temperature)
 
 
-def check_items(items: Sequence[LabelledItem], test_items: Sequence[LabelledItem] = ()) -> tuple[list[LabelledItem], list[str]]:
+def check_items(
+    items: Sequence[LabelledItem], test_items: Sequence[LabelledItem] = ()
+) -> tuple[list[LabelledItem], list[str]]:
     """Return the items without repetitions, and what there is to say about them.
 
     Raises:
@@ -151,15 +155,21 @@ def check_items(items: Sequence[LabelledItem], test_items: Sequence[LabelledItem
     if len(kept) < MIN_ITEMS:
         raise CalibrationError(f"{len(kept)} different labelled items, expected at least {MIN_ITEMS}; label more")
     if len({len(x.readings) for x in kept}) > 1:
-        raise CalibrationError("the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart")
+        raise CalibrationError(
+            "the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart"
+        )
     if len(kept[0].readings) == 1 and len({x.label for x in kept}) == 1:
         raise CalibrationError(f"every response has the label {kept[0].label}; expected both good and bad ones")
     shared = seen.keys() & {x.key for x in test_items}
     if shared:
-        raise CalibrationError(f"{len(shared)} items are in both the calibration and the test set (key {min(shared)}, ...); remove them from one")
+        raise CalibrationError(
+            f"{len(shared)} items are in both the calibration and the test set (key {min(shared)}, ...); remove them from one"
+        )
     groups = len({x.group or x.key for x in kept})
     if groups < len(kept):
-        notes.append(f"{len(kept)} items come from {groups} prompts; a risk is proved on one item of each prompt, drawn at random")
+        notes.append(
+            f"{len(kept)} items come from {groups} prompts; a risk is proved on one item of each prompt, drawn at random"
+        )
     return kept, notes
 
 
@@ -205,10 +215,17 @@ def fit_temperature(sample: Sample) -> float:
     return 2 / (low + high)
 
 
-def _choose(goal: Goal, tuning: Sample, testing: Sample, temperature: float, seed: int) -> RiskControl | GateSpec | None:
+def _choose(
+    goal: Goal, tuning: Sample, testing: Sample, temperature: float, seed: int
+) -> RiskControl | GateSpec | None:
     if goal.risk is not None:
         return control_risk(
-            tuning, one_per_group(testing, seed), risk=goal.risk, confidence=goal.confidence, temperature=temperature, paths=goal.paths
+            tuning,
+            one_per_group(testing, seed),
+            risk=goal.risk,
+            confidence=goal.confidence,
+            temperature=temperature,
+            paths=goal.paths,
         )
     points = pareto(tuning, temperature)
     if goal.budget is not None:
@@ -262,5 +279,10 @@ def _goal_dict(goal: Goal) -> dict[str, Any]:
 def _point_dict(point: OperatingPoint, testing: Sample) -> dict[str, Any]:
     never, always = operate(NEVER, testing), operate(ALWAYS, testing)
     rival = random_accuracy(point.tokens, never.accuracy, always.accuracy, always.tokens)
-    measured = {"accuracy": point.accuracy, "tokens": point.tokens, "escalated": point.escalated, "random_at_equal_cost": rival}
+    measured = {
+        "accuracy": point.accuracy,
+        "tokens": point.tokens,
+        "escalated": point.escalated,
+        "random_at_equal_cost": rival,
+    }
     return {"gate": point.gate.to_dict(), **measured}

@@ -33,7 +33,9 @@ def write_picture(result: Calibration, path: Path) -> None:
         MissingExtraError: If matplotlib is not installed.
     """
     if path.suffix not in (".png", ".html"):
-        raise CalibrationError(f"the plots cannot be written to {path.name!r}, expected a name that ends in .png or .html")
+        raise CalibrationError(
+            f"the plots cannot be written to {path.name!r}, expected a name that ends in .png or .html"
+        )
     png = render(result)
     if path.suffix == ".png":
         path.write_bytes(png)
@@ -69,11 +71,19 @@ def render(result: Calibration) -> bytes:
 
 def _reliability(axis: Axes, result: Calibration) -> None:
     axis.plot([0.5, 1], [0.5, 1], color="0.6", linestyle=":", label="perfectly calibrated")
-    for name, temperature, colour in (("as it is", 1.0, "#c0563b"), (f"at temperature {result.temperature:.2f}", result.temperature, "#1b6ca8")):
+    for name, temperature, colour in (
+        ("as it is", 1.0, "#c0563b"),
+        (f"at temperature {result.temperature:.2f}", result.temperature, "#1b6ca8"),
+    ):
         bins = reliability(probability_right(result.testing, temperature), result.testing.fast_correct)
         bins = [b for b in bins if b[2] >= _LEAST_IN_BIN]
         axis.plot([b[0] for b in bins], [b[1] for b in bins], marker="o", markersize=4, color=colour, label=name)
-    axis.set(title="Reliability of the fast score", xlabel="claimed probability of being right", ylabel="share right", xlim=(0.49, 1.01))
+    axis.set(
+        title="Reliability of the fast score",
+        xlabel="claimed probability of being right",
+        ylabel="share right",
+        xlim=(0.49, 1.01),
+    )
     axis.set_ylim(min(0.45, axis.get_ylim()[0]), 1.02)
     axis.legend(frameon=False)
 
@@ -83,7 +93,9 @@ def _roc(axis: Axes, result: Calibration) -> None:
     axis.plot([0, 1], [0, 1], color="0.6", linestyle=":")
     for name, confidence in result.testing.confidences().items():
         axis.plot(*roc(confidence, right), color=_COLOURS[name], label=f"{name}, area {auroc(confidence, right):.3f}")
-    axis.set(title="Does the confidence know when it is right?", xlabel="wrong answers kept", ylabel="right answers kept")
+    axis.set(
+        title="Does the confidence know when it is right?", xlabel="wrong answers kept", ylabel="right answers kept"
+    )
     axis.legend(frameon=False, loc="lower right")
 
 
@@ -100,7 +112,12 @@ def _risk_coverage(axis: Axes, result: Calibration) -> None:
     at = result.report.get("at_gate")
     if at is not None and at["selective_risk"]["value"] is not None:
         axis.plot(1 - at["escalated"]["value"], at["selective_risk"]["value"], "k*", markersize=13, label="the gate")
-    axis.set(title="Risk against coverage", xlabel="share decided by the fast path alone", ylabel="error rate among them", xlim=(0, 1.02))
+    axis.set(
+        title="Risk against coverage",
+        xlabel="share decided by the fast path alone",
+        ylabel="error rate among them",
+        xlim=(0, 1.02),
+    )
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, loc="upper left")
 
@@ -109,7 +126,9 @@ def _cost(axis: Axes, result: Calibration) -> None:
     axis.set(title="Accuracy against tokens", xlabel="generated tokens per item", ylabel="accuracy")
     testing = result.testing
     if testing.slow_correct is None or testing.slow_tokens is None:
-        axis.text(0.5, 0.5, "no slow outcomes were recorded", ha="center", va="center", transform=axis.transAxes, color="0.4")
+        axis.text(
+            0.5, 0.5, "no slow outcomes were recorded", ha="center", va="center", transform=axis.transAxes, color="0.4"
+        )
         return
     outcomes = (testing.fast_correct, testing.slow_correct, testing.slow_tokens)
     best = oracle_front(*outcomes)
@@ -118,7 +137,9 @@ def _cost(axis: Axes, result: Calibration) -> None:
         curve = front(confidence, *outcomes)
         axis.plot(curve.tokens, curve.accuracy, color=_COLOURS[name], label=f"escalating by {name}")
     fast, slow = (float(np.mean(x)) for x in outcomes[:2])
-    axis.plot([0, float(testing.slow_tokens.mean())], [fast, slow], color="0.3", linestyle=":", label="escalating at random")
+    axis.plot(
+        [0, float(testing.slow_tokens.mean())], [fast, slow], color="0.3", linestyle=":", label="escalating at random"
+    )
     axis.plot(0, fast, "ks", markersize=6, label="always fast")
     axis.plot(float(testing.slow_tokens.mean()), slow, "k^", markersize=7, label="always slow")
     if result.gate is not None:
@@ -128,7 +149,9 @@ def _cost(axis: Axes, result: Calibration) -> None:
 
 
 def _page(result: Calibration, png: bytes) -> str:
-    rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _summary(result))
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _summary(result)
+    )
     notes = "".join(f"<li>{html.escape(w)}</li>" for w in result.report["warnings"])
     picture = base64.b64encode(png).decode("ascii")
     return (
@@ -143,7 +166,12 @@ def _page(result: Calibration, png: bytes) -> str:
 
 def _summary(result: Calibration) -> list[tuple[str, str]]:
     report: dict[str, Any] = result.report
-    rows = [("items", f"{report['items']['tuning']} for tuning, {report['items']['testing']} for testing; the figures are of the latter")]
+    rows = [
+        (
+            "items",
+            f"{report['items']['tuning']} for tuning, {report['items']['testing']} for testing; the figures are of the latter",
+        )
+    ]
     if report["guarantee"] is not None:
         rows += [("guarantee", report["guarantee"]["statement"]), ("assumes", report["guarantee"]["assumes"])]
     if report["gate"] is not None:
@@ -151,11 +179,17 @@ def _summary(result: Calibration) -> list[tuple[str, str]]:
     rows.append(("always fast", percent(report["always_fast"]["accuracy"])))
     if report["always_slow"] is not None:
         rows.append(
-            ("always slow", f"{percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item")
+            (
+                "always slow",
+                f"{percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item",
+            )
         )
     at = report.get("at_gate")
     if at is not None:
-        rows += [("escalated", percent(at["escalated"])), ("error rate of fast decisions", percent(at["selective_risk"]))]
+        rows += [
+            ("escalated", percent(at["escalated"])),
+            ("error rate of fast decisions", percent(at["selective_risk"])),
+        ]
     if at is not None and "accuracy" in at:
         rows.append(("gated", f"{percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item"))
         rows.append(("random escalation at equal cost", percent(at["random_at_equal_cost"])))

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.intervals import Interval, bootstrap, wilson
 from fsrm_lite.measure.labelled import CONFIDENCE_NAMES, Sample
-from fsrm_lite.measure.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, risk_coverage
+from fsrm_lite.measure.metrics import (
+    area_above_random,
+    auroc,
+    brier,
+    ece,
+    front,
+    oracle_front,
+    random_accuracy,
+    risk_coverage,
+)
 from fsrm_lite.measure.tradeoff import escalations
 
 
@@ -46,10 +55,17 @@ def figures(sample: Sample, temperature: float, *, resamples: int = 1000, seed: 
     flat = {name: interval.to_dict() for name, interval in found.items()}
     return {
         "always_fast": {"accuracy": flat["fast_accuracy"], "tokens": 0.0},
-        "always_slow": {"accuracy": flat["slow_accuracy"], "tokens": flat["slow_tokens"]} if "slow_accuracy" in flat else None,
-        "oracle": {"accuracy": flat["oracle_accuracy"], "tokens": flat["oracle_tokens"]} if "oracle_accuracy" in flat else None,
+        "always_slow": {"accuracy": flat["slow_accuracy"], "tokens": flat["slow_tokens"]}
+        if "slow_accuracy" in flat
+        else None,
+        "oracle": {"accuracy": flat["oracle_accuracy"], "tokens": flat["oracle_tokens"]}
+        if "oracle_accuracy" in flat
+        else None,
         "calibration": {k: {m: flat[f"{m}_{k}"] for m in ("ece", "brier")} for k in ("before", "after")},
-        "confidences": {c: {m: flat.get(f"{m}_{c}") for m in ("auroc", "aurc", "augrc", "area_above_random")} for c in CONFIDENCE_NAMES},
+        "confidences": {
+            c: {m: flat.get(f"{m}_{c}") for m in ("auroc", "aurc", "augrc", "area_above_random")}
+            for c in CONFIDENCE_NAMES
+        },
     }
 
 
@@ -69,7 +85,11 @@ def gate_figures(gate: GateSpec, sample: Sample, *, resamples: int = 1000, seed:
     right, cost = np.where(up, slow_correct, sample.fast_correct), slow_tokens * up
 
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
-        fast, slow, full = float(sample.fast_correct[chosen].mean()), float(slow_correct[chosen].mean()), float(slow_tokens[chosen].mean())
+        fast, slow, full = (
+            float(sample.fast_correct[chosen].mean()),
+            float(slow_correct[chosen].mean()),
+            float(slow_tokens[chosen].mean()),
+        )
         accuracy, tokens = float(right[chosen].mean()), float(cost[chosen].mean())
         rival = random_accuracy(tokens, fast, slow, full)
         share = tokens / full if full > 0 else math.nan
@@ -97,9 +117,13 @@ def warnings_of(sample: Sample, temperature: float, tuning: Sample) -> list[str]
             )
     right = int(sample.fast_correct.sum())
     if right in (0, len(sample)):
-        notes.append(f"the fast path is {'always right' if right else 'always wrong'} on the testing part; AUROC is undefined")
+        notes.append(
+            f"the fast path is {'always right' if right else 'always wrong'} on the testing part; AUROC is undefined"
+        )
     if not 0.051 < temperature < 19.9:
-        notes.append(f"the temperature hit the end of its range ({temperature:.3g}); {len(tuning)} tuning items do not pin it down")
+        notes.append(
+            f"the temperature hit the end of its range ({temperature:.3g}); {len(tuning)} tuning items do not pin it down"
+        )
     if sample.slow_correct is not None and sample.slow_correct.mean() < sample.fast_correct.mean():
         notes.append("slow thinking is less accurate than the fast path on these items; escalating does not pay")
     return notes
@@ -111,7 +135,9 @@ def _cost_statistics(part: Sample) -> dict[str, float]:
     best = oracle_front(part.fast_correct, part.slow_correct, part.slow_tokens)
     top = int(np.argmax(best.accuracy))
     areas = {
-        f"area_above_random_{name}": area_above_random(front(confidence, part.fast_correct, part.slow_correct, part.slow_tokens))
+        f"area_above_random_{name}": area_above_random(
+            front(confidence, part.fast_correct, part.slow_correct, part.slow_tokens)
+        )
         for name, confidence in part.confidences().items()
     }
     return {

@@ -125,15 +125,21 @@ def check(
     mismatches: list[Mismatch] = []
     checked = 0
     for position, row in enumerate(rows, start=1):
-        claimed = row.get("decision", row.get("expected"))  # of the row itself: a shipped vector brings an answer of its own
+        claimed = row.get(
+            "decision", row.get("expected")
+        )  # of the row itself: a shipped vector brings an answer of its own
         if "responses" not in row and "id" in row:
             known = known or {v["id"]: v for v in shipped_vectors()}
             if str(row["id"]) not in known:
-                raise DataFormatError(f"row {position}: no shipped vector has the id {row['id']!r}, and the row has no 'responses' of its own")
+                raise DataFormatError(
+                    f"row {position}: no shipped vector has the id {row['id']!r}, and the row has no 'responses' of its own"
+                )
             row = {**known[str(row["id"])], **row}
         row = {**(defaults or {}), **row}
         if not isinstance(claimed, Mapping):
-            raise DataFormatError(f"row {position}: 'decision' is {claimed!r}, expected an object with 'escalate' or 'contenders'")
+            raise DataFormatError(
+                f"row {position}: 'decision' is {claimed!r}, expected an object with 'escalate' or 'contenders'"
+            )
         try:
             mismatches.extend(_differences(str(row.get("id", position)), row, claimed, gate, tolerance))
         except KeyError as error:
@@ -146,7 +152,9 @@ def check(
     return CheckResult(checked, tuple(mismatches))
 
 
-def _differences(name: str, row: Mapping[str, Any], claimed: Mapping[str, Any], gate: GateSpec | None, tolerance: float) -> list[Mismatch]:
+def _differences(
+    name: str, row: Mapping[str, Any], claimed: Mapping[str, Any], gate: GateSpec | None, tolerance: float
+) -> list[Mismatch]:
     expected = decide(row, gate)
     verdict = "contenders" if "contenders" in expected else "escalate"
     if verdict not in claimed:
@@ -167,7 +175,9 @@ def _differences(name: str, row: Mapping[str, Any], claimed: Mapping[str, Any], 
 def _borderline(row: Mapping[str, Any], expected: Mapping[str, Any], gate: GateSpec | None, tolerance: float) -> bool:
     spec = GateSpec.from_dict(row["gate"]) if "gate" in row else gate or GateSpec()
     names = ("intuition", "distribution")
-    return any(abs(expected.get(f"{n}_confidence", math.inf) - getattr(spec, f"{n}_threshold")) <= tolerance for n in names)
+    return any(
+        abs(expected.get(f"{n}_confidence", math.inf) - getattr(spec, f"{n}_threshold")) <= tolerance for n in names
+    )
 
 
 def _kind(row: Mapping[str, Any], count: int) -> str:
@@ -211,7 +221,9 @@ def _decision_dict(decision: Decision) -> dict[str, Any]:
     return {name: getattr(decision, name) for name in names}
 
 
-def _spec(intuition: float, distribution: float, combine: str = "any", temperature: float = 1.0, always: bool = False) -> dict[str, Any]:
+def _spec(
+    intuition: float, distribution: float, combine: str = "any", temperature: float = 1.0, always: bool = False
+) -> dict[str, Any]:
     return {
         "intuition_threshold": intuition,
         "distribution_threshold": distribution,
@@ -221,7 +233,9 @@ def _spec(intuition: float, distribution: float, combine: str = "any", temperatu
     }
 
 
-def _row(kind: str, gate: dict[str, Any], values: tuple[float, ...], responses: list[dict[str, Any]], size: int | None = None) -> dict[str, Any]:
+def _row(
+    kind: str, gate: dict[str, Any], values: tuple[float, ...], responses: list[dict[str, Any]], size: int | None = None
+) -> dict[str, Any]:
     return {"kind": kind, "gate": gate, "label_values": list(values), "vocab_size": size, "responses": responses}
 
 
@@ -231,9 +245,16 @@ def _edge_rows() -> Iterator[dict[str, Any]]:
     0, 1/2 and 1 are the confidences that every build can hit exactly: a tie, an entropy of log(2) over four tokens,
     and certainty. Equality must *not* escalate, so each is tried against the threshold of the same value.
     """
-    ties, certainties = ((0.0, 0.0), ("inf", "inf"), ("-inf", "-inf")), (("inf", 0.0), (0.0, "inf"), ("-inf", 0.0), ("inf", "-inf"), (80.0, -80.0))
+    ties, certainties = (
+        ((0.0, 0.0), ("inf", "inf"), ("-inf", "-inf")),
+        (("inf", 0.0), (0.0, "inf"), ("-inf", 0.0), ("inf", "-inf"), (80.0, -80.0)),
+    )
     logits: tuple[tuple[Any, Any], ...] = (*ties, *certainties)
-    specs = [_spec(*t, combine) for t in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5)) for combine in ("any", "all")]
+    specs = [
+        _spec(*t, combine)
+        for t in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
+        for combine in ("any", "all")
+    ]
     specs.append(_spec(0.0, 0.0, always=True))
     for spec in specs:
         for pair in logits:
@@ -253,7 +274,9 @@ def _random_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
         count = {"single": 1, "pair": 2}.get(kind) or rng.choice((1, 2, 3, 4, 8, 16))
         values = rng.choice(_LABELS)
         size = rng.choice((None, *_VOCAB_SIZES))
-        spec = _spec(round(rng.random(), 3), round(rng.random(), 3), rng.choice(("any", "all")), rng.choice((0.5, 1.0, 1.7)))
+        spec = _spec(
+            round(rng.random(), 3), round(rng.random(), 3), rng.choice(("any", "all")), rng.choice((0.5, 1.0, 1.7))
+        )
         yield _row(kind, spec, values, [_random_response(rng, len(values), size) for _ in range(count)], size)
 
 

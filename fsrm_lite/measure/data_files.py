@@ -46,7 +46,9 @@ def read_rows(path: Path | str) -> list[Row]:
     if root.is_dir():
         found = sorted(p for p in root.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
         if not found:
-            raise DataFormatError(f"the folder {root} has no data file; expected one of {', '.join(SUFFIXES)}, plain or .gz")
+            raise DataFormatError(
+                f"the folder {root} has no data file; expected one of {', '.join(SUFFIXES)}, plain or .gz"
+            )
         return [row for p in found for row in read_rows(p)]
     if not root.is_file():
         raise DataFormatError(f"there is no file {root}")
@@ -80,7 +82,9 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     text = _read_text(path)
     suffix = _suffix(path)
     if suffix == ".csv":
-        yield from ((record, f"{path.name} row {number}") for number, record in enumerate(_csv_records(text, path), start=2))
+        yield from (
+            (record, f"{path.name} row {number}") for number, record in enumerate(_csv_records(text, path), start=2)
+        )
         return
     if suffix == ".json" and text.lstrip().startswith("["):
         for position, data in enumerate(_parse(text, path.name)):

@@ -118,7 +118,9 @@ def evaluate(
     return [done[x.id] for x in examples]
 
 
-def _run_batch(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions, run: str) -> list[Record]:
+def _run_batch(
+    rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions, run: str
+) -> list[Record]:
     start = perf_counter()
     readings = _read_fast(rm, batch, pairwise, options)
     middle = perf_counter()
@@ -168,7 +170,11 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
         scores = (None,) * len(scores) if unread else scores
         escalated = _escalations(rm, scores, pairwise)
         # There is nothing to think about where a response is empty or the two are the same.
-        able = [None not in scores and example.responses[0] != example.responses[1]] if pairwise else [s is not None for s in scores]
+        able = (
+            [None not in scores and example.responses[0] != example.responses[1]]
+            if pairwise
+            else [s is not None for s in scores]
+        )
         wished = [options.judge == "always" or (options.judge == "auto" and up) for up in escalated]
         asked = tuple(a and w for a, w in zip(able, wished, strict=True))
         readings.append(_Reading(example, scores, escalated, asked, unread))
@@ -180,7 +186,9 @@ def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: boo
     if not pairwise:
         return tuple(s is not None and rm.gate.single(fast_signals(s)).escalate for s in scores)
     first, second = scores
-    return (first is not None and second is not None and rm.gate.pair(fast_signals(first), fast_signals(second)).escalate,)
+    return (
+        first is not None and second is not None and rm.gate.pair(fast_signals(first), fast_signals(second)).escalate,
+    )
 
 
 def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
@@ -209,7 +217,10 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
         if any(r.asked):
             known = [answers.get((r.example.id, i)) for i in range(len(r.scores))]
             whole = all(s is not None for s, wanted in zip(known, r.asked, strict=True) if wanted)
-            slow = Slow(logits=tuple(s.logit if s else None for s in known), tokens=tuple(s.tokens_generated if s else 0 for s in known))
+            slow = Slow(
+                logits=tuple(s.logit if s else None for s in known),
+                tokens=tuple(s.tokens_generated if s else 0 for s in known),
+            )
             judged[r.example.id] = slow if whole else None
     return judged
 

@@ -121,7 +121,9 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
         if record.id in done:
             raise DataFormatError(f"{output} line {number} repeats the item {record.id!r}")
         if record.id in wanted and (record.key, record.right) != wanted[record.id]:
-            raise DataFormatError(f"{output} line {number}: the item {record.id!r} has other texts or labels in the data; start a new file")
+            raise DataFormatError(
+                f"{output} line {number}: the item {record.id!r} has other texts or labels in the data; start a new file"
+            )
         done[record.id] = record
     return {name: record for name, record in done.items() if name in wanted}
 
@@ -147,7 +149,9 @@ def _whole_lines(output: Path) -> list[tuple[int, Record]]:
         try:
             records.append((number, Record.from_json(line.decode("utf-8", "replace"))))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataFormatError(f"{output} line {number} is not a result of this command ({error}); start a new file") from error
+            raise DataFormatError(
+                f"{output} line {number} is not a result of this command ({error}); start a new file"
+            ) from error
     if rest[: len(_START)] != _START[: len(rest)]:
         raise DataFormatError(f"{output} line {len(lines) + 1} is not a result of this command; start a new file")
     if rest:

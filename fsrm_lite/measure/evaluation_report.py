@@ -40,12 +40,15 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
         }
 
     policies = {
-        name: {**measured([view(r, form.pairwise) for r in records]), **_bill(records, name)} for name, view in _policies(records[0].judge).items()
+        name: {**measured([view(r, form.pairwise) for r in records]), **_bill(records, name)}
+        for name, view in _policies(records[0].judge).items()
     }
     return {
         "format": form.name,
         "items": len(records),
-        "subsets": {name: len(part) for name, part in by_subset([fast_outcome(r, form.pairwise) for r in records]).items()},
+        "subsets": {
+            name: len(part) for name, part in by_subset([fast_outcome(r, form.pairwise) for r in records]).items()
+        },
         "policies": policies,
         "baselines": {
             "longer": measured([longer_outcome(r, form.pairwise) for r in records]),
@@ -80,7 +83,10 @@ def gated_outcome(record: Record, pairwise: bool) -> Outcome:
         return slow_outcome(record, pairwise) if record.escalated[0] else fast_outcome(record, pairwise)
     if record.slow is None:
         return fast_outcome(record, pairwise)
-    chosen = [slow if up and slow is not None else fast for up, slow, fast in zip(record.escalated, record.slow.logits, record.logits, strict=True)]
+    chosen = [
+        slow if up and slow is not None else fast
+        for up, slow, fast in zip(record.escalated, record.slow.logits, record.logits, strict=True)
+    ]
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in chosen])
 
 
@@ -97,7 +103,10 @@ def coin_score(records: Sequence[Record], form: Format, metric: Metric, seed: in
         perfect = [Outcome(r.id, r.subset, r.right, (winner,), winner) for r, winner in zip(records, best, strict=True)]
         return metric(perfect)["score"] / 2
     rng = random.Random(seed)
-    rounds = [metric([_by_scores(r, False, [rng.random() for _ in r.lengths]) for r in records])["score"] for _ in range(_COIN_ROUNDS)]
+    rounds = [
+        metric([_by_scores(r, False, [rng.random() for _ in r.lengths]) for r in records])["score"]
+        for _ in range(_COIN_ROUNDS)
+    ]
     return sum(rounds) / len(rounds)
 
 
@@ -141,7 +150,9 @@ def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
     return {"tokens_per_item": tokens / len(records) if records else math.nan, "seconds": seconds}
 
 
-def _intervals(metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def _intervals(
+    metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
         return metric([outcomes[i] for i in chosen])
 
@@ -151,10 +162,15 @@ def _intervals(metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str
         # A resample may miss a whole section, whose figure it then leaves undefined.
         return {**dict.fromkeys(whole, math.nan), **statistics(chosen)}
 
-    return {name: x.to_dict() for name, x in bootstrap(complete, len(outcomes), groups=groups, resamples=resamples, seed=seed).items()}
+    return {
+        name: x.to_dict()
+        for name, x in bootstrap(complete, len(outcomes), groups=groups, resamples=resamples, seed=seed).items()
+    }
 
 
-def _subset_scores(metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def _subset_scores(
+    metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
     positions: dict[str, list[int]] = {}
     for i, outcome in enumerate(outcomes):
         positions.setdefault(outcome.subset, []).append(i)

@@ -27,7 +27,10 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the JSON form; NaN becomes null."""
-        return {name: None if math.isnan(x) else x for name, x in (("value", self.value), ("low", self.low), ("high", self.high))}
+        return {
+            name: None if math.isnan(x) else x
+            for name, x in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
 
 
 def log_binomial_cdf(successes: int, trials: int, p: float) -> float:
@@ -42,7 +45,11 @@ def log_binomial_cdf(successes: int, trials: int, p: float) -> float:
         return 0.0 if successes >= 0 else -math.inf
     if successes < 0 or p >= 1.0:
         return -math.inf
-    terms = _log_choose(trials)[: successes + 1] + np.arange(successes + 1) * math.log(p) + (trials - np.arange(successes + 1)) * math.log1p(-p)
+    terms = (
+        _log_choose(trials)[: successes + 1]
+        + np.arange(successes + 1) * math.log(p)
+        + (trials - np.arange(successes + 1)) * math.log1p(-p)
+    )
     top = float(terms.max())
     return min(0.0, top + math.log(float(np.exp(terms - top).sum())))
 

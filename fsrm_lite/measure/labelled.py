@@ -45,7 +45,9 @@ class LabelledItem:
     def __post_init__(self) -> None:
         """Refuse a wrong number of readings or a label out of range."""
         if len(self.readings) not in (1, 2):
-            raise CalibrationError(f"item {self.key!r} has {len(self.readings)} readings, expected 1 (a response) or 2 (a pair)")
+            raise CalibrationError(
+                f"item {self.key!r} has {len(self.readings)} readings, expected 1 (a response) or 2 (a pair)"
+            )
         if self.label not in (0, 1):
             raise CalibrationError(f"item {self.key!r} has the label {self.label!r}, expected 0 or 1")
 
@@ -66,7 +68,9 @@ class LabelledItem:
         return toward_one > 0 if self.label == 1 else toward_one < 0
 
     @classmethod
-    def from_comparison(cls, key: str, comparison: Comparison, label: int, *, group: str = "", subset: str = "") -> LabelledItem:
+    def from_comparison(
+        cls, key: str, comparison: Comparison, label: int, *, group: str = "", subset: str = ""
+    ) -> LabelledItem:
         """Build an item from a comparison that was made with ``judge="always"`` (or, without a slow side, "never").
 
         Raises:
@@ -101,13 +105,17 @@ class LabelledItem:
             if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence)):
                 raise ValueError("a reading is not a number")
             tokens, right = data.get("slow_tokens"), data.get("slow_correct")
-            if not (right is None or isinstance(right, bool)) or not (tokens is None or (isinstance(tokens, int) and tokens >= 0)):
+            if not (right is None or isinstance(right, bool)) or not (
+                tokens is None or (isinstance(tokens, int) and tokens >= 0)
+            ):
                 raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
             return cls(**{**data, "readings": readings})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CalibrationError):
                 raise
-            raise DataFormatError(f"not a recorded item ({error}); expected what 'calibrate --record' writes") from error
+            raise DataFormatError(
+                f"not a recorded item ({error}); expected what 'calibrate --record' writes"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,11 @@ class Sample:
         """Return the confidences by name, each of shape [n]; only their order matters (a temperature does not change it)."""
         # Not the intuition confidence itself: it rounds to 1 for all large logits, which would tie what can be told apart.
         intuition = np.abs(self.logit)
-        return {"intuition": intuition, "distribution": self.distribution, "joint": np.minimum(_ranks(intuition), _ranks(self.distribution))}
+        return {
+            "intuition": intuition,
+            "distribution": self.distribution,
+            "joint": np.minimum(_ranks(intuition), _ranks(self.distribution)),
+        }
 
 
 def fast_signals(score: Score) -> FastSignals:

@@ -62,7 +62,9 @@ def read_labelled(path: Path | str) -> list[LabelledRow] | list[LabelledItem]:
         verdict = row.responses[row.label] if len(row.responses) == 2 else row.label
         known, where = verdicts.setdefault(row.key, (verdict, source.where))
         if known != verdict:
-            raise CalibrationError(f"labels disagree for the same item in {where} and {source.where}; settle the label or remove both")
+            raise CalibrationError(
+                f"labels disagree for the same item in {where} and {source.where}; settle the label or remove both"
+            )
     return parsed
 
 
@@ -90,7 +92,11 @@ def collect(
     items: list[LabelledItem] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        items.extend(_pairs(rm, part, slow, votes, seed) if len(part[0].responses) == 2 else _singles(rm, part, slow, votes, seed))
+        items.extend(
+            _pairs(rm, part, slow, votes, seed)
+            if len(part[0].responses) == 2
+            else _singles(rm, part, slow, votes, seed)
+        )
         if progress is not None:
             progress(len(part))
     return items
@@ -99,10 +105,15 @@ def collect(
 def _pairs(rm: FastSlowRM, rows: Sequence[LabelledRow], slow: bool, votes: int | None, seed: int) -> list[LabelledItem]:
     pairs = [(r.prompt, r.responses[0], r.responses[1]) for r in rows]
     results = rm.compare_many(pairs, judge="always" if slow else "never", votes=votes, seed=seed)
-    return [LabelledItem.from_comparison(r.key, c, r.label, group=group_key(r.prompt), subset=r.subset) for r, c in zip(rows, results, strict=True)]
+    return [
+        LabelledItem.from_comparison(r.key, c, r.label, group=group_key(r.prompt), subset=r.subset)
+        for r, c in zip(rows, results, strict=True)
+    ]
 
 
-def _singles(rm: FastSlowRM, rows: Sequence[LabelledRow], slow: bool, votes: int | None, seed: int) -> list[LabelledItem]:
+def _singles(
+    rm: FastSlowRM, rows: Sequence[LabelledRow], slow: bool, votes: int | None, seed: int
+) -> list[LabelledItem]:
     asked = [(r.prompt, r.responses[0]) for r in rows]
     fast = rm.score_many(asked, judge="never")
     judged = rm.score_many(asked, judge="always", votes=votes, seed=seed) if slow else [None] * len(rows)
@@ -134,7 +145,9 @@ def _parse(row: Row) -> LabelledRow:
         return LabelledRow(prompt, _texts(row, "response_a", "response_b"), _label(row, _FIRST, _SECOND), subset)
     if "response" in data:
         return LabelledRow(prompt, _texts(row, "response"), _label(row, _BAD, _GOOD), subset)
-    raise DataFormatError(f"{row.where}: expected 'response' and 'label', 'chosen' and 'rejected', or 'response_a', 'response_b' and 'label'")
+    raise DataFormatError(
+        f"{row.where}: expected 'response' and 'label', 'chosen' and 'rejected', or 'response_a', 'response_b' and 'label'"
+    )
 
 
 def _texts(row: Row, *names: str) -> tuple[str, ...]:
@@ -143,7 +156,9 @@ def _texts(row: Row, *names: str) -> tuple[str, ...]:
             raise DataFormatError(f"{row.where}: {name!r} is {row.data.get(name)!r}, expected some text")
     texts = tuple(row.data[name] for name in names)
     if len(texts) == 2 and texts[0] == texts[1]:
-        raise DataFormatError(f"{row.where}: {names[0]!r} and {names[1]!r} are the same text; neither can be the better one")
+        raise DataFormatError(
+            f"{row.where}: {names[0]!r} and {names[1]!r} are the same text; neither can be the better one"
+        )
     return texts
 
 

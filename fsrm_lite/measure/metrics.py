@@ -74,7 +74,9 @@ def reliability(probability: Floats, outcome: Flags, bins: int = ECE_BINS) -> li
     """Mean probability, accuracy and size of each bin that is not empty."""
     where = np.minimum((probability * bins).astype(np.int64), bins - 1)
     return [
-        (float(probability[where == b].mean()), float(outcome[where == b].mean()), int((where == b).sum())) for b in range(bins) if (where == b).any()
+        (float(probability[where == b].mean()), float(outcome[where == b].mean()), int((where == b).sum()))
+        for b in range(bins)
+        if (where == b).any()
     ]
 
 

@@ -156,7 +156,13 @@ def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_S
 
 
 def control_risk(
-    tuning: Sample, testing: Sample, *, risk: float, confidence: float, temperature: float = 1.0, paths: Sequence[str] | None = None
+    tuning: Sample,
+    testing: Sample,
+    *,
+    risk: float,
+    confidence: float,
+    temperature: float = 1.0,
+    paths: Sequence[str] | None = None,
 ) -> RiskControl:
     """Choose the loosest thresholds whose error rate is proved to be at most ``risk``.
 
@@ -173,9 +179,13 @@ def control_risk(
         CalibrationError: If a part is empty or an argument is out of range.
     """
     if not 0 < risk < 1 or not 0 < confidence < 1:
-        raise CalibrationError(f"risk is {risk!r} and confidence {confidence!r}, expected both strictly between 0 and 1")
+        raise CalibrationError(
+            f"risk is {risk!r} and confidence {confidence!r}, expected both strictly between 0 and 1"
+        )
     if not len(tuning) or not len(testing):
-        raise CalibrationError(f"{len(tuning)} items for tuning and {len(testing)} for testing, expected at least one of each")
+        raise CalibrationError(
+            f"{len(tuning)} items for tuning and {len(testing)} for testing, expected at least one of each"
+        )
     names = (_sharpest(tuning),) if paths is None else tuple(paths)
     laid = [make_path(name, tuning, temperature) for name in names]
     delta = (1.0 - confidence) / len(laid)
@@ -186,7 +196,9 @@ def control_risk(
     return RiskControl(gate, path.name if proved else None, proved, risk, confidence, delta, len(testing), step)
 
 
-def _walk(path: Path, tuning: Sample, testing: Sample, temperature: float, risk: float, delta: float) -> tuple[int, bool]:
+def _walk(
+    path: Path, tuning: Sample, testing: Sample, temperature: float, risk: float, delta: float
+) -> tuple[int, bool]:
     """Return the last step that passed and True, or the starting step and False."""
     start = _start(path, tuning, temperature, risk)
     accepted, errors = path.counts(testing, temperature)

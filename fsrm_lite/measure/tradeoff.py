@@ -130,7 +130,12 @@ def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) ->
     accuracy = sample.fast_correct.mean() + escalated_sum(gain)
     tokens, share = escalated_sum(slow_tokens), escalated_sum(np.ones(len(sample)))
     return [
-        OperatingPoint(GateSpec(float(t1), float(t2), combine, temperature), float(accuracy[i, j]), float(tokens[i, j]), float(share[i, j]))
+        OperatingPoint(
+            GateSpec(float(t1), float(t2), combine, temperature),
+            float(accuracy[i, j]),
+            float(tokens[i, j]),
+            float(share[i, j]),
+        )
         for i, t1 in enumerate(cuts[0])
         for j, t2 in enumerate(cuts[1])
     ]
@@ -138,5 +143,7 @@ def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) ->
 
 def _slow(sample: Sample) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     if sample.slow_correct is None or sample.slow_tokens is None:
-        raise CalibrationError("slow outcomes are needed here, and not every item has one; run the judge on all of them (judge='always')")
+        raise CalibrationError(
+            "slow outcomes are needed here, and not every item has one; run the judge on all of them (judge='always')"
+        )
     return sample.slow_correct, sample.slow_tokens

@@ -150,7 +150,9 @@ def sequential_elo(players: int, games: Sequence[Game], *, k_factor: float = K_F
     return tuple(Rating(r, r, r, g) for r, g in zip(points, played, strict=True))
 
 
-def informative_pairs(posterior: Posterior, played: set[frozenset[int]], seeds: Sequence[int], limit: int) -> list[tuple[int, int]]:
+def informative_pairs(
+    posterior: Posterior, played: set[frozenset[int]], seeds: Sequence[int], limit: int
+) -> list[tuple[int, int]]:
     """Choose the next batch of games, those that say most about who is best: pairs without a common player.
 
     A game's worth is the variance of the difference times ``p*(1-p)`` (how much its outcome narrows the difference) times

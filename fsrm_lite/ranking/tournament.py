@@ -29,7 +29,12 @@ Play: TypeAlias = Callable[[Sequence[tuple[int, int]]], list[Comparison]]
 """Judges a batch of pairs of positions: one comparison per pair, in order. Fast readings are not counted again in its tokens."""
 
 BLANK_SCORE = Score(
-    score=0.0, logit=-LOGIT_LIMIT, intuition_confidence=1.0, distribution_confidence=1.0, label_mass=0.0, reasons=("the response is empty",)
+    score=0.0,
+    logit=-LOGIT_LIMIT,
+    intuition_confidence=1.0,
+    distribution_confidence=1.0,
+    label_mass=0.0,
+    reasons=("the response is empty",),
 )
 """What an empty response is worth in a tournament: less than any text, and no reading."""
 
@@ -66,15 +71,27 @@ class TournamentOptions:
         expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
         expect_one_of(("bradley-terry", "sequential"), "rating", self.rating)
         expect(callable(self.key), "key", self.key, "a function of one response")
-        expect(callable(self.extractor) or isinstance(self.extractor, str), "extractor", self.extractor, "a name or a function from text to text")
+        expect(
+            callable(self.extractor) or isinstance(self.extractor, str),
+            "extractor",
+            self.extractor,
+            "a name or a function from text to text",
+        )
         expect(isinstance(self.weighted, bool), "weighted", self.weighted, "true or false")
         games = self.budget
-        expect(games is None or (is_whole(games) and games >= 0), "budget", games, "a whole number of at least 0 games, or None for all")
+        expect(
+            games is None or (is_whole(games) and games >= 0),
+            "budget",
+            games,
+            "a whole number of at least 0 games, or None for all",
+        )
         for name, value in (("k_factor", self.k_factor), ("precision", self.precision)):
             expect(is_number(value) and value > 0.0, name, value, "a finite number above 0")
 
 
-def select(strategy: str, scores: Sequence[Score], responses: Sequence[str], gate: Gate, play: Play, **options: Any) -> Selection:  # noqa: ANN401
+def select(
+    strategy: str, scores: Sequence[Score], responses: Sequence[str], gate: Gate, play: Play, **options: Any
+) -> Selection:  # noqa: ANN401
     """Choose the best of N responses.
 
     Args:
@@ -95,7 +112,9 @@ def select(strategy: str, scores: Sequence[Score], responses: Sequence[str], gat
     """
     expect_one_of(STRATEGIES, "strategy", strategy)
     if not responses or len(scores) != len(responses):
-        raise InputError(f"there are {len(responses)} responses and {len(scores)} scores; expected equal numbers, at least 1")
+        raise InputError(
+            f"there are {len(responses)} responses and {len(scores)} scores; expected equal numbers, at least 1"
+        )
     unknown = sorted(set(options) - set(TournamentOptions.__dataclass_fields__))
     if unknown:
         raise InputError(f"unknown options {unknown}, expected among {sorted(TournamentOptions.__dataclass_fields__)}")
@@ -155,7 +174,9 @@ class _Field:
             logger.warning("the judge failed; %d matches are decided by the fast scores: %s", len(pairs), error)
             played = [self._decide_fast(pair, str(error)) for pair in pairs]
         if len(played) != len(pairs):
-            raise InputError(f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order")
+            raise InputError(
+                f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order"
+            )
         round_ = [replace(comparison, pair=pair) for comparison, pair in zip(played, pairs, strict=True)]
         self.comparisons.extend(round_)
         return round_
@@ -228,7 +249,9 @@ def _elo(tournament: _Field) -> _Result:
     # Rounded, so that two equal records stay equal and the fast score decides between them.
     order = sorted(seeds, key=lambda i: -round(ratings[i].rating, 6))
     captain = {member: lead for lead, members in tournament.teams.items() for member in members}
-    return [*order, *(i for i in tournament.teams if i in tournament.blank)], tuple(ratings[captain[i]] for i in range(n))
+    return [*order, *(i for i in tournament.teams if i in tournament.blank)], tuple(
+        ratings[captain[i]] for i in range(n)
+    )
 
 
 def _play_informative(tournament: _Field, seeds: list[int], budget: int) -> None:

@@ -42,7 +42,12 @@ def score(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"text_1 has {len(left)} texts and text_2 has {len(right)}; expected one, or equal numbers")
     scores = model.score_many(list(zip(left, right, strict=True)), judge="never")
     data = [{"index": i, "object": "score", "score": s.score} for i, s in enumerate(scores)]
-    return _envelope("score", request, model) | {"object": "list", "created": int(time.time()), "data": data, "usage": _usage(scores)}
+    return _envelope("score", request, model) | {
+        "object": "list",
+        "created": int(time.time()),
+        "data": data,
+        "usage": _usage(scores),
+    }
 
 
 def rerank(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +61,10 @@ def rerank(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(top_n, int) or top_n < 0:
         raise InputError(f"top_n is {top_n!r}, expected a whole number of at least 0")
     scores = model.score_many([(query, d) for d in documents], judge="never")
-    results = [{"index": i, "document": {"text": documents[i]}, "relevance_score": scores[i].score} for i in _best_first(scores)[:top_n]]
+    results = [
+        {"index": i, "document": {"text": documents[i]}, "relevance_score": scores[i].score}
+        for i in _best_first(scores)[:top_n]
+    ]
     return _envelope("rerank", request, model) | {"results": results, "usage": _usage(scores)}
 
 
@@ -72,7 +80,8 @@ def tei_rerank(model: FastSlowRM, request: dict[str, Any]) -> list[dict[str, Any
     scores = model.score_many([(query, t) for t in texts], judge="never")
     field = "logit" if request.get("raw_scores") else "score"
     return [
-        {"index": i, "score": getattr(scores[i], field)} | ({"text": texts[i]} if request.get("return_text") else {}) for i in _best_first(scores)
+        {"index": i, "score": getattr(scores[i], field)} | ({"text": texts[i]} if request.get("return_text") else {})
+        for i in _best_first(scores)
     ]
 
 
@@ -86,7 +95,9 @@ def chat_completion(reasoner: Reasoner, request: dict[str, Any]) -> dict[str, An
         ReasonerError: If the reasoner fails.
     """
     messages = request.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages
+    ):
         raise InputError("messages is missing or not a list of objects with a text content")
     questions = [m["content"] for m in messages if m.get("role") == "user"]
     if not questions:
@@ -108,7 +119,9 @@ def chat_completion(reasoner: Reasoner, request: dict[str, Any]) -> dict[str, An
     return head | {"model": request.get("model") or "fsrm-lite", "choices": choices, "usage": usage}
 
 
-def make_server(model: FastSlowRM, *, reasoner: Reasoner | None = None, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+def make_server(
+    model: FastSlowRM, *, reasoner: Reasoner | None = None, host: str = "127.0.0.1", port: int = 0
+) -> ThreadingHTTPServer:
     """Return a server that is bound but not yet running; ``serve_forever()`` runs it, ``server_port`` tells its port.
 
     Args:
@@ -138,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a health check."""
-        self._reply(200, {"status": "ok"}) if self.path == "/health" else self._reply(404, {"error": {"message": f"no such address {self.path}"}})
+        self._reply(200, {"status": "ok"}) if self.path == "/health" else self._reply(
+            404, {"error": {"message": f"no such address {self.path}"}}
+        )
 
     def do_POST(self) -> None:
         """Answer one of the shapes."""
@@ -190,7 +205,9 @@ def _texts(request: dict[str, Any], *names: str) -> list[str]:
     value = next((request[name] for name in names if name in request), None)
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list):
-        raise InputError(f"{names[0]} is {'missing' if value is None else 'a ' + type(value).__name__}, expected a string or a list of strings")
+        raise InputError(
+            f"{names[0]} is {'missing' if value is None else 'a ' + type(value).__name__}, expected a string or a list of strings"
+        )
     texts = [t for v in values if isinstance(t := v.get("text") if isinstance(v, dict) else v, str)]
     if len(texts) != len(values):
         raise InputError(f"{names[0]} holds something that is not text")

@@ -64,15 +64,21 @@ class SlowPath:
                 raise JudgeError("this model is closed; open another one")
             if self._judge is None:
                 logger.info("loading the judge")
-                self._judge = Judge(self._bundle.path("slow"), self._encoder, threads=self._threads, process=self._process)
+                self._judge = Judge(
+                    self._bundle.path("slow"), self._encoder, threads=self._threads, process=self._process
+                )
             return self._judge
 
-    def score(self, items: Mapping[int, tuple[Prompt, str]], options: JudgeOptions, policy: JudgePolicy) -> dict[int, PointJudgement]:
+    def score(
+        self, items: Mapping[int, tuple[Prompt, str]], options: JudgeOptions, policy: JudgePolicy
+    ) -> dict[int, PointJudgement]:
         """Judge single responses, by number; those that keep their fast result are left out."""
         judge = self._available(policy, "pointwise_slow") if items else None
         return self._ask(lambda chosen: judge.score(chosen, options), items, policy) if judge is not None else {}
 
-    def compare(self, items: Mapping[int, tuple[Prompt, str, str]], options: JudgeOptions, policy: JudgePolicy) -> dict[int, PairJudgement]:
+    def compare(
+        self, items: Mapping[int, tuple[Prompt, str, str]], options: JudgeOptions, policy: JudgePolicy
+    ) -> dict[int, PairJudgement]:
         """Judge pairs, by number, in one batch; those that keep their fast result are left out."""
         judge = self._available(policy, "pairwise_slow") if items else None
         return self._ask(lambda chosen: judge.compare(chosen, options), items, policy) if judge is not None else {}
@@ -107,9 +113,13 @@ class SlowPath:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"the gate asked for slow thinking, and the fast result is used instead: {error}", stacklevel=6)
+            warnings.warn(
+                f"the gate asked for slow thinking, and the fast result is used instead: {error}", stacklevel=6
+            )
 
-    def _ask(self, call: Callable[[list[_Item]], list[_Judgement]], items: Mapping[int, _Item], policy: JudgePolicy) -> dict[int, _Judgement]:
+    def _ask(
+        self, call: Callable[[list[_Item]], list[_Judgement]], items: Mapping[int, _Item], policy: JudgePolicy
+    ) -> dict[int, _Judgement]:
         """Judge all items in one call; where one is too long for the context, halve until it stands alone."""
         try:
             return dict(zip(items, call(list(items.values())), strict=True))
@@ -131,7 +141,12 @@ class SlowPath:
 
 def with_thought(fast: Score, judgement: PointJudgement) -> Score:
     """A fast score after slow thinking: the judge's score, the fast confidences, the tokens of both."""
-    answer = {"score": judgement.score, "logit": judgement.logit, "verdict": judgement.verdict, "rationale": judgement.rationale}
+    answer = {
+        "score": judgement.score,
+        "logit": judgement.logit,
+        "verdict": judgement.verdict,
+        "rationale": judgement.rationale,
+    }
     return _joined(fast, judgement, answer if judgement.verdict else None)
 
 
@@ -143,7 +158,9 @@ def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
     stand, unless it is even too; what the judge said is in the votes.
     """
     even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
-    winner, p_first = (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
+    winner, p_first = (
+        (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
+    )
     answer = {
         "winner": winner,
         "p_first": p_first,

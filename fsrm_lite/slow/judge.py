@@ -69,7 +69,9 @@ class Judge:
                 f"{gguf_path} has a vocabulary of {self._runner.vocab_size} tokens, fsrm.json says {self._manifest.vocab_size}; export again"
             )
 
-    def compare(self, pairs: Sequence[tuple[Prompt, str, str]], options: JudgeOptions | None = None) -> list[PairJudgement]:
+    def compare(
+        self, pairs: Sequence[tuple[Prompt, str, str]], options: JudgeOptions | None = None
+    ) -> list[PairJudgement]:
         """Judge pairs of responses, all pairs, orders and votes in one batch.
 
         Args:
@@ -90,7 +92,10 @@ class Judge:
         jobs: list[Job] = []
         contests: list[Contest] = []
         for prompt, first, second in pairs:
-            asked = [tuple(self._encoder.pairwise_slow(prompt, *((second, first) if swapped else (first, second)))) for swapped in orders]
+            asked = [
+                tuple(self._encoder.pairwise_slow(prompt, *((second, first) if swapped else (first, second))))
+                for swapped in orders
+            ]
             start, swaps = len(jobs), []
             for vote in range(self._votes(options)):
                 for swapped, ids in zip(orders, asked, strict=True):
@@ -152,7 +157,9 @@ class Judge:
             InputError: If an argument is out of range.
             JudgeCrashed: If the judge's process died.
         """
-        options = JudgeOptions(votes=n, thinking_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=0, seed=seed)
+        options = JudgeOptions(
+            votes=n, thinking_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=0, seed=seed
+        )
         prompts = [tuple(ids) for ids in prompt_ids]
         if any(not ids or min(ids) < 0 or max(ids) >= self._manifest.vocab_size for ids in prompts):
             raise InputError(f"a prompt is empty or has an id outside the vocabulary of {self._manifest.vocab_size}")
@@ -196,10 +203,16 @@ class Judge:
             defaults.top_p if options.top_p is None else options.top_p,
             defaults.top_k if options.top_k is None else options.top_k,
         )
-        return self._runner.run(Request(plan, sampling, self._manifest.stop_ids, options.deadline)) if plan.jobs else ([], True)
+        return (
+            self._runner.run(Request(plan, sampling, self._manifest.stop_ids, options.deadline))
+            if plan.jobs
+            else ([], True)
+        )
 
     def _pair(self, results: list[Result | None], contest: Contest, complete: bool) -> PairJudgement:
-        cast = [(r, swapped) for r, swapped in zip(results, contest.swapped, strict=True) if r is not None and r.finished]
+        cast = [
+            (r, swapped) for r, swapped in zip(results, contest.swapped, strict=True) if r is not None and r.finished
+        ]
         votes = tuple(self._vote(r, swapped) for r, swapped in cast)
         orders = [[v for v in votes if v.swapped is swapped] for swapped in (False, True)]
         written = [len(r.ids) for r in results if r is not None]
@@ -234,7 +247,11 @@ class Judge:
         verdict = self._manifest.templates["pointwise_slow"].verdict
         assert verdict is not None  # checked when the manifest was read
         cast = [r for r in results if r is not None and r.finished]
-        read, written = (sum(x) for x in zip(*((r.tokens_read, len(r.ids)) for r in results if r), strict=True)) if any(results) else (0, 0)
+        read, written = (
+            (sum(x) for x in zip(*((r.tokens_read, len(r.ids)) for r in results if r), strict=True))
+            if any(results)
+            else (0, 0)
+        )
         if not cast:
             flat = (1.0 / len(verdict.choices),) * len(verdict.choices)
             return PointJudgement(0.5, 0.0, "", "", flat, read, written, False)
@@ -245,7 +262,16 @@ class Judge:
         words = [choice_of(r) for r in cast]
         chosen = max(range(len(means)), key=lambda i: (words.count(i), means[i], -i))
         rationale = next(self._rationale(r) for r, word in zip(cast, words, strict=True) if word == chosen)
-        return PointJudgement(signals.score, signals.logit, verdict.choices[chosen], rationale, means, read, written, len(cast) == len(results))
+        return PointJudgement(
+            signals.score,
+            signals.logit,
+            verdict.choices[chosen],
+            rationale,
+            means,
+            read,
+            written,
+            len(cast) == len(results),
+        )
 
 
 def resolve_form(verdict: Verdict, encoder: PromptEncoder) -> Form:
@@ -258,7 +284,9 @@ def resolve_form(verdict: Verdict, encoder: PromptEncoder) -> Form:
     special = set(encoder.manifest.special_tokens.values())
     head = close[: next((i + 1 for i, token in enumerate(close) if token in special), len(close))]
     if not head:
-        raise BundleError("a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict")
+        raise BundleError(
+            "a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict"
+        )
     return Form(tuple(head), tuple(forced), encoder.decode(close[len(head) :]), verdict.prefix, verdict.choice_ids)
 
 

@@ -51,7 +51,12 @@ class JudgeOptions:
         expect(n is None or (is_whole(n) and n >= 1), "thinking_tokens", n, "a whole number of at least 1")
         expect(is_whole(seed) and abs(seed) < 2**127, "seed", seed, "a whole number of up to 127 bits")
         expect(is_number(rate) and 0.0 <= rate < 0.5, "error_rate", rate, "a number in [0, 0.5)")
-        expect(limit is None or (is_number(limit) and limit >= 0.0), "deadline", limit, "a number of seconds of at least 0, or None")
+        expect(
+            limit is None or (is_number(limit) and limit >= 0.0),
+            "deadline",
+            limit,
+            "a number of seconds of at least 0, or None",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,9 @@ class Sampling:
             return likeliest
         at_once = max(1, _CACHED // logits.shape[1])
         if len(logits) > at_once:
-            parts = [self.draw(logits[i : i + at_once], uniforms[i : i + at_once]) for i in range(0, len(logits), at_once)]
+            parts = [
+                self.draw(logits[i : i + at_once], uniforms[i : i + at_once]) for i in range(0, len(logits), at_once)
+            ]
             return np.concatenate(parts)
         weights = logits - logits.take(likeliest + np.arange(0, logits.size, logits.shape[1]))[:, None]
         weights *= np.float32(1.0 / self.temperature)

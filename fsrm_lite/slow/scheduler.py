@@ -191,14 +191,20 @@ class Scheduler:
                 self._start(i, *asked, planned, rows)
                 started[i] = asked[1]
         if started:
-            rows.seed(list(started), [job.key for job in started.values()], max(job.room - len(job.prompt) for job in started.values()) + 1)
+            rows.seed(
+                list(started),
+                [job.key for job in started.values()],
+                max(job.room - len(job.prompt) for job in started.values()) + 1,
+            )
         self._read(self._closing | planned)
         self._closing.clear()
         self._changed = False
         live = sum(slot is not None for slot in self._slots)
         # llama.cpp computes a run of neighbouring streams together: the running ones must be 0, 1, 2, ...
         gaps = [i for i in range(live) if self._slots[i] is None]
-        for gap, last in zip(gaps, (i for i in range(self.streams - 1, live - 1, -1) if self._slots[i] is not None), strict=True):
+        for gap, last in zip(
+            gaps, (i for i in range(self.streams - 1, live - 1, -1) if self._slots[i] is not None), strict=True
+        ):
             self.engine.copy(last, gap, int(rows.position[last]))
             rows.move(last, gap)
             self._slots[gap], self._slots[last] = self._slots[last], None
@@ -211,7 +217,10 @@ class Scheduler:
         body = prompt[:-1]  # the last token is the first row of the decoding steps
         shares = [_common(held, body) for held in self._held]
         donor = max(range(self.streams), key=lambda s: (shares[s], s == i))
-        if donor in planned and shares[donor] - max((n for s, n in enumerate(shares) if s not in planned), default=0) >= _WORTH_COPYING:
+        if (
+            donor in planned
+            and shares[donor] - max((n for s, n in enumerate(shares) if s not in planned), default=0) >= _WORTH_COPYING
+        ):
             self._read(planned)
             planned.clear()
         shares = [0 if s in planned else n for s, n in enumerate(shares)]
@@ -236,7 +245,9 @@ class Scheduler:
             return
         tokens = np.concatenate([ids for _, ids in texts.values()])
         streams = np.concatenate([np.full(len(ids), i, np.int32) for i, (_, ids) in texts.items()])
-        positions = np.concatenate([np.arange(start, start + len(ids), dtype=np.int32) for start, ids in texts.values()])
+        positions = np.concatenate(
+            [np.arange(start, start + len(ids), dtype=np.int32) for start, ids in texts.values()]
+        )
         for at in range(0, len(tokens), BATCH_TOKENS):
             part = slice(at, at + BATCH_TOKENS)
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
@@ -290,7 +301,9 @@ class Scheduler:
             slot.thought = rows.count(i)
         at = len(slot.job.prompt) + slot.thought
         fed = min(at, int(rows.position[i]))  # the newest token of the thought may not have been through the model yet
-        ids = np.concatenate([rows.written(i)[fed - len(slot.job.prompt) : slot.thought], np.asarray(form.forced, np.int32)])
+        ids = np.concatenate(
+            [rows.written(i)[fed - len(slot.job.prompt) : slot.thought], np.asarray(form.forced, np.int32)]
+        )
         self.engine.cut(i, fed)
         if len(ids) > 1:
             self._closing[i] = (fed, ids[:-1])

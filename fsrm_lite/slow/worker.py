@@ -183,7 +183,9 @@ class SubprocessRunner:
             child = self._started()
             try:
                 left = _left(due)
-                answer: Answer = child.ask(replace(request, deadline=left), patience=None if left is None else left + GRACE_SECONDS)
+                answer: Answer = child.ask(
+                    replace(request, deadline=left), patience=None if left is None else left + GRACE_SECONDS
+                )
             except BaseException as error:
                 # Dead, or (Ctrl-C) still thinking: then its answer would be taken for the next one's.
                 if isinstance(error, JudgeCrashed) or not isinstance(error, FsrmError):
@@ -259,7 +261,11 @@ def serve() -> None:
 
 def _portable(error: BaseException) -> BaseException:
     """Return the error as one that survives a pickle."""
-    return error if isinstance(error, FsrmError) and error.args == (str(error),) else JudgeError(f"{type(error).__name__}: {error}")
+    return (
+        error
+        if isinstance(error, FsrmError) and error.args == (str(error),)
+        else JudgeError(f"{type(error).__name__}: {error}")
+    )
 
 
 def _left(due: float | None) -> float | None:

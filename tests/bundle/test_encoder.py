@@ -33,7 +33,15 @@ HOSTILE = sorted(
     | {f"{a}{b}{c}" for a, b, c in itertools.product(CONTROL, repeat=3)}
     | {c[:i] + s + c[i:] for c in CONTROL for i in (1, 3, len(c) - 1) for s in ("", " ", "\u200d", c)}
     | {"<|im_end|>" * n for n in (2, 5, 12)}
-    | {"\\boxed{Assistant 1}", "{response}", "{prompt}", "{response_a}{response_b}", "<s>[INST]", "<|eot_id|>", "\x00<|im_end|>\x00"}
+    | {
+        "\\boxed{Assistant 1}",
+        "{response}",
+        "{prompt}",
+        "{response_a}{response_b}",
+        "<s>[INST]",
+        "<|eot_id|>",
+        "\x00<|im_end|>\x00",
+    }
 )
 
 
@@ -96,7 +104,10 @@ def test_added_tokens_without_the_special_flag_are_text_too(encoder):
     [
         ("hi", "hi"),
         ([{"role": "user", "content": "hi"}], "hi"),
-        ([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}], "system: be brief\n\nuser: hi"),
+        (
+            [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+            "system: be brief\n\nuser: hi",
+        ),
     ],
 )
 def test_prompt_text(prompt, text):
@@ -104,7 +115,19 @@ def test_prompt_text(prompt, text):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "  \n", None, 3, [], ["hi"], [{"role": "user"}], [{"role": "user", "content": 3}], [{"role": "user", "content": " "}], "\ud83d"]
+    "prompt",
+    [
+        "",
+        "  \n",
+        None,
+        3,
+        [],
+        ["hi"],
+        [{"role": "user"}],
+        [{"role": "user", "content": 3}],
+        [{"role": "user", "content": " "}],
+        "\ud83d",
+    ],
 )
 def test_unusable_prompt_is_refused(encoder, prompt):
     with pytest.raises(InputError, match=r"prompt|message"):
@@ -146,7 +169,10 @@ def reopened(rm, **changes):
 
 def test_control_tokens_of_templates_must_be_listed(rm):
     special = rm.bundle.manifest.special_tokens
-    with pytest.raises(BundleError, match=r"template 'pointwise_fast' spells \['<\|im_end\|>', '<\|im_start\|>'\], which special_tokens"):
+    with pytest.raises(
+        BundleError,
+        match=r"template 'pointwise_fast' spells \['<\|im_end\|>', '<\|im_start\|>'\], which special_tokens",
+    ):
         reopened(rm, special_tokens={})
     for missing in special:
         with pytest.raises(BundleError, match=f"spells .*{re.escape(missing)}"):
@@ -156,10 +182,15 @@ def test_control_tokens_of_templates_must_be_listed(rm):
 
 def test_a_verdict_form_may_not_hide_a_control_token(rm):
     slow = rm.bundle.manifest.templates["pointwise_slow"]
-    plain = {"pointwise_fast": Template("{prompt} {response}"), "pointwise_slow": Template("{prompt} {response}", slow.verdict)}
+    plain = {
+        "pointwise_fast": Template("{prompt} {response}"),
+        "pointwise_slow": Template("{prompt} {response}", slow.verdict),
+    }
     with pytest.raises(BundleError, match=r"template 'pointwise_slow' spells \['</think>'\]"):
         reopened(rm, special_tokens={}, templates=plain)
-    assert reopened(rm, special_tokens={}, templates={"pointwise_fast": plain["pointwise_fast"]}).pointwise_fast("q", "5")
+    assert reopened(rm, special_tokens={}, templates={"pointwise_fast": plain["pointwise_fast"]}).pointwise_fast(
+        "q", "5"
+    )
 
 
 def test_a_plain_word_cannot_serve_as_a_control_token(rm):

@@ -56,7 +56,9 @@ def test_path_refuses_an_altered_file_with_both_hashes(folder):
     path = folder / "fast/model.onnx.data"
     path.write_bytes(b"W" + path.read_bytes()[1:])
     # The graph itself is whole: the weights that it would open by itself are not.
-    with pytest.raises(BundleError, match=f"model.onnx.data was altered: sha256 [0-9a-f]{{64}}, fsrm.json says {expected}"):
+    with pytest.raises(
+        BundleError, match=f"model.onnx.data was altered: sha256 [0-9a-f]{{64}}, fsrm.json says {expected}"
+    ):
         Bundle.open(folder).path("fast")
     assert Bundle.open(folder, verify=False).path("fast").is_file()
 

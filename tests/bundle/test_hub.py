@@ -22,7 +22,9 @@ def hub(tmp_path, monkeypatch):
     write_bundle(tmp_path / "served", slow_bytes=2_000_000)
     with serve(tmp_path / "served") as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
@@ -77,7 +79,9 @@ def test_from_pretrained_fetches_the_judge_when_the_gate_first_fires(hub, cache,
         assert hub.files_asked()[-1] == "slow/model.gguf"
     assert (fast.route, slow.route) == ("fast", "slow")
     attempts = no_sockets()
-    with FastSlowRM.from_pretrained("org/name", revision="main", cache_dir=cache, local_files_only=True, threads=1) as rm:
+    with FastSlowRM.from_pretrained(
+        "org/name", revision="main", cache_dir=cache, local_files_only=True, threads=1
+    ) as rm:
         assert rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always") == slow
     assert attempts == []
 
@@ -93,7 +97,9 @@ def test_cached_files_need_no_socket(hub, cache, no_sockets):
 
 
 def test_local_files_only_never_asks_the_network(hub, cache):
-    with pytest.raises(BundleError, match=r"fsrm\.json of org/name is not in the cache, and the network may not be used"):
+    with pytest.raises(
+        BundleError, match=r"fsrm\.json of org/name is not in the cache, and the network may not be used"
+    ):
         Bundle.open("org/name", cache_dir=cache, local_files_only=True)
     assert hub.requests == []
 
@@ -105,17 +111,20 @@ def test_offline_mode_is_honoured(hub, cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "is_offline_mode", lambda: True, raising=False)
     asked = len(hub.requests)
-    with pytest.raises(BundleError, match=r"slow/model\.gguf .* is not in the cache, and the network may not be used \(local_files_only or HF_HUB"):
+    with pytest.raises(
+        BundleError,
+        match=r"slow/model\.gguf .* is not in the cache, and the network may not be used \(local_files_only or HF_HUB",
+    ):
         bundle.path("slow")
     assert len(hub.requests) == asked
 
 
 def test_the_offline_variable_stops_a_fresh_process(hub, cache):
-    code = (
-        "import sys; from fsrm_lite.bundle.files import Bundle\ntry: Bundle.open('org/name', cache_dir=sys.argv[1])\nexcept Exception as e: print(e)"
-    )
+    code = "import sys; from fsrm_lite.bundle.files import Bundle\ntry: Bundle.open('org/name', cache_dir=sys.argv[1])\nexcept Exception as e: print(e)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
-    done = subprocess.run([sys.executable, "-c", code, str(cache)], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cache)], env=environment, capture_output=True, text=True, check=True
+    )
     assert "not in the cache, and the network may not be used" in done.stdout
     assert hub.requests == []
 
@@ -133,8 +142,13 @@ def test_an_interrupted_download_is_resumed(hub, cache):
 def test_a_failed_download_leaves_nothing_behind_that_would_be_taken_for_the_file(hub, cache, monkeypatch):
     bundle = Bundle.open("org/name", cache_dir=cache)
     content = (hub.folder / "slow/model.gguf").read_bytes()
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("cable pulled")))
-    with pytest.raises(BundleError, match=r"cannot download slow/model\.gguf of org/name .*ConnectionError: cable pulled"):
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.http_get",
+        lambda *args, **kwargs: (_ for _ in ()).throw(ConnectionError("cable pulled")),
+    )
+    with pytest.raises(
+        BundleError, match=r"cannot download slow/model\.gguf of org/name .*ConnectionError: cable pulled"
+    ):
         bundle.path("slow")
     monkeypatch.undo()
     assert not list(cache.rglob("*.incomplete"))
@@ -145,14 +159,18 @@ def test_an_altered_file_is_refused(hub, cache):
     bundle = Bundle.open("org/name", cache_dir=cache)
     served = hub.folder / "slow/model.gguf"
     served.write_bytes(b"!" + served.read_bytes()[1:])
-    with pytest.raises(BundleError, match=r"model\.gguf was altered: sha256 [0-9a-f]{64}, fsrm\.json says [0-9a-f]{64}; delete it"):
+    with pytest.raises(
+        BundleError, match=r"model\.gguf was altered: sha256 [0-9a-f]{64}, fsrm\.json says [0-9a-f]{64}; delete it"
+    ):
         bundle.path("slow")
 
 
 def test_a_poisoned_cache_is_noticed(hub, cache):
     path = Bundle.open("org/name", cache_dir=cache).path("slow").resolve()
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(BundleError, match=r"has 1000 bytes, fsrm\.json says 2000000; delete it, then copy or download it again"):
+    with pytest.raises(
+        BundleError, match=r"has 1000 bytes, fsrm\.json says 2000000; delete it, then copy or download it again"
+    ):
         Bundle.open("org/name", cache_dir=cache).path("slow")
 
 
@@ -188,7 +206,9 @@ def test_an_unreachable_hub_is_one_line(hub, cache, monkeypatch):
         port = free.getsockname()[1]
     template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    with pytest.raises(BundleError, match=r"fsrm\.json of org/name is not in the cache, and the hub cannot be reached") as caught:
+    with pytest.raises(
+        BundleError, match=r"fsrm\.json of org/name is not in the cache, and the hub cannot be reached"
+    ) as caught:
         Bundle.open("org/name", cache_dir=cache)
     assert "\n" not in str(caught.value)
 
@@ -205,7 +225,13 @@ def test_push_uploads_a_whole_bundle_in_one_commit(hub, tmp_path):
     hub.tokens = {"hf_write"}
     address = push_bundle(hub.folder, "org/name", token="hf_write")
     assert address.endswith(f"/org/name/commit/{COMMIT}")
-    assert hub.uploaded.keys() >= {"fsrm.json", "tokenizer.json", "fast/model.onnx", "fast/model.onnx.data", "slow/model.gguf"}
+    assert hub.uploaded.keys() >= {
+        "fsrm.json",
+        "tokenizer.json",
+        "fast/model.onnx",
+        "fast/model.onnx.data",
+        "slow/model.gguf",
+    }
     assert all(content == (hub.folder / path).read_bytes() for path, content in hub.uploaded.items())
     assert sum(path.endswith("/commit/main") for path in hub.files_asked("POST")) == 1
 

@@ -18,7 +18,14 @@ GOOD = {
         "pointwise_fast": {"text": "<s>{prompt} {response}"},
         "pairwise_slow": {
             "text": "{prompt} {response_a} {response_b}",
-            "verdict": {"close": "</t>", "prefix": "A", "choices": ["1", "2"], "choice_ids": [7, 8], "suffix": "", "values": []},
+            "verdict": {
+                "close": "</t>",
+                "prefix": "A",
+                "choices": ["1", "2"],
+                "choice_ids": [7, 8],
+                "suffix": "",
+                "values": [],
+            },
         },
     },
     "special_tokens": {"<s>": 0, "</t>": 1},
@@ -47,21 +54,33 @@ def test_round_trip():
         (changed(format_version=99), "format_version 99, this package reads 1"),
         ({k: v for k, v in GOOD.items() if k != "labels"}, "'labels' is missing"),
         (changed(labels=GOOD["labels"][:1]), "1 labels, expected at least 2"),
-        (changed(labels=[{"text": "a", "id": 5, "value": 1}, {"text": "b", "id": 5, "value": 0}]), "two labels the same token id"),
+        (
+            changed(labels=[{"text": "a", "id": 5, "value": 1}, {"text": "b", "id": 5, "value": 0}]),
+            "two labels the same token id",
+        ),
         (changed(labels=[{"text": "a", "id": "x", "value": 1}]), "malformed"),
         (changed(vocab_size=7), "outside the vocabulary of 7"),
         (changed(templates={}), "no template 'pointwise_fast'"),
         (changed(templates={"pointwise_fast": {"text": "{prompt}"}}), r"slot \{response\} 0 times"),
         (changed(templates={"pointwise_fast": {"text": "{prompt}{response}{answer}"}}), r"unknown slot \{answer\}"),
         (changed(templates={**GOOD["templates"], "other": {"text": ""}}), "'other' is unknown"),
-        (changed(templates={**GOOD["templates"], "pointwise_slow": {"text": "{prompt}{response}"}}), "has no verdict form"),
+        (
+            changed(templates={**GOOD["templates"], "pointwise_slow": {"text": "{prompt}{response}"}}),
+            "has no verdict form",
+        ),
         (
             changed(
                 templates={
                     **GOOD["templates"],
                     "pointwise_slow": {
                         "text": "{prompt}{response}",
-                        "verdict": {"close": "</t>", "prefix": "", "choices": ["y", "n"], "choice_ids": [7, 7], "values": [1, 0]},
+                        "verdict": {
+                            "close": "</t>",
+                            "prefix": "",
+                            "choices": ["y", "n"],
+                            "choice_ids": [7, 7],
+                            "values": [1, 0],
+                        },
                     },
                 }
             ),
@@ -85,7 +104,13 @@ def test_malformed_manifest_is_refused(data, text):
         Manifest.from_dict(data)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=8,
+    )
+)
 def test_any_json_in_any_entry_gives_a_manifest_or_our_error(value):
     for name in GOOD:
         with contextlib.suppress(BundleError):  # anything else that is raised fails the test

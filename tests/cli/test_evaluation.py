@@ -57,7 +57,10 @@ def test_calibrate_never_writes_over_its_input_or_into_no_folder(tmp_path, recor
     result = call("calibrate", recorded, "--risk", "0.15", option, recorded)
     assert (result.exit_code, recorded.read_text()) == (2, before)
     assert "is the input itself" in result.stderr
-    assert "there is no folder" in call("calibrate", recorded, "--risk", "0.15", option, tmp_path / "none" / "x.png").stderr
+    assert (
+        "there is no folder"
+        in call("calibrate", recorded, "--risk", "0.15", option, tmp_path / "none" / "x.png").stderr
+    )
 
 
 def test_calibrate_writes_through_links_and_into_pipes(tmp_path, recorded, no_model):
@@ -67,7 +70,10 @@ def test_calibrate_writes_through_links_and_into_pipes(tmp_path, recorded, no_mo
     with ThreadPoolExecutor() as pool:
         read = pool.submit((tmp_path / "pipe").read_text)
         options = ("--risk", "0.15", "--resamples", "5")
-        assert call("calibrate", recorded, *options, "-o", tmp_path / "link.json", "--report", tmp_path / "pipe").exit_code == 0
+        assert (
+            call("calibrate", recorded, *options, "-o", tmp_path / "link.json", "--report", tmp_path / "pipe").exit_code
+            == 0
+        )
         assert json.loads(read.result())["goal"]["risk"] == 0.15
     assert (tmp_path / "link.json").is_symlink()
     assert GateSpec.from_dict(json.loads((tmp_path / "real.json").read_text()))
@@ -98,7 +104,9 @@ def test_calibrate_names_a_recorded_item_that_is_damaged(recorded, no_model, cha
 
 def test_calibrate_by_risk_writes_gate_report_and_plots(tmp_path, recorded, no_model):
     gate, report, plots = (tmp_path / n for n in ("gate.json", "report.json", "plots.html"))
-    result = call("calibrate", recorded, "--risk", "0.15", "-o", gate, "--report", report, "--plots", plots, "--resamples", "10")
+    result = call(
+        "calibrate", recorded, "--risk", "0.15", "-o", gate, "--report", report, "--plots", plots, "--resamples", "10"
+    )
     assert result.exit_code == 0
     assert "the error rate is at most 0.15, with probability at least 0.9" in result.stdout
     assert "feasibility" in result.stdout
@@ -126,7 +134,11 @@ def test_calibrate_by_budget_by_loss_and_for_the_front(tmp_path, recorded, no_mo
 
 def test_calibrate_runs_the_model_where_items_are_not_recorded(tmp_path, model):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(60)))
+    rows.write_text(
+        "".join(
+            json.dumps({"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(60)
+        )
+    )
     kept = tmp_path / "recorded.jsonl"
     result = call("calibrate", rows, "--risk", "0.2", "--record", kept, "--resamples", "5")
     assert result.exit_code == 0
@@ -143,7 +155,19 @@ def test_calibrate_writes_the_gate_into_the_bundle(tmp_path, recorded, no_model)
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
-    result = call("calibrate", recorded, "--risk", "0.15", "--model", folder, "--write", "-o", tmp_path / "gate.json", "--resamples", "5")
+    result = call(
+        "calibrate",
+        recorded,
+        "--risk",
+        "0.15",
+        "--model",
+        folder,
+        "--write",
+        "-o",
+        tmp_path / "gate.json",
+        "--resamples",
+        "5",
+    )
     assert result.exit_code == 0
     written = Manifest.from_dict(json.loads((folder / "fsrm.json").read_text()))
     assert written.gate.to_dict() == json.loads((tmp_path / "gate.json").read_text())
@@ -171,7 +195,10 @@ def test_calibrate_refuses_bad_data(tmp_path, recorded, no_model):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(recorded.read_text().splitlines(keepends=True)[:20]))
     result = call("calibrate", few, "--risk", "0.1")
-    assert (result.exit_code, result.stderr) == (2, "Error: 20 different labelled items, expected at least 50; label more\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: 20 different labelled items, expected at least 50; label more\n",
+    )
     result = call("calibrate", recorded, "--risk", "0.1", "--test", few)
     assert result.exit_code == 2
     assert "20 items are in both the calibration and the test set" in result.stderr
@@ -186,13 +213,33 @@ def test_calibrate_refuses_bad_data(tmp_path, recorded, no_model):
 def test_eval_prints_the_policies_side_by_side(model):
     result = call("eval", DATA / "llmbar.json", "--resamples", "5")
     assert result.exit_code == 0
-    for phrase in ("llmbar: 3 items", "always fast", "gated", "always slow", "longer wins", "coin", "both orders", "positional_agreement"):
+    for phrase in (
+        "llmbar: 3 items",
+        "always fast",
+        "gated",
+        "always slow",
+        "longer wins",
+        "coin",
+        "both orders",
+        "positional_agreement",
+    ):
         assert phrase in result.stdout
 
 
 def test_eval_writes_rows_and_resumes(tmp_path, model):
     output, report = tmp_path / "out.jsonl", tmp_path / "report.json"
-    arguments = ("eval", DATA / "rm_bench.json", "-o", output, "--report", report, "--judge", "never", "--resamples", "5")
+    arguments = (
+        "eval",
+        DATA / "rm_bench.json",
+        "-o",
+        output,
+        "--report",
+        report,
+        "--judge",
+        "never",
+        "--resamples",
+        "5",
+    )
     assert call(*arguments).exit_code == 0
     assert len(output.read_text().splitlines()) == 10
     assert json.loads(report.read_text())["policies"]["always_fast"]["metrics"]["score"]["value"] == 1.0
@@ -215,7 +262,9 @@ def test_eval_names_what_it_cannot_read(tmp_path, model):
 
 
 def test_eval_limit_and_json(model):
-    report = json.loads(call("eval", DATA / "pandalm.json", "--limit", "2", "--judge", "never", "--json", "--resamples", "5").stdout)
+    report = json.loads(
+        call("eval", DATA / "pandalm.json", "--limit", "2", "--judge", "never", "--json", "--resamples", "5").stdout
+    )
     assert report["items"] == 2
 
 
@@ -243,7 +292,10 @@ def test_gate_check_reports_a_build_that_differs(tmp_path):
 
 def test_gate_check_takes_the_gate_from_a_file(tmp_path):
     path, gate = tmp_path / "decisions.jsonl", tmp_path / "gate.json"
-    path.write_text(json.dumps({"label_values": [1, 0], "responses": [{"label_logits": [0.1, 0]}], "decision": {"escalate": True}}) + "\n")
+    path.write_text(
+        json.dumps({"label_values": [1, 0], "responses": [{"label_logits": [0.1, 0]}], "decision": {"escalate": True}})
+        + "\n"
+    )
     gate.write_text(json.dumps({"intuition_threshold": 0.5}))
     assert call("gate", "check", path, "--gate", gate).exit_code == 0
     assert "pass one with --gate" in call("gate", "check", path).stderr
@@ -253,7 +305,16 @@ def test_gate_check_takes_the_gate_from_a_file(tmp_path):
 
 def test_gate_check_takes_what_rows_lack_from_a_bundle(tmp_path):
     labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
-    manifest = Manifest("m", labels, {"pointwise_fast": Template("{prompt} {response}")}, {}, (0,), Limits(64, 8), 16, GateSpec(0.5, 0.5))
+    manifest = Manifest(
+        "m",
+        labels,
+        {"pointwise_fast": Template("{prompt} {response}")},
+        {},
+        (0,),
+        Limits(64, 8),
+        16,
+        GateSpec(0.5, 0.5),
+    )
     (tmp_path / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
     path = tmp_path / "decisions.jsonl"
     row = {"responses": [{"label_logits": [9, 0], "log_mass": 9.1, "entropy": 2.7}], "decision": {"escalate": True}}
@@ -273,7 +334,10 @@ def test_commands_leave_no_partial_files(tmp_path, recorded, no_model):
     ("gate", "text"),
     [
         (GateSpec(0.5, 0.0), "escalate when intuition confidence < 0.5000, at temperature 1.000"),
-        (GateSpec(0.5, 0.25, "all"), "escalate when intuition confidence < 0.5000 and distribution confidence < 0.2500, at temperature 1.000"),
+        (
+            GateSpec(0.5, 0.25, "all"),
+            "escalate when intuition confidence < 0.5000 and distribution confidence < 0.2500, at temperature 1.000",
+        ),
         (GateSpec(0.5, 0.0, "all"), "never escalate"),
         (GateSpec(0.0, 0.0), "never escalate"),
         (GateSpec(always=True), "always escalate"),

@@ -26,16 +26,34 @@ QUESTIONS = [{"question": "books/1", "answer": 1}, {"question": "books/2", "answ
 def test_distill_writes_labelled_traces_and_resumes(tmp_path):
     questions, out = write_questions(tmp_path, QUESTIONS), tmp_path / "traces.jsonl"
     first = run("distill", questions, "--reasoner", "os.path:basename", "-o", out, "--samples", 2)
-    assert (first.exit_code, first.output) == (0, f"{out}: 4 traces written, 50.0% of them right; 0 were there before\n")
+    assert (first.exit_code, first.output) == (
+        0,
+        f"{out}: 4 traces written, 50.0% of them right; 0 were there before\n",
+    )
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(r["response"], r["label"], r["sample"]) for r in rows] == [("1", 1, 0), ("1", 1, 1), ("2", 0, 0), ("2", 0, 1)]
+    assert [(r["response"], r["label"], r["sample"]) for r in rows] == [
+        ("1", 1, 0),
+        ("1", 1, 1),
+        ("2", 0, 0),
+        ("2", 0, 1),
+    ]
     out.write_text(out.read_text()[:-5])
     again = run("distill", questions, "--reasoner", "os.path:basename", "-o", out, "--samples", 2, "--json")
     assert json.loads(again.stdout) == {"written": 1, "kept": 3, "right": 0, "skipped": 0, "failed": 0}
 
 
 def test_distill_reads_standard_input(tmp_path):
-    result = run("distill", "-", "--reasoner", "os.path:basename", "-o", tmp_path / "t.jsonl", "--samples", 1, stdin=json.dumps(QUESTIONS[0]) + "\n")
+    result = run(
+        "distill",
+        "-",
+        "--reasoner",
+        "os.path:basename",
+        "-o",
+        tmp_path / "t.jsonl",
+        "--samples",
+        1,
+        stdin=json.dumps(QUESTIONS[0]) + "\n",
+    )
     assert "1 traces written" in result.output
 
 
@@ -51,7 +69,9 @@ def test_distill_question_without_answer_stops_or_is_skipped(tmp_path):
 
 
 def test_distill_reasoner_that_always_fails_ends_with_1(tmp_path):
-    result = run("distill", write_questions(tmp_path, QUESTIONS), "--reasoner", "os.path:getsize", "-o", tmp_path / "t.jsonl")
+    result = run(
+        "distill", write_questions(tmp_path, QUESTIONS), "--reasoner", "os.path:getsize", "-o", tmp_path / "t.jsonl"
+    )
     assert result.exit_code == 1
     assert "the reasoner failed on 2" in result.stderr
 
@@ -94,7 +114,13 @@ def write_traces(tmp_path, questions):
         for q in range(questions):
             for k in range(2):
                 label = (q + k) % 2
-                row = {"question": f"q{q}", "reference": "1", "sample": k, "response": f"{q} " + "+" * (1 + 2 * label), "answer": str(label)}
+                row = {
+                    "question": f"q{q}",
+                    "reference": "1",
+                    "sample": k,
+                    "response": f"{q} " + "+" * (1 + 2 * label),
+                    "answer": str(label),
+                }
                 file.write(json.dumps(row | {"label": label, "tokens_generated": 3}) + "\n")
         file.write('{"question": "cut o')
     return path

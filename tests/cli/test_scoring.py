@@ -254,11 +254,16 @@ def test_resuming_with_another_prefix_is_refused(source, tmp_path, before, after
     run("score", source, "-o", out, *before, *FAST)
     written = out.read_text()
     assert run("score", source, "-o", out, "--resume", *before, *FAST).exit_code == 0
-    assert "row 1 of the output is not this input's" in run("score", source, "-o", out, "--resume", *after, *FAST).stderr
+    assert (
+        "row 1 of the output is not this input's" in run("score", source, "-o", out, "--resume", *after, *FAST).stderr
+    )
     assert out.read_text() == written
 
 
-@pytest.mark.parametrize(("closed", "text"), [("stdin", "standard input is closed"), ("stdout", "standard output is closed; name an output with -o")])
+@pytest.mark.parametrize(
+    ("closed", "text"),
+    [("stdin", "standard input is closed"), ("stdout", "standard output is closed; name an output with -o")],
+)
 def test_closed_streams_are_named(source, monkeypatch, capsys, closed, text):
     monkeypatch.setattr(f"sys.{closed}", None)
     with pytest.raises(SystemExit) as end:
@@ -270,7 +275,9 @@ def test_closed_streams_are_named(source, monkeypatch, capsys, closed, text):
 def test_bytes_that_are_not_text_and_a_byte_order_mark(source, tmp_path):
     out = tmp_path / "out.jsonl"
     good = source.read_bytes().splitlines(keepends=True)
-    source.write_bytes(b"\xef\xbb\xbf" + good[0] + b'{"prompt": "caf\xe9", "response": "x"}\n' + good[1].replace(b"\n", b"\r\n"))
+    source.write_bytes(
+        b"\xef\xbb\xbf" + good[0] + b'{"prompt": "caf\xe9", "response": "x"}\n' + good[1].replace(b"\n", b"\r\n")
+    )
     result = run("score", source, "-o", out, "--on-error", "skip", *FAST)
     assert result.exit_code == 1
     assert "line 2: invalid JSON" in result.stderr
@@ -280,7 +287,10 @@ def test_bytes_that_are_not_text_and_a_byte_order_mark(source, tmp_path):
 def test_a_pair_too_long_for_the_judge_alone_is_named_and_can_be_skipped(tmp_path):
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     long = "12 + 5 = 17. " * 28
-    items = [{"prompt": QUESTION, "response_a": a, "response_b": b} for a, b in ((RIGHT, WRONG), (long, long + "17"), (WRONG, RIGHT))]
+    items = [
+        {"prompt": QUESTION, "response_a": a, "response_b": b}
+        for a, b in ((RIGHT, WRONG), (long, long + "17"), (WRONG, RIGHT))
+    ]
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     always = ("--judge", "always", "--threads", "1")
     result = run("compare", path, "-o", out, "--on-error", "skip", *always)
@@ -377,7 +387,9 @@ def test_inspect_and_doctor_name_a_model_alike(rm, tmp_path, spelling):
 def test_doctor_says_why_there_is_no_judge_and_what_to_run(monkeypatch):
     from fsrm_lite.runtimes.llama import engine
 
-    monkeypatch.setattr(engine, "why_not", lambda: "llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'")
+    monkeypatch.setattr(
+        engine, "why_not", lambda: "llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'"
+    )
     result = run("doctor", "--json")
     assert json.loads(result.stdout)["judge"].endswith("run: pip install 'fsrm-lite[judge]'")
     assert json.loads(result.stdout)["self_test"]["passed"]
@@ -390,7 +402,9 @@ def test_doctor_says_whether_the_operators_are_compiled(monkeypatch):
     assert json.loads(run("doctor", "--json").stdout)["compiled_operators"] == "unused, FSRM_LITE_KERNELS is 0"
     monkeypatch.delenv(kernels.SWITCH)
     monkeypatch.setattr(kernels, "library", lambda: None)
-    assert json.loads(run("doctor", "--json").stdout)["compiled_operators"].startswith("not built, so the fast path is slower")
+    assert json.loads(run("doctor", "--json").stdout)["compiled_operators"].startswith(
+        "not built, so the fast path is slower"
+    )
 
 
 def test_doctor_passes_its_self_test():

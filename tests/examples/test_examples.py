@@ -9,7 +9,9 @@ DEMO = ROOT / "examples" / "demo.py"
 
 
 def test_demo_shows_candidates_scores_verdicts_winner_and_tokens():
-    done = subprocess.run([sys.executable, str(DEMO), "--candidates", "4", "--threads", "1"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--candidates", "4", "--threads", "1"], check=True, capture_output=True, text=True
+    )
     assert done.stderr == ""
     for text in ("Question:", "fast score", "[0]", "Best: [", "Tokens:", "generated in"):
         assert done.stdout.count(text) >= 3
@@ -17,7 +19,9 @@ def test_demo_shows_candidates_scores_verdicts_winner_and_tokens():
 
 
 def test_demo_explains_an_escalation():
-    done = subprocess.run([sys.executable, str(DEMO), "--candidates", "8", "--threads", "1"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(DEMO), "--candidates", "8", "--threads", "1"], check=True, capture_output=True, text=True
+    )
     assert "against" in done.stdout
     assert "votes for" in done.stdout
     assert "verdict: [" in done.stdout

@@ -49,7 +49,9 @@ class Guesser:
             return Proposal(self.rng.choice(["yes", "no"]), 1)
         right = self.rng.random() < 0.4
         plus = self.rng.randint(2, 4) if right else self.rng.randint(0, 3)
-        return Proposal(f"{self.rng.randint(0, 99)} {'+' * plus}. The answer is {1 if right else self.rng.randint(2, 4)}.", 10)
+        return Proposal(
+            f"{self.rng.randint(0, 99)} {'+' * plus}. The answer is {1 if right else self.rng.randint(2, 4)}.", 10
+        )
 
 
 class CountingRM(FakeRM):
@@ -87,7 +89,18 @@ def test_best_of_n_against_an_endpoint(best_of_n, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(best_of_n.FastSlowRM, "from_pretrained", lambda source=None: rm)
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps({"question": f"q{i}", "answer": 1}) + "\n" for i in range(5)))
-    best_of_n.main(["--endpoint", f"http://127.0.0.1:{server.server_port}/v1", "--questions", str(questions), "--problems", "4", "--max-n", "2"])
+    best_of_n.main(
+        [
+            "--endpoint",
+            f"http://127.0.0.1:{server.server_port}/v1",
+            "--questions",
+            str(questions),
+            "--problems",
+            "4",
+            "--max-n",
+            "2",
+        ]
+    )
     server.shutdown()
     server.server_close()
     assert "4 problems" in capsys.readouterr().out
@@ -96,7 +109,9 @@ def test_best_of_n_against_an_endpoint(best_of_n, tmp_path, capsys, monkeypatch)
 def test_best_of_n_silent_and_endless_reasoners(best_of_n, tmp_path):
     rm = CountingRM(tmp_path)
     for text in ("", "x" * 300):
-        cells = best_of_n.run(rm, CallableReasoner(lambda q, text=text: text), [best_of_n.Problem("q", "1")], Sampling(n=2))
+        cells = best_of_n.run(
+            rm, CallableReasoner(lambda q, text=text: text), [best_of_n.Problem("q", "1")], Sampling(n=2)
+        )
         assert all(c.right == 0 and c.games == 0 for c in cells)
 
 
@@ -144,7 +159,10 @@ def test_examples_run_on_the_embedded_model(name, request, tmp_path, capsys):
     models = pytest.importorskip("fsrm_lite.models")
     if not (Path(models.__file__).parent / bundle.EMBEDDED_NAME / "fsrm.json").exists():
         pytest.skip("the embedded model has not been trained yet")
-    sizes = {"best_of_n": ["--problems", "6", "--max-n", "4"], "reasoning_loop": ["--problems", "8", "--distil", "140", "--samples", "2"]}[name]
+    sizes = {
+        "best_of_n": ["--problems", "6", "--max-n", "4"],
+        "reasoning_loop": ["--problems", "8", "--distil", "140", "--samples", "2"],
+    }[name]
     request.getfixturevalue(name).main([*sizes, "-o", str(tmp_path / "out")])
     assert (tmp_path / "out" / f"{name}.md").read_text().startswith("|")
     assert "%" in capsys.readouterr().out

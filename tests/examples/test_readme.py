@@ -40,7 +40,10 @@ def one_model(rm, monkeypatch):
 
 def test_sampling_loop(rm, capsys):
     reasoner = SolveReasoner(rm)
-    exec(code("Best of N"), {"question": QUESTION, "my_model": lambda q: reasoner.propose([Task(q)], Sampling())[0][0].text})
+    exec(
+        code("Best of N"),
+        {"question": QUESTION, "my_model": lambda q: reasoner.propose([Task(q)], Sampling())[0][0].text},
+    )
     assert "15" in capsys.readouterr().out
 
 

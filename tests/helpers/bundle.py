@@ -34,5 +34,10 @@ def write_bundle(folder: Path, *, slow_bytes: int = 300_000) -> Manifest:
     for path, content in contents.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    files = {"tokenizer": "tokenizer.json", "fast": "fast/model.onnx", "fast_data": "fast/model.onnx.data", "slow": "slow/model.gguf"}
+    files = {
+        "tokenizer": "tokenizer.json",
+        "fast": "fast/model.onnx",
+        "fast_data": "fast/model.onnx.data",
+        "slow": "slow/model.gguf",
+    }
     return write_manifest(folder, plain_manifest(), files)

@@ -59,7 +59,14 @@ class StandIn:
             return fast
         return [
             Score(
-                float(q > 0), 50.0 if q > 0 else -50.0, s.intuition_confidence, s.distribution_confidence, 1.0, Route.SLOW, True, tokens_generated=10
+                float(q > 0),
+                50.0 if q > 0 else -50.0,
+                s.intuition_confidence,
+                s.distribution_confidence,
+                1.0,
+                Route.SLOW,
+                True,
+                tokens_generated=10,
             )
             for s, q in zip(fast, (self.quality(*item) for item in items), strict=True)
         ]
@@ -73,12 +80,22 @@ class StandIn:
         scores = (self.fast(prompt, a), self.fast(prompt, b))
         margin = scores[0].logit - scores[1].logit
         distribution = min(s.distribution_confidence for s in scores)
-        fast = Comparison(0 if margin >= 0 else 1, sigmoid(margin), intuition_confidence(margin), distribution, scores=scores, tokens_read=10)
+        fast = Comparison(
+            0 if margin >= 0 else 1,
+            sigmoid(margin),
+            intuition_confidence(margin),
+            distribution,
+            scores=scores,
+            tokens_read=10,
+        )
         if judge == "never":
             return fast
         better = 0 if self.quality(prompt, a) >= self.quality(prompt, b) else 1
         winners = (0, 1) if self.first else (better, better)  # in the caller's terms, plain order then swapped
-        votes = tuple(Vote(swapped, w, 1.0 - w, "thought", self.tokens // 2) for swapped, w in zip((False, True), winners, strict=True))
+        votes = tuple(
+            Vote(swapped, w, 1.0 - w, "thought", self.tokens // 2)
+            for swapped, w in zip((False, True), winners, strict=True)
+        )
         p = sum(v.p_first for v in votes) / 2
         return Comparison(
             0 if p >= 0.5 else 1,

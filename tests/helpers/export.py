@@ -10,7 +10,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ADDED = ["<think>", "</think>"]
-QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 CORPUS = [
     "Question: Tom has 3 apples and buys 14 more. How many apples has Tom now?",
@@ -55,10 +57,18 @@ def build_tokenizer(split: str | None = QWEN_SPLIT, vocab_size: int = 420) -> To
     else:
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+            [
+                pre_tokenizers.Split(Regex(split), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
         )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(CORPUS * 3 + ["Yes No"] * 50, trainer)
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ADDED])
@@ -107,7 +117,13 @@ def build_model(family: str, *, seed: int = 0, scale: float = 0.15, **overrides)
 
 
 def make_checkpoint(
-    folder: Path, family: str = "qwen3", *, dtype: str = "float32", shard: str | None = None, spec: dict | None = SPEC, **overrides
+    folder: Path,
+    family: str = "qwen3",
+    *,
+    dtype: str = "float32",
+    shard: str | None = None,
+    spec: dict | None = SPEC,
+    **overrides,
 ) -> Path:
     """Write a checkpoint folder: weights, config, tokenizer and, unless ``spec`` is None, the trainer's fsrm.json."""
     import torch
@@ -133,7 +149,11 @@ def make_hostile(folder: Path, factor: float = 300.0) -> Path:
     rng = np.random.default_rng(1)
     for norm in [name for name in weights if name.endswith("layernorm.weight")]:
         prefix = norm.removesuffix("input_layernorm.weight").removesuffix("post_attention_layernorm.weight")
-        parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if "input_" in norm else ("mlp.gate_proj", "mlp.up_proj")
+        parts = (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            if "input_" in norm
+            else ("mlp.gate_proj", "mlp.up_proj")
+        )
         channels = rng.choice(len(weights[norm]), 3, replace=False)
         weights[norm][channels] *= factor
         for part in parts:

@@ -20,7 +20,13 @@ _LLAMA3_ROPE = {
 }
 
 SHAPES = {
-    "qwen3": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True},
+    "qwen3": {
+        "hidden_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    },
     "qwen2": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "tie_word_embeddings": False},
     "llama": {
         "hidden_size": 36,
@@ -31,13 +37,27 @@ SHAPES = {
         "mlp_bias": True,
         "rope_parameters": _LLAMA3_ROPE,
     },
-    "mistral": {"hidden_size": 56, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 12, "sliding_window": None},
+    "mistral": {
+        "hidden_size": 56,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 12,
+        "sliding_window": None,
+    },
 }
 
 
-def make_checkpoint(folder: Path, kind: str = "qwen3", *, seed: int = 0, layers: int = 3, vocab: int = 101, **overrides: object) -> Path:
+def make_checkpoint(
+    folder: Path, kind: str = "qwen3", *, seed: int = 0, layers: int = 3, vocab: int = 101, **overrides: object
+) -> Path:
     """Write a random checkpoint whose weights are large enough for the scores to differ; returns the folder."""
-    settings = {"model_type": kind, "intermediate_size": 72, "num_hidden_layers": layers, "vocab_size": vocab, "max_position_embeddings": 512}
+    settings = {
+        "model_type": kind,
+        "intermediate_size": 72,
+        "num_hidden_layers": layers,
+        "vocab_size": vocab,
+        "max_position_embeddings": 512,
+    }
     settings |= SHAPES[kind]
     settings |= overrides
     torch.manual_seed(seed)

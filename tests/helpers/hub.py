@@ -60,13 +60,21 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 return self._refuse(403, "Forbidden")
             if self.path.endswith("/preupload/main"):
                 files = json.loads(content)["files"]
-                return self._answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+                return self._answer(
+                    {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+                )
             if self.path.endswith("/commit/main"):
                 for line in content.splitlines():
                     entry = json.loads(line)
                     if entry["key"] == "file":
                         hub.uploaded[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                return self._answer({"commitUrl": f"{hub.url}/org/name/commit/{hub.commit}", "commitOid": hub.commit, "pullRequestUrl": None})
+                return self._answer(
+                    {
+                        "commitUrl": f"{hub.url}/org/name/commit/{hub.commit}",
+                        "commitOid": hub.commit,
+                        "pullRequestUrl": None,
+                    }
+                )
             return self._answer({"url": f"{hub.url}/org/name", "name": "org/name", "id": "org/name"})
 
         def _chunks(self) -> Iterator[bytes]:

@@ -57,9 +57,15 @@ def write_tiny_gguf(
             f"blk.{i}.attn_v": (kv_heads * head_dim, hidden),
             f"blk.{i}.attn_output": (hidden, heads * head_dim),
         }
-        shapes |= {f"blk.{i}.ffn_gate": (inner, hidden), f"blk.{i}.ffn_up": (inner, hidden), f"blk.{i}.ffn_down": (hidden, inner)}
+        shapes |= {
+            f"blk.{i}.ffn_gate": (inner, hidden),
+            f"blk.{i}.ffn_up": (inner, hidden),
+            f"blk.{i}.ffn_down": (hidden, inner),
+        }
     for name, shape in shapes.items():
-        value = np.ones(shape, np.float32) if len(shape) == 1 else (rng.standard_normal(shape) * scale).astype(np.float16)
+        value = (
+            np.ones(shape, np.float32) if len(shape) == 1 else (rng.standard_normal(shape) * scale).astype(np.float16)
+        )
         writer.add_tensor(f"{name}.weight", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -92,7 +98,9 @@ def tiny_encoder(folder: Path, *, context=512, thinking_tokens=24, votes=1) -> P
         templates={
             "pointwise_fast": Template("<|im_start|>user\n{prompt}\n{response}<|im_end|>\n<|im_start|>assistant\n"),
             "pointwise_slow": Template(POINTWISE, Verdict(close, "", ("Y", "N"), (one["Y"], one["N"]), "", (1.0, 0.0))),
-            "pairwise_slow": Template(PAIRWISE, Verdict(close, "\\boxed{Assistant ", ("1", "2"), (one["1"], one["2"]), "}")),
+            "pairwise_slow": Template(
+                PAIRWISE, Verdict(close, "\\boxed{Assistant ", ("1", "2"), (one["1"], one["2"]), "}")
+            ),
         },
         special_tokens=ids,
         stop_ids=(ids["<|im_end|>"],),

@@ -36,12 +36,19 @@ class FakeRM:
         self.calls.append(("compare", len(items), judge))
         if any(not a.strip() or not b.strip() for _, a, b in items):
             raise InputError("the response is empty")
-        return [Comparison(0 if a.count("+") >= b.count("+") else 1, 0.5, 0.5, 0.5, route=Route.SLOW, tokens_generated=7) for _, a, b in items]
+        return [
+            Comparison(0 if a.count("+") >= b.count("+") else 1, 0.5, 0.5, 0.5, route=Route.SLOW, tokens_generated=7)
+            for _, a, b in items
+        ]
 
     def best_of_n(self, prompt, responses, strategy="gated"):
         scores = [self._score(r) for r in responses]
         return select(
-            strategy, scores, responses, self.gate, lambda pairs: self.compare_many([(prompt, responses[a], responses[b]) for a, b in pairs])
+            strategy,
+            scores,
+            responses,
+            self.gate,
+            lambda pairs: self.compare_many([(prompt, responses[a], responses[b]) for a, b in pairs]),
         )
 
     @staticmethod
@@ -74,7 +81,9 @@ class CountingFast:
 
 def readable_model(folder, context=400):
     """A reward model with a real tokenizer and prompts, whose fast model is a ``CountingFast``."""
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     path = folder / "tokenizer.json"
     tokenizer.save(str(path))

@@ -36,7 +36,12 @@ class TableJudge:
     def __call__(self, pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
         self.rounds.append(list(pairs))
         wins = [bool(self.beats(a, b)) for a, b in pairs]
-        return [Comparison(0 if w else 1, float(w), 0.1, 0.9, route=Route.SLOW, escalated=True, tokens_read=10, tokens_generated=5) for w in wins]
+        return [
+            Comparison(
+                0 if w else 1, float(w), 0.1, 0.9, route=Route.SLOW, escalated=True, tokens_read=10, tokens_generated=5
+            )
+            for w in wins
+        ]
 
     @property
     def games(self) -> list[tuple[int, int]]:

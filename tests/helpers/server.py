@@ -24,14 +24,18 @@ def with_chat_template(source: Path, target: Path, template: str = CHATML) -> Pa
 
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
-    copy_with_new_metadata(reader, writer, {"tokenizer.chat_template": MetadataDetails(gguf.GGUFValueType.STRING, template)}, [])
+    copy_with_new_metadata(
+        reader, writer, {"tokenizer.chat_template": MetadataDetails(gguf.GGUFValueType.STRING, template)}, []
+    )
     return target
 
 
 @contextlib.contextmanager
 def llama_server(model: Path) -> Iterator[str]:
     """Start the server; the address of its ``/v1``."""
-    with subprocess.Popen([sys.executable, __file__, str(model)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, __file__, str(model)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as child:
         try:
             yield child.stdout.readline().strip()
         finally:

@@ -28,7 +28,9 @@ def fake_loading(monkeypatch):
     """``FastSlowRM.from_pretrained`` gives a stand-in, and records what it was asked for."""
     asked = []
     module = types.ModuleType("fsrm_lite.scorer")
-    module.FastSlowRM = types.SimpleNamespace(from_pretrained=lambda source=None, **options: asked.append((source, options)) or load_fake(source))
+    module.FastSlowRM = types.SimpleNamespace(
+        from_pretrained=lambda source=None, **options: asked.append((source, options)) or load_fake(source)
+    )
     monkeypatch.setitem(sys.modules, "fsrm_lite.scorer", module)
     return asked
 
@@ -77,7 +79,9 @@ def test_reward_function_strings_and_messages_agree():
     prompts = ["q", "q"]
     messages = [[{"role": "assistant", "content": "+"}], [{"role": "assistant", "content": "++"}]]
     assert reward.__name__ == "fsrm_reward"
-    assert reward(prompts=prompts, completions=["+", "++"]) == reward(prompts=[[{"role": "user", "content": "q"}]] * 2, completions=messages)
+    assert reward(prompts=prompts, completions=["+", "++"]) == reward(
+        prompts=[[{"role": "user", "content": "q"}]] * 2, completions=messages
+    )
     assert reward(prompts=prompts, completions=["+", "++"], answer=["1", "2"], trainer_state=None)[0] == 0.5
 
 
@@ -91,7 +95,12 @@ def test_reward_function_is_fast_by_default_and_takes_a_policy():
 def test_reward_function_empty_completion_is_worth_least_and_unscorable_is_none():
     completions = ["+", "", "x" * 300, " "]
     assert RewardFunction(FakeRM())(prompts=["q"] * 4, completions=completions) == [0.5, 0.0, None, 0.0]
-    assert RewardFunction(FakeRM(), scale="logit")(prompts=["q"] * 4, completions=completions) == [0.0, -50.0, None, -50.0]
+    assert RewardFunction(FakeRM(), scale="logit")(prompts=["q"] * 4, completions=completions) == [
+        0.0,
+        -50.0,
+        None,
+        -50.0,
+    ]
 
 
 def test_reward_function_no_completions():
@@ -143,7 +152,11 @@ def test_reward_function_inside_trls_grpo_trainer(tmp_path, conversational):
         disable_tqdm=True,
     )
     trainer = trl.GRPOTrainer(
-        model=model, reward_funcs=RewardFunction(rm), args=config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
+        model=model,
+        reward_funcs=RewardFunction(rm),
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rewards/fsrm_reward/mean" in row]
@@ -159,13 +172,19 @@ def tiny_policy(torch, transformers):
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left")
-    fast.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
     )
+    fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0, eos_token_id=1
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     return transformers.LlamaForCausalLM(config), fast
 
@@ -225,7 +244,10 @@ def test_best_of_filter_keeps_one_response_per_document():
 
 def test_score_one_to_many_and_pairs():
     one = http.score(FakeRM(), {"model": "m", "text_1": "q", "text_2": ["+", "++"]})
-    assert [(d["index"], d["object"], round(d["score"], 3)) for d in one["data"]] == [(0, "score", 0.5), (1, "score", 0.731)]
+    assert [(d["index"], d["object"], round(d["score"], 3)) for d in one["data"]] == [
+        (0, "score", 0.5),
+        (1, "score", 0.731),
+    ]
     assert (one["object"], one["model"], one["usage"]["prompt_tokens"]) == ("list", "m", 20)
     pairs = http.score(FakeRM(), {"queries": ["a", "b"], "documents": ["+", "+"]})
     assert [d["score"] for d in pairs["data"]] == [0.5, 0.5]
@@ -240,7 +262,9 @@ def test_rerank_is_sorted_and_cut():
 
 
 def test_tei_rerank_raw_scores_and_texts():
-    assert http.tei_rerank(FakeRM(), {"query": "q", "texts": ["+", "+++"], "raw_scores": True, "return_text": True}) == [
+    assert http.tei_rerank(
+        FakeRM(), {"query": "q", "texts": ["+", "+++"], "raw_scores": True, "return_text": True}
+    ) == [
         {"index": 1, "score": 2.0, "text": "+++"},
         {"index": 0, "score": 0.0, "text": "+"},
     ]
@@ -301,7 +325,12 @@ def test_server_answers_every_shape(server):
         ("/score", {"text_1": "q", "text_2": ""}, 400, "empty"),
         ("/nowhere", {}, 404, "no such address"),
         ("/v1/chat/completions", {"messages": []}, 400, "no message of the user"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "q"}], "n": "two"}, 400, "expected a whole number"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "q"}], "n": "two"},
+            400,
+            "expected a whole number",
+        ),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "fail"}]}, 500, "ZeroDivisionError"),
     ],
 )

@@ -146,7 +146,9 @@ def test_fit_bad_arguments(tmp_path, model):
         fit_critic(make_traces(), model, tmp_path, head="forest")
 
 
-@pytest.mark.parametrize(("module", "match"), [("sklearn.linear_model", r"fsrm-lite\[critic\]"), ("onnx", r"fsrm-lite\[critic\]")])
+@pytest.mark.parametrize(
+    ("module", "match"), [("sklearn.linear_model", r"fsrm-lite\[critic\]"), ("onnx", r"fsrm-lite\[critic\]")]
+)
 def test_fit_names_the_extra_that_is_missing(tmp_path, model, monkeypatch, module, match):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=match):

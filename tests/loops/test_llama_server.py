@@ -32,7 +32,9 @@ def address(rm, tmp_path_factory):
 @pytest.fixture(scope="module")
 def questions(pairs, tmp_path_factory):
     path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
-    path.write_text("".join(json.dumps({"question": p.problem.question, "answer": p.problem.answer}) + "\n" for p in pairs[:3]))
+    path.write_text(
+        "".join(json.dumps({"question": p.problem.question, "answer": p.problem.answer}) + "\n" for p in pairs[:3])
+    )
     return path
 
 
@@ -77,7 +79,19 @@ def test_best_of_n(address, questions, rm, capsys, monkeypatch, tmp_path):
 
 def test_distill(address, questions, tmp_path):
     out = tmp_path / "traces.jsonl"
-    arguments = ["distill", str(questions), "--reasoner", address, "-o", str(out), "--samples", "2", "--max-tokens", "96", "--json"]
+    arguments = [
+        "distill",
+        str(questions),
+        "--reasoner",
+        address,
+        "-o",
+        str(out),
+        "--samples",
+        "2",
+        "--max-tokens",
+        "96",
+        "--json",
+    ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["written"] == 6
@@ -85,7 +99,9 @@ def test_distill(address, questions, tmp_path):
 
 
 def test_the_loop_with_the_reward_model_as_critic(address, pairs, rm):
-    loop = ReasoningLoop(EndpointReasoner(address), RewardCritic(rm, judge="never"), max_turns=2, sampling=Sampling(max_tokens=96))
+    loop = ReasoningLoop(
+        EndpointReasoner(address), RewardCritic(rm, judge="never"), max_turns=2, sampling=Sampling(max_tokens=96)
+    )
     results = loop.run_many([p.problem.question for p in pairs[:2]])
     assert {r.outcome for r in results} <= {Outcome.ACCEPTED, Outcome.BEST}
     assert all(r.tokens_generated > 0 and r.response for r in results)

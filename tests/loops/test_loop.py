@@ -74,8 +74,13 @@ def test_each_or_none_isolates_the_bad_items(caplog):
 def test_callable_reasoner_samples_and_takes_feedback():
     count = iter(range(10))
     groups = CallableReasoner(lambda q: f"{q}{next(count)} x").propose([Task("a"), Task("b")], Sampling(n=2))
-    assert [[(p.text, p.tokens_generated) for p in g] for g in groups] == [[("a0 x", 2), ("a1 x", 2)], [("b2 x", 2), ("b3 x", 2)]]
-    told = CallableReasoner(lambda q, rejected: "/".join(rejected), feedback=True, timeout_s=None).propose([Task("a", ("1", "2"))], Sampling())
+    assert [[(p.text, p.tokens_generated) for p in g] for g in groups] == [
+        [("a0 x", 2), ("a1 x", 2)],
+        [("b2 x", 2), ("b3 x", 2)],
+    ]
+    told = CallableReasoner(lambda q, rejected: "/".join(rejected), feedback=True, timeout_s=None).propose(
+        [Task("a", ("1", "2"))], Sampling()
+    )
     assert told[0][0].text == "1/2"
 
 
@@ -99,7 +104,10 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
 
     model.judge = SimpleNamespace(generate=generate)
     reasoner = SolveReasoner(model)
-    assert reasoner.propose([Task("a"), Task("bc", ("no",))], Sampling(n=2, seed=7)) == [[Proposal("2", 3)] * 2, [Proposal("3", 3)] * 2]
+    assert reasoner.propose([Task("a"), Task("bc", ("no",))], Sampling(n=2, seed=7)) == [
+        [Proposal("2", 3)] * 2,
+        [Proposal("3", 3)] * 2,
+    ]
     assert asked[0][1] == {"n": 2, "max_tokens": 256, "temperature": 0.8, "top_p": 1.0, "seed": 7}
     with pytest.raises(ReasonerError, match="the context holds 40"):
         reasoner.propose([Task("x" * 50)], Sampling())
@@ -114,7 +122,9 @@ def test_solve_reasoner_asked_for_too_many_is_bad_usage(tmp_path):
 
 def test_solve_reasoner_needs_the_template(tmp_path):
     model = readable_model(tmp_path)
-    model.bundle.manifest = replace(model.bundle.manifest, templates={"pointwise_fast": model.bundle.manifest.templates["pointwise_fast"]})
+    model.bundle.manifest = replace(
+        model.bundle.manifest, templates={"pointwise_fast": model.bundle.manifest.templates["pointwise_fast"]}
+    )
     with pytest.raises(InputError, match="no template 'solve'"):
         SolveReasoner(model)
 
@@ -129,12 +139,22 @@ class Odd:
 @pytest.mark.parametrize(
     ("propose", "why"),
     [
-        (lambda tasks: [[Proposal(f"{4 // (len(tasks[0].question) - 1)}", 1)]], "expected a list of proposals for each of 2 tasks"),
-        (lambda tasks: [[Proposal(f"{4 // (len(t.question) - 1)}", 1)] for t in tasks], "raised ZeroDivisionError: integer division"),
+        (
+            lambda tasks: [[Proposal(f"{4 // (len(tasks[0].question) - 1)}", 1)]],
+            "expected a list of proposals for each of 2 tasks",
+        ),
+        (
+            lambda tasks: [[Proposal(f"{4 // (len(t.question) - 1)}", 1)] for t in tasks],
+            "raised ZeroDivisionError: integer division",
+        ),
     ],
 )
 def test_ask_keeps_the_answers_beside_a_failure(propose, why, caplog):
-    assert ask(Odd(propose), [Task("a"), Task("bc"), Task("def")], Sampling()) == [[], [Proposal("4", 1)], [Proposal("2", 1)]]
+    assert ask(Odd(propose), [Task("a"), Task("bc"), Task("def")], Sampling()) == [
+        [],
+        [Proposal("4", 1)],
+        [Proposal("2", 1)],
+    ]
     assert ask(Odd(propose), [], Sampling()) == []
     assert "ZeroDivisionError" in caplog.text
 
@@ -147,7 +167,9 @@ def test_ask_survives_a_reasoner_that_gives_something_else(groups, caplog):
 
 def test_ask_does_not_ask_again_what_has_been_answered():
     asked = []
-    groups = ask(CallableReasoner(lambda q: asked.append(q) or {"a": "1", "c": "3"}[q]), [Task(q) for q in "abc"], Sampling())
+    groups = ask(
+        CallableReasoner(lambda q: asked.append(q) or {"a": "1", "c": "3"}[q]), [Task(q) for q in "abc"], Sampling()
+    )
     assert [[p.text for p in g] for g in groups] == [["1"], [], ["3"]]
     assert asked == ["a", "b", "c"]
 
@@ -156,7 +178,9 @@ def test_ask_counts_half_a_character_as_nothing():
     assert ask(CallableReasoner(lambda q: "so \ud83d"), [Task("a")], Sampling()) == [[Proposal("", 2)]]
 
 
-@pytest.mark.parametrize("bad", [{"function": "len"}, {"function": len, "timeout_s": 0}, {"function": len, "timeout_s": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"function": "len"}, {"function": len, "timeout_s": 0}, {"function": len, "timeout_s": float("nan")}]
+)
 def test_callable_reasoner_bad_settings(bad):
     with pytest.raises(InputError, match="expected"):
         CallableReasoner(**bad)
@@ -175,7 +199,13 @@ def test_sampling_out_of_range(bad):
 
 
 @pytest.mark.parametrize(
-    ("spec", "match"), [("solve", "needs a model"), ("oracle", "is unknown"), ("sys:path", "is a list"), ("ftp://x", "cannot be imported")]
+    ("spec", "match"),
+    [
+        ("solve", "needs a model"),
+        ("oracle", "is unknown"),
+        ("sys:path", "is a list"),
+        ("ftp://x", "cannot be imported"),
+    ],
 )
 def test_open_reasoner_says_what_is_wrong(spec, match):
     with pytest.raises(InputError, match=match):
@@ -188,7 +218,8 @@ def test_open_reasoner_kinds():
 
 
 @pytest.mark.parametrize(
-    ("url", "options"), [("file:///etc/passwd", {}), ("http://", {}), ("http://x", {"timeout_s": 0}), ("http://x", {"retries": -1})]
+    ("url", "options"),
+    [("file:///etc/passwd", {}), ("http://", {}), ("http://x", {"timeout_s": 0}), ("http://x", {"retries": -1})],
 )
 def test_endpoint_reasoner_bad_settings(url, options):
     with pytest.raises(InputError):
@@ -234,9 +265,14 @@ def reasoner_at(server, **options):
 
 def test_endpoint_reasoner_asks_again_where_n_is_ignored_and_shares_out_the_tokens(endpoint):
     endpoint.replies = [completion("a", completion_tokens=7), completion("b", "c", completion_tokens=5)]
-    proposals = reasoner_at(endpoint, api_key="k").propose([Task("q", ("no",))], Sampling(n=3, temperature=0.5, max_tokens=9, seed=4))[0]
+    proposals = reasoner_at(endpoint, api_key="k").propose(
+        [Task("q", ("no",))], Sampling(n=3, temperature=0.5, max_tokens=9, seed=4)
+    )[0]
     assert [(p.text, p.tokens_generated) for p in proposals] == [("a", 7), ("b", 3), ("c", 2)]
-    assert [(b["n"], b["seed"], b["max_tokens"], b["model"]) for b in endpoint.bodies] == [(3, 4, 9, "m"), (2, 5, 9, "m")]
+    assert [(b["n"], b["seed"], b["max_tokens"], b["model"]) for b in endpoint.bodies] == [
+        (3, 4, 9, "m"),
+        (2, 5, 9, "m"),
+    ]
     assert [m["role"] for m in endpoint.bodies[0]["messages"]] == ["user", "assistant", "user"]
     assert endpoint.bodies[0]["messages"][1]["content"] == "no"
 
@@ -283,7 +319,9 @@ ROWS = [{"question": "a", "answer": "4"}, {"prompt": "b", "reference": 5}, {"que
 
 
 def test_distill_labels_by_the_answer(tmp_path):
-    report, traces, _ = write_traces(tmp_path, Script(a=["so The answer is 4.0"], b=["The answer is 4."], c=["6 pens"]), ROWS)
+    report, traces, _ = write_traces(
+        tmp_path, Script(a=["so The answer is 4.0"], b=["The answer is 4."], c=["6 pens"]), ROWS
+    )
     assert [(t.question, t.sample, t.answer, t.label) for t in traces] == [
         ("a", 0, "4", 1), ("a", 1, "4", 1), ("b", 0, "4", 0), ("b", 1, "4", 0), ("c", 0, "6", 1), ("c", 1, "6", 1),
     ]  # fmt: skip
@@ -319,7 +357,10 @@ def test_distill_failing_reasoner_loses_its_question_only_and_tries_again(tmp_pa
     assert (report.kept, report.written, len(traces)) == (2, 4, 6)
 
 
-@pytest.mark.parametrize("row", [{"question": "a"}, {"question": "a", "answer": None}, {"question": "a", "answer": "many words without a mark"}])
+@pytest.mark.parametrize(
+    "row",
+    [{"question": "a"}, {"question": "a", "answer": None}, {"question": "a", "answer": "many words without a mark"}],
+)
 def test_distill_question_without_answer(tmp_path, row):
     with pytest.raises(DataFormatError, match="row 1 has no usable answer"):
         write_traces(tmp_path, Script(a=["4"]), [row])
@@ -393,7 +434,20 @@ def test_distill_does_not_append_to_something_else(tmp_path):
 
 
 def test_read_traces_names_the_bad_line():
-    good = json.dumps({"question": "a", "reference": "1", "sample": 0, "response": "1", "answer": "1", "label": 1, "tokens_generated": 1}) + "\n"
+    good = (
+        json.dumps(
+            {
+                "question": "a",
+                "reference": "1",
+                "sample": 0,
+                "response": "1",
+                "answer": "1",
+                "label": 1,
+                "tokens_generated": 1,
+            }
+        )
+        + "\n"
+    )
     assert list(read_traces([good, "\n"])) == [Trace("a", "1", 0, "1", "1", 1, 1)]
     with pytest.raises(DataFormatError, match="line 2"):
         list(read_traces([good, good.replace('"label": 1', '"label": 2')]))
@@ -404,7 +458,12 @@ def test_read_traces_names_the_bad_line():
 
 def test_loop_accepts_at_once():
     result = ReasoningLoop(Script(q=["+"]), Plus()).run("q")
-    assert (result.outcome, result.response, len(result.turns), result.tokens_generated) == (Outcome.ACCEPTED, "+", 1, 6)
+    assert (result.outcome, result.response, len(result.turns), result.tokens_generated) == (
+        Outcome.ACCEPTED,
+        "+",
+        1,
+        6,
+    )
 
 
 def test_loop_tells_what_was_rejected_and_moves_the_seed():
@@ -420,7 +479,12 @@ def test_loop_out_of_turns_ends_with_the_best_or_abstains():
     best = ReasoningLoop(Script(**answers), Plus(), max_turns=3).run("q")
     assert (best.outcome, best.response, best.score) == (Outcome.BEST, "the longest of all", 0.18)
     silent = ReasoningLoop(Script(**answers), Plus(), max_turns=3, otherwise="abstain").run("q")
-    assert (silent.outcome, silent.response, silent.score, silent.tokens_generated) == (Outcome.ABSTAINED, None, None, 18)
+    assert (silent.outcome, silent.response, silent.score, silent.tokens_generated) == (
+        Outcome.ABSTAINED,
+        None,
+        None,
+        18,
+    )
 
 
 def test_loop_best_answer_adds_up_the_scores_of_its_responses():
@@ -468,7 +532,13 @@ def test_loop_no_questions_and_json():
 
 
 def test_loop_bad_settings():
-    bad = {"max_turns": [0, 1.5, True], "otherwise": ["guess"], "extractor": ["roman"], "reasoner": [len], "critic": [len]}
+    bad = {
+        "max_turns": [0, 1.5, True],
+        "otherwise": ["guess"],
+        "extractor": ["roman"],
+        "reasoner": [len],
+        "critic": [len],
+    }
     for name, value in [(name, value) for name, values in bad.items() for value in values]:
         with pytest.raises(InputError, match=rf"{name}.* {re.escape(repr(value))}"):
             ReasoningLoop(**{"reasoner": Script(), "critic": Plus(), name: value})

@@ -32,7 +32,9 @@ def test_every_format_is_recognised_and_its_right_answers_are_right(name):
     assert len({x.id for x in benchmark.examples}) == len(benchmark.examples)
     for example in benchmark.examples:
         if example.right:
-            assert [is_good(r) for r in example.responses] == [i in example.right for i in range(len(example.responses))], example.id
+            assert [is_good(r) for r in example.responses] == [
+                i in example.right for i in range(len(example.responses))
+            ], example.id
     assert load_benchmark(DATA / FILES[name], name) == benchmark
 
 
@@ -61,7 +63,9 @@ def test_gzip_and_a_folder_of_files(tmp_path):
 
 def test_right_answers_do_not_always_stand_first(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "p", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(400)))
+    path.write_text(
+        "".join(json.dumps({"prompt": "p", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(400))
+    )
     places = [x.right[0] for x in load_benchmark(path).examples]
     assert 150 < sum(places) < 250
     assert places == [x.right[0] for x in load_benchmark(path).examples]
@@ -83,13 +87,23 @@ def test_gsm8k_pairs_right_with_wrong_and_strips_the_calculator():
 def test_pandalm_labels_ties_and_odd_values():
     first, boolean, tie, empty = load_benchmark(DATA / "pandalm.json").examples
     assert (first.right, first.subset, first.prompt) == ((0,), "unanimous", "Rewrite.\n\nHello there")
-    assert (boolean.responses[0], boolean.right, boolean.subset, boolean.prompt) == ("True", (1,), "majority", "Rewrite.")
+    assert (boolean.responses[0], boolean.right, boolean.subset, boolean.prompt) == (
+        "True",
+        (1,),
+        "majority",
+        "Rewrite.",
+    )
     assert (tie.right, tie.subset) == ((), "tie")
     assert (empty.responses[0], empty.right) == ("", (1,))
 
 
 def test_judgebench_categories():
-    assert [x.subset for x in load_benchmark(DATA / "judgebench.jsonl").examples] == ["Knowledge", "Mathematics", "Coding", "Reasoning"]
+    assert [x.subset for x in load_benchmark(DATA / "judgebench.jsonl").examples] == [
+        "Knowledge",
+        "Mathematics",
+        "Coding",
+        "Reasoning",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +112,11 @@ def test_judgebench_categories():
         ("x.jsonl", '{"foo": 1}\n', "no known format has the columns foo"),
         ("x.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt":\n', r"x\.jsonl line 2: invalid JSON"),
         ("x.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n[1]\n', r"x\.jsonl line 2: got a list"),
-        ("x.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}\n', "line 2: not in the format 'pairs': has no 'response_A'"),
+        (
+            "x.jsonl",
+            '{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}\n',
+            "line 2: not in the format 'pairs': has no 'response_A'",
+        ),
         ("x.json", "[]", "holds no rows"),
         ("x.jsonl", "", "holds no rows"),
         ("x.csv", "prompt,chosen,rejected\np,a\n", "more or fewer cells"),
@@ -127,7 +145,10 @@ def test_unknown_names_and_places(tmp_path):
 
 
 @needs_data
-@pytest.mark.parametrize(("folder", "name", "count"), [("llmbar", "llmbar", 419), ("pandalm", "pandalm", 999), ("gsm8k", "gsm8k-solutions", 2429)])
+@pytest.mark.parametrize(
+    ("folder", "name", "count"),
+    [("llmbar", "llmbar", 419), ("pandalm", "pandalm", 999), ("gsm8k", "gsm8k-solutions", 2429)],
+)
 def test_published_files_have_their_published_sizes(folder, name, count):
     benchmark = load_benchmark(SHARED / folder)
     assert benchmark.format.name == name

@@ -67,7 +67,9 @@ def test_items_in_both_sets():
         check_items(ITEMS[:60], [*make_items(5, seed=9), ITEMS[3]])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"risk": 0.1, "budget": 3}, {"risk": 0.0}, {"risk": 1.0}, {"budget": -1}, {"budget": math.nan}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"risk": 0.1, "budget": 3}, {"risk": 0.0}, {"risk": 1.0}, {"budget": -1}, {"budget": math.nan}]
+)
 def test_goals_out_of_range(arguments):
     with pytest.raises(CalibrationError, match="expected"):
         Goal(**arguments)
@@ -98,7 +100,9 @@ def test_one_item_of_each_prompt_is_drawn():
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
 def test_temperature_is_the_likeliest_one(sharpness):
     sample = Sample.of(make_items(2000, sharpness=sharpness))
-    best = optimize.minimize_scalar(lambda s: np.logaddexp(0, -sample.toward * s).mean(), bounds=(0.05, 20), method="bounded")
+    best = optimize.minimize_scalar(
+        lambda s: np.logaddexp(0, -sample.toward * s).mean(), bounds=(0.05, 20), method="bounded"
+    )
     assert fit_temperature(sample) == pytest.approx(1 / best.x, rel=1e-3)
     assert fit_temperature(sample) == pytest.approx(1 / sharpness, rel=0.15)
 
@@ -119,7 +123,9 @@ def test_a_path_counts_what_its_thresholds_accept():
         path = make_path(name, tuning, 1.3)
         accepted, errors = path.counts(testing, 1.3)
         for step in (0, 40, 98, 99):
-            kept = ~escalations(GateSpec(float(path.intuition[step]), float(path.distribution[step]), temperature=1.3), testing)
+            kept = ~escalations(
+                GateSpec(float(path.intuition[step]), float(path.distribution[step]), temperature=1.3), testing
+            )
             assert (accepted[step], errors[step]) == (kept.sum(), (kept & ~testing.fast_correct).sum())
         assert accepted[-1] == len(testing)
 
@@ -184,7 +190,9 @@ def test_the_pareto_front_rises_and_nothing_on_the_grid_beats_it():
     assert all(a.tokens < b.tokens and a.accuracy < b.accuracy for a, b in pairwise(points))
     for point in points[:: len(points) // 7]:
         measured = operate(point.gate, SAMPLE)
-        assert (measured.accuracy, measured.tokens, measured.escalated) == pytest.approx((point.accuracy, point.tokens, point.escalated))
+        assert (measured.accuracy, measured.tokens, measured.escalated) == pytest.approx(
+            (point.accuracy, point.tokens, point.escalated)
+        )
     for gate in (GateSpec(0.5), GateSpec(0.5, 0.5, "all"), GateSpec(always=True)):
         rival = operate(gate, SAMPLE)
         assert best_within_budget(points, rival.tokens + 3).accuracy >= rival.accuracy
@@ -203,7 +211,10 @@ def test_a_gate_within_a_loss_keeps_to_it_beyond_the_items_it_was_picked_on(loss
     population = Sample.of(make_items(4000, seed=3))
     always = operate(ALWAYS, population)
     rng = np.random.default_rng(5)
-    gates = [cheapest_within(pareto(drawn), drawn, loss, 0.9).gate for drawn in (population.take(rng.integers(0, 4000, 400)) for _ in range(40))]
+    gates = [
+        cheapest_within(pareto(drawn), drawn, loss, 0.9).gate
+        for drawn in (population.take(rng.integers(0, 4000, 400)) for _ in range(40))
+    ]
     truth = [operate(gate, population) for gate in gates]
     assert np.mean([always.accuracy - point.accuracy <= loss for point in truth]) >= 0.8
     assert np.mean([point.tokens for point in truth]) < 0.9 * always.tokens
@@ -257,7 +268,12 @@ def test_calibrate_is_deterministic():
 
 def test_an_anti_calibrated_confidence_is_named():
     liar = [
-        dataclasses.replace(x, readings=tuple(dataclasses.replace(r, distribution_confidence=1 - r.distribution_confidence) for r in x.readings[:1]))
+        dataclasses.replace(
+            x,
+            readings=tuple(
+                dataclasses.replace(r, distribution_confidence=1 - r.distribution_confidence) for r in x.readings[:1]
+            ),
+        )
         for x in ITEMS
     ]
     liar = [dataclasses.replace(x, label=1 - x.label) for x in liar]
@@ -275,7 +291,9 @@ def test_a_risk_is_proved_on_one_item_of_each_prompt():
 
 def test_a_useless_judge_is_named():
     items = [dataclasses.replace(x, slow_correct=False) for x in ITEMS]
-    assert any("escalating does not pay" in w for w in calibrate(items, Goal(budget=10), resamples=5).report["warnings"])
+    assert any(
+        "escalating does not pay" in w for w in calibrate(items, Goal(budget=10), resamples=5).report["warnings"]
+    )
 
 
 def test_percent_renders_intervals():

@@ -92,7 +92,11 @@ def test_check_answers_shipped_vectors_by_id_alone():
 
 
 def test_check_forgives_rounding_of_confidences_but_not_of_decisions():
-    row = {"gate": {"intuition_threshold": 0.5}, "label_values": [1, 0], "responses": [{"label_logits": [2 * math.atanh(0.5), 0]}]}
+    row = {
+        "gate": {"intuition_threshold": 0.5},
+        "label_values": [1, 0],
+        "responses": [{"label_logits": [2 * math.atanh(0.5), 0]}],
+    }
     exact = decide(row)
     assert check([{**row, "decision": {**exact, "intuition_confidence": exact["intuition_confidence"] + 1e-7}}]).ok
     flipped = check([{**row, "decision": {"escalate": not exact["escalate"]}}])
@@ -105,8 +109,19 @@ def test_check_forgives_rounding_of_confidences_but_not_of_decisions():
         ({"label_values": [1, 0], "responses": [{"label_logits": [1, 0]}], "decision": None}, "'decision' is None"),
         ({"label_values": [1, 0], "responses": [{"label_logits": [1, 0]}], "decision": {}}, "has no 'escalate'"),
         ({"label_values": [1, 0], "responses": [], "decision": {"escalate": True}}, "non-empty list"),
-        ({"label_values": [1, 0], "responses": [{"label_logits": ["x", 0]}], "decision": {"escalate": True}}, "is not a number"),
-        ({"label_values": [1, 0], "kind": "pair", "responses": [{"label_logits": [1, 0]}], "decision": {"escalate": True}}, "cannot have 1"),
+        (
+            {"label_values": [1, 0], "responses": [{"label_logits": ["x", 0]}], "decision": {"escalate": True}},
+            "is not a number",
+        ),
+        (
+            {
+                "label_values": [1, 0],
+                "kind": "pair",
+                "responses": [{"label_logits": [1, 0]}],
+                "decision": {"escalate": True},
+            },
+            "cannot have 1",
+        ),
     ],
 )
 def test_check_names_the_row_it_cannot_read(row, match):

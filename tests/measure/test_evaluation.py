@@ -8,13 +8,31 @@ from helpers.calibration import StandIn
 from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
-from fsrm_lite.measure.benchmark_metrics import METRICS, Outcome, judgebench, llmbar, pandalm, rewardbench, rewardbench2, rm_bench, ties_score
+from fsrm_lite.measure.benchmark_metrics import (
+    METRICS,
+    Outcome,
+    judgebench,
+    llmbar,
+    pandalm,
+    rewardbench,
+    rewardbench2,
+    rm_bench,
+    ties_score,
+)
 from fsrm_lite.measure.evaluation import EvalOptions, evaluate
 from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.evaluation_report import is_right, summarize
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the public sample data are not here")
-FILES = ("pairs.jsonl", "rewardbench.jsonl", "rewardbench2.jsonl", "rm_bench.json", "judgebench.jsonl", "llmbar.json", "gsm8k_solutions.jsonl.gz")
+FILES = (
+    "pairs.jsonl",
+    "rewardbench.jsonl",
+    "rewardbench2.jsonl",
+    "rm_bench.json",
+    "judgebench.jsonl",
+    "llmbar.json",
+    "gsm8k_solutions.jsonl.gz",
+)
 
 
 def knows(prompt, response):
@@ -23,7 +41,9 @@ def knows(prompt, response):
 
 
 def pair(right, *winners, subset="", decision=None):
-    return Outcome("x", subset, (right,) if right is not None else (), winners, winners[0] if decision is None else decision)
+    return Outcome(
+        "x", subset, (right,) if right is not None else (), winners, winners[0] if decision is None else decision
+    )
 
 
 def report_of(rm, path, **options):
@@ -63,7 +83,10 @@ def test_rewardbench2_shares_a_tie_at_the_top():
 
 def ties(ref, tied, number=0):
     right = tuple(range(len(tied) - 2))
-    return [Outcome(f"Ties/ref:{number}", "Ties", (0,), logits=ref), Outcome(f"Ties/tied:{number}", "Ties", right, logits=tied)]
+    return [
+        Outcome(f"Ties/ref:{number}", "Ties", (0,), logits=ref),
+        Outcome(f"Ties/tied:{number}", "Ties", right, logits=tied),
+    ]
 
 
 def test_rewardbench2_ties_by_hand():
@@ -108,13 +131,20 @@ def test_llmbar_averages_over_the_orders():
 
 
 def test_pandalm_by_hand():
-    outcomes = [pair(0, 0, subset="unanimous"), pair(0, 1, subset="majority"), pair(1, 1, subset="unanimous"), pair(None, 0, subset="tie")]
+    outcomes = [
+        pair(0, 0, subset="unanimous"),
+        pair(0, 1, subset="majority"),
+        pair(1, 1, subset="unanimous"),
+        pair(None, 0, subset="tie"),
+    ]
     got = pandalm(outcomes)
     assert got["score"] == 0.5
     assert got["without_ties"] == pytest.approx(2 / 3)
     assert got["unanimous"] == 1.0
     # classes tie, first, second: precision 0, 1/2, 1/2; recall 0, 1/2, 1; F1 0, 1/2, 2/3
-    assert (got["macro_precision"], got["macro_recall"], got["macro_f1"]) == pytest.approx((1 / 3, 1 / 2, (1 / 2 + 2 / 3) / 3))
+    assert (got["macro_precision"], got["macro_recall"], got["macro_f1"]) == pytest.approx(
+        (1 / 3, 1 / 2, (1 / 2 + 2 / 3) / 3)
+    )
 
 
 # Runs
@@ -146,7 +176,11 @@ def test_a_judge_that_always_says_first_scores_what_its_position_consistency_pre
     report = report_of(rm, DATA / "llmbar.json")
     slow = report["policies"]["always_slow"]["metrics"]
     assert report["position_consistency"]["value"] == 0.0
-    assert (slow["score"]["value"], slow["both_orders_correct"]["value"], slow["positional_agreement"]["value"]) == (0.5, 0.0, 0.0)
+    assert (slow["score"]["value"], slow["both_orders_correct"]["value"], slow["positional_agreement"]["value"]) == (
+        0.5,
+        0.0,
+        0.0,
+    )
     assert scores(report_of(rm, DATA / "judgebench.jsonl"))["always_slow"] == 0.0
 
 
@@ -247,7 +281,9 @@ def run(rm, output, *, resume=False, stop_after=None, **options):
             raise Interrupted
 
     benchmark = load_benchmark(DATA / "rm_bench.json")
-    return evaluate(rm, benchmark, EvalOptions(batch=2, **options), output=output, resume=resume, progress=progress), seen
+    return evaluate(
+        rm, benchmark, EvalOptions(batch=2, **options), output=output, resume=resume, progress=progress
+    ), seen
 
 
 def content(records):
@@ -364,7 +400,11 @@ def test_records_survive_a_round_trip():
 @needs_data
 @pytest.mark.parametrize(
     ("folder", "figure", "share", "count"),
-    [("llmbar", "score", 113 / 419, 419), ("pandalm", "unanimous", 533 / 794, 999), ("gsm8k", "score", 1326 / 2429, 2429)],
+    [
+        ("llmbar", "score", 113 / 419, 419),
+        ("pandalm", "unanimous", 533 / 794, 999),
+        ("gsm8k", "score", 1326 / 2429, 2429),
+    ],
 )
 def test_the_longer_answer_wins_as_often_as_counted_by_hand(folder, figure, share, count):
     benchmark = load_benchmark(SHARED / folder)

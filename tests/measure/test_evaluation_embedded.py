@@ -24,8 +24,12 @@ def test_evaluation_escalates_exactly_what_the_model_escalates(rm, rows):
     benchmark = load_benchmark(rows)
     records = evaluate(rm, benchmark, EvalOptions(judge="never", batch=60))  # one call, as below
     comparisons = rm.compare_many([(x.prompt, *x.responses) for x in benchmark.examples], judge="never")
-    assert [r.escalated[0] for r in records] == [rm.gate.pair(*map(fast_signals, c.scores)).escalate for c in comparisons]
-    assert [x for r in records for x in r.logits] == pytest.approx([s.logit for c in comparisons for s in c.scores], abs=1e-4)
+    assert [r.escalated[0] for r in records] == [
+        rm.gate.pair(*map(fast_signals, c.scores)).escalate for c in comparisons
+    ]
+    assert [x for r in records for x in r.logits] == pytest.approx(
+        [s.logit for c in comparisons for s in c.scores], abs=1e-4
+    )
 
 
 @pytest.mark.slow

@@ -44,7 +44,9 @@ def test_items_survive_a_round_trip_through_json():
         LabelledItem.from_dict({"key": "x"})
 
 
-@pytest.mark.parametrize("spec", [GateSpec(0.5, 0.3), GateSpec(0.5, 0.3, "all", 2.0), GateSpec(0, 0), GateSpec(1, 1), GateSpec(always=True)])
+@pytest.mark.parametrize(
+    "spec", [GateSpec(0.5, 0.3), GateSpec(0.5, 0.3, "all", 2.0), GateSpec(0, 0), GateSpec(1, 1), GateSpec(always=True)]
+)
 def test_escalations_are_the_gates_decisions(spec):
     gate = Gate(spec)
     assert escalations(spec, SAMPLE).tolist() == [gate.pair(*x.readings).escalate for x in ITEMS]

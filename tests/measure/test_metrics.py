@@ -5,8 +5,26 @@ import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from fsrm_lite.measure.intervals import Interval, bootstrap, clopper_pearson_upper, critical_errors, log_binomial_cdf, wilson
-from fsrm_lite.measure.metrics import area_above_random, auroc, brier, ece, front, oracle_front, random_accuracy, reliability, risk_coverage, roc
+from fsrm_lite.measure.intervals import (
+    Interval,
+    bootstrap,
+    clopper_pearson_upper,
+    critical_errors,
+    log_binomial_cdf,
+    wilson,
+)
+from fsrm_lite.measure.metrics import (
+    area_above_random,
+    auroc,
+    brier,
+    ece,
+    front,
+    oracle_front,
+    random_accuracy,
+    reliability,
+    risk_coverage,
+    roc,
+)
 
 RNG = np.random.default_rng(5)
 CONFIDENCE = np.round(RNG.random(400), 2)  # two digits: plenty of ties
@@ -130,7 +148,9 @@ def test_random_accuracy_is_a_straight_line():
 def test_bootstrap_covers_the_mean_and_widens_with_groups():
     values = np.repeat(RNG.random(40), 10)
     alone = bootstrap(lambda i: {"mean": float(values[i].mean())}, 400, resamples=300)["mean"]
-    grouped = bootstrap(lambda i: {"mean": float(values[i].mean())}, 400, groups=[i // 10 for i in range(400)], resamples=300)["mean"]
+    grouped = bootstrap(
+        lambda i: {"mean": float(values[i].mean())}, 400, groups=[i // 10 for i in range(400)], resamples=300
+    )["mean"]
     assert alone.low < values.mean() < alone.high
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 

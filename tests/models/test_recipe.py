@@ -127,8 +127,16 @@ def test_verdict_stands_behind_the_trained_form(tokenizer_path):
     manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
     encoder = PromptEncoder(tokenizer_path, manifest)
     verdict = manifest.templates["pairwise_slow"].verdict
-    whole = Tokenizer.from_file(str(tokenizer_path)).encode("</think>\n\n\\boxed{Assistant 2}", add_special_tokens=False).ids
-    assert [*encoder.encode_template(verdict.close + verdict.prefix), verdict.choice_ids[1], *encoder.encode_text(verdict.suffix)] == whole
+    whole = (
+        Tokenizer.from_file(str(tokenizer_path))
+        .encode("</think>\n\n\\boxed{Assistant 2}", add_special_tokens=False)
+        .ids
+    )
+    assert [
+        *encoder.encode_template(verdict.close + verdict.prefix),
+        verdict.choice_ids[1],
+        *encoder.encode_text(verdict.suffix),
+    ] == whole
 
 
 def test_rows_are_json_with_difficulty():

@@ -10,10 +10,21 @@ from scipy.optimize import minimize
 
 from fsrm_lite.errors import InputError
 from fsrm_lite.gate import sigmoid
-from fsrm_lite.ranking.ratings import ELO_PER_NAT, bradley_terry, informative_pairs, sequential_elo, strengths, win_matrix
+from fsrm_lite.ranking.ratings import (
+    ELO_PER_NAT,
+    bradley_terry,
+    informative_pairs,
+    sequential_elo,
+    strengths,
+    win_matrix,
+)
 
 games_of_five = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.3, 1.0])).filter(lambda g: g[0] != g[1]), min_size=1, max_size=30
+    st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.25, 0.3, 1.0])).filter(
+        lambda g: g[0] != g[1]
+    ),
+    min_size=1,
+    max_size=30,
 )
 
 
@@ -36,7 +47,10 @@ def test_bradley_terry_without_prior_is_the_log_odds():
 @given(games_of_five)
 def test_bradley_terry_equals_a_general_optimiser(games):
     def loss(theta):
-        likelihood = sum(o * np.logaddexp(0, theta[b] - theta[a]) + (1 - o) * np.logaddexp(0, theta[a] - theta[b]) for a, b, o in games)
+        likelihood = sum(
+            o * np.logaddexp(0, theta[b] - theta[a]) + (1 - o) * np.logaddexp(0, theta[a] - theta[b])
+            for a, b, o in games
+        )
         return likelihood + 0.05 * (theta**2).sum()
 
     reference = minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-9}).x
@@ -63,8 +77,16 @@ def test_bradley_terry_intervals_cover_the_truth():
     truth = np.array([1.0, 0.4, 0.0, -0.3, -1.1])
     covered = []
     for _ in range(200):
-        games = [(a, b, float(rng.random() < sigmoid(truth[a] - truth[b]))) for a in range(5) for b in range(a + 1, 5) for _ in range(10)]
-        covered += [r.low <= 1500 + ELO_PER_NAT * t <= r.high for r, t in zip(bradley_terry(5, games).ratings(), truth, strict=True)]
+        games = [
+            (a, b, float(rng.random() < sigmoid(truth[a] - truth[b])))
+            for a in range(5)
+            for b in range(a + 1, 5)
+            for _ in range(10)
+        ]
+        covered += [
+            r.low <= 1500 + ELO_PER_NAT * t <= r.high
+            for r, t in zip(bradley_terry(5, games).ratings(), truth, strict=True)
+        ]
     assert 0.93 <= np.mean(covered) <= 0.985
 
 

@@ -31,7 +31,10 @@ def table_judge(table):
 
 
 def chance(table, strength):
-    return math.prod(sigmoid(strength[a] - strength[b]) if win else sigmoid(strength[b] - strength[a]) for (a, b), win in table.items())
+    return math.prod(
+        sigmoid(strength[a] - strength[b]) if win else sigmoid(strength[b] - strength[a])
+        for (a, b), win in table.items()
+    )
 
 
 def exact_odds(strategy, strength, logits, **options):
@@ -94,7 +97,9 @@ def test_select_duplicates_rank_beside_their_captain():
 
 def test_select_key_makes_teams_of_equal_answers():
     judge = honest([0.0, 1.0, 0.0])
-    chosen = select("knockout", scores_of([0.1, 0.0, 0.2]), ["it is 4", "it is 5", "so 4"], gate_of(), judge, key=lambda r: r[-1])
+    chosen = select(
+        "knockout", scores_of([0.1, 0.0, 0.2]), ["it is 4", "it is 5", "so 4"], gate_of(), judge, key=lambda r: r[-1]
+    )
     assert judge.games == [(2, 1)]
     assert chosen.ranking == (1, 2, 0)
 
@@ -144,7 +149,14 @@ def test_select_failing_judge_raises_by_default(strategy):
 
 
 def test_select_failing_judge_budgeted_ends():
-    assert len(select("elo", scores_of([0.3, 0.2, 0.1, 0.0]), texts(4), gate_of(), failing, budget=4, on_judge_error="fast").comparisons) == 4
+    assert (
+        len(
+            select(
+                "elo", scores_of([0.3, 0.2, 0.1, 0.0]), texts(4), gate_of(), failing, budget=4, on_judge_error="fast"
+            ).comparisons
+        )
+        == 4
+    )
 
 
 def test_select_result_is_json():
@@ -153,14 +165,24 @@ def test_select_result_is_json():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(-5, 5), st.sampled_from(["3", "4", "5 ", "", "x", "long answer: 4"])), min_size=1, max_size=9), st.data())
+@given(
+    st.lists(
+        st.tuples(st.floats(-5, 5), st.sampled_from(["3", "4", "5 ", "", "x", "long answer: 4"])),
+        min_size=1,
+        max_size=9,
+    ),
+    st.data(),
+)
 def test_select_always_ranks_everyone_once_and_never_plays_equals(candidates, data):
     strategy = data.draw(st.sampled_from(STRATEGIES))
     responses = [text for _, text in candidates]
     judge = TableJudge(lambda a, b: data.draw(st.booleans()))
     chosen = select(strategy, scores_of([x for x, _ in candidates]), responses, gate_of(), judge)
     assert sorted(chosen.ranking) == list(range(len(responses)))
-    assert all(responses[a].strip() and responses[b].strip() and responses[a].strip() != responses[b].strip() for a, b in judge.games)
+    assert all(
+        responses[a].strip() and responses[b].strip() and responses[a].strip() != responses[b].strip()
+        for a, b in judge.games
+    )
     assert len(set(map(frozenset, judge.games))) == len(judge.games)
 
 
@@ -234,7 +256,9 @@ def test_knockout_with_a_bye_odds_equal_the_closed_form():
 def test_knockout_odds_match_ten_thousand_simulations():
     strength, logits = np.array([1.5, 0.7, 0.4, 0.0, -0.8]), [0.0, 0.4, 0.1, 0.3, 0.2]
     tables = list(outcome_tables(5))
-    found = np.array([select("knockout", scores_of(logits), texts(5), gate_of(), table_judge(t)).index == 0 for t in tables])
+    found = np.array(
+        [select("knockout", scores_of(logits), texts(5), gate_of(), table_judge(t)).index == 0 for t in tables]
+    )
     p = np.array([sigmoid(strength[a] - strength[b]) for a, b in itertools.combinations(range(5), 2)])
     wins = np.random.default_rng(7).random((10_000, 10)) < p
     simulated = found[(~wins) @ (1 << np.arange(9, -1, -1))].mean()  # product() counts True as 0, first pair highest
@@ -280,7 +304,11 @@ def test_elo_finds_the_best_more_often_than_knockout_and_knockout_than_fast():
         a, b = alive[:, :half], alive[:, ::-1][:, :half]
         winners = np.where(wins[rows, a, b], a, b)
         alive = np.take_along_axis(winners, np.argsort(-fast[rows, winners], axis=1), 1)
-    odds = {"fast": (fast.argmax(1) == best).mean(), "knockout": (alive[:, 0] == best).mean(), "elo": (rated.argmax(1) == best).mean()}
+    odds = {
+        "fast": (fast.argmax(1) == best).mean(),
+        "knockout": (alive[:, 0] == best).mean(),
+        "elo": (rated.argmax(1) == best).mean(),
+    }
     assert odds["fast"] + 0.05 < odds["knockout"] < odds["elo"]
     # The library itself on the first 200 of the same tables agrees with the vectorised account, game by game.
     for run in range(200):
@@ -332,9 +360,18 @@ def test_majority_weighted_by_the_fast_scores():
 
 
 def test_majority_counts_answers_that_are_false_in_python():
-    assert select("majority", scores_of([2.0, 1.0, 0.0]), ["1", "0", "0 "], gate_of(), refusing, extractor=int).ranking == (1, 2, 0)
+    assert select(
+        "majority", scores_of([2.0, 1.0, 0.0]), ["1", "0", "0 "], gate_of(), refusing, extractor=int
+    ).ranking == (1, 2, 0)
 
 
 def test_majority_extractor_plugs_in():
-    chosen = select("majority", scores_of([0.0] * 3), ["Ann", "Bob", "so Bob."], gate_of(), refusing, extractor=lambda r: r.split()[-1].strip("."))
+    chosen = select(
+        "majority",
+        scores_of([0.0] * 3),
+        ["Ann", "Bob", "so Bob."],
+        gate_of(),
+        refusing,
+        extractor=lambda r: r.split()[-1].strip("."),
+    )
     assert chosen.ranking == (1, 2, 0)

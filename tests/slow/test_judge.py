@@ -19,7 +19,11 @@ from fsrm_lite.slow.judge import Judge, JudgeOptions, resolve_form
 from fsrm_lite.slow.scheduler import ANSWER_TOKENS
 from fsrm_lite.slow.voting import majority
 
-PAIRS = [("What is 1 + 1?", "2", "3"), ("What is 2 + 2?", "I think it is 5.", "4"), ("Name a colour.", "red", "Tuesday")]
+PAIRS = [
+    ("What is 1 + 1?", "2", "3"),
+    ("What is 2 + 2?", "I think it is 5.", "4"),
+    ("Name a colour.", "red", "Tuesday"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +94,18 @@ def test_soft_verdict_is_the_models_own_distribution_behind_the_thought(judge, f
 def next_logits(engine, ids):
     engine.prepare(1, 512)
     for position, token in enumerate(ids):
-        row = engine.decode(np.array([token], np.int32), np.array([position], np.int32), np.zeros(1, np.int32), outputs=True)
+        row = engine.decode(
+            np.array([token], np.int32), np.array([position], np.int32), np.zeros(1, np.int32), outputs=True
+        )
     return row[0].copy()
 
 
 def test_same_call_same_answer(judge, files):
     options = JudgeOptions(votes=3, seed=11)
     first = judge.compare(PAIRS, options)
-    judge.compare([("another", "call", "between")] * 9, JudgeOptions(votes=4, thinking_tokens=40))  # a larger context, dirty streams
+    judge.compare(
+        [("another", "call", "between")] * 9, JudgeOptions(votes=4, thinking_tokens=40)
+    )  # a larger context, dirty streams
     other = Judge(*files, threads=1)
     assert judge.compare(PAIRS, options) == first == other.compare(PAIRS, options)
     other.close()
@@ -181,7 +189,15 @@ def test_votes_out_of_range_are_refused(votes):
 
 
 @pytest.mark.parametrize(
-    "option", [{"thinking_tokens": 0}, {"deadline": -1.0}, {"deadline": math.nan}, {"error_rate": 0.5}, {"seed": 2**127}, {"seed": 0.5}]
+    "option",
+    [
+        {"thinking_tokens": 0},
+        {"deadline": -1.0},
+        {"deadline": math.nan},
+        {"error_rate": 0.5},
+        {"seed": 2**127},
+        {"seed": 0.5},
+    ],
 )
 def test_options_out_of_range_are_refused(option):
     with pytest.raises(InputError, match=next(iter(option))):
@@ -221,7 +237,9 @@ def test_a_deadline_of_zero_returns_at_once_and_says_so(judge):
 
 
 def test_a_deadline_counts_the_wait_behind_another_call(judge):
-    first = threading.Thread(target=lambda: judge.compare(PAIRS * 4, JudgeOptions(votes=256, deadline=1.5, adaptive=False)))
+    first = threading.Thread(
+        target=lambda: judge.compare(PAIRS * 4, JudgeOptions(votes=256, deadline=1.5, adaptive=False))
+    )
     first.start()
     while judge._runner._current is None:
         time.sleep(0.01)
@@ -308,7 +326,9 @@ def test_a_form_without_a_close_is_refused(encoder):
 
 def test_a_bundle_without_a_template_says_so(tmp_path, files):
     encoder = tiny_encoder(tmp_path)
-    encoder.manifest = dataclasses.replace(encoder.manifest, templates={"pointwise_fast": encoder.manifest.templates["pointwise_fast"]})
+    encoder.manifest = dataclasses.replace(
+        encoder.manifest, templates={"pointwise_fast": encoder.manifest.templates["pointwise_fast"]}
+    )
     judge = Judge(files[0], encoder, threads=1)
     with pytest.raises(BundleError, match="no template 'pairwise_slow'"):
         judge.compare(PAIRS)
@@ -316,7 +336,9 @@ def test_a_bundle_without_a_template_says_so(tmp_path, files):
 
 
 def resident_kib():
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+    )
 
 
 @pytest.mark.slow
@@ -364,7 +386,8 @@ def held_out_pairs(count):
 def test_more_thinking_is_more_often_right(embedded):
     pairs = held_out_pairs(40)
     short, long = (
-        [j.winner == 0 for j in embedded.compare(pairs, JudgeOptions(votes=1, thinking_tokens=tokens, temperature=0.0))] for tokens in (12, None)
+        [j.winner == 0 for j in embedded.compare(pairs, JudgeOptions(votes=1, thinking_tokens=tokens, temperature=0.0))]
+        for tokens in (12, None)
     )
     assert sum(long) >= sum(short) + 6
     assert sum(long) >= 26

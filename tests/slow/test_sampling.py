@@ -30,7 +30,9 @@ def test_a_draw_is_the_place_where_the_running_sum_exceeds_the_number(lead):
     numbers = np.concatenate([rng.random(200), rng.random(100) * 0.01, 1 - rng.random(100) * 0.01])
     weights = np.exp((logits - logits.max(axis=1, keepdims=True)) * np.float32(1 / 0.7))
     running = weights.cumsum(axis=1, dtype=np.float64)
-    expected = [int(np.searchsorted(row, number * row[-1], side="right")) for row, number in zip(running, numbers, strict=True)]
+    expected = [
+        int(np.searchsorted(row, number * row[-1], side="right")) for row, number in zip(running, numbers, strict=True)
+    ]
     assert Sampling(0.7).draw(logits, numbers).tolist() == expected
 
 
@@ -102,10 +104,15 @@ def test_uniforms_are_uniform_and_differ_by_key_and_counter():
 def test_vote_key_depends_on_seed_prompt_and_index_alone():
     base = vote_key(1, (5, 6), 0)
     assert base == vote_key(1, (5, 6), 0)
-    assert len({base, vote_key(2, (5, 6), 0), vote_key(1, (6, 5), 0), vote_key(1, (5, 6), 1), vote_key(-1, (5, 6), 0)}) == 5
+    assert (
+        len({base, vote_key(2, (5, 6), 0), vote_key(1, (6, 5), 0), vote_key(1, (5, 6), 1), vote_key(-1, (5, 6), 0)})
+        == 5
+    )
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}]
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)

@@ -90,7 +90,13 @@ def test_any_mix_of_jobs_writes_what_each_would_write_alone(bases, data):
     for _ in range(data.draw(st.integers(1, 12))):
         base = data.draw(st.sampled_from(bases))
         cut = data.draw(st.integers(1, len(base)))
-        jobs.append(Job(base[:cut] + data.draw(st.lists(st.integers(0, 3), max_size=3).map(tuple)), 0, data.draw(st.integers(1, 30))))
+        jobs.append(
+            Job(
+                base[:cut] + data.draw(st.lists(st.integers(0, 3), max_size=3).map(tuple)),
+                0,
+                data.draw(st.integers(1, 30)),
+            )
+        )
     results, complete, _ = run(jobs, streams=data.draw(st.integers(1, 6)))
     assert complete
     assert [r.ids for r in results] == [alone(job) for job in jobs]

@@ -18,7 +18,15 @@ def result(choice, finished=True):
 def referee_for(votes, adaptive=True, error_rate=0.0, contests=1):
     jobs = tuple(Job((1,), n, 4) for n in range(votes * contests))
     numbers = [tuple(range(c * votes, (c + 1) * votes)) for c in range(contests)]
-    return Referee(Plan(jobs, tuple(Contest(ns, (False, True) * (votes // 2) + (False,) * (votes % 2), adaptive, error_rate) for ns in numbers)))
+    return Referee(
+        Plan(
+            jobs,
+            tuple(
+                Contest(ns, (False, True) * (votes // 2) + (False,) * (votes % 2), adaptive, error_rate)
+                for ns in numbers
+            ),
+        )
+    )
 
 
 def test_majority_counts_votes_before_probabilities():

@@ -128,7 +128,11 @@ def test_a_forgotten_judge_leaves_no_process_behind(files):
 
 
 def test_a_child_ends_with_its_parent(files, tmp_path):
-    script = judge_script(files, "print(judge._runner._child.pid, flush=True); import os, signal; os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    script = judge_script(
+        files,
+        "print(judge._runner._child.pid, flush=True); import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        tmp_path,
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     orphan = Path(f"/proc/{int(done.stdout)}")
     until = time.monotonic() + 10
@@ -145,7 +149,9 @@ def test_errors_of_the_child_arrive_as_they_are(tmp_path, files):
 
 
 def test_a_deadline_holds_in_the_child(judge):
-    judgements = judge.compare(PAIRS, JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0, deadline=0.2))
+    judgements = judge.compare(
+        PAIRS, JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0, deadline=0.2)
+    )
     assert all(not j.complete for j in judgements)
     assert judge.compare(PAIRS, OPTIONS)[0].complete
 
@@ -253,7 +259,9 @@ def judge_script(files, body, folder, process="subprocess"):
 @pytest.mark.parametrize("process", ["inline", "subprocess"])
 def test_the_judge_is_quiet(files, tmp_path, process):
     body = "judge.compare([('q', 'a', 'b')]); judge.close()"
-    done = subprocess.run([sys.executable, str(judge_script(files, body, tmp_path, process))], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(judge_script(files, body, tmp_path, process))], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -314,5 +322,10 @@ def test_a_call_works_again_after_ctrl_c(files, tmp_path):
         "    print(judge.compare([('q', 'a', 'b')])[0].complete)\n"
     )
     for process in ("inline", "subprocess"):
-        done = subprocess.run([sys.executable, str(judge_script(files, body, tmp_path, process))], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, str(judge_script(files, body, tmp_path, process))],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert (done.returncode, done.stdout) == (0, "True\n")

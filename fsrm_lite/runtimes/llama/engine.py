@@ -73,7 +73,14 @@ def why_not() -> str | None:
         return f"llama-cpp-python is not installed; run: {INSTALL_LINE}"
     program = f"import sys; sys.path[:] = {sys.path!r}; import llama_cpp; llama_cpp.llama_backend_init()"
     try:
-        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace", timeout=_PROBE_SECONDS, check=False)
+        child = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"llama-cpp-python could not be tried in a child process: {error}"
     return explain_failure(child.returncode, child.stderr) if child.returncode != 0 else None
@@ -97,9 +104,13 @@ def load_llama(*, probe: bool = True) -> Any:  # noqa: ANN401 - the module, whic
             with short_spins():
                 import llama_cpp
         except (ImportError, OSError, RuntimeError) as error:
-            raise JudgeUnavailableError(f"llama-cpp-python cannot be imported ({error}); run: {INSTALL_LINE}") from error
+            raise JudgeUnavailableError(
+                f"llama-cpp-python cannot be imported ({error}); run: {INSTALL_LINE}"
+            ) from error
         if not _keep_alive:
-            _keep_alive.append(llama_cpp.llama_log_callback(_listen))  # a collected callback would be called after its death
+            _keep_alive.append(
+                llama_cpp.llama_log_callback(_listen)
+            )  # a collected callback would be called after its death
             llama_cpp.llama_backend_init()
         llama_cpp.llama_log_set(_keep_alive[0], None)  # every time: importing or using the high-level API sets its own
     return llama_cpp
@@ -143,7 +154,9 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
     try:
         status = llama.llama_model_quantize(os.fsencode(source), os.fsencode(partial), params)
         if status != 0:
-            raise BundleError(f"llama.cpp could not write {source} as {kind} (status {status}); the source must hold F32, F16 or BF16 weights")
+            raise BundleError(
+                f"llama.cpp could not write {source} as {kind} (status {status}); the source must hold F32, F16 or BF16 weights"
+            )
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -207,25 +220,40 @@ class Engine:
         model = self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not model:
             why = "; ".join(_log) or "no reason given"
-            raise BundleError(f"llama.cpp cannot load {self.path}: {why}; the file is damaged or of an unknown kind, export the bundle again")
+            raise BundleError(
+                f"llama.cpp cannot load {self.path}: {why}; the file is damaged or of an unknown kind, export the bundle again"
+            )
         return model
 
     def _check_model(self) -> None:
         llama = self._llama
         architecture, entries = self._architecture, self._header.entries
         if not llama.llama_model_has_decoder(self._model) or entries.get(f"{architecture}.attention.causal") is False:
-            raise BundleError(f"{self.path} holds a {architecture} model, which cannot write; the judge needs a causal language model")
-        if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model) or llama.llama_model_is_diffusion(self._model):
-            raise BundleError(f"{self.path} holds a {architecture} model; the judge needs plain attention, whose cache can be shared and cut back")
+            raise BundleError(
+                f"{self.path} holds a {architecture} model, which cannot write; the judge needs a causal language model"
+            )
+        if (
+            llama.llama_model_is_recurrent(self._model)
+            or llama.llama_model_is_hybrid(self._model)
+            or llama.llama_model_is_diffusion(self._model)
+        ):
+            raise BundleError(
+                f"{self.path} holds a {architecture} model; the judge needs plain attention, whose cache can be shared and cut back"
+            )
         if entries.get("tokenizer.ggml.model") == "gpt2" and not entries.get("tokenizer.ggml.pre"):
-            raise BundleError(f"{self.path} does not name its pre-tokenizer (tokenizer.ggml.pre); export the bundle again")
+            raise BundleError(
+                f"{self.path} does not name its pre-tokenizer (tokenizer.ggml.pre); export the bundle again"
+            )
 
     @property
     def cell_bytes(self) -> int:
         """Bytes of cache per token and stream (float16 keys and values of every layer)."""
         heads = self._llama.llama_model_n_head_kv(self._model)
         width = self._llama.llama_model_n_embd(self._model) // max(self._llama.llama_model_n_head(self._model), 1)
-        sizes = [int(self._header.entries.get(f"{self._architecture}.attention.{part}_length", width)) for part in ("key", "value")]
+        sizes = [
+            int(self._header.entries.get(f"{self._architecture}.attention.{part}_length", width))
+            for part in ("key", "value")
+        ]
         return int(2 * self._llama.llama_model_n_layer(self._model) * heads * sum(sizes))
 
     def prepare(self, streams: int, cells: int) -> None:
@@ -251,12 +279,18 @@ class Engine:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = False
-        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED  # measured slower than plain attention on CPUs, at every batch size
+        params.flash_attn_type = (
+            llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )  # measured slower than plain attention on CPUs, at every batch size
         params.offload_kqv = params.op_offload = False
         params.no_perf = True
         # llama.cpp asks this function before every node of its graph whether to stop. Python would answer too slowly, so it is
         # the C library's strlen on our two-byte buffer: an empty string is "go on".
-        params.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback)) if os.name == "posix" else params.abort_callback
+        params.abort_callback = (
+            ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
+            if os.name == "posix"
+            else params.abort_callback
+        )
         params.abort_callback_data = ctypes.addressof(self._stop)
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
@@ -269,7 +303,9 @@ class Engine:
         self._logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", llama.llama_cpp._lib))
         self._rows: tuple[int, NDArray[np.float32]] = (0, np.zeros((0, self.vocab_size), np.float32))
 
-    def decode(self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool) -> NDArray[np.float32]:
+    def decode(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool
+    ) -> NDArray[np.float32]:
         """Run tokens through the model.
 
         Args:
@@ -289,7 +325,9 @@ class Engine:
             raise JudgeError("this engine is closed")
         n = len(tokens)
         if not 0 < n <= (self.streams if outputs else BATCH_TOKENS):
-            raise JudgeError(f"a batch of {n} rows was asked for; the context takes 1 to {self.streams if outputs else BATCH_TOKENS}")
+            raise JudgeError(
+                f"a batch of {n} rows was asked for; the context takes 1 to {self.streams if outputs else BATCH_TOKENS}"
+            )
         self._batch.fill(tokens, positions, streams, outputs)
         status = self._llama.llama_decode(self._context, self._batch.struct)
         if status == 2:

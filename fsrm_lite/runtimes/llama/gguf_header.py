@@ -59,7 +59,9 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise BundleError(f"cannot read the judge's model {path}: {error.strerror or error}") from error
     except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot load {path}: its header is damaged or cut off ({error}); export the bundle again") from error
+        raise BundleError(
+            f"cannot load {path}: its header is damaged or cut off ({error}); export the bundle again"
+        ) from error
     named = header.entries.get(_DUPLICATES_MATTER, 0)
     if named != header.tokens:
         raise BundleError(f"{path} has {named} tokens but only {header.tokens} different ones; export the bundle again")

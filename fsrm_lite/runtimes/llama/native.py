@@ -28,7 +28,9 @@ class Batch:
         self._tokens, self._positions, self._streams = (np.zeros(size, np.int32) for _ in range(3))
         self._outputs = np.zeros(size, np.int8)
         self._counts = np.ones(size, np.int32)
-        self._pointers = self._streams.ctypes.data + 4 * np.arange(size, dtype=np.uintp)  # one stream per token, and where it stands
+        self._pointers = self._streams.ctypes.data + 4 * np.arange(
+            size, dtype=np.uintp
+        )  # one stream per token, and where it stands
         self.struct: Any = kind()
         ints = ctypes.POINTER(ctypes.c_int32)
         self.struct.token = self._tokens.ctypes.data_as(ints)
@@ -37,7 +39,9 @@ class Batch:
         self.struct.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(ints))
         self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
-    def fill(self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], outputs: bool) -> None:
+    def fill(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], outputs: bool
+    ) -> None:
         """Set the batch to these rows."""
         n = self.struct.n_tokens = len(tokens)
         self._tokens[:n] = tokens
@@ -108,7 +112,9 @@ class Vocabulary:
     @property
     def start(self) -> int | None:
         """Id that every prompt starts with, where the model has one."""
-        return self._llama.llama_vocab_bos(self._pointer) if self._llama.llama_vocab_get_add_bos(self._pointer) else None
+        return (
+            self._llama.llama_vocab_bos(self._pointer) if self._llama.llama_vocab_get_add_bos(self._pointer) else None
+        )
 
     def name(self, role: str) -> str:
         """Text of the token that begins ("bos") or ends ("eos") a text; empty where there is none."""
@@ -122,7 +128,11 @@ class _BufferOverride(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-_REPACKED = {2, 12, 20}  # ggml's numbers of Q4_0, Q4_K, IQ4_NL: the types whose rows x86 kernels interleave, eight at a time
+_REPACKED = {
+    2,
+    12,
+    20,
+}  # ggml's numbers of Q4_0, Q4_K, IQ4_NL: the types whose rows x86 kernels interleave, eight at a time
 
 
 def repacking(library: ctypes.CDLL, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - a ctypes array
@@ -138,7 +148,11 @@ def repacking(library: ctypes.CDLL, tensors: Mapping[str, Tensor]) -> Any:  # no
         An array for ``tensor_buft_overrides`` that must live as long as the loading takes; None when there is nothing to
         interleave or this build does not offer the buffer.
     """
-    names = [n for n, t in tensors.items() if n.startswith("blk.") and t.type in _REPACKED and len(t.shape) == 2 and t.shape[1] % 8 == 0]
+    names = [
+        n
+        for n, t in tensors.items()
+        if n.startswith("blk.") and t.type in _REPACKED and len(t.shape) == 2 and t.shape[1] % 8 == 0
+    ]
     try:
         get_type = library._Z35ggml_backend_cpu_repack_buffer_typev
     except AttributeError:

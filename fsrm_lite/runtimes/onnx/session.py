@@ -78,15 +78,21 @@ class FastModel:
         self._session = self._worker.submit(_open_session, path, self.threads).result()
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("fsrm.format") != _GRAPH_FORMAT:
-            raise BundleError(f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; export it again")
+            raise BundleError(
+                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; export it again"
+            )
         self.vocab_size = int(metadata["fsrm.vocab_size"])
         self.hidden_size = int(metadata["fsrm.hidden_size"])
-        self._labels = json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None  # the first graphs do not say
+        self._labels = (
+            json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None
+        )  # the first graphs do not say
         self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past_names = [i.name for i in pasts]
         self._token_axes = [i.shape.index("P") for i in pasts]
-        self._empty = [self._value(np.zeros([0 if n == "P" else n for n in i.shape], dtype=_DTYPES[i.type])) for i in pasts]
+        self._empty = [
+            self._value(np.zeros([0 if n == "P" else n for n in i.shape], dtype=_DTYPES[i.type])) for i in pasts
+        ]
         self._present_names = [name.replace("past_", "present_") for name in self._past_names]
         self._readings_per_head = max(16, _HEAD_VALUES // self.vocab_size)
         self._cache = PrefixCache(cache_bytes)
@@ -118,7 +124,9 @@ class FastModel:
         for ids in given:
             reading = call.readings[place[ids]]
             if ids in seen:
-                reading = FastReading(reading.label_logits, reading.log_mass, reading.entropy, 0, len(ids), reading.hidden)
+                reading = FastReading(
+                    reading.label_logits, reading.log_mass, reading.entropy, 0, len(ids), reading.hidden
+                )
             seen.add(ids)
             readings.append(reading)
         return readings
@@ -155,7 +163,9 @@ class FastModel:
 
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
-    def _run(self, outputs: list[str], row: Row, past: State, wanted: list[int], carry: NDArray[np.float32], head_rows: range) -> list[Any]:
+    def _run(
+        self, outputs: list[str], row: Row, past: State, wanted: list[int], carry: NDArray[np.float32], head_rows: range
+    ) -> list[Any]:
         """Run the graph once; see export/graph/fast_graph.py for what goes in and out."""
         feeds = {
             "input_ids": self._value(np.array(row.ids, dtype=np.int64)),
@@ -267,7 +277,9 @@ def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an Inferen
     try:
         kernels.register(options)
     except Exception as error:
-        raise BundleError(f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again") from error
+        raise BundleError(
+            f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again"
+        ) from error
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, which share no public root

@@ -45,13 +45,19 @@ def test_available_here():
 
 def fresh_reason(code, **environment):
     """What why_not says in a new interpreter whose llama_cpp is a fake of this source."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    ).stdout
 
 
 @pytest.mark.parametrize(
     ("body", "cause", "command"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "another CPU", "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+            "another CPU",
+            "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install",
+        ),
         ("import os; os.abort()", "signal 6", "pip install"),
         ("raise OSError('libgomp.so.1: cannot open shared object file')", "libgomp", "apt-get install libgomp1"),
         ("raise ImportError('broken wheel')", "broken wheel", "pip install --force-reinstall"),
@@ -59,7 +65,9 @@ def fresh_reason(code, **environment):
 )
 def test_a_runtime_that_cannot_be_imported_is_explained(tmp_path, body, cause, command):
     (tmp_path / "llama_cpp.py").write_text(body)
-    said = fresh_reason(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fsrm_lite.runtimes.llama.engine import why_not; print(why_not())")
+    said = fresh_reason(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fsrm_lite.runtimes.llama.engine import why_not; print(why_not())"
+    )
     assert cause in said
     assert command in said
 
@@ -76,7 +84,12 @@ def test_a_missing_runtime_names_the_install_line(monkeypatch):
 
 
 def test_importing_the_engine_does_not_import_llama_cpp():
-    assert fresh_reason("import sys, fsrm_lite.runtimes.llama.engine, fsrm_lite.slow.judge; print('llama_cpp' in sys.modules)").strip() == "False"
+    assert (
+        fresh_reason(
+            "import sys, fsrm_lite.runtimes.llama.engine, fsrm_lite.slow.judge; print('llama_cpp' in sys.modules)"
+        ).strip()
+        == "False"
+    )
 
 
 @pytest.mark.parametrize("kind", [k for k in QUANTIZATIONS if k not in ("f16", "f32", "bf16")])
@@ -138,7 +151,9 @@ def test_two_tokens_of_one_text_are_refused_before_llama_cpp_aborts(tmp_path):
 
 def test_a_header_is_read_as_the_gguf_library_reads_it(gguf_path):
     header, reader = read_header(gguf_path), gguf.GGUFReader(gguf_path)
-    assert {name: t.shape for name, t in header.tensors.items()} == {t.name: tuple(t.shape.tolist()) for t in reader.tensors}
+    assert {name: t.shape for name, t in header.tensors.items()} == {
+        t.name: tuple(t.shape.tolist()) for t in reader.tensors
+    }
     assert {name: t.type for name, t in header.tensors.items()} == {t.name: t.tensor_type.value for t in reader.tensors}
     assert header.entries["qwen3.block_count"] == 2
     assert header.entries["qwen3.rope.freq_base"] == 10000.0
@@ -190,7 +205,9 @@ def test_a_copied_stream_continues_like_the_original(engine):
     engine.copy(0, 1, len(IDS) - 1)  # a cut copy
     assert np.allclose(feed(engine, IDS[-1:], 1, len(IDS) - 1, outputs=False).shape, (0, 96))
     engine.cut(0, len(IDS) - 1)
-    two = engine.decode(IDS[[-1, -1]], np.array([len(IDS) - 1, len(IDS)], np.int32), np.array([0, 1], np.int32), outputs=True)
+    two = engine.decode(
+        IDS[[-1, -1]], np.array([len(IDS) - 1, len(IDS)], np.int32), np.array([0, 1], np.int32), outputs=True
+    )
     engine.prepare(2, 64)
     assert np.allclose(two[0], last_logits(engine, IDS), atol=2e-3)
 
@@ -198,7 +215,9 @@ def test_a_copied_stream_continues_like_the_original(engine):
 def test_no_room_is_made_for_logits_that_nobody_asks_for(tmp_path):
     """By default llama.cpp reserves a row of logits for every token of a batch."""
     vocab = 60_000
-    engine = Engine(write_tiny_gguf(tmp_path / "wide.gguf", vocab=vocab, hidden=32, head_dim=16, inner=32, layers=1), threads=1)
+    engine = Engine(
+        write_tiny_gguf(tmp_path / "wide.gguf", vocab=vocab, hidden=32, head_dim=16, inner=32, layers=1), threads=1
+    )
     before = reserved_kib()
     engine.prepare(2, 256)
     feed(engine, IDS)
@@ -209,7 +228,9 @@ def test_no_room_is_made_for_logits_that_nobody_asks_for(tmp_path):
 
 def reserved_kib():
     """Memory that this process has asked for, touched or not."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")
+    )
 
 
 def test_the_context_grows_and_never_shrinks(engine):

@@ -30,7 +30,11 @@ from fsrm_lite.runtimes.onnx.session import FastModel
 BUILT = kernels.library() is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
 
-TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
+TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int8): TensorProto.INT8,
+}
 
 
 def _session(path, compiled: bool):
@@ -73,7 +77,12 @@ def _quantized(value: Value, rank: int, dtype=TensorProto.UINT8, scale_rank: int
 
 
 _sizes = st.tuples(
-    st.integers(1, 70), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 8, 10, 48]), st.integers(0, 300), st.integers(0, 2**32 - 1)
+    st.integers(1, 70),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([2, 8, 10, 48]),
+    st.integers(0, 300),
+    st.integers(0, 2**32 - 1),
 )
 
 
@@ -103,7 +112,16 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5)
         return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
-    compared += _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
+    compared += _check(
+        *_both(
+            folder,
+            add_norm,
+            residual=normal(tokens, width),
+            update=normal(tokens, width),
+            scale=scale,
+            weight=normal(width),
+        )
+    )
 
     def gate(graph):
         return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
@@ -138,8 +156,13 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     seen = rng.random((tokens, total)) < 0.5
     seen[np.arange(tokens), past + np.arange(tokens)] = True  # a token sees itself
     bias = np.where(seen, np.float32(0.0), np.float32(-1e9))
-    rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
-    compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
+    rows = {
+        "scores": normal(kv_heads, group * tokens, total, by=40.0),
+        "scale": np.abs(normal(kv_heads, group * tokens, 1)),
+    }
+    compared += _check(
+        *_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3))
+    )
 
     def mixed(graph):
         return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale")), 2)
@@ -156,7 +179,9 @@ def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
     readings = {}
     for switch in ("0", "1"):
         monkeypatch.setenv(kernels.SWITCH, switch)
-        readings[switch] = np.array([r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)])
+        readings[switch] = np.array(
+            [r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)]
+        )
     # A value that falls on the other side of an int8 step moves a score of so small a model by a hundredth or so; int8 itself moves it by 0.25.
     assert np.abs(readings["0"] - readings["1"]).max() < 0.1
     assert np.abs(readings["0"]).max() > 0.1
@@ -183,7 +208,13 @@ def test_one_thread_and_two_give_the_same_bits(tmp_path):
 
 
 HOSTILE = {
-    "GateQuantize": [((2, 8), (4, 8), (4, 1)), ((4, 8), (2, 8), (4, 1)), ((4, 8), (4, 8), (2, 1)), ((3, 0), (3, 0), (3, 1)), ((4,), (4,), (1,))],
+    "GateQuantize": [
+        ((2, 8), (4, 8), (4, 1)),
+        ((4, 8), (2, 8), (4, 1)),
+        ((4, 8), (4, 8), (2, 1)),
+        ((3, 0), (3, 0), (3, 1)),
+        ((4,), (4,), (1,)),
+    ],
     "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
     "RotateQueries": [
         ((3, 9), (1, 3, 2), (1, 3, 2)),
@@ -193,8 +224,17 @@ HOSTILE = {
     ],
     "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2)), ((0, 8), (1, 0, 2), (1, 0, 2))],
     "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
-    "SoftmaxQuantize": [((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)), ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)), ((2, 6, 5), (2, 6, 1), (), (5, 1))],
-    "QuantizeMixed": [((2, 5, 4), (2, 5, 1)), ((0, 6, 4), (0, 6, 1)), ((1, 6, 0), (1, 6, 1)), ((1, 6, 4, 1), (1, 6, 1, 1))],
+    "SoftmaxQuantize": [
+        ((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)),
+        ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)),
+        ((2, 6, 5), (2, 6, 1), (), (5, 1)),
+    ],
+    "QuantizeMixed": [
+        ((2, 5, 4), (2, 5, 1)),
+        ((0, 6, 4), (0, 6, 1)),
+        ((1, 6, 0), (1, 6, 1)),
+        ((1, 6, 4, 1), (1, 6, 1, 1)),
+    ],
 }
 OUTPUTS = {"AddNormQuantize": [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT]}
 HEADS = {name: {"kv_heads": 2} for name in ("RotateQueries", "RotateKeys", "QuantizeValues")}
@@ -208,7 +248,8 @@ def _lone(path, operator, shapes, attributes, domain=FSRM):
     names = [f"in{i}" for i in range(len(shapes))]
     node = helper.make_node(operator, names, [f"out{i}" for i in range(len(types))], domain=domain, **attributes)
     inputs = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))]) for n, s in zip(names, shapes, strict=True)
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))])
+        for n, s in zip(names, shapes, strict=True)
     ]
     outputs = [helper.make_tensor_value_info(f"out{i}", kind, None) for i, kind in enumerate(types)]
     graph = helper.make_graph([node], "lone", inputs, outputs)
@@ -218,7 +259,9 @@ def _lone(path, operator, shapes, attributes, domain=FSRM):
 
 
 @needs_library
-@pytest.mark.parametrize(("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases])
+@pytest.mark.parametrize(
+    ("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases]
+)
 def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
     feeds = _lone(tmp_path / "lone.onnx", operator, shapes, ATTRIBUTES.get(operator, {}))
     with pytest.raises(Exception, match=rf"{operator}: the shapes of its inputs do not fit together"):
@@ -226,7 +269,9 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
 
 
 @needs_library
-@pytest.mark.parametrize("attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}]
+)
 def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
     _lone(tmp_path / "lone.onnx", "QuantizeValues", ((3, 8), (3, 1)), attributes)
     with pytest.raises(Exception, match=r"range|[Aa]ttribute"):
@@ -260,7 +305,9 @@ except Exception as error:
 def test_functions_of_another_number_run_on_their_own_bodies(tmp_path):
     later = "fsrm.2"
     body = [helper.make_node("Add", ["gate", "up"], ["sum"]), helper.make_node("Identity", ["scale"], ["same"])]
-    function = helper.make_function(later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)])
+    function = helper.make_function(
+        later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)]
+    )
     feeds = _lone(tmp_path / "lone.onnx", "GateQuantize", ((2, 3), (2, 3), (2, 1)), {}, domain=later)
     model = onnx.load(tmp_path / "lone.onnx")
     model.functions.append(function)
@@ -309,4 +356,7 @@ def test_loading_the_library_leaves_the_arithmetic_of_the_process_alone():
         "import ctypes, numpy as np; from fsrm_lite import kernels; ctypes.CDLL(str(kernels.library()));"
         "print((np.float32(1e-38) * np.float32(0.1) > 0).item())"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip() == "True"
+    assert (
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+        == "True"
+    )

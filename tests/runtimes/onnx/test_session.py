@@ -155,7 +155,9 @@ def test_nothing_to_read(graphs):
     assert _model(graphs).read([]) == []
 
 
-@pytest.mark.parametrize(("ids", "message"), [([], "sequence 1 is empty"), ([3, 101], "holds the id 101"), ([-1], "holds the id -1")])
+@pytest.mark.parametrize(
+    ("ids", "message"), [([], "sequence 1 is empty"), ([3, 101], "holds the id 101"), ([-1], "holds the id -1")]
+)
 def test_bad_ids_are_refused(graphs, ids, message):
     with pytest.raises(InputError, match=message):
         _model(graphs).read([[1], ids])
@@ -237,11 +239,14 @@ def test_plan_reads_each_sequence_once_and_within_the_widths(batch):
     for row in rows:
         assert len(row.ids) <= SMALL.row
         assert all(
-            len(part.ids) - len(before.ids) <= SMALL.chunk for before, part in zip([Prefix(), *passes(row.prefix)], passes(row.prefix), strict=False)
+            len(part.ids) - len(before.ids) <= SMALL.chunk
+            for before, part in zip([Prefix(), *passes(row.prefix)], passes(row.prefix), strict=False)
         )
         for branch in row.branches:
             assert row.prefix.ids + tuple(row.ids[i] for i in branch.path) == distinct[branch.sequence]
-            assert [row.positions[i] for i in branch.path] == list(range(len(row.prefix.ids), len(distinct[branch.sequence])))
+            assert [row.positions[i] for i in branch.path] == list(
+                range(len(row.prefix.ids), len(distinct[branch.sequence]))
+            )
 
 
 def test_bias_lets_each_token_see_its_ancestors_alone():
@@ -277,7 +282,9 @@ def _fake_system(root: Path, *, quota: str | None = None, siblings: dict[int, st
 
 
 @pytest.mark.parametrize(
-    ("quota", "expected"), [(None, 2), ("max 100000", 2), ("150000 100000", 1), ("400000 100000", 2), ("20000 100000", 1)], ids=str
+    ("quota", "expected"),
+    [(None, 2), ("max 100000", 2), ("150000 100000", 1), ("400000 100000", 2), ("20000 100000", 1)],
+    ids=str,
 )
 def test_usable_cores_counts_cores_within_the_quota(tmp_path, monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
