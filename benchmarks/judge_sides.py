@@ -131,19 +131,21 @@ class RandomJudge:
 
     def run(self, task: Task) -> dict[str, Any]:
         """Write the votes."""
-        from fsrm_lite.slow.sampling import Sampling, vote_key
-        from fsrm_lite.slow.scheduler import Job, Scheduler
-        from fsrm_lite.slow.voting import Plan, Referee
+        from fsrm_lite.slow.sampling import vote_key
+        from fsrm_lite.slow.scheduler import Scheduler
+        from fsrm_lite.slow.voting import Referee
+        from fsrm_lite.types import Decoding, Job, Request
 
         prompts = random_prompts(task, self._engine.vocab_size)
         jobs = tuple(Job(p, vote_key(0, p, k), task.tokens) for k, p in enumerate(prompts))
-        referee = Referee(Plan(jobs))
+        decoding = Decoding(TEMPERATURE)
+        referee = Referee(Request(jobs, decoding, ()))
         with decoding_steps(self._engine._llama) as steps:
             start = time.perf_counter()
-            scheduler = Scheduler(self._engine, lambda ids: "", Sampling(TEMPERATURE), (), min(STREAMS, len(jobs)), PROMPT + VOTE)
+            scheduler = Scheduler(self._engine, lambda ids: "", decoding, (), min(STREAMS, len(jobs)), PROMPT + VOTE)
             scheduler.run(referee)
             seconds = time.perf_counter() - start
-        return steps.outcome(seconds, sum(len(r.ids) for r in referee.results if r))
+        return steps.outcome(seconds, sum(len(c.ids) for c in referee.completions if c))
 
 
 class Completion:
@@ -210,7 +212,7 @@ class EmbeddedJudge:
     def run(self, task: Task) -> dict[str, Any]:
         """Judge the pairs."""
         from fsrm_lite.runtimes.llama.engine import load_llama
-        from fsrm_lite.slow.judge import JudgeOptions
+        from fsrm_lite.types import JudgeOptions
 
         pairs = self._model.pairs(task)
         options = JudgeOptions(votes=task.votes, adaptive=task.adaptive, temperature=TEMPERATURE)

@@ -30,7 +30,7 @@ from fsrm_lite import FastSlowRM
 from fsrm_lite.export.critic_head import fit_critic
 from fsrm_lite.loops.critic import Critic, HeadCritic, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import distill, read_traces
-from fsrm_lite.loops.loop import LoopResult, Outcome, ReasoningLoop
+from fsrm_lite.loops.loop import LoopOutcome, LoopResult, ReasoningLoop
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, SolveReasoner, Task
 from fsrm_lite.measure.intervals import bootstrap, wilson
 from fsrm_lite.ranking.answers import agrees, final
@@ -78,7 +78,7 @@ def looped(name: str, loop: ReasoningLoop, problems: Sequence[Problem]) -> Figur
         [r.tokens_generated for r in results],
         [sum(t.critic_tokens_read for t in r.turns) for r in results],
         [len(r.turns) for r in results],
-        [r.outcome is Outcome.ACCEPTED for r in results],
+        [r.outcome is LoopOutcome.ACCEPTED for r in results],
     )
 
 

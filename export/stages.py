@@ -23,7 +23,15 @@ from fsrm_lite.export.graph.precision import TunedGraph, smooth, write_tuned_gra
 from fsrm_lite.export.graph.smoothing import Weights
 from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity.chains import chain_tasks, compare_chains, thought_budget
-from fsrm_lite.export.parity.measures import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, verdict_violations
+from fsrm_lite.export.parity.measures import (
+    FirstTokenParity,
+    Tolerance,
+    VerdictParity,
+    at_best,
+    compare_readings,
+    excess,
+    verdict_violations,
+)
 from fsrm_lite.export.parity.readings import Chain, ChainTask, TokenReading
 from fsrm_lite.export.parity.reference import Reference
 from fsrm_lite.runtimes.llama.engine import quantize

@@ -35,8 +35,8 @@ def expect_one_of(choices: Iterable[str], name: str, value: object) -> None:
     expect(value in known, name, value, f"one of {', '.join(known)}")
 
 
-def expect_sampling(votes: object, temperature: object, top_p: object, top_k: object) -> None:
-    """Refuse settings of the judge's sampling that are out of range; see :func:`expect`."""
+def expect_decoding(votes: object, temperature: object, top_p: object, top_k: object) -> None:
+    """Refuse settings of the judge's decoding that are out of range; see :func:`expect`."""
     expect(is_whole(votes) and 1 <= votes <= MAX_VOTES, "votes", votes, f"a whole number from 1 to {MAX_VOTES}")
     hot = is_number(temperature) and (temperature == 0.0 or temperature >= MIN_TEMPERATURE)
     expect(hot, "temperature", temperature, f"0 (greedy) or a number of at least {MIN_TEMPERATURE:g}")
@@ -68,7 +68,7 @@ def check_items(items: Iterable[_Item], *parts: str) -> list[_Item]:
     return listed
 
 
-def check_candidates(responses: Iterable[str]) -> list[str]:
+def check_candidates(responses: Iterable[_Item]) -> list[_Item]:
     """Return the candidates as a list, if there are any; the texts are not looked at.
 
     Raises:

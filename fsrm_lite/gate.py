@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,9 +78,21 @@ class GateSpec:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+class Confidences(Protocol):
+    """What the gate looks at in one response. :class:`FastSignals` has it, and so has ``fsrm_lite.Score`` of a fast reading."""
+
+    @property
+    def logit(self) -> float:
+        """Log-odds of the expected label value, clipped to +-``LOGIT_LIMIT``."""
+
+    @property
+    def distribution_confidence(self) -> float:
+        """``1 - H(p)/log|V|`` of the first-token distribution, in [0, 1]."""
+
+
 @dataclass(frozen=True, slots=True)
 class FastSignals:
-    """What the gate knows of one response: the fast reading in four numbers.
+    """The fast reading of one response in four numbers.
 
     Attributes:
         logit: Log-odds of the expected label value, clipped to +-``LOGIT_LIMIT``.
@@ -208,20 +220,20 @@ class Gate:
         """Keep the spec; the gate has no other state."""
         self.spec = spec
 
-    def single(self, response: FastSignals) -> Decision:
+    def single(self, response: Confidences) -> Decision:
         """Decide for one response."""
         return self._decide(
             intuition_confidence(response.logit, self.spec.temperature), response.distribution_confidence
         )
 
-    def pair(self, first: FastSignals, second: FastSignals) -> Decision:
+    def pair(self, first: Confidences, second: Confidences) -> Decision:
         """Decide for a pair: Bradley-Terry confidence, and the smaller distribution confidence of the two."""
         return self._decide(
             intuition_confidence(first.logit - second.logit, self.spec.temperature),
             min(first.distribution_confidence, second.distribution_confidence),
         )
 
-    def contenders(self, candidates: Sequence[FastSignals]) -> list[int]:
+    def contenders(self, candidates: Sequence[Confidences]) -> list[int]:
         """Return the positions that the fast scores cannot tell apart from the best, best first.
 
         The best by fast logit (earliest on ties) is always among them; every other candidate is one when the gate

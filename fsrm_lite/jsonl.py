@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError, one_line
+
+_NOT_OURS = "this is not a results file to go on with"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +48,50 @@ def dump_row(data: dict[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def complete_lines(path: Path, start: bytes = b"{") -> Iterator[tuple[int, bytes]]:
+    """Yield the complete lines of a file that a broken-off run left, then cut off its half-written last line.
+
+    Nothing is cut before the last line was taken: a caller that finds a line that is not its own stops, and the file stays
+    as it is.
+
+    Args:
+        path: The file.
+        start: How each line begins; a half-written line that does not is not ours to cut.
+
+    Yields:
+        Line numbers, counted from 1, and lines with their line breaks.
+
+    Raises:
+        DataFormatError: If the file ends in a line without a line break that is not the beginning of a row.
+    """
+    whole = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if line[: len(start)] != start[: len(line)]:
+                    raise DataFormatError(f"{path}, line {number}: not a row; {_NOT_OURS}")
+                break
+            yield number, line
+            whole += len(line)
+    if whole < path.stat().st_size:
+        logger.warning("%s ends in a half-written line, which is cut off", path)
+        os.truncate(path, whole)
+
+
 def complete_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Cut a half-written last line off a results file, then yield its rows.
+    """Yield the rows of a results file, then cut off its half-written last line; see :func:`complete_lines`.
 
     Raises:
         DataFormatError: If something in it is not a row, so that it is no results file; nothing has been cut then.
     """
-    end, number = 0, 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                if not line.startswith(b"{"):
-                    raise DataFormatError(f"{path}, line {number}: not a row; this is not a results file to go on with")
-                break
-            _result_row(path, number, line)
-            end += len(line)
-    with path.open("rb+") as file:
-        file.truncate(end)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield _result_row(path, number, line)
-
-
-def _result_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataFormatError(
-            f"{path}, line {number}: {one_line(error)}; this is not a results file to go on with"
-        ) from error
-    if not isinstance(data, dict):
-        raise DataFormatError(f"{path}, line {number}: not an object; this is not a results file to go on with")
-    return data
+    for number, line in complete_lines(path):
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataFormatError(f"{path}, line {number}: {one_line(error)}; {_NOT_OURS}") from error
+        if not isinstance(data, dict):
+            raise DataFormatError(f"{path}, line {number}: not an object; {_NOT_OURS}")
+        yield data
 
 
 def open_output(path: Path, source: Path, *, resume: bool, overwrite: bool) -> tuple[IO[str], Iterator[dict[str, Any]]]:
@@ -96,13 +113,7 @@ def open_output(path: Path, source: Path, *, resume: bool, overwrite: bool) -> t
         if path.exists() and path.stat().st_size and not overwrite:
             if not resume:
                 raise DataFormatError(f"{path} exists; pass --resume to go on with it, or --overwrite to start again")
-            return _appended(path)
+            return path.open("a", encoding="utf-8"), complete_rows(path)
         return path.open("w", encoding="utf-8"), iter(())
     except OSError as error:
         raise DataFormatError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _appended(path: Path) -> tuple[IO[str], Iterator[dict[str, Any]]]:
-    rows = complete_rows(path)
-    first = next(rows, None)  # checks the whole file, and cuts a half-written line, before it is opened for more
-    return path.open("a", encoding="utf-8"), chain([first] if first is not None else [], rows)

@@ -6,26 +6,52 @@ the package knows all of prompts, fast model, gate and judge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
 from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole
-from fsrm_lite.errors import ContextOverflowError, InputError
-from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, sigmoid, signals
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.errors import InputError
+from fsrm_lite.fast.path import EncodedResponse, FastPath
+from fsrm_lite.fast.readings import compare_scores
+from fsrm_lite.gate import Decision, Gate, GateSpec
+from fsrm_lite.ranking.order import best_first
 from fsrm_lite.slow.escalation import SlowPath, with_thought, with_votes
-from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Score, Selection
+from fsrm_lite.types import (
+    Comparison,
+    JudgeOptions,
+    JudgePolicy,
+    JudgeSettings,
+    ModelSettings,
+    Prompt,
+    RankSettings,
+    Score,
+    ScoringSettings,
+    Selection,
+    SelectionSettings,
+    Strategy,
+)
 
 if TYPE_CHECKING:
-    from fsrm_lite.slow.judge import Judge, JudgeOptions
+    from fsrm_lite.slow.judge import Judge
 
 POLICIES = ("auto", "never", "always")
+
+Response: TypeAlias = str | EncodedResponse
+"""A response as text, or as :meth:`FastSlowRM.encode` made it ready."""
+
+
+class RankedResponse(TypedDict):
+    """One entry of :meth:`FastSlowRM.rank`: position in the input, score in [0, 1], text."""
+
+    corpus_id: int
+    score: float
+    text: str
 
 
 class FastSlowRM:
@@ -85,22 +111,20 @@ class FastSlowRM:
             "a GateSpec (GateSpec.from_dict makes one of JSON), or None",
         )
         expect(isinstance(truncate, bool), "truncate", truncate, "true or false")
-        self._policy, self._truncate = judge, truncate
-        self._settings = {
+        self._policy = judge
+        self._settings: JudgeSettings = {
             "votes": votes,
             "thinking_tokens": thinking_tokens,
             "temperature": temperature,
             "seed": seed,
             "deadline": deadline,
         }
-        self._options({})  # out-of-range settings are refused now, not at the first escalation
+        self._judge_options({})  # settings that are out of range are refused now, not at the first escalation
         self.bundle = bundle
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
         self.gate = Gate(bundle.manifest.gate if gate is None else gate)
-        self._values = [label.value for label in bundle.manifest.labels]
         self._slow = SlowPath(bundle, self.encoder, threads=threads, process=judge_process, on_crash=on_judge_crash)
-        self.fast = FastModel(bundle.path("fast"), threads=threads)
-        self.fast.check(bundle.manifest.vocab_size, [label.id for label in bundle.manifest.labels])
+        self.fast = FastPath(bundle, self.encoder, threads=threads, truncate=truncate)
 
     @classmethod
     def from_pretrained(
@@ -111,7 +135,7 @@ class FastSlowRM:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        **options: Any,  # noqa: ANN401 - the options of the constructor
+        **options: Unpack[ModelSettings],
     ) -> FastSlowRM:
         """Open a bundle and load its fast model.
 
@@ -131,77 +155,99 @@ class FastSlowRM:
         )
         return cls(bundle, **options)
 
-    def score(self, prompt: Prompt, response: str, **options: Any) -> Score:  # noqa: ANN401 - see score_many
+    def score(self, prompt: Prompt, response: Response, **options: Unpack[ScoringSettings]) -> Score:
         """Return the reward of one response; see :meth:`score_many` for the options."""
         return self.score_many([(prompt, response)], **options)[0]
 
     def score_many(
-        self, items: Iterable[tuple[Prompt, str]], *, judge: JudgePolicy | None = None, **options: Any
-    ) -> list[Score]:  # noqa: ANN401
+        self,
+        items: Iterable[tuple[Prompt, Response]],
+        *,
+        judge: JudgePolicy | None = None,
+        **options: Unpack[JudgeSettings],
+    ) -> list[Score]:
         """Return the rewards of responses, in input order.
 
         Args:
-            items: (prompt, response) each; candidates of one prompt share its computation, in any order.
+            items: (prompt, response) each; candidates of one prompt share its computation, in any order. A response may
+                also be given as what :meth:`encode` made of it.
             judge: Overrides the model's policy for this call.
-            **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline`` of this call.
+            **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline`` of this call; see
+                :class:`fsrm_lite.types.JudgeOptions`.
 
         Raises:
             InputError: On unusable text, naming the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
-        policy, settings = self._policy_of(judge), self._options(options)
-        texts = [self._fit(i, item) for i, item in enumerate(check_items(items, "prompt", "response"))]
-        scores = self._read(texts)
-        decisions = [self.gate.single(_signals(score)) for score in scores]
-        asked = [i for i, d in enumerate(decisions) if policy == "always" or (policy == "auto" and d.escalate)]
-        for i in asked:
-            scores[i] = replace(scores[i], escalated=True, reasons=_reasons(decisions[i]))
-        for i, verdict in self._slow.score({i: texts[i] for i in asked}, settings, policy).items():
-            scores[i] = with_thought(scores[i], verdict)
+        policy, settings = self._policy_of(judge), self._judge_options(options)
+        encoded = [self._encoded(i, *item) for i, item in enumerate(check_items(items, "prompt", "response"))]
+        scores = self.fast.read(encoded, self.gate.spec.temperature)
+        asked: dict[int, tuple[Prompt, str]] = {}
+        for i, score in enumerate(scores):
+            decision = self.gate.single(score)
+            if _thinks(policy, decision):
+                asked[i] = (encoded[i].prompt, encoded[i].text)
+                scores[i] = replace(score, escalated=True, reasons=_reasons(decision))
+        for i, judgement in self._slow.score(asked, settings, policy).items():
+            scores[i] = with_thought(scores[i], judgement)
         return scores
 
-    def predict(self, pairs: Iterable[tuple[Prompt, str]], **options: Any) -> list[float]:  # noqa: ANN401 - see score_many
-        """Return scores in [0, 1] of (prompt, response) pairs, in input order, as plain floats."""
+    def predict(self, pairs: Iterable[tuple[Prompt, Response]], **options: Unpack[ScoringSettings]) -> list[float]:
+        """Return scores in [0, 1] of (prompt, response) pairs, in input order, as plain floats; options as :meth:`score_many`."""
         return [score.score for score in self.score_many(pairs, **options)]
 
-    def compare(self, prompt: Prompt, first: str, second: str, **options: Any) -> Comparison:  # noqa: ANN401 - see compare_many
+    def compare(
+        self, prompt: Prompt, first: Response, second: Response, **options: Unpack[ScoringSettings]
+    ) -> Comparison:
         """Say which of two responses is better; see :meth:`compare_many` for the options."""
         return self.compare_many([(prompt, first, second)], **options)[0]
 
     def compare_many(
         self,
-        items: Iterable[tuple[Prompt, str, str]],
+        items: Iterable[tuple[Prompt, Response, Response]],
         *,
         judge: JudgePolicy | None = None,
-        **options: Any,  # noqa: ANN401 - settings of the judge
+        **options: Unpack[JudgeSettings],
     ) -> list[Comparison]:
         """Compare pairs of responses, in input order; all pairs that escalate are judged in one batch.
 
         Args:
-            items: (prompt, first response, second response) each. Equal responses are a draw that the first wins, unjudged.
+            items: (prompt, first response, second response) each. Equal responses are a draw that the first wins,
+                unjudged. A response may also be given as what :meth:`encode` made of it.
             judge: Overrides the model's policy for this call.
             **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline``, ``both_orders``,
-                ``adaptive``, ``error_rate`` of this call.
+                ``adaptive``, ``error_rate`` of this call; see :class:`fsrm_lite.types.JudgeOptions`.
 
         Raises:
             InputError: On unusable text, naming the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
-        policy, settings = self._policy_of(judge), self._options(options)
+        policy, settings = self._policy_of(judge), self._judge_options(options)
         listed = check_items(items, "prompt", "first", "second")
-        fitted = [self._fit(i, (prompt, response)) for i, (prompt, *both) in enumerate(listed) for response in both]
-        scores = self._read(fitted)
-        pairs = [(*fitted[i], fitted[i + 1][1]) for i in range(0, len(fitted), 2)]
-        return self._compare(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), policy, settings)
+        encoded = [self._encoded(i, prompt, response) for i, (prompt, *both) in enumerate(listed) for response in both]
+        scores = self.fast.read(encoded, self.gate.spec.temperature)
+        pairs = list(zip(encoded[0::2], encoded[1::2], strict=True))
+        fast = [
+            compare_scores(first, second, self.gate, tokens_read=first.tokens_read + second.tokens_read)
+            for first, second in zip(scores[0::2], scores[1::2], strict=True)
+        ]
+        asked = [_thinks(policy, decision) for _, decision in fast]
+        return self._think_about(pairs, fast, asked, settings, policy)
 
     def rank(
-        self, prompt: Prompt, responses: Sequence[str], top_k: int | None = None, **options: Any
-    ) -> list[dict[str, Any]]:  # noqa: ANN401
-        """Rank responses by score, best first, in the form of ``CrossEncoder.rank``; :meth:`best_of_n` lets them meet in pairs.
+        self,
+        prompt: Prompt,
+        responses: Sequence[Response],
+        top_k: int | None = None,
+        **options: Unpack[RankSettings],
+    ) -> list[RankedResponse]:
+        """Rank responses by score, best first, in the form of ``CrossEncoder.rank``.
+
+        Each response is scored by itself; :meth:`best_of_n` also lets those that are close meet in pairs.
 
         Args:
             prompt: What was asked.
-            responses: Candidates.
+            responses: Candidates, at least one.
             top_k: Return only this many; None for all.
             **options: As for :meth:`score_many`.
 
@@ -215,77 +261,65 @@ class FastSlowRM:
             top_k,
             "a whole number of at least 1, or None for all",
         )
-        responses = check_candidates(responses)
-        scores = self.score_many([(prompt, response) for response in responses], **options)
-        order = sorted(range(len(scores)), key=lambda i: (-scores[i].logit, i))[:top_k]
-        return [{"corpus_id": i, "score": scores[i].score, "text": responses[i]} for i in order]
+        candidates = check_candidates(responses)
+        scores = self.score_many([(prompt, response) for response in candidates], **options)
+        order = best_first(scores)[:top_k]
+        return [{"corpus_id": i, "score": scores[i].score, "text": _text(candidates[i])} for i in order]
 
     def best_of_n(
         self,
         prompt: Prompt,
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
-        strategy: str = "gated",
-        judge: JudgePolicy | None = None,
-        **options: Any,  # noqa: ANN401 - of the judge and of the tournament
+        strategy: Strategy = "gated",
+        **options: Unpack[SelectionSettings],
     ) -> Selection:
         """Choose the best of N responses.
 
         Args:
             prompt: What was asked.
             responses: Candidates, at least one; empty ones rank last.
-            strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see :func:`fsrm_lite.ranking.tournament.select`.
-            judge: "never" decides every match by the fast scores; "auto" and "always" let the judge decide the matches
-                that the strategy asks for. With "always" the strategy "gated" asks as if the gate fired for every pair, so
-                that everyone meets in a knockout. "fast" and "majority" have no matches.
-            **options: Settings of the judge as for :meth:`compare_many`, and of the tournament
-                (:class:`fsrm_lite.ranking.tournament.TournamentOptions`).
+            strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see
+                :func:`fsrm_lite.ranking.tournament.select`.
+            **options: ``judge``, settings of the judge as for :meth:`compare_many`, and of the tournament
+                (:class:`fsrm_lite.ranking.tournament.TournamentOptions`). ``judge="never"`` decides every match by the
+                fast scores; "auto" and "always" let the judge decide the matches that the strategy asks for. With
+                "always" the strategy "gated" lets everyone meet in a knockout. "fast" and "majority" have no matches.
 
         Raises:
             InputError: If there is no response, or an option is unknown.
         """
         from fsrm_lite.ranking.tournament import BLANK_SCORE, TournamentOptions, select
 
-        policy, responses = self._policy_of(judge), check_candidates(responses)
+        tournament = {name: value for name, value in options.items() if name in TournamentOptions.__dataclass_fields__}
+        judging = {name: value for name, value in options.items() if name not in (*tournament, "judge")}
+        policy, settings = self._policy_of(options.get("judge")), self._judge_options(judging)
+        candidates = check_candidates(responses)
         prompt_text(prompt)  # refused even where every response is empty and nothing is read
-        tournament = {
-            name: options.pop(name) for name in list(options) if name in TournamentOptions.__dataclass_fields__
-        }
-        settings = self._options(options)
-        readable = [i for i, r in enumerate(responses) if not isinstance(r, str) or r.strip()]
-        fitted = {i: self._fit(i, (prompt, responses[i])) for i in readable}
-        read = dict(zip(readable, self._read(list(fitted.values())), strict=True))
-        scores = [read.get(i, BLANK_SCORE) for i in range(len(responses))]
+        readable = [i for i, response in enumerate(candidates) if not _is_blank(response)]
+        encoded = {i: self._encoded(i, prompt, candidates[i]) for i in readable}
+        read = self.fast.read(list(encoded.values()), self.gate.spec.temperature)
+        scores = [BLANK_SCORE] * len(candidates)
+        for i, score in zip(readable, read, strict=True):
+            scores[i] = score
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
-            texts = [(prompt, fitted[a][1], fitted[b][1]) for a, b in pairs]
-            force: JudgePolicy = "never" if policy == "never" else "always"
-            played = self._compare(
-                texts, [(scores[a], scores[b]) for a, b in pairs], force, settings, optional=policy == "auto"
-            )
-            # The candidates were read once, for their scores; a match costs only what the judge reads.
-            return [
-                replace(c, tokens_read=c.tokens_read - scores[a].tokens_read - scores[b].tokens_read)
-                for c, (a, b) in zip(played, pairs, strict=True)
-            ]
+            # The candidates were read once, for their scores, and counted there: a match costs what the judge reads.
+            fast = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
+            texts = [(encoded[a], encoded[b]) for a, b in pairs]
+            return self._think_about(texts, fast, [policy != "never"] * len(pairs), settings, policy)
 
-        gate = Gate(replace(self.gate.spec, always=True)) if policy == "always" else self.gate
-        return select(strategy, scores, responses, gate, play, **tournament)
+        texts = [_text(response) for response in candidates]
+        return select(strategy, scores, texts, self.gate, play, judge=policy, **tournament)  # type: ignore[arg-type]
 
-    def fit(self, prompt: Prompt, response: str) -> str:
-        """Check one (prompt, response) and return the response as it will be scored: cut at its end if that was asked for.
+    def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
+        """Check one (prompt, response) and turn it into ids, once: what comes out can be given in the response's place.
 
         Raises:
             InputError: If a text is unusable.
             ContextOverflowError: If it does not fit, and ``truncate`` is off or the prompt alone fills the context.
         """
-        try:
-            self.encoder.pointwise_fast(prompt, response)
-        except ContextOverflowError:
-            if not self._truncate:
-                raise
-            return self.encoder.truncated(prompt, response)
-        return response
+        return self.fast.encode(prompt, response)
 
     @property
     def judge(self) -> Judge:
@@ -319,89 +353,69 @@ class FastSlowRM:
         expect_one_of(POLICIES, "judge", policy := self._policy if judge is None else judge)
         return policy
 
-    def _options(self, given: dict[str, Any]) -> JudgeOptions:
-        from fsrm_lite.slow.judge import JudgeOptions
+    def _judge_options(self, given: Mapping[str, Any]) -> JudgeOptions:
+        """Return the judge's options of one call: those given, the model's own for the others.
 
+        Raises:
+            InputError: If one is unknown or out of range.
+        """
         unknown = sorted(set(given) - set(JudgeOptions.__dataclass_fields__))
         if unknown:
             raise InputError(f"unknown options {unknown}, expected among {sorted(JudgeOptions.__dataclass_fields__)}")
         return JudgeOptions(**{**self._settings, **given})
 
-    def _fit(self, number: int, item: tuple[Prompt, str]) -> tuple[Prompt, str]:
-        prompt, response = item
+    def _encoded(self, number: int, prompt: Prompt, response: Response) -> EncodedResponse:
+        """Return an item's ids, made now unless they were made before; an error names the item."""
+        if isinstance(response, EncodedResponse):
+            return response
         try:
-            return prompt, self.fit(prompt, response)
+            return self.fast.encode(prompt, response)
         except InputError as error:
             raise type(error)(f"item {number}: {error}") from error
 
-    def _read(self, items: list[tuple[Prompt, str]]) -> list[Score]:
-        readings = (
-            self.fast.read([self.encoder.pointwise_fast(prompt, response) for prompt, response in items])
-            if items
-            else []
-        )
-        return [self._score(reading) for reading in readings]
-
-    def _score(self, reading: FastReading) -> Score:
-        s = signals(
-            reading.label_logits,
-            self._values,
-            log_mass=reading.log_mass,
-            entropy=reading.entropy,
-            vocab_size=self.bundle.manifest.vocab_size,
-        )
-        decision = self.gate.single(s)
-        return Score(
-            s.score,
-            s.logit,
-            decision.intuition_confidence,
-            decision.distribution_confidence,
-            s.label_mass,
-            tokens_read=reading.tokens_read,
-        )
-
-    def _compare(
+    def _think_about(
         self,
-        pairs: list[tuple[Prompt, str, str]],
-        scores: list[tuple[Score, Score]],
-        policy: JudgePolicy,
+        pairs: list[tuple[EncodedResponse, EncodedResponse]],
+        fast: list[tuple[Comparison, Decision]],
+        asked: list[bool],
         settings: JudgeOptions,
-        *,
-        optional: bool = False,
+        policy: JudgePolicy,
     ) -> list[Comparison]:
-        """Compare pairs whose fast scores are known; ``optional`` falls back to them where there is no judge."""
-        decisions = [self.gate.pair(_signals(a), _signals(b)) for a, b in scores]
-        same = [first == second for _, first, second in pairs]
-        asked = [
-            i
-            for i, d in enumerate(decisions)
-            if not same[i] and (policy == "always" or (policy == "auto" and d.escalate))
-        ]
-        results = [self._fast_comparison(both, decision) for both, decision in zip(scores, decisions, strict=True)]
-        for i in asked:
-            results[i] = replace(results[i], escalated=True, reasons=_reasons(decisions[i]))
-        for i, judgement in self._slow.compare(
-            {i: pairs[i] for i in asked}, settings, "auto" if optional else policy
-        ).items():
+        """Have the judge compare some pairs whose fast comparisons are known.
+
+        Args:
+            pairs: The two responses of each pair.
+            fast: The fast comparison of each pair, and what the gate said about it.
+            asked: Which pairs to ask the judge about; one of two equal responses is never asked about.
+            settings: How to judge.
+            policy: With "always", an unavailable judge is an error; else the fast comparison stands.
+
+        Returns:
+            One comparison per pair, in order.
+        """
+        results = [comparison for comparison, _ in fast]
+        texts = {}
+        for i, (first, second) in enumerate(pairs):
+            if asked[i] and first.text != second.text:
+                texts[i] = (first.prompt, first.text, second.text)
+                results[i] = replace(results[i], escalated=True, reasons=_reasons(fast[i][1]))
+        for i, judgement in self._slow.compare(texts, settings, policy).items():
             results[i] = with_votes(results[i], judgement)
         return results
 
-    def _fast_comparison(self, both: tuple[Score, Score], decision: Decision) -> Comparison:
-        first, second = both
-        margin = first.logit - second.logit
-        return Comparison(
-            winner=0 if margin >= 0 else 1,
-            p_first=sigmoid(margin / self.gate.spec.temperature),
-            intuition_confidence=decision.intuition_confidence,
-            distribution_confidence=decision.distribution_confidence,
-            scores=both,
-            tokens_read=first.tokens_read + second.tokens_read,
-        )
 
-
-def _signals(score: Score) -> FastSignals:
-    return FastSignals(score.logit, score.score, score.distribution_confidence, score.label_mass)
+def _thinks(policy: JudgePolicy, decision: Decision) -> bool:
+    """Whether to ask the judge about an item."""
+    return policy == "always" or (policy == "auto" and decision.escalate)
 
 
 def _reasons(decision: Decision) -> tuple[str, ...]:
     return decision.reasons or ("slow thinking was asked for",)
+
+
+def _text(response: Response) -> str:
+    return response.text if isinstance(response, EncodedResponse) else response
+
+
+def _is_blank(response: Response) -> bool:
+    return isinstance(response, str) and not response.strip()

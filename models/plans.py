@@ -154,8 +154,6 @@ class Ordering:
 
     people: tuple[str, ...]
     rank: int
-    asked: str
-    opposite: str
 
     def derive(self) -> Derivation:
         """Return the right derivation."""

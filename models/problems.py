@@ -203,7 +203,7 @@ def _ordering(rng: random.Random) -> Problem | None:
         asked = least
     else:
         asked = f"{RANKS[rank]} {most}"
-    plan = Ordering(tuple(people), rank, asked, least if rank == 0 else most)
+    plan = Ordering(tuple(people), rank)
     question = " ".join([*told, f"Who is the {asked}?"])
     return Problem(
         "ordering", question, plan, "", len(people) - 1, f"ordering {' '.join(people)} {rank}", tuple(people)

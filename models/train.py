@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.files import whole_file
 from fsrm_lite.models.checks import held_out_checks
 from fsrm_lite.models.data import SPEC, Batch, BatchMaker, template_texts, training_manifest
 from fsrm_lite.models.tokenizer import train_tokenizer
@@ -164,9 +165,8 @@ class Trainer:
             "step": self.step,
             "settings": asdict(self.settings),
         }
-        partial = self.out / "state.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.out / "state.pt")
+        with whole_file(self.out / "state.pt") as path:
+            torch.save(state, path)
 
     def export_ready(self) -> None:
         """Write the Hugging Face checkpoint that ``fsrm-lite export`` reads, with the spec beside it."""

@@ -14,7 +14,7 @@ from fsrm_lite import FastSlowRM, GateSpec
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import BundleError, InputError
 from fsrm_lite.ranking.tournament import TournamentOptions
-from fsrm_lite.slow.judgements import JudgeOptions
+from fsrm_lite.types import JudgeOptions
 
 QUESTION, ANSWERS = "What is 2 + 3?", ["5", "41"]
 JUNK = st.one_of(
@@ -131,15 +131,14 @@ def test_a_bad_top_k_of_rank_is_named(rm, top_k):
         ("budget", "all"),
         ("budget", 1.5),
         ("budget", -1),
-        ("k_factor", "x"),
-        ("k_factor", 0),
+        ("precision", "x"),
+        ("precision", 0),
         ("precision", math.nan),
         ("precision", [1]),
         ("key", 3),
         ("extractor", 5),
         ("extractor", []),
         ("weighted", "yes"),
-        ("rating", []),
         ("on_judge_error", None),
     ],
 )

@@ -186,7 +186,7 @@ def test_long_text_is_an_error_unless_cutting_was_asked_for(rm):
         rm.score_many([(QUESTION, RIGHT), (QUESTION, long)])
     with FastSlowRM(rm.bundle, threads=1, truncate=True, judge="never") as model:
         assert 0 <= model.score(QUESTION, long).score <= 1
-        assert len(model.fit(QUESTION, long)) < len(long)
+        assert len(model.encode(QUESTION, long).text) < len(long)
 
 
 def test_what_is_too_long_for_the_judge_alone_stays_fast(rm):

@@ -15,7 +15,17 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.bundle.manifest import SLOTS, JudgeDefaults, Label, Limits, Manifest, Template, Verdict, check_template, template_slots
+from fsrm_lite.bundle.manifest import (
+    SLOTS,
+    JudgeDefaults,
+    Label,
+    Limits,
+    Manifest,
+    Template,
+    VerdictTemplate,
+    check_template,
+    template_slots,
+)
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, Vocabulary
@@ -135,7 +145,7 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
         return Template(text)
     choices = tuple(str(c) for c in raw["choices"])
     values = tuple(float(v) for v in raw.get("values") or ())
-    return Template(text, Verdict(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values))
+    return Template(text, VerdictTemplate(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values))
 
 
 def _special_tokens(spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer) -> dict[str, int]:

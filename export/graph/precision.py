@@ -22,9 +22,17 @@ from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, settle
 from fsrm_lite.export.graph.linear import Linears
-from fsrm_lite.export.graph.smoothing import Activations, Factor, Floats, SmoothedCheckpoint, Weights, int8_error, layer_factors
+from fsrm_lite.export.graph.smoothing import (
+    Activations,
+    Factor,
+    Floats,
+    SmoothedCheckpoint,
+    Weights,
+    int8_error,
+    layer_factors,
+)
 from fsrm_lite.export.graph.writer import GraphWriter, WeightStore, drop_unused
-from fsrm_lite.runtimes.onnx.packing import Row, Widths, plan_rows
+from fsrm_lite.runtimes.onnx.packing import PackedRow, Widths, plan_rows
 
 CALIBRATION_TOKENS = 768
 """Rows on which activations are measured; the score tolerance is checked on all calibration prompts."""
@@ -126,11 +134,11 @@ def smooth(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress:
     return _smooth(checkpoint, _calibration_rows(sequences), progress)
 
 
-def _smooth(checkpoint: Checkpoint, rows: list[Row], report: Progress) -> SmoothedCheckpoint:
+def _smooth(checkpoint: Checkpoint, rows: list[PackedRow], report: Progress) -> SmoothedCheckpoint:
     return SmoothedCheckpoint(checkpoint, smoothing_factors(checkpoint, rows, report))
 
 
-def smoothing_factors(checkpoint: Weights, rows: list[Row], report: Progress) -> dict[str, Factor]:
+def smoothing_factors(checkpoint: Weights, rows: list[PackedRow], report: Progress) -> dict[str, Factor]:
     """Measure every layer in fp32 on ``rows`` and choose its factors."""
     factors: dict[str, Factor] = {}
     report("measure activations", 0, checkpoint.arch.layers)
@@ -147,7 +155,7 @@ def smoothing_factors(checkpoint: Weights, rows: list[Row], report: Progress) ->
     return factors
 
 
-def matmul_damage(checkpoint: Weights, rows: list[Row], precision: str, report: Progress) -> dict[str, float]:
+def matmul_damage(checkpoint: Weights, rows: list[PackedRow], precision: str, report: Progress) -> dict[str, float]:
     """Quantize each MatMul alone; return by name the error of its layer's output, relative to that output's size."""
     damage: dict[str, float] = {}
     arch = checkpoint.arch
@@ -178,7 +186,7 @@ def worst_matmul(checkpoint: Weights, sequences: Sequence[Sequence[int]], progre
     return name, damage[name]
 
 
-def _calibration_rows(sequences: Sequence[Sequence[int]]) -> list[Row]:
+def _calibration_rows(sequences: Sequence[Sequence[int]]) -> list[PackedRow]:
     chosen: list[tuple[int, ...]] = []
     budget = CALIBRATION_TOKENS
     for ids in sequences:
@@ -189,7 +197,7 @@ def _calibration_rows(sequences: Sequence[Sequence[int]]) -> list[Row]:
     return list(plan_rows(sorted(set(chosen)), whole))
 
 
-def _embedded(checkpoint: Weights, rows: list[Row]) -> list[Floats]:
+def _embedded(checkpoint: Weights, rows: list[PackedRow]) -> list[Floats]:
     table = {i: checkpoint.tensor(EMBEDDING, slice(i, i + 1))[0] for row in rows for i in row.ids}
     return [np.stack([table[i] for i in row.ids]) for row in rows]
 
@@ -233,7 +241,7 @@ class _Layer:
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past = {i.name: np.zeros([0 if n == "P" else n for n in i.shape], dtype=types[i.type]) for i in pasts}
 
-    def run(self, row: Row, residual: Floats) -> dict[str, Any]:
+    def run(self, row: PackedRow, residual: Floats) -> dict[str, Any]:
         """Return the outputs by name for one row."""
         feeds = {"position_ids": np.array([row.positions], dtype=np.int64), "bias": row.bias(), "residual_in": residual, **self._past}
         values = self._session.run(self._outputs, feeds)

@@ -151,8 +151,11 @@ class PromptEncoder:
         """Ids behind which the model writes a response of its own, where the bundle has that template."""
         return self.render("solve", {"prompt": prompt_text(prompt)})
 
-    def truncated(self, prompt: Prompt, response: str) -> str:
-        """Return as much of the beginning of ``response`` as fits into the context of the fast template.
+    def truncated(self, prompt: Prompt, response: str) -> tuple[str, list[int]]:
+        """Cut the end off a response so that it fits into the context of the fast template.
+
+        Returns:
+            As much of the beginning of ``response`` as fits, and the ids of the template with it.
 
         Raises:
             ContextOverflowError: If the prompt alone leaves no room.
@@ -162,9 +165,10 @@ class PromptEncoder:
         keep = len(ends)
         while keep > 0:
             cut = response[: ends[keep - 1]]
-            excess = len(self._ids("pointwise_fast", {**slots, "response": cut})) - self.manifest.limits.context
+            ids = self._ids("pointwise_fast", {**slots, "response": cut})
+            excess = len(ids) - self.manifest.limits.context
             if excess <= 0 and cut.strip():
-                return cut
+                return cut, ids
             keep -= max(1, excess)
         raise ContextOverflowError("the prompt alone fills the context; shorten it")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from threading import Lock
 from fsrm_lite.bundle.hub import HubSource, fetch
 from fsrm_lite.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from fsrm_lite.errors import BundleError
+from fsrm_lite.files import whole_file
 
 EMBEDDED_NAME = "fsrm-tiny"
 
@@ -170,9 +170,8 @@ def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str]) -
     entries = {role: _describe(folder, path) for role, path in files.items()}
     complete = replace(manifest, files=entries)
     Manifest.from_dict(complete.to_dict())
-    partial = folder / f".{MANIFEST_NAME}.partial"
-    partial.write_text(json.dumps(complete.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(partial, folder / MANIFEST_NAME)
+    with whole_file(folder / MANIFEST_NAME) as path:
+        path.write_text(json.dumps(complete.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return complete
 
 

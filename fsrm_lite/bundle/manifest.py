@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsrm_lite.checks import expect, expect_sampling, is_number, is_whole
+from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole
 from fsrm_lite.errors import BundleError, GateSpecError
 from fsrm_lite.gate import GateSpec
 
@@ -40,7 +40,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerdictTemplate:
     r"""How a slow template ends: ``close + prefix + choice + suffix``.
 
     Attributes:
@@ -65,7 +65,7 @@ class Template:
     """A prompt template: text with ``{slots}``, special tokens written out, and the form of its verdict."""
 
     text: str
-    verdict: Verdict | None = None
+    verdict: VerdictTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class JudgeDefaults:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        expect_sampling(self.votes, self.temperature, self.top_p, self.top_k)
+        expect_decoding(self.votes, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ def _parse_template(data: dict[str, Any]) -> Template:
     raw = data.get("verdict")
     verdict = None
     if raw is not None:
-        verdict = Verdict(
+        verdict = VerdictTemplate(
             close=str(raw["close"]),
             prefix=str(raw["prefix"]),
             choices=tuple(str(c) for c in raw["choices"]),

@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "scoring:score",
     "compare": "scoring:compare",
     "rank": "scoring:rank",
+    "best-of-n": "scoring:best_of_n",
     "inspect": "inspection:inspect",
     "doctor": "inspection:doctor",
     "export": "exporting:export",

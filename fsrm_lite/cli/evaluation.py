@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +14,13 @@ from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text
 from fsrm_lite.cli.models import model_options, open_model
+from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import CalibrationError, DataFormatError, FsrmError, InputError
+from fsrm_lite.files import whole_file
 from fsrm_lite.gate import GateSpec
+
+if TYPE_CHECKING:
+    from fsrm_lite.measure.evaluation_records import Record
 
 PATHS = ("intuition", "distribution", "joint")
 
@@ -160,7 +162,13 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     )
     total = min(len(benchmark.examples), options["limit"] or len(benchmark.examples))
     changes = {name: options[name] for name in ("thinking_tokens", "temperature", "truncate")}
-    with open_model(options) as rm, _running_figures(total, benchmark.format.pairwise) as show:
+    figures = _RunningFigures(benchmark.format.pairwise)
+
+    def show(record: Record) -> None:
+        figures.add(record)
+        step()
+
+    with open_model(options) as rm, progress("items", total, figures.text) as step:
         hashes = [entry.sha256 for entry in rm.bundle.manifest.files.values()]
         identity = json.dumps([hashes, changes])
         records = run(
@@ -250,8 +258,7 @@ def _labelled_items(files: list[Path | None], slow: bool, options: dict[str, Any
             "the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart"
         )
     votes, seed = options["votes"], options["seed"]
-    with open_model(options) as rm, _bar(len(fresh)) as bar:
-        step: Callable[[int], None] | None = bar.update if bar is not None else None
+    with open_model(options) as rm, progress("items", len(fresh)) as step:
         return [
             part
             if part and isinstance(part[0], LabelledItem)
@@ -291,15 +298,10 @@ def _write_gate(folder: Path, spec: GateSpec) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all; through a link, and straight into what is no file (a pipe, a device)."""
+    """Write a text file whole or not at all."""
     try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-            return
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
 
@@ -313,33 +315,24 @@ def _check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]
             raise InputError(f"{output} is the input itself; name another output")
 
 
-@contextmanager
-def _bar(total: int, show: Callable[[Any], str | None] | None = None) -> Iterator[Any]:
-    """A progress bar on a terminal, and None elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=total, file=sys.stderr, label="items", item_show_func=show) as bar:
-        yield bar
+class _RunningFigures:
+    """The running accuracy of the gated answers and the escalation rate, shown behind the progress bar."""
 
+    def __init__(self, pairwise: bool) -> None:
+        self._pairwise = pairwise
+        self._right = self._escalated = self._done = 0
 
-@contextmanager
-def _running_figures(total: int, pairwise: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A progress bar with the running accuracy of the gated answers and the escalation rate."""
-    from fsrm_lite.measure.evaluation_report import is_right
+    def add(self, record: Record) -> None:
+        """Count one item."""
+        from fsrm_lite.measure.evaluation_report import is_right
 
-    right = escalated = done = 0
+        self._done += 1
+        self._right += is_right(record, self._pairwise)
+        self._escalated += any(record.escalated)
 
-    def text(record: Any) -> str | None:  # noqa: ANN401 - click passes what the bar got
-        return f"accuracy {100 * right / done:.1f} %, escalated {100 * escalated / done:.1f} %" if done else None
-
-    with _bar(total, text) as bar:
-
-        def step(record: Any) -> None:  # noqa: ANN401
-            nonlocal right, escalated, done
-            done += 1
-            right += is_right(record, pairwise)
-            escalated += any(record.escalated)
-            bar.update(1, record)
-
-        yield step if bar is not None else None
+    def text(self) -> str:
+        """Return the figures as they stand."""
+        if not self._done:
+            return ""
+        right, escalated = (100 * part / self._done for part in (self._right, self._escalated))
+        return f"accuracy {right:.1f} %, escalated {escalated:.1f} %"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 
+from fsrm_lite.cli.progress import Stages
 from fsrm_lite.errors import ExportError, ToleranceError, missing_extra
 
 FAST_KINDS = ("int8", "int4", "fp32")
@@ -79,7 +79,7 @@ def export(
         from fsrm_lite.export.pipeline import export_checkpoint
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export") from error
-    with _StageLine() as stages:
+    with Stages() as stages:
         try:
             if push_to_hub is not None:
                 check_repo_name(push_to_hub)
@@ -98,26 +98,3 @@ def export(
 
 class _BadInputError(click.ClickException):
     exit_code = 2
-
-
-class _StageLine:
-    """Shows each stage on a line of standard error; counts up in place on a terminal."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._live = sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self._live and self._stage:
-            click.echo(err=True)
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        if self._live:
-            start = "\n" if self._stage and stage != self._stage else ""
-            click.echo(f"{start}\r{stage:<24} {100 * done // max(1, total):3d} %", nl=False, err=True)
-        elif stage != self._stage:
-            click.echo(f"{stage} ...", err=True)
-        self._stage = stage

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import click
 
+from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import read_rows
 
@@ -84,7 +84,7 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
         _closed(
             open_reasoner(reasoner, model=rm, template=template, timeout_s=options["timeout"], api_key=key)
         ) as asked,
-        _progress("questions") as step,
+        progress("questions") as step,
     ):
         report = run(
             _rows(questions),
@@ -134,7 +134,7 @@ def fit_critic(
     from fsrm_lite.export.critic_head import fit_critic as fit
     from fsrm_lite.loops.distill import read_traces
 
-    with traces.open(encoding="utf-8") as file, _opened(model) as rm, _progress("traces") as step:
+    with traces.open(encoding="utf-8") as file, _opened(model) as rm, progress("traces") as step:
         report = fit(read_traces(file), rm, output, head=head, threshold=threshold, seed=seed, progress=step)
     if as_json:
         click.echo(json.dumps(asdict(report)))
@@ -180,20 +180,3 @@ def _closed(reasoner: Any) -> Iterator[Any]:  # noqa: ANN401 - any reasoner
         yield reasoner
     finally:
         getattr(reasoner, "close", lambda: None)()
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None] | None]:
-    """A running count on standard error, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    done = 0
-
-    def step(count: int) -> None:
-        nonlocal done
-        done += count
-        click.echo(f"\r{done} {what}", nl=False, err=True)
-
-    yield step
-    click.echo("", err=True)

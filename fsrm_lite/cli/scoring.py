@@ -1,24 +1,28 @@
-"""``fsrm-lite score``, ``compare`` and ``rank``: JSONL in, JSONL out, in input order."""
+"""``fsrm-lite score``, ``compare``, ``rank`` and ``best-of-n``: JSON Lines in, JSON Lines out, in input order."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import click
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.cli.models import model_options, open_model
+from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import Row, dump_row, open_output, read_rows
+from fsrm_lite.ranking.order import best_first
 from fsrm_lite.ranking.tournament import STRATEGIES
-from fsrm_lite.scorer import FastSlowRM
-from fsrm_lite.types import Comparison, Prompt, Score, Selection
+from fsrm_lite.scorer import FastSlowRM, Response
+from fsrm_lite.types import Comparison, Prompt, Score, Selection, Strategy
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,12 +60,25 @@ def _job_options(command: _Command) -> _Command:
     return command
 
 
+_Texts: TypeAlias = tuple[Prompt, list[str]]
+"""A prompt and its responses, as a row gives them."""
+
+_Encoded: TypeAlias = tuple[Prompt, list[Response]]
+"""The same as they will be scored; an empty response of ``best-of-n`` stays text."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one command does with a row: ``texts`` takes its texts out, ``run`` answers a batch with the fields to add."""
+    """What one command does with its rows.
 
-    texts: Callable[[dict[str, Any]], tuple[Prompt, list[str]]]
-    run: Callable[[FastSlowRM, list[tuple[Prompt, list[str]]]], list[dict[str, Any]]]
+    Attributes:
+        texts: Takes the texts out of a row.
+        run: Answers a batch with the fields to add to each row.
+        allow_empty: Whether a response may be empty.
+    """
+
+    texts: Callable[[dict[str, Any]], _Texts]
+    run: Callable[[FastSlowRM, list[_Encoded]], list[dict[str, Any]]]
     allow_empty: bool = False
 
 
@@ -73,10 +90,11 @@ class _Job:
 @model_options
 def score(prompt: str | None, response: str | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Score responses: rows {"prompt", "response"}, or one --prompt and --response."""
-    job = _Job(
-        lambda row: _texts(row, ("response",)),
-        lambda rm, batch: [_score_fields(s) for s in rm.score_many([(p, r[0]) for p, r in batch])],
-    )
+
+    def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
+        return [score.to_dict() for score in rm.score_many([(p, responses[0]) for p, responses in batch])]
+
+    job = _Job(lambda row: _texts(row, ("response",)), run)
     _run(job, _single(prompt=prompt, response=response), options)
 
 
@@ -87,45 +105,54 @@ def score(prompt: str | None, response: str | None, **options: Any) -> None:  # 
 @click.option("--second", help="and the other.")
 @_json_option
 @model_options
-def compare(prompt: str | None, first: str | None, second: str | None, **options: Any) -> None:  # noqa: ANN401 - click's options
+def compare(prompt: str | None, first: str | None, second: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
     """Compare pairs: rows {"prompt", "response_a", "response_b"} or {"prompt", "chosen", "rejected"}."""
 
-    def texts(row: dict[str, Any]) -> tuple[Prompt, list[str]]:
-        return _texts(
-            row, ("chosen", "rejected") if "chosen" in row and "response_a" not in row else ("response_a", "response_b")
-        )
+    def texts(row: dict[str, Any]) -> _Texts:
+        preferences = "chosen" in row and "response_a" not in row
+        return _texts(row, ("chosen", "rejected") if preferences else ("response_a", "response_b"))
 
-    def run(rm: FastSlowRM, batch: list[tuple[Prompt, list[str]]]) -> list[dict[str, Any]]:
-        return [_comparison_fields(c) for c in rm.compare_many([(p, *both) for p, both in batch])]  # type: ignore[misc]
+    def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
+        return [_comparison_fields(c) for c in rm.compare_many([(p, a, b) for p, (a, b) in batch])]
 
     _run(_Job(texts, run), _single(prompt=prompt, first=first, second=second), options)
 
 
 @click.command()
 @_job_options
-@click.option("--strategy", type=click.Choice(STRATEGIES), default="gated", show_default=True, help="Who meets whom.")
 @model_options
-def rank(strategy: str, **options: Any) -> None:  # noqa: ANN401 - click's options
-    """Rank candidates: rows {"prompt", "responses": [...]}.
+def rank(**options: Any) -> None:  # noqa: ANN401 - click's options
+    """Rank responses by score: rows {"prompt", "responses": [...]}.
 
-    Each row is answered as best_of_n does in Python: all candidates are scored, and those that the gate cannot tell from
-    the best meet in matches that the judge decides. With --judge always everyone meets; with --strategy fast the scores
-    alone decide, as in Python's rank(..., judge="never").
+    Each response is scored by itself, as FastSlowRM.rank does in Python. best-of-n also lets those that are close meet
+    in pairs.
     """
 
-    def texts(row: dict[str, Any]) -> tuple[Prompt, list[str]]:
-        responses = row.get("responses")
-        if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
-            raise DataFormatError("field 'responses' is missing or not a non-empty list of strings")
-        return _texts(row, ())[0], responses
+    def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
+        scores = iter(rm.score_many([(p, response) for p, responses in batch for response in responses]))
+        return [_ranking_fields(list(islice(scores, len(responses)))) for _, responses in batch]
 
-    def run(rm: FastSlowRM, batch: list[tuple[Prompt, list[str]]]) -> list[dict[str, Any]]:
+    _run(_Job(_listed_texts, run), None, options)
+
+
+@click.command("best-of-n")
+@_job_options
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="gated", show_default=True, help="Who meets whom.")
+@model_options
+def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - click's options
+    """Choose the best of N responses: rows {"prompt", "responses": [...]}.
+
+    All responses are scored, and those that the gate cannot tell from the best meet in matches that the judge decides, as
+    FastSlowRM.best_of_n does in Python. With --judge always everyone meets; with --strategy fast the scores decide.
+    """
+
+    def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_selection_fields(rm.best_of_n(p, responses, strategy=strategy)) for p, responses in batch]
 
-    _run(_Job(texts, run, allow_empty=True), None, options)
+    _run(_Job(_listed_texts, run, allow_empty=True), None, options)
 
 
-def _run(job: _Job, single: tuple[Prompt, list[str]] | None, options: dict[str, Any]) -> None:
+def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
     """Answer one row given by options, or all rows of a file."""
     as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
@@ -136,7 +163,7 @@ def _run(job: _Job, single: tuple[Prompt, list[str]] | None, options: dict[str, 
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
     with open_model(options) as rm:
         if single is not None:
-            texts, cut = _fitted(rm, single, job.allow_empty)
+            texts, cut = _encoded(rm, single, job.allow_empty)
             fields = job.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
             click.echo(
                 json.dumps(fields, ensure_ascii=False)
@@ -150,11 +177,18 @@ def _run(job: _Job, single: tuple[Prompt, list[str]] | None, options: dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A usable row: its line, its object, its texts as they will be scored, and what was cut off them."""
+    """A usable row.
+
+    Attributes:
+        line: Its number.
+        row: Its object.
+        texts: Its texts as they will be scored.
+        cut: [kept, given] characters of each response that was cut, by position.
+    """
 
     line: int
     row: dict[str, Any]
-    texts: tuple[Prompt, list[str]]
+    texts: _Encoded
     cut: dict[str, list[int]]
 
 
@@ -165,6 +199,7 @@ class _Rows:
         self._rm, self._job, self._prefix, self._skip = rm, job, prefix, skip
         self._skipped: list[tuple[int, str]] = []
         self._stopped: DataFormatError | None = None
+        self._stop_line: float = math.inf
         self._cut = 0
 
     def run(self, rows: Iterator[Row], writer: _Writer, size: int) -> None:
@@ -216,7 +251,7 @@ class _Rows:
             try:
                 if row.error:
                     raise DataFormatError(row.error)
-                texts, cut = _fitted(self._rm, self._job.texts(row.data), self._job.allow_empty)
+                texts, cut = _encoded(self._rm, self._job.texts(row.data), self._job.allow_empty)
             except InputError as error:
                 self._bad(row.line, error)
             else:
@@ -225,27 +260,20 @@ class _Rows:
                 return
 
     def _answers(self, batch: list[_Asked]) -> list[dict[str, Any] | None]:
-        """Answer a batch; when a row of it turns out to be bad only then, answer row by row, up to the first bad one unless bad ones are skipped."""
-        try:
-            return [*self._job.run(self._rm, [asked.texts for asked in batch])]
-        except InputError as error:
-            if len(batch) == 1:
-                self._bad(batch[0].line, error)
-                return [None]
-        answers: list[dict[str, Any] | None] = []
-        for asked in batch:
-            answers += self._answers([asked])
-            if answers[-1] is None and not self._skip:
-                break
-        return answers
+        """Answer a batch; None for a row that turns out to be bad only when it is answered."""
+
+        def run(part: list[_Asked]) -> list[dict[str, Any]]:
+            return self._job.run(self._rm, [asked.texts for asked in part])
+
+        return each_or_none(run, batch, InputError, lambda position, error: self._bad(batch[position].line, error))
 
     def _bad(self, line: int, error: InputError) -> None:
-        why = str(error).removeprefix(
-            "item 0: "
-        )  # its place in a call of the model, which the line number makes clearer
+        """Take note of a bad row: it is skipped, or it ends the run behind the rows before it."""
+        why = str(error).removeprefix("item 0: ")  # its place in a call of the model; the line number says it better
         if self._skip:
             self._skipped.append((line, why))
-        else:  # rows are read ahead of their answers: of two bad ones the one found last comes first in the file
+        elif line < self._stop_line:  # rows are read ahead of their answers: the first bad one in the file counts
+            self._stop_line = line
             self._stopped = DataFormatError(f"line {line}: {why}")
 
     def _merged(self, asked: _Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
@@ -319,20 +347,20 @@ class _Lines:
             self._file = self._source.open("rb")
         except OSError as error:
             raise DataFormatError(f"cannot read {self._source}: {error.strerror}") from error
-        return self._watched() if sys.stderr.isatty() else self._file
+        return self._watched()
 
     def _watched(self) -> Iterator[bytes]:
-        with click.progressbar(length=self._source.stat().st_size, label=self._source.name, file=sys.stderr) as bar:
+        with progress(self._source.name, self._source.stat().st_size) as step:
             for line in self._file:
                 yield line
-                bar.update(len(line))
+                step(len(line))
 
     def __exit__(self, *exception: object) -> None:
         if str(self._source) != "-":
             self._file.close()
 
 
-def _single(**texts: str | None) -> tuple[Prompt, list[str]] | None:
+def _single(**texts: str | None) -> _Texts | None:
     """The texts of a single call from the options of these names, or None where none was given."""
     if all(text is None for text in texts.values()):
         return None
@@ -343,29 +371,50 @@ def _single(**texts: str | None) -> tuple[Prompt, list[str]] | None:
     return prompt, responses
 
 
-def _texts(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Prompt, list[str]]:
+def _texts(row: dict[str, Any], names: tuple[str, ...]) -> _Texts:
+    """Take the prompt and the responses under these names out of a row."""
     missing = [name for name in ("prompt", *names) if name not in row]
     if missing:
         raise DataFormatError(f"missing field {missing[0]!r}; the row has {', '.join(sorted(row)) or 'none'}")
     return row["prompt"], [row[name] for name in names]
 
 
-def _fitted(
-    rm: FastSlowRM, texts: tuple[Prompt, list[str]], allow_empty: bool
-) -> tuple[tuple[Prompt, list[str]], dict[str, list[int]]]:
-    """Check texts; return them as they will be scored, and [kept, given] characters of each that was cut, by position."""
-    prompt, responses = texts
-    fitted = [r if allow_empty and isinstance(r, str) and not r.strip() else rm.fit(prompt, r) for r in responses]
-    cut = {
-        str(i): [len(kept), len(given)]
-        for i, (kept, given) in enumerate(zip(fitted, responses, strict=True))
-        if kept != given
+def _listed_texts(row: dict[str, Any]) -> _Texts:
+    """Take the prompt and the list of responses out of a row."""
+    responses = row.get("responses")
+    if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
+        raise DataFormatError("field 'responses' is missing or not a non-empty list of strings")
+    return _texts(row, ())[0], responses
+
+
+def _encoded(rm: FastSlowRM, texts: _Texts, allow_empty: bool) -> tuple[_Encoded, dict[str, list[int]]]:
+    """Check the texts of a row and turn them into ids, once.
+
+    Returns:
+        The texts as they will be scored, and [kept, given] characters of each response that was cut, by position.
+    """
+    prompt, given = texts
+    responses: list[Response] = []
+    cut: dict[str, list[int]] = {}
+    for i, text in enumerate(given):
+        if allow_empty and isinstance(text, str) and not text.strip():
+            responses.append(text)
+            continue
+        encoded = rm.encode(prompt, text)
+        responses.append(encoded)
+        if encoded.text != text:
+            cut[str(i)] = [len(encoded.text), len(text)]
+    return (prompt, responses), cut
+
+
+def _ranking_fields(scores: list[Score]) -> dict[str, Any]:
+    return {
+        "ranking": best_first(scores),
+        "scores": [score.score for score in scores],
+        "routes": [score.route for score in scores],
+        "tokens_read": sum(score.tokens_read for score in scores),
+        "tokens_generated": sum(score.tokens_generated for score in scores),
     }
-    return (prompt, fitted), cut
-
-
-def _score_fields(score: Score) -> dict[str, Any]:
-    return score.to_dict()
 
 
 def _comparison_fields(comparison: Comparison) -> dict[str, Any]:

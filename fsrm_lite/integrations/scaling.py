@@ -11,7 +11,7 @@ from typing import Any
 
 from fsrm_lite.errors import InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, text_of
-from fsrm_lite.types import JudgePolicy, Message, Prompt
+from fsrm_lite.types import JudgePolicy, Message, Prompt, Strategy
 
 
 class OutcomeRewardModel(LazyModel):
@@ -54,7 +54,7 @@ class BestOfFilter(LazyModel):
         source: Source = None,
         *,
         prompt: Callable[[Any], Prompt],
-        strategy: str = "gated",
+        strategy: Strategy = "gated",
         **load_options: Any,  # noqa: ANN401 - passed on as they are
     ) -> None:
         """Keep the settings.

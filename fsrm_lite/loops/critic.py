@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Review:
     """A critic's word on one response.
 
     Attributes:
@@ -56,12 +56,12 @@ class Verdict:
 class Critic(Protocol):
     """Reviews responses."""
 
-    def review(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
         """Return one verdict per (question, response), in order; what cannot be read is rejected with score 0."""
         ...
 
 
-REJECTED = Verdict(False, 0.0)
+REJECTED = Review(False, 0.0)
 """What a critic says of a response it cannot read: empty, too long, or not valid text."""
 
 
@@ -70,7 +70,7 @@ class RewardCritic:
 
     def __init__(
         self, model: FastSlowRM, *, threshold: float = 0.5, judge: JudgePolicy = "auto", **options: Any
-    ) -> None:  # noqa: ANN401
+    ) -> None:
         """Keep the settings.
 
         Args:
@@ -90,11 +90,11 @@ class RewardCritic:
         self._judge = judge
         self._options = options
 
-    def review(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
         """See :class:`Critic`. When the judge fails, the fast scores decide, and the log says so; with "always" it raises."""
         scores = each_or_none(self._scores, items, InputError)
         return [
-            REJECTED if s is None else Verdict(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read)
+            REJECTED if s is None else Review(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read)
             for s in scores
         ]
 
@@ -123,7 +123,7 @@ class SelfCritic:
         self._sampling = sampling or Sampling(temperature=0.0, max_tokens=64)
         self._prompt = prompt
 
-    def review(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
         """See :class:`Critic`; the score is the share of yes among the replies, and half or more accepts."""
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
@@ -136,7 +136,7 @@ class SelfCritic:
             words = [_yes_or_no(reply.text) for reply in replies]
             said = [word for word in words if word is not None]
             share = sum(said) / len(said) if said else 0.0
-            verdicts[i] = Verdict(share >= 0.5, share, sum(reply.tokens_generated for reply in replies))
+            verdicts[i] = Review(share >= 0.5, share, sum(reply.tokens_generated for reply in replies))
         return verdicts
 
 
@@ -159,7 +159,7 @@ class HeadCritic:
         self._reader = HiddenReader(model)
         self._session = _open_session(Path(folder) / "critic.onnx")
 
-    def review(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
         """See :class:`Critic`."""
         readings = self._reader.read(items)
         found = [r.hidden for r in readings if r is not None and r.hidden is not None]
@@ -168,7 +168,7 @@ class HeadCritic:
         for reading in readings:
             score = next(scores) if reading is not None else None
             tokens = reading.tokens_read if reading is not None else 0
-            verdicts.append(REJECTED if score is None else Verdict(score >= self._threshold, score, 0, tokens))
+            verdicts.append(REJECTED if score is None else Review(score >= self._threshold, score, 0, tokens))
         return verdicts
 
     def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -191,7 +191,7 @@ class HiddenReader:
         sequences = [ids for ids in encoded if ids is not None]
         readings: list[FastReading | None] = [None] * len(items)
         for start in range(0, len(where), READ_AT_ONCE):
-            found = self._fast.read(sequences[start : start + READ_AT_ONCE], hidden=True)
+            found = self._fast.readings(sequences[start : start + READ_AT_ONCE], hidden=True)
             for i, reading in zip(where[start : start + READ_AT_ONCE], found, strict=True):
                 readings[i] = reading
         return readings

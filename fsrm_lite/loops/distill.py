@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
-from fsrm_lite.jsonl import dump_row
+from fsrm_lite.jsonl import complete_lines, dump_row
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.ranking.answers import Extractor, find_extractor
 
 GIVE_UP_AFTER = 16
 """A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""
+
+_START = b'{"question": "'  # of every line
 
 logger = logging.getLogger(__name__)
 
@@ -203,20 +204,11 @@ class _Run:
 
 
 def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
-    """Yield the numbered traces already there, then cut off a half-written last line."""
-    if not output.exists():
-        return
-    whole = 0
-    with output.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
+    """Yield the numbered traces already there; a half-written last line is cut off then."""
+    if output.exists():
+        for number, line in complete_lines(output, _START):
             if line.strip():
                 yield number, _parse(line.decode("utf-8", "replace"), number)
-    if whole < output.stat().st_size:
-        logger.warning("%s ends in a half-written line, which is taken away", output)
-        os.truncate(output, whole)
 
 
 def _parse(line: str, number: int) -> Trace:

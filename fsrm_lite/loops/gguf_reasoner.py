@@ -20,12 +20,10 @@ from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.errors import FsrmError, InputError, JudgeError, ReasonerError, missing_extra, one_line
 from fsrm_lite.loops.reasoners import Proposal, Sampling, Task, conversation
 from fsrm_lite.runtimes.llama.gguf_header import read_header
-from fsrm_lite.runtimes.llama.native import Vocabulary
-from fsrm_lite.slow.sampling import Sampling as Draws
+from fsrm_lite.runtimes.llama.native import LlamaTokenizer
 from fsrm_lite.slow.sampling import vote_key
-from fsrm_lite.slow.scheduler import Job
-from fsrm_lite.slow.voting import Plan
-from fsrm_lite.slow.worker import InlineRunner, Request
+from fsrm_lite.slow.worker import InlineRunner
+from fsrm_lite.types import Decoding, Job, Request
 
 PROMPT_SLOT = "{prompt}"
 _NEVER = "(?!)"
@@ -62,9 +60,9 @@ class GgufReasoner:
         self._lock = threading.Lock()
         self._runner: InlineRunner | None = InlineRunner(Path(path), lambda ids: "", threads=threads)
         try:
-            self._vocabulary = self._runner.vocabulary
+            self._tokenizer = self._runner.tokenizer
             self._prompts = _Prompts(
-                self._vocabulary, _plain(template) if template is not None else _chat(str(chat), self._vocabulary)
+                self._tokenizer, _plain(template) if template is not None else _chat(str(chat), self._tokenizer)
             )
             self._prompts.ids(Task("question"))  # a template that does not work is refused now
         except BaseException:
@@ -77,16 +75,14 @@ class GgufReasoner:
             if self._runner is None:
                 raise ReasonerError("this reasoner is closed; open another one")
             try:
-                jobs = [self._job(task, sampling, k) for task in tasks for k in range(sampling.n)]
-                draws = Draws(sampling.temperature, sampling.top_p, 0)
-                results, _ = (
-                    self._runner.run(Request(Plan(tuple(jobs)), draws, self._vocabulary.ends)) if jobs else ([], True)
-                )
+                jobs = tuple(self._job(task, sampling, k) for task in tasks for k in range(sampling.n))
+                decoding = Decoding(sampling.temperature, sampling.top_p, 0)
+                request = Request(jobs, decoding, self._tokenizer.ends)
+                completions, _ = self._runner.run(request) if jobs else ([], True)
             except (InputError, JudgeError) as error:
                 raise ReasonerError(f"the model cannot answer: {error}") from error
-            proposals = [
-                Proposal(self._vocabulary.detokenize(r.ids).strip(), len(r.ids)) for r in results if r is not None
-            ]
+            texts = [c.ids for c in completions if c is not None]
+            proposals = [Proposal(self._tokenizer.detokenize(ids).strip(), len(ids)) for ids in texts]
         return [proposals[i : i + sampling.n] for i in range(0, len(proposals), sampling.n)]
 
     def _job(self, task: Task, sampling: Sampling, number: int) -> Job:
@@ -107,14 +103,14 @@ class GgufReasoner:
 class _Prompts:
     """Tasks to token ids, by one template."""
 
-    def __init__(self, vocabulary: Vocabulary, render: Callable[[int], str]) -> None:
-        """Keep the vocabulary and ``render``: from a number of messages to the prompt, with a mark for each message's text."""
-        self._vocabulary = vocabulary
-        self._special = {token.id for token in vocabulary.special.values()}
+    def __init__(self, tokenizer: LlamaTokenizer, render: Callable[[int], str]) -> None:
+        """Keep the tokenizer and ``render``: from a number of messages to the prompt, with a mark for each message's text."""
+        self._tokenizer = tokenizer
+        self._special = {token.id for token in tokenizer.special.values()}
         names = sorted(
-            vocabulary.special, key=len, reverse=True
+            tokenizer.special, key=len, reverse=True
         )  # longest first: none may be taken for the start of another
-        tokens = [vocabulary.special[name] for name in names]
+        tokens = [tokenizer.special[name] for name in names]
         spaced = [
             r"\s*" * t.strips_left + re.escape(name) + r"\s*" * t.strips_right
             for name, t in zip(names, tokens, strict=True)
@@ -129,7 +125,7 @@ class _Prompts:
         ids: list[int] = []
         for piece in self._pieces(len(texts)):
             ids += [piece] if isinstance(piece, int) else self._text(_MARK.sub(lambda m: texts[int(m.group(1))], piece))
-        start = self._vocabulary.start
+        start = self._tokenizer.start
         return ids if start is None or ids[:1] == [start] else [start, *ids]
 
     def _cut(self, prompt: str) -> list[int | str]:
@@ -139,24 +135,24 @@ class _Prompts:
         pieces: list[int | str] = []
         position = 0
         for match in self._split.finditer(prompt):
-            pieces += [prompt[position : match.start()], self._vocabulary.special[match[0].strip()].id]
+            pieces += [prompt[position : match.start()], self._tokenizer.special[match[0].strip()].id]
             position = match.end()
         return [piece for piece in [*pieces, prompt[position:]] if piece != ""]
 
     def _text(self, text: str) -> list[int]:
         """Ids of plain text: where a special token came out, its spelling is cut behind its first character."""
-        ids = self._vocabulary.tokenize(text)
+        ids = self._tokenizer.tokenize(text)
         if self._special.isdisjoint(ids):
             return ids
         cuts = [0, *(match.start() + 1 for match in self._starts.finditer(text)), len(text)]
-        return [i for start, end in pairwise(cuts) for i in self._vocabulary.tokenize(text[start:end])]
+        return [i for start, end in pairwise(cuts) for i in self._tokenizer.tokenize(text[start:end])]
 
 
 def _plain(template: str) -> Callable[[int], str]:
     return lambda messages: template.replace(PROMPT_SLOT, _mark(0))
 
 
-def _chat(template: str, vocabulary: Vocabulary) -> Callable[[int], str]:
+def _chat(template: str, tokenizer: LlamaTokenizer) -> Callable[[int], str]:
     """Compile a chat template as Hugging Face's files have them."""
     try:
         from jinja2.ext import loopcontrols
@@ -166,7 +162,7 @@ def _chat(template: str, vocabulary: Vocabulary) -> Callable[[int], str]:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-    names = {"bos_token": vocabulary.name("bos"), "eos_token": vocabulary.name("eos")}
+    names = {"bos_token": tokenizer.name("bos"), "eos_token": tokenizer.name("eos")}
 
     def render(messages: int) -> str:
         spoken = [{"role": "assistant" if i % 2 else "user", "content": _mark(i)} for i in range(messages)]

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from fsrm_lite.checks import expect, expect_one_of, is_whole
-from fsrm_lite.loops.critic import REJECTED, Critic, Verdict
+from fsrm_lite.loops.critic import REJECTED, Critic, Review
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.ranking.answers import Extractor, find_extractor
 
@@ -20,7 +20,7 @@ SEED_STRIDE = 1_000_003
 """Distance between the seeds of two turns: more than anyone takes samples, so that turns never share one."""
 
 
-class Outcome(StrEnum):
+class LoopOutcome(StrEnum):
     """How a loop ended."""
 
     ACCEPTED = "accepted"
@@ -66,7 +66,7 @@ class LoopResult:
     """
 
     question: str
-    outcome: Outcome
+    outcome: LoopOutcome
     response: str | None
     score: float | None
     turns: tuple[Turn, ...] = ()
@@ -153,10 +153,10 @@ class ReasoningLoop:
 
     def _result(self, question: str, turns: tuple[Turn, ...]) -> LoopResult:
         if turns[-1].accepted:
-            return LoopResult(question, Outcome.ACCEPTED, turns[-1].response, turns[-1].score, turns)
+            return LoopResult(question, LoopOutcome.ACCEPTED, turns[-1].response, turns[-1].score, turns)
         usable = [turn for turn in turns if not turn.failed]
         if self.otherwise == "abstain" or not usable:
-            return LoopResult(question, Outcome.ABSTAINED, None, None, turns)
+            return LoopResult(question, LoopOutcome.ABSTAINED, None, None, turns)
         extract = find_extractor(self.extractor) if self.extractor is not None else lambda text: None
         extracted = [extract(turn.response) for turn in usable]
         answers = [
@@ -167,14 +167,14 @@ class ReasoningLoop:
         }
         # max() takes the earliest of equals.
         best, _ = max(zip(usable, answers, strict=True), key=lambda pair: (worth[pair[1]], pair[0].score))
-        return LoopResult(question, Outcome.BEST, best.response, best.score, turns)
+        return LoopResult(question, LoopOutcome.BEST, best.response, best.score, turns)
 
 
 def _rejected(turns: list[Turn]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(turn.response for turn in turns if not turn.failed))
 
 
-def _make_turn(proposal: Proposal, verdict: Verdict | None, earlier: dict[str, Turn]) -> Turn:
+def _make_turn(proposal: Proposal, verdict: Review | None, earlier: dict[str, Turn]) -> Turn:
     if not proposal.text.strip():
         return Turn("", REJECTED.accept, REJECTED.score, proposal.tokens_generated, failed=True)
     if verdict is None:

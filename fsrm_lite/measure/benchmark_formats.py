@@ -16,7 +16,7 @@ from typing import Any
 
 from fsrm_lite.errors import DataFormatError
 from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS
-from fsrm_lite.measure.data_files import Row, as_list, read_rows
+from fsrm_lite.measure.data_files import SourceRow, as_list, read_rows
 from fsrm_lite.measure.labelled import group_key
 from fsrm_lite.types import Prompt
 
@@ -56,7 +56,7 @@ class Format:
     name: str
     pairwise: bool
     detect: Callable[[Mapping[str, Any]], bool]
-    parse: Callable[[Row], Iterable[Example]]
+    parse: Callable[[SourceRow], Iterable[Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _mixed(example: Example) -> Example:
     return replace(example, responses=example.responses[::-1], right=(1,))
 
 
-def _pairs(row: Row) -> Iterable[Example]:
+def _pairs(row: SourceRow) -> Iterable[Example]:
     data = row.data
     subset, name = str(data.get("subset") or ""), str(data.get("id") if data.get("id") is not None else "")
     if "chosen" in data:
@@ -144,7 +144,7 @@ def _pairs(row: Row) -> Iterable[Example]:
     )
 
 
-def _rewardbench2(row: Row) -> Iterable[Example]:
+def _rewardbench2(row: SourceRow) -> Iterable[Example]:
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
     name, subset = str(data["id"]), str(data["subset"])
@@ -155,7 +155,7 @@ def _rewardbench2(row: Row) -> Iterable[Example]:
     )
 
 
-def _rm_bench(row: Row) -> Iterable[Example]:
+def _rm_bench(row: SourceRow) -> Iterable[Example]:
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
     if len(chosen) != 3 or len(rejected) != 3:
@@ -166,7 +166,7 @@ def _rm_bench(row: Row) -> Iterable[Example]:
     yield Example(str(data.get("id", "")), data["prompt"], tuple(map(_text, (*chosen, *rejected))), (0, 1, 2), domain)
 
 
-def _judgebench(row: Row) -> Iterable[Example]:
+def _judgebench(row: SourceRow) -> Iterable[Example]:
     data = row.data
     source = str(data.get("source", ""))
     subset = next((name for start, name in _JUDGEBENCH_CATEGORIES.items() if source.startswith(start)), source)
@@ -179,7 +179,7 @@ def _judgebench(row: Row) -> Iterable[Example]:
     )
 
 
-def _llmbar(row: Row) -> Iterable[Example]:
+def _llmbar(row: SourceRow) -> Iterable[Example]:
     data = row.data
     label = int(data["label"])
     if label not in (1, 2):
@@ -187,7 +187,7 @@ def _llmbar(row: Row) -> Iterable[Example]:
     yield Example("", data["input"], (_text(data["output_1"]), _text(data["output_2"])), (label - 1,), row.source)
 
 
-def _pandalm(row: Row) -> Iterable[Example]:
+def _pandalm(row: SourceRow) -> Iterable[Example]:
     data = row.data
     votes = [int(data[f"annotator{i}"]) for i in (1, 2, 3)]
     majority = max(votes, key=votes.count)  # the first one on a three-way split, as the authors' script has it
@@ -197,7 +197,7 @@ def _pandalm(row: Row) -> Iterable[Example]:
     yield Example(str(data["idx"]), prompt, responses, (majority - 1,) if majority else (), subset)
 
 
-def _gsm8k_solutions(row: Row) -> Iterable[Example]:
+def _gsm8k_solutions(row: SourceRow) -> Iterable[Example]:
     data = row.data
     solutions = {name: value for name, value in data.items() if isinstance(value, dict) and "is_correct" in value}
     right = [(n, _CALCULATION.sub("", v["solution"])) for n, v in solutions.items() if v["is_correct"]]
@@ -207,7 +207,7 @@ def _gsm8k_solutions(row: Row) -> Iterable[Example]:
             yield _mixed(Example(f"{row.where.split()[-1]}-{good}-{bad}", data["question"], (better, worse), (0,)))
 
 
-def _conversation(row: Row) -> tuple[Prompt, str, str]:
+def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
     """A chosen/rejected row: texts, or whole conversations that differ in their last message."""
     data = row.data
     chosen, rejected, prompt = data["chosen"], data["rejected"], data.get("prompt")

@@ -56,7 +56,7 @@ RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolicyOutcome:
     """What one policy made of one item.
 
     Attributes:
@@ -77,16 +77,16 @@ class Outcome:
     logits: tuple[float, ...] = ()
 
 
-Metric: TypeAlias = Callable[[Sequence[Outcome]], dict[str, float]]
+Metric: TypeAlias = Callable[[Sequence[PolicyOutcome]], dict[str, float]]
 """Figures by name; the first one, ``score``, is the benchmark's headline."""
 
 
-def pairs(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Accuracy; ties are wrong."""
     return {"score": _mean([_decided(o) for o in outcomes])}
 
 
-def rewardbench(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def rewardbench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Mean over the sections present of the subset accuracies, weighted by their published counts; ties are wrong."""
     accuracy = {name: _mean([_decided(o) for o in part]) for name, part in by_subset(outcomes).items()}
     sections = {}
@@ -97,7 +97,7 @@ def rewardbench(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {"score": _mean(list(sections.values())), **sections}
 
 
-def rewardbench2(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def rewardbench2(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Mean over the subsets; best of N with ties at the top shared, and the Ties subset by its own rule."""
     subsets = {}
     for name, part in by_subset(outcomes).items():
@@ -105,13 +105,13 @@ def rewardbench2(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {"score": _mean(list(subsets.values())), **subsets}
 
 
-def ties_score(outcomes: Sequence[Outcome]) -> float:
+def ties_score(outcomes: Sequence[PolicyOutcome]) -> float:
     """Score of RewardBench 2's Ties subset: 60 % accuracy, 40 % margins, and a hundredth of a smooth margin.
 
     Each prompt comes as ``ref:N`` with one right answer and as ``tied:N`` with several; the wrong ones must score below
     all right ones, and by more than the right ones differ among themselves.
     """
-    versions: dict[str, dict[str, list[Outcome]]] = {"ref": {}, "tied": {}}
+    versions: dict[str, dict[str, list[PolicyOutcome]]] = {"ref": {}, "tied": {}}
     for outcome in outcomes:
         kind, _, number = outcome.id.split("/")[-1].partition("#")[0].partition(":")
         versions["ref" if kind == "ref" else "tied"].setdefault(number, []).append(outcome)
@@ -139,7 +139,7 @@ def ties_score(outcomes: Sequence[Outcome]) -> float:
     )
 
 
-def rm_bench(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def rm_bench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Mean over the domains of the mean of hard, normal and easy accuracy over 3 x 3 styles; ties are wrong."""
     domains, levels = {}, []
     for domain in RM_BENCH_DOMAINS:
@@ -151,14 +151,14 @@ def rm_bench(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {"score": _mean(list(domains.values())), "hard": hard, "normal": normal, "easy": easy, **domains}
 
 
-def judgebench(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def judgebench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Share of pairs with more right than wrong games; a scalar model plays one game, a judge one per order."""
     return {
         "score": _mean([sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes])
     }
 
 
-def llmbar(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def llmbar(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Accuracy averaged over the orders, share right in every order, and share judged alike in every order."""
     return {
         "score": _mean([_mean([w in o.right for w in o.winners]) for o in outcomes]),
@@ -167,7 +167,7 @@ def llmbar(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def pandalm(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def pandalm(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Accuracy and macro-averaged precision, recall and F1 over tie, first and second, against the majority label.
 
     ``without_ties`` leaves out items that the annotators call a tie; ``unanimous`` keeps those on which all three agree.
@@ -196,39 +196,39 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def by_subset(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_subset(outcomes: Sequence[PolicyOutcome]) -> dict[str, list[PolicyOutcome]]:
     """Group outcomes by subset, in order of first appearance."""
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[PolicyOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.subset, []).append(outcome)
     return groups
 
 
-def _decided(outcome: Outcome) -> bool:
+def _decided(outcome: PolicyOutcome) -> bool:
     return outcome.decision is not None and outcome.decision in outcome.right
 
 
-def _top(outcome: Outcome) -> float:
+def _top(outcome: PolicyOutcome) -> float:
     """1 over the number of responses tied at the maximum if a right one is among them, else 0."""
     best = max(outcome.logits)
     top = [i for i, x in enumerate(outcome.logits) if x == best]
     return 1.0 / len(top) if any(i in outcome.right for i in top) else 0.0
 
 
-def _margin(outcome: Outcome) -> float:
+def _margin(outcome: PolicyOutcome) -> float:
     """Worst right score minus best wrong score."""
     return min(outcome.logits[i] for i in outcome.right) - max(
         x for i, x in enumerate(outcome.logits) if i not in outcome.right
     )
 
 
-def _spread(outcome: Outcome) -> float:
+def _spread(outcome: PolicyOutcome) -> float:
     """Best minus worst right score."""
     scores = [outcome.logits[i] for i in outcome.right]
     return max(scores) - min(scores)
 
 
-def _style_levels(outcomes: Sequence[Outcome]) -> tuple[float, float, float]:
+def _style_levels(outcomes: Sequence[PolicyOutcome]) -> tuple[float, float, float]:
     """Hard (plain right answer against ornate wrong one), normal and easy accuracy."""
     scores = np.array([o.logits for o in outcomes])
     wins = (scores[:, :3, None] > scores[:, None, 3:]).mean(axis=0)

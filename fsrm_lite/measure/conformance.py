@@ -286,11 +286,3 @@ def _random_response(rng: random.Random, labels: int, vocab_size: int | None) ->
         response["log_mass"] = round(max(response["label_logits"]) + rng.random() * 3 + math.log(labels), 3)
         response["entropy"] = round(rng.random() ** 2 * math.log(vocab_size), 4)
     return response
-
-
-def write_vectors(path: str) -> int:
-    """Write the vectors to ``path``, one JSON object per line, and return how many there are."""
-    rows = [json.dumps(row) for row in vectors()]
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("\n".join(rows) + "\n")
-    return len(rows)

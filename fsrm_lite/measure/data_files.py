@@ -22,7 +22,7 @@ _CELL_CHARACTERS = 2**27
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One object of a data file.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row:
     where: str
 
 
-def read_rows(path: Path | str) -> list[Row]:
+def read_rows(path: Path | str) -> list[SourceRow]:
     """Read every object of a file, or of all data files of a folder in the order of their names.
 
     Raises:
@@ -54,7 +54,7 @@ def read_rows(path: Path | str) -> list[Row]:
         raise DataFormatError(f"there is no file {root}")
     if _suffix(root) not in SUFFIXES:
         raise DataFormatError(f"{root.name} is of an unknown type; expected {', '.join(SUFFIXES)}, plain or .gz")
-    rows = [Row(data, _source(root), where) for data, where in _objects(root)]
+    rows = [SourceRow(data, _source(root), where) for data, where in _objects(root)]
     if not rows:
         raise DataFormatError(f"{root} holds no rows")
     return rows

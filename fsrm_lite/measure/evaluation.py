@@ -13,19 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
-from fsrm_lite.measure.labelled import content_key, fast_signals
+from fsrm_lite.measure.labelled import content_key
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
-
-_Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,9 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
 
     texts = [(x.prompt, response) for x in batch for response in x.responses if response.strip()]
     try:
-        read = iter(_in_parts(score, texts) if options.skip_too_long else score(texts) if texts else [])
+        read = iter(
+            each_or_none(score, texts, ContextOverflowError) if options.skip_too_long else score(texts) if texts else []
+        )
     except InputError as error:
         if len(batch) > 1:  # one at a time, so that the error names the item
             return [reading for example in batch for reading in _read_fast(rm, [example], pairwise, options)]
@@ -184,11 +184,9 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
 def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: bool) -> tuple[bool, ...]:
     """What the gate says: about a pair once, else about each response."""
     if not pairwise:
-        return tuple(s is not None and rm.gate.single(fast_signals(s)).escalate for s in scores)
+        return tuple(s is not None and rm.gate.single(s).escalate for s in scores)
     first, second = scores
-    return (
-        first is not None and second is not None and rm.gate.pair(fast_signals(first), fast_signals(second)).escalate,
-    )
+    return (first is not None and second is not None and rm.gate.pair(first, second).escalate,)
 
 
 def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
@@ -199,7 +197,7 @@ def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOpti
         pairs = [(x.prompt, x.responses[0], x.responses[1]) for x in part]
         return rm.compare_many(pairs, judge="always", votes=options.votes, seed=options.seed)
 
-    answers = _in_parts(compare, examples)
+    answers = each_or_none(compare, examples, ContextOverflowError)
     return {x.id: None if c is None else _slow_pair(c) for x, c in zip(examples, answers, strict=True)}
 
 
@@ -211,7 +209,9 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
         texts = [(r.example.prompt, r.example.responses[i]) for r, i in part]
         return rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed)
 
-    answers = {(r.example.id, i): s for (r, i), s in zip(asked, _in_parts(score, asked), strict=True)}
+    answers = {
+        (r.example.id, i): s for (r, i), s in zip(asked, each_or_none(score, asked, ContextOverflowError), strict=True)
+    }
     judged: dict[str, Slow | None] = {}
     for r in readings:
         if any(r.asked):
@@ -223,19 +223,6 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
             )
             judged[r.example.id] = slow if whole else None
     return judged
-
-
-def _in_parts(call: Callable[[list[_Item]], Sequence[_Answer]], items: list[_Item]) -> list[_Answer | None]:
-    """Call with all items at once; if one does not fit the context, halve until it stands alone, and give None for it."""
-    if not items:
-        return []
-    try:
-        return list(call(items))
-    except ContextOverflowError:
-        if len(items) == 1:
-            return [None]
-        middle = len(items) // 2
-        return _in_parts(call, items[:middle]) + _in_parts(call, items[middle:])
 
 
 def _slow_pair(comparison: Comparison) -> Slow | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.jsonl import complete_lines
 from fsrm_lite.measure.benchmark_formats import Example
 from fsrm_lite.measure.labelled import content_key
 
@@ -137,26 +137,19 @@ def append(output: Path, records: Sequence[Record]) -> None:
 _START = b'{"run": "'  # of every line
 
 
-def _whole_lines(output: Path) -> list[tuple[int, Record]]:
-    """The lines of a results file. A half-written last one is cut off, once everything else has been found to be ours."""
+def _whole_lines(output: Path) -> Iterator[tuple[int, Record]]:
+    """Yield the numbered records of a results file; once all are found to be ours, a half-written last line is cut off."""
     try:
-        raw = output.read_bytes()
+        for number, line in complete_lines(output, _START):
+            try:
+                record = Record.from_json(line.decode("utf-8", "replace"))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataFormatError(
+                    f"{output} line {number} is not a result of this command ({error}); start a new file"
+                ) from error
+            yield number, record
     except OSError as error:
         raise InputError(f"cannot read {output}: {error}") from error
-    *lines, rest = raw.split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append((number, Record.from_json(line.decode("utf-8", "replace"))))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataFormatError(
-                f"{output} line {number} is not a result of this command ({error}); start a new file"
-            ) from error
-    if rest[: len(_START)] != _START[: len(rest)]:
-        raise DataFormatError(f"{output} line {len(lines) + 1} is not a result of this command; start a new file")
-    if rest:
-        os.truncate(output, len(raw) - len(rest))
-    return records
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.measure.benchmark_formats import Format
-from fsrm_lite.measure.benchmark_metrics import METRICS, Metric, Outcome, by_subset
+from fsrm_lite.measure.benchmark_metrics import METRICS, Metric, PolicyOutcome, by_subset
 from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.intervals import bootstrap, wilson
 
@@ -33,7 +33,7 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
     metric = METRICS[form.name]
     groups = [r.group for r in records]
 
-    def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def measured(outcomes: Sequence[PolicyOutcome]) -> dict[str, Any]:
         return {
             "metrics": _intervals(metric, outcomes, groups, resamples, seed),
             "subsets": _subset_scores(metric, outcomes, groups, resamples, seed),
@@ -62,22 +62,22 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
     }
 
 
-def fast_outcome(record: Record, pairwise: bool) -> Outcome:
+def fast_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
     """What the fast path alone makes of an item; equal scores are a tie."""
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in record.logits])
 
 
-def slow_outcome(record: Record, pairwise: bool) -> Outcome:
+def slow_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
     """What the judge makes of an item; where it gave no answer, the fast one stands."""
     if record.slow is None:
         return fast_outcome(record, pairwise)
     if pairwise:
-        return Outcome(record.id, record.subset, record.right, record.slow.winners, record.slow.decision)
+        return PolicyOutcome(record.id, record.subset, record.right, record.slow.winners, record.slow.decision)
     merged = [slow if slow is not None else fast for slow, fast in zip(record.slow.logits, record.logits, strict=True)]
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in merged])
 
 
-def gated_outcome(record: Record, pairwise: bool) -> Outcome:
+def gated_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
     """What the gate's choice between the two makes of an item, response by response where they are scored singly."""
     if pairwise:
         return slow_outcome(record, pairwise) if record.escalated[0] else fast_outcome(record, pairwise)
@@ -90,7 +90,7 @@ def gated_outcome(record: Record, pairwise: bool) -> Outcome:
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in chosen])
 
 
-def longer_outcome(record: Record, pairwise: bool) -> Outcome:
+def longer_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
     """The longer answer wins; equal lengths are a tie."""
     return _by_scores(record, pairwise, [float(n) for n in record.lengths])
 
@@ -100,7 +100,9 @@ def coin_score(records: Sequence[Record], form: Format, metric: Metric, seed: in
     if form.pairwise:
         # A coin never calls a tie: on an item that its annotators call one, any preference is wrong.
         best = [r.right[0] if r.right else 0 for r in records]
-        perfect = [Outcome(r.id, r.subset, r.right, (winner,), winner) for r, winner in zip(records, best, strict=True)]
+        perfect = [
+            PolicyOutcome(r.id, r.subset, r.right, (winner,), winner) for r, winner in zip(records, best, strict=True)
+        ]
         return metric(perfect)["score"] / 2
     rng = random.Random(seed)
     rounds = [
@@ -118,9 +120,9 @@ def is_right(record: Record, pairwise: bool) -> bool:
     return int(np.argmax(outcome.logits)) in record.right
 
 
-def _policies(judge: str) -> dict[str, Callable[[Record, bool], Outcome]]:
+def _policies(judge: str) -> dict[str, Callable[[Record, bool], PolicyOutcome]]:
     """The policies that records can tell about, by whom the judge was asked about."""
-    views: dict[str, Callable[[Record, bool], Outcome]] = {"always_fast": fast_outcome}
+    views: dict[str, Callable[[Record, bool], PolicyOutcome]] = {"always_fast": fast_outcome}
     if judge != "never":
         views["gated"] = gated_outcome
     if judge == "always":
@@ -128,11 +130,11 @@ def _policies(judge: str) -> dict[str, Callable[[Record, bool], Outcome]]:
     return views
 
 
-def _by_scores(record: Record, pairwise: bool, scores: Sequence[float]) -> Outcome:
+def _by_scores(record: Record, pairwise: bool, scores: Sequence[float]) -> PolicyOutcome:
     if not pairwise:
-        return Outcome(record.id, record.subset, record.right, logits=tuple(scores))
+        return PolicyOutcome(record.id, record.subset, record.right, logits=tuple(scores))
     winner = None if scores[0] == scores[1] else 0 if scores[0] > scores[1] else 1
-    return Outcome(record.id, record.subset, record.right, (winner,), winner)
+    return PolicyOutcome(record.id, record.subset, record.right, (winner,), winner)
 
 
 def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
@@ -151,7 +153,7 @@ def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
 
 
 def _intervals(
-    metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int
+    metric: Metric, outcomes: Sequence[PolicyOutcome], groups: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any]:
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
         return metric([outcomes[i] for i in chosen])
@@ -169,7 +171,7 @@ def _intervals(
 
 
 def _subset_scores(
-    metric: Metric, outcomes: Sequence[Outcome], groups: Sequence[str], resamples: int, seed: int
+    metric: Metric, outcomes: Sequence[PolicyOutcome], groups: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any]:
     positions: dict[str, list[int]] = {}
     for i, outcome in enumerate(outcomes):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
-from fsrm_lite.measure.data_files import Row, read_rows
+from fsrm_lite.measure.data_files import SourceRow, read_rows
 from fsrm_lite.measure.labelled import LabelledItem, content_key, fast_signals, group_key
 from fsrm_lite.types import Prompt
 
@@ -131,7 +131,7 @@ def _singles(
     ]
 
 
-def _parse(row: Row) -> LabelledRow:
+def _parse(row: SourceRow) -> LabelledRow:
     data = row.data
     prompt = data.get("prompt")
     if not isinstance(prompt, str | list):
@@ -150,7 +150,7 @@ def _parse(row: Row) -> LabelledRow:
     )
 
 
-def _texts(row: Row, *names: str) -> tuple[str, ...]:
+def _texts(row: SourceRow, *names: str) -> tuple[str, ...]:
     for name in names:
         if not isinstance(row.data.get(name), str) or not row.data[name].strip():
             raise DataFormatError(f"{row.where}: {name!r} is {row.data.get(name)!r}, expected some text")
@@ -162,7 +162,7 @@ def _texts(row: Row, *names: str) -> tuple[str, ...]:
     return texts
 
 
-def _label(row: Row, zero: set[Any], one: set[Any]) -> int:
+def _label(row: SourceRow, zero: set[Any], one: set[Any]) -> int:
     label = row.data.get("label", row.data.get("winner"))
     if isinstance(label, str | int | float) and label in one:
         return 1

@@ -1,6 +1,7 @@
 """The best of several responses: tournaments over fast scores and slow comparisons.
 
 ==============  =================================================================================
+``order``       the order of responses that were scored one by one
 ``tournament``  which comparisons a strategy asks for, and what it concludes from them
 ``ratings``     Bradley-Terry ratings on the Elo scale, from games
 ``answers``     final answers out of free text, so that answers can be counted and checked

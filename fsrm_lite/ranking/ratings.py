@@ -1,4 +1,4 @@
-"""Ratings from games: Bradley-Terry by maximum likelihood, sequential Elo, and which games to play next.
+"""Ratings from games: Bradley-Terry by maximum likelihood, on the Elo scale, and which games to play next.
 
 Numpy only. A *game* is (first, second, outcome) with the outcome in [0, 1] from the first player's side: 1 a win, 0 a
 loss, anything between a probability or a share of votes. Strengths are in nats: the chance that i beats j is
@@ -23,9 +23,6 @@ Array: TypeAlias = NDArray[np.float64]
 
 ELO_MEAN = 1500.0
 ELO_PER_NAT = 400.0 / math.log(10.0)
-K_FACTOR = 32.0
-"""Sequential Elo's step, the usual chess value. RRM (arXiv 2505.14674) publishes neither its K nor its start."""
-
 PRIOR_PRECISION = 0.1
 """Of the normal prior on strengths, per nat squared: standard deviation 3.2 nats, 550 Elo points. Keeps an unbeaten player finite."""
 
@@ -125,29 +122,6 @@ def bradley_terry(players: int, games: Iterable[Game], *, precision: float = PRI
     # is fixed at zero, so that part goes.
     covariance = np.asarray(inverse - 1.0 / (precision * max(players, 1)), dtype=np.float64)
     return Posterior(mean, covariance, np.rint(total.sum(-1)).astype(np.int64))
-
-
-def sequential_elo(players: int, games: Sequence[Game], *, k_factor: float = K_FACTOR) -> tuple[Rating, ...]:
-    """Rate players by the classic update after each game. The order of the games matters, and there are no intervals.
-
-    Args:
-        players: How many there are.
-        games: In the order in which they were played.
-        k_factor: Points at stake in a game, > 0.
-    """
-    if not (k_factor > 0 and math.isfinite(k_factor)):
-        raise InputError(f"k_factor is {k_factor!r}, expected a finite number above 0")
-    win_matrix(players, games)  # checks the games
-    points = [ELO_MEAN] * players
-    played = [0] * players
-    for first, second, outcome in games:
-        expected = 1.0 / (1.0 + 10.0 ** ((points[second] - points[first]) / 400.0))
-        change = k_factor * (outcome - expected)
-        points[first] += change
-        points[second] -= change
-        played[first] += 1
-        played[second] += 1
-    return tuple(Rating(r, r, r, g) for r, g in zip(points, played, strict=True))
 
 
 def informative_pairs(

@@ -13,16 +13,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, Unpack, get_args
 
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import InputError, JudgeError
-from fsrm_lite.gate import LOGIT_LIMIT, FastSignals, Gate, sigmoid
+from fsrm_lite.fast.readings import compare_scores
+from fsrm_lite.gate import LOGIT_LIMIT, Gate
 from fsrm_lite.ranking.answers import Extractor, find_extractor
-from fsrm_lite.ranking.ratings import K_FACTOR, PRIOR_PRECISION, Game, bradley_terry, informative_pairs, sequential_elo
-from fsrm_lite.types import Comparison, Rating, Score, Selection
+from fsrm_lite.ranking.ratings import PRIOR_PRECISION, Game, bradley_terry, informative_pairs
+from fsrm_lite.types import Comparison, JudgePolicy, Rating, Score, Selection, Strategy, TournamentSettings
 
-Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 Play: TypeAlias = Callable[[Sequence[tuple[int, int]]], list[Comparison]]
@@ -49,19 +49,15 @@ class TournamentOptions:
         key: Responses with equal keys are one team; by default the text without outer white space.
         on_judge_error: "raise" lets the judge's error through; "fast" decides that round by the fast scores instead, and says
             so in each comparison's ``reasons`` and in the log.
-        rating: For "elo": "bradley-terry" (default; independent of the order of the games, with intervals) or "sequential".
         budget: For "elo": most games to play, chosen round by round for what they tell; None plays everyone against everyone.
-        k_factor: For sequential Elo: points at stake in a game, > 0.
-        precision: For Bradley-Terry: precision of the prior on strengths, per nat squared, > 0.
+        precision: For "elo": precision of the prior on strengths, per nat squared, > 0.
         extractor: For "majority": from a response to its answer; a name or a function, see :mod:`fsrm_lite.ranking.answers`.
         weighted: For "majority": an answer's votes weigh as much as their fast scores.
     """
 
     key: Callable[[str], Hashable] = str.strip
     on_judge_error: Literal["raise", "fast"] = "raise"
-    rating: Literal["bradley-terry", "sequential"] = "bradley-terry"
     budget: int | None = None
-    k_factor: float = K_FACTOR
     precision: float = PRIOR_PRECISION
     extractor: str | Extractor = "numeric"
     weighted: bool = False
@@ -69,7 +65,6 @@ class TournamentOptions:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
-        expect_one_of(("bradley-terry", "sequential"), "rating", self.rating)
         expect(callable(self.key), "key", self.key, "a function of one response")
         expect(
             callable(self.extractor) or isinstance(self.extractor, str),
@@ -85,22 +80,30 @@ class TournamentOptions:
             games,
             "a whole number of at least 0 games, or None for all",
         )
-        for name, value in (("k_factor", self.k_factor), ("precision", self.precision)):
-            expect(is_number(value) and value > 0.0, name, value, "a finite number above 0")
+        precision = self.precision
+        expect(is_number(precision) and precision > 0.0, "precision", precision, "a finite number above 0")
 
 
 def select(
-    strategy: str, scores: Sequence[Score], responses: Sequence[str], gate: Gate, play: Play, **options: Any
-) -> Selection:  # noqa: ANN401
+    strategy: str,
+    scores: Sequence[Score],
+    responses: Sequence[str],
+    gate: Gate,
+    play: Play,
+    *,
+    judge: JudgePolicy = "auto",
+    **options: Unpack[TournamentSettings],
+) -> Selection:
     """Choose the best of N responses.
 
     Args:
-        strategy: "fast" (scores alone), "gated" (only those that the gate cannot tell from the best meet, in a knockout),
-            "knockout" (everyone, n-1 matches), "elo" (round robin), "majority" (self-consistency, no judge).
+        strategy: "fast" (scores alone), "gated" (only those that the gate cannot tell from the best meet, in a
+            knockout), "knockout" (everyone, n-1 matches), "elo" (round robin), "majority" (self-consistency, no judge).
         scores: Fast score per response; an empty response has :data:`BLANK_SCORE`.
         responses: The texts, at least one.
         gate: Finds the contenders of "gated".
         play: Judges a batch of pairs.
+        judge: With "always", everyone is a contender of "gated". What "never" means for a match is ``play``'s business.
         **options: Fields of :class:`TournamentOptions`.
 
     Returns:
@@ -118,7 +121,7 @@ def select(
     unknown = sorted(set(options) - set(TournamentOptions.__dataclass_fields__))
     if unknown:
         raise InputError(f"unknown options {unknown}, expected among {sorted(TournamentOptions.__dataclass_fields__)}")
-    field_ = _Field(list(scores), list(responses), gate, play, TournamentOptions(**options))
+    field_ = _Field(list(scores), list(responses), gate, play, judge == "always", TournamentOptions(**options))
     teams, ratings = _PLAY[strategy](field_)
     ranking = tuple(member for team in teams for member in field_.teams[team])
     return Selection(
@@ -141,6 +144,7 @@ class _Field:
     responses: list[str]
     gate: Gate
     play: Play
+    everyone: bool  # is a contender, whatever the gate says
     options: TournamentOptions
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
@@ -182,17 +186,9 @@ class _Field:
         return round_
 
     def _decide_fast(self, pair: tuple[int, int], why: str) -> Comparison:
-        first, second = (self.scores[i] for i in pair)
-        decision = self.gate.pair(_signals(first), _signals(second))
-        return Comparison(
-            winner=0 if first.logit >= second.logit else 1,
-            p_first=sigmoid((first.logit - second.logit) / self.gate.spec.temperature),
-            intuition_confidence=decision.intuition_confidence,
-            distribution_confidence=decision.distribution_confidence,
-            escalated=True,
-            reasons=(f"the judge failed: {why}",),
-            scores=(first, second),
-        )
+        """Return the fast comparison of a pair that the judge failed on, marked as such."""
+        comparison, _ = compare_scores(self.scores[pair[0]], self.scores[pair[1]], self.gate)
+        return replace(comparison, escalated=True, reasons=(f"the judge failed: {why}",))
 
 
 _Result: TypeAlias = tuple[list[int], tuple[Rating, ...]]
@@ -205,9 +201,10 @@ def _fast(tournament: _Field) -> _Result:
 
 def _gated(tournament: _Field) -> _Result:
     seeds = tournament.seeds()
-    near = tournament.gate.contenders([_signals(tournament.scores[i]) for i in seeds])
-    contenders = [seeds[i] for i in sorted(near)]
-    return _knockout_of(tournament, contenders), ()
+    if tournament.everyone:
+        return _knockout_of(tournament, seeds), ()
+    near = tournament.gate.contenders([tournament.scores[i] for i in seeds])
+    return _knockout_of(tournament, [seeds[i] for i in sorted(near)]), ()
 
 
 def _knockout(tournament: _Field) -> _Result:
@@ -241,11 +238,7 @@ def _elo(tournament: _Field) -> _Result:
         tournament.judge(everyone)
     else:
         _play_informative(tournament, seeds, options.budget)
-    games = _games(tournament)
-    if options.rating == "sequential":
-        ratings = sequential_elo(n, games, k_factor=options.k_factor)
-    else:
-        ratings = bradley_terry(n, games, precision=options.precision).ratings()
+    ratings = bradley_terry(n, _games(tournament), precision=options.precision).ratings()
     # Rounded, so that two equal records stay equal and the fast score decides between them.
     order = sorted(seeds, key=lambda i: -round(ratings[i].rating, 6))
     captain = {member: lead for lead, members in tournament.teams.items() for member in members}
@@ -285,7 +278,3 @@ _PLAY: dict[str, Callable[[_Field], _Result]] = {
     "elo": _elo,
     "majority": _majority,
 }
-
-
-def _signals(score: Score) -> FastSignals:
-    return FastSignals(score.logit, score.score, score.distribution_confidence, score.label_mass)

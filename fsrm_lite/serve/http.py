@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.errors import FsrmError, InputError
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task
+from fsrm_lite.ranking.order import best_first
 from fsrm_lite.types import Score
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def rerank(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
     scores = model.score_many([(query, d) for d in documents], judge="never")
     results = [
         {"index": i, "document": {"text": documents[i]}, "relevance_score": scores[i].score}
-        for i in _best_first(scores)[:top_n]
+        for i in best_first(scores)[:top_n]
     ]
     return _envelope("rerank", request, model) | {"results": results, "usage": _usage(scores)}
 
@@ -81,7 +82,7 @@ def tei_rerank(model: FastSlowRM, request: dict[str, Any]) -> list[dict[str, Any
     field = "logit" if request.get("raw_scores") else "score"
     return [
         {"index": i, "score": getattr(scores[i], field)} | ({"text": texts[i]} if request.get("return_text") else {})
-        for i in _best_first(scores)
+        for i in best_first(scores)
     ]
 
 
@@ -212,10 +213,6 @@ def _texts(request: dict[str, Any], *names: str) -> list[str]:
     if len(texts) != len(values):
         raise InputError(f"{names[0]} holds something that is not text")
     return texts
-
-
-def _best_first(scores: list[Score]) -> list[int]:
-    return sorted(range(len(scores)), key=lambda i: (-scores[i].logit, i))
 
 
 def _envelope(kind: str, request: dict[str, Any], model: FastSlowRM) -> dict[str, Any]:

@@ -9,7 +9,7 @@ From the outside in:
 ``worker``       where the engine runs: on a thread of this process, or in a child process
 ``child``        the child process as its parent sees it
 ``scheduler``    many texts written at once, one decoding step for all of them
-``rows``         the state of the running texts as arrays
+``streams``      the state of the running texts as arrays
 ``sampling``     how the next token of each text is drawn
 ===============  ===================================================================================
 """

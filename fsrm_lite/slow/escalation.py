@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.checks import expect_one_of
@@ -20,7 +21,8 @@ from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, Ju
 from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.slow.judge import Judge, JudgeOptions, PairJudgement, PointJudgement
+    from fsrm_lite.slow.judge import Judge
+    from fsrm_lite.types import JudgeOptions, PairJudgement, PointJudgement
 
 _Item = TypeVar("_Item")
 _Judgement = TypeVar("_Judgement")
@@ -120,23 +122,25 @@ class SlowPath:
     def _ask(
         self, call: Callable[[list[_Item]], list[_Judgement]], items: Mapping[int, _Item], policy: JudgePolicy
     ) -> dict[int, _Judgement]:
-        """Judge all items in one call; where one is too long for the context, halve until it stands alone."""
-        try:
-            return dict(zip(items, call(list(items.values())), strict=True))
-        except ContextOverflowError as error:
-            if len(items) == 1 and policy == "always":
-                raise ContextOverflowError(f"item {next(iter(items))}: {error}") from error
-            if len(items) == 1:
-                logger.warning("an item keeps its fast result, it is too long for the judge: %s", error)
-                return {}
-        except JudgeCrashed as error:
-            if self._on_crash == "raise":
-                raise
-            logger.warning("the judge crashed; %d items keep their fast result: %s", len(items), error)
-            return {}
+        """Judge all items in one call; those that keep their fast result (too long, or a crash) are left out."""
         numbers = list(items)
-        halves = (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :])
-        return {n: j for half in halves for n, j in self._ask(call, {n: items[n] for n in half}, policy).items()}
+
+        def crash_tolerant(part: list[_Item]) -> Sequence[_Judgement | None]:
+            try:
+                return call(part)
+            except JudgeCrashed as error:
+                if self._on_crash == "raise":
+                    raise
+                logger.warning("the judge crashed; %d items keep their fast result: %s", len(part), error)
+                return [None] * len(part)
+
+        def too_long(position: int, error: ContextOverflowError) -> None:
+            if policy == "always":
+                raise ContextOverflowError(f"item {numbers[position]}: {error}") from error
+            logger.warning("an item keeps its fast result, it is too long for the judge: %s", error)
+
+        judged = each_or_none(crash_tolerant, list(items.values()), ContextOverflowError, too_long)
+        return {number: j for number, j in zip(numbers, judged, strict=True) if j is not None}
 
 
 def with_thought(fast: Score, judgement: PointJudgement) -> Score:

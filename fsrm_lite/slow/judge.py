@@ -14,21 +14,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from fsrm_lite import gate
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.bundle.manifest import Verdict
+from fsrm_lite.bundle.manifest import VerdictTemplate
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
-from fsrm_lite.slow.judgements import MAX_VOTES, Generation, JudgeOptions, PairJudgement, PointJudgement
-from fsrm_lite.slow.sampling import Sampling, vote_key
-from fsrm_lite.slow.scheduler import ANSWER_TOKENS, Form, Job, Result
-from fsrm_lite.slow.voting import Contest, Plan, choice_of, decided, majority, probabilities
-from fsrm_lite.slow.worker import InlineRunner, Request, Runner, SubprocessRunner
-from fsrm_lite.types import Prompt, Vote
-
-__all__ = ["MAX_VOTES", "Generation", "Judge", "JudgeOptions", "PairJudgement", "PointJudgement", "resolve_form"]
+from fsrm_lite.slow.sampling import vote_key
+from fsrm_lite.slow.voting import choice_of, decided, majority, probabilities
+from fsrm_lite.slow.worker import InlineRunner, Runner, SubprocessRunner
+from fsrm_lite.types import (
+    ANSWER_TOKENS,
+    Completion,
+    Decoding,
+    Generation,
+    Job,
+    JudgeOptions,
+    PairJudgement,
+    PointJudgement,
+    Prompt,
+    Request,
+    VerdictForm,
+    Vote,
+)
 
 
 class Judge:
@@ -62,7 +72,7 @@ class Judge:
         self._manifest = encoder.manifest
         runner = InlineRunner if process == "inline" else SubprocessRunner
         self._runner: Runner = runner(Path(gguf_path), encoder.decode, threads=threads)
-        self._forms: dict[str, Form] = {}
+        self._forms: dict[str, VerdictForm] = {}
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()
             raise BundleError(
@@ -87,23 +97,20 @@ class Judge:
             JudgeCrashed: If the judge's process died.
         """
         options = options or JudgeOptions()
-        orders = (False, True) if options.both_orders else (False,)
         form = self._form("pairwise_slow")
         jobs: list[Job] = []
-        contests: list[Contest] = []
-        for prompt, first, second in pairs:
-            asked = [
-                tuple(self._encoder.pairwise_slow(prompt, *((second, first) if swapped else (first, second))))
-                for swapped in orders
-            ]
-            start, swaps = len(jobs), []
+        for pair, (prompt, first, second) in enumerate(pairs):
+            asked = {False: tuple(self._encoder.pairwise_slow(prompt, first, second))}
+            if options.both_orders:
+                asked[True] = tuple(self._encoder.pairwise_slow(prompt, second, first))
             for vote in range(self._votes(options)):
-                for swapped, ids in zip(orders, asked, strict=True):
-                    jobs.append(self._job(ids, vote, form, options))
-                    swaps.append(swapped)
-            contests.append(Contest(tuple(range(start, len(jobs))), tuple(swaps), options.adaptive, options.error_rate))
-        results, complete = self._run(Plan(tuple(jobs), tuple(contests)), options)
-        return [self._pair([results[n] for n in c.numbers], c, complete) for c in contests]
+                for swapped, ids in asked.items():
+                    jobs.append(replace(self._job(ids, vote, form, options), pair=pair, swapped=swapped))
+        completions, complete = self._run(jobs, options)
+        votes: list[list[tuple[Job, Completion | None]]] = [[] for _ in pairs]
+        for job, completion in zip(jobs, completions, strict=True):
+            votes[job.pair or 0].append((job, completion))
+        return [self._pair(cast, options, complete) for cast in votes]
 
     def score(self, items: Sequence[tuple[Prompt, str]], options: JudgeOptions | None = None) -> list[PointJudgement]:
         """Judge single responses: the distribution over the verdict's choices after a thought.
@@ -126,8 +133,8 @@ class Judge:
         for prompt, response in items:
             ids = tuple(self._encoder.pointwise_slow(prompt, response))
             jobs += [self._job(ids, vote, form, options) for vote in range(votes)]
-        results, _ = self._run(Plan(tuple(jobs)), options)
-        return [self._point(results[i : i + votes]) for i in range(0, len(results), votes)]
+        completions, _ = self._run(jobs, options)
+        return [self._point(completions[i : i + votes]) for i in range(0, len(completions), votes)]
 
     def generate(
         self,
@@ -163,9 +170,9 @@ class Judge:
         prompts = [tuple(ids) for ids in prompt_ids]
         if any(not ids or min(ids) < 0 or max(ids) >= self._manifest.vocab_size for ids in prompts):
             raise InputError(f"a prompt is empty or has an id outside the vocabulary of {self._manifest.vocab_size}")
-        jobs = tuple(self._job(ids, k, None, options) for ids in prompts for k in range(n))
-        results, _ = self._run(Plan(jobs), options)
-        texts = [Generation(self._encoder.decode(list(r.ids)), r.ids, len(r.ids)) for r in results if r is not None]
+        jobs = [self._job(ids, k, None, options) for ids in prompts for k in range(n)]
+        completions, _ = self._run(jobs, options)
+        texts = [Generation(self._encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in completions if c is not None]
         return [texts[i : i + n] for i in range(0, len(texts), n)]
 
     def close(self) -> None:
@@ -175,7 +182,7 @@ class Judge:
     def _votes(self, options: JudgeOptions) -> int:
         return options.votes if options.votes is not None else self._manifest.judge.votes
 
-    def _form(self, name: str) -> Form:
+    def _form(self, name: str) -> VerdictForm:
         """Resolve a template's verdict to ids, once."""
         if name not in self._forms:
             template = self._manifest.templates.get(name)
@@ -184,7 +191,7 @@ class Judge:
             self._forms[name] = resolve_form(template.verdict, self._encoder)
         return self._forms[name]
 
-    def _job(self, prompt: tuple[int, ...], vote: int, form: Form | None, options: JudgeOptions) -> Job:
+    def _job(self, prompt: tuple[int, ...], vote: int, form: VerdictForm | None, options: JudgeOptions) -> Job:
         """Return the job of one vote, its budget cut to the room that the prompt leaves."""
         limits = self._manifest.limits
         around = len(prompt) + (len(form.forced) + ANSWER_TOKENS if form else 0)
@@ -196,85 +203,79 @@ class Judge:
         budget = min(options.thinking_tokens or limits.thinking_tokens, room)
         return Job(prompt, vote_key(options.seed, prompt, vote), budget, form)
 
-    def _run(self, plan: Plan, options: JudgeOptions) -> tuple[list[Result | None], bool]:
+    def _run(self, jobs: list[Job], options: JudgeOptions) -> tuple[list[Completion | None], bool]:
+        """Have the jobs written; see :data:`fsrm_lite.slow.worker.Answer`."""
+        if not jobs:
+            return [], True
         defaults = self._manifest.judge
-        sampling = Sampling(
+        decoding = Decoding(
             defaults.temperature if options.temperature is None else options.temperature,
             defaults.top_p if options.top_p is None else options.top_p,
             defaults.top_k if options.top_k is None else options.top_k,
         )
-        return (
-            self._runner.run(Request(plan, sampling, self._manifest.stop_ids, options.deadline))
-            if plan.jobs
-            else ([], True)
-        )
+        stop_ids, rule = self._manifest.stop_ids, (options.adaptive, options.error_rate)
+        return self._runner.run(Request(tuple(jobs), decoding, stop_ids, options.deadline, *rule))
 
-    def _pair(self, results: list[Result | None], contest: Contest, complete: bool) -> PairJudgement:
-        cast = [
-            (r, swapped) for r, swapped in zip(results, contest.swapped, strict=True) if r is not None and r.finished
-        ]
-        votes = tuple(self._vote(r, swapped) for r, swapped in cast)
+    def _pair(self, asked: list[tuple[Job, Completion | None]], options: JudgeOptions, complete: bool) -> PairJudgement:
+        """Return what the votes on one pair say together; ``complete`` is False where a deadline cut the call off."""
+        cast = [(job, c) for job, c in asked if c is not None and c.finished]
+        votes = tuple(self._vote(c, job.swapped) for job, c in cast)
         orders = [[v for v in votes if v.swapped is swapped] for swapped in (False, True)]
-        written = [len(r.ids) for r in results if r is not None]
+        written = [len(c.ids) for _, c in asked if c is not None]
         finished = sum(v.tokens_generated for v in votes)
-        whole = complete or len(votes) == len(results) or (contest.adaptive and _settled(votes, contest))
+        second = sum(v.winner for v in votes)
+        settled = options.adaptive and decided(len(votes) - second, second, len(asked), options.error_rate)
+        whole = complete or len(votes) == len(asked) or settled
+        saved = max(0, round(finished / len(votes) * len(asked)) - sum(written)) if votes and whole else 0
         return PairJudgement(
             winner=majority(votes) if votes else 0,
             p_first=sum(v.p_first for v in votes) / len(votes) if votes else 0.5,
             votes=votes,
             orders_agree=majority(orders[0]) == majority(orders[1]) if all(orders) else None,
-            tokens_read=sum(r.tokens_read for r in results if r is not None),
+            tokens_read=sum(c.tokens_read for _, c in asked if c is not None),
             tokens_generated=sum(written),
-            tokens_saved=max(0, round(finished / len(votes) * len(results)) - sum(written)) if votes and whole else 0,
+            tokens_saved=saved,
             complete=whole,
         )
 
-    def _vote(self, result: Result, swapped: bool) -> Vote:
-        p_shown_first = probabilities(result.logits)[0]
+    def _vote(self, completion: Completion, swapped: bool) -> Vote:
+        """Return one finished completion as a vote, in the caller's order of the two responses."""
+        p_shown_first = probabilities(completion.logits)[0]
         return Vote(
             swapped=swapped,
-            winner=choice_of(result) ^ swapped,
+            winner=choice_of(completion) ^ swapped,
             p_first=1.0 - p_shown_first if swapped else p_shown_first,
-            rationale=self._rationale(result),
-            tokens_generated=len(result.ids),
-            closed=result.choice is None,
+            rationale=self._rationale(completion),
+            tokens_generated=len(completion.ids),
+            closed=completion.choice is None,
         )
 
-    def _rationale(self, result: Result) -> str:
-        return self._encoder.decode(list(result.ids[: result.thought])).strip()
+    def _rationale(self, completion: Completion) -> str:
+        return self._encoder.decode(list(completion.ids[: completion.thought])).strip()
 
-    def _point(self, results: list[Result | None]) -> PointJudgement:
+    def _point(self, completions: list[Completion | None]) -> PointJudgement:
+        """Return what the thoughts about one response say together: the mean distribution over the verdict's choices."""
         verdict = self._manifest.templates["pointwise_slow"].verdict
         assert verdict is not None  # checked when the manifest was read
-        cast = [r for r in results if r is not None and r.finished]
-        read, written = (
-            (sum(x) for x in zip(*((r.tokens_read, len(r.ids)) for r in results if r), strict=True))
-            if any(results)
-            else (0, 0)
-        )
+        started = [c for c in completions if c is not None]
+        cast = [c for c in started if c.finished]
+        read, written = sum(c.tokens_read for c in started), sum(len(c.ids) for c in started)
         if not cast:
             flat = (1.0 / len(verdict.choices),) * len(verdict.choices)
             return PointJudgement(0.5, 0.0, "", "", flat, read, written, False)
-        each = [probabilities(r.logits) for r in cast]
+        each = [probabilities(c.logits) for c in cast]
         means = tuple(sum(column) / len(cast) for column in zip(*each, strict=True))
         logits = cast[0].logits if len(cast) == 1 else [math.log(p) if p > 0 else -math.inf for p in means]
         signals = gate.signals(logits, verdict.values)
-        words = [choice_of(r) for r in cast]
+        words = [choice_of(c) for c in cast]
         chosen = max(range(len(means)), key=lambda i: (words.count(i), means[i], -i))
-        rationale = next(self._rationale(r) for r, word in zip(cast, words, strict=True) if word == chosen)
-        return PointJudgement(
-            signals.score,
-            signals.logit,
-            verdict.choices[chosen],
-            rationale,
-            means,
-            read,
-            written,
-            len(cast) == len(results),
-        )
+        rationale = next(self._rationale(c) for c, word in zip(cast, words, strict=True) if word == chosen)
+        whole = len(cast) == len(completions)
+        word = verdict.choices[chosen]
+        return PointJudgement(signals.score, signals.logit, word, rationale, means, read, written, whole)
 
 
-def resolve_form(verdict: Verdict, encoder: PromptEncoder) -> Form:
+def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictForm:
     """Resolve a verdict form to ids.
 
     The head is the part of the close that ends a thought by itself: its first special token, or all of it.
@@ -287,10 +288,6 @@ def resolve_form(verdict: Verdict, encoder: PromptEncoder) -> Form:
         raise BundleError(
             "a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict"
         )
-    return Form(tuple(head), tuple(forced), encoder.decode(close[len(head) :]), verdict.prefix, verdict.choice_ids)
-
-
-def _settled(votes: Sequence[Vote], contest: Contest) -> bool:
-    """Return whether these votes decide the contest, although some were cut off."""
-    second = sum(v.winner for v in votes)
-    return decided(len(votes) - second, second, len(contest.numbers), contest.error_rate)
+    return VerdictForm(
+        tuple(head), tuple(forced), encoder.decode(close[len(head) :]), verdict.prefix, verdict.choice_ids
+    )

@@ -1,96 +1,73 @@
 """Drawing the next token of many votes at once, in numpy.
 
-One pass over the rows of llama.cpp's logits buffer replaces one native sampler chain per vote: fewer calls per
-token, and a draw that depends only on the vote's own key, its token count and its logits, never on which other votes
-share the batch. Order of the filters: temperature, top-k, top-p, as in Hugging Face transformers.
+One pass over the rows of llama.cpp's logits replaces one native sampler chain per vote: fewer calls per token, and a
+draw that depends only on the vote's own key, its token count and its logits, never on which other votes share the
+batch. The filters apply in the order of Hugging Face transformers: temperature, top-k, top-p.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.errors import InputError
+from fsrm_lite.types import Decoding
 
 _BLOCK = 256  # tokens per partial sum: the distribution is summed in blocks, and only the block that is hit is walked
 _SMALL = 2048  # up to this vocabulary one running sum is quicker than two levels of them
 _CACHED = 1 << 18  # numbers worked on at once: a megabyte, which stays in the cache from one pass to the next
-_SURE = 0.999  # of the likeliest token's weight, which is 1; the rest is a margin, far above the rounding of a sum of float32
+_SURE = 0.999  # the likeliest token's weight, which is 1, less a margin far above the rounding of a sum of float32
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a token is chosen.
+def draw(decoding: Decoding, logits: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Draw one token per row by inverting the cumulative distribution.
 
-    Attributes:
-        temperature: Divides the logits; 0 takes the likeliest token. At least 0.
-        top_p: Keep the smallest set of likeliest tokens whose probability reaches this; in (0, 1].
-        top_k: Keep the k likeliest tokens (and what ties with the last of them); 0 keeps all.
+    Args:
+        decoding: Temperature, top-k and top-p.
+        logits: float32 [rows, vocabulary]; not changed.
+        uniforms: float64 [rows], in [0, 1).
+
+    Returns:
+        int64 [rows], token ids.
     """
-
-    temperature: float = 0.6
-    top_p: float = 1.0
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse settings out of range."""
-        if not (0.0 <= self.temperature < float("inf")):
-            raise InputError(f"temperature is {self.temperature}, expected a finite number of at least 0")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}, expected a number in (0, 1]")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}, expected 0 (keep all) or more")
-
-    def draw(self, logits: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Draw one token per row by inverting the cumulative distribution.
-
-        Args:
-            logits: float32 [rows, vocabulary]; not changed.
-            uniforms: float64 [rows], in [0, 1).
-
-        Returns:
-            int64 [rows], token ids.
-        """
-        likeliest: NDArray[np.int64] = logits.argmax(axis=1)
-        if self.temperature == 0.0:
-            return likeliest
-        at_once = max(1, _CACHED // logits.shape[1])
-        if len(logits) > at_once:
-            parts = [
-                self.draw(logits[i : i + at_once], uniforms[i : i + at_once]) for i in range(0, len(logits), at_once)
-            ]
-            return np.concatenate(parts)
-        weights = logits - logits.take(likeliest + np.arange(0, logits.size, logits.shape[1]))[:, None]
-        weights *= np.float32(1.0 / self.temperature)
-        np.exp(weights, out=weights)
-        if self.top_k or self.top_p < 1.0:
-            for row in weights:
-                self._truncate(row)
-        # A number that hits the likeliest token wherever the others stand, all before it or all behind, needs no running sum.
-        totals = zip(uniforms.tolist(), np.add.reduce(weights, axis=1).tolist(), strict=True)
-        others = [i for i, (number, total) in enumerate(totals) if not total - _SURE < number * total < _SURE]
-        if others:
-            likeliest[others] = _invert(weights[others], uniforms[others])
+    likeliest: NDArray[np.int64] = logits.argmax(axis=1)
+    if decoding.temperature == 0.0:
         return likeliest
+    at_once = max(1, _CACHED // logits.shape[1])
+    if len(logits) > at_once:
+        starts = range(0, len(logits), at_once)
+        return np.concatenate([draw(decoding, logits[i : i + at_once], uniforms[i : i + at_once]) for i in starts])
+    weights = logits - logits.take(likeliest + np.arange(0, logits.size, logits.shape[1]))[:, None]
+    weights *= np.float32(1.0 / decoding.temperature)
+    np.exp(weights, out=weights)
+    if decoding.top_k or decoding.top_p < 1.0:
+        for row in weights:
+            _truncate(decoding, row)
+    # A draw that falls on the likeliest token in whatever order the tokens are summed needs no running sum.
+    totals = zip(uniforms.tolist(), np.add.reduce(weights, axis=1).tolist(), strict=True)
+    others = [i for i, (number, total) in enumerate(totals) if not total - _SURE < number * total < _SURE]
+    if others:
+        likeliest[others] = _invert(weights[others], uniforms[others])
+    return likeliest
 
-    def _truncate(self, row: NDArray[np.float32]) -> None:
-        """Set the weights outside the top k and outside the nucleus to zero, in place."""
-        if 0 < self.top_k < row.size:
-            row[row < np.partition(row, -self.top_k)[-self.top_k]] = 0.0
-        if self.top_p < 1.0:
-            total = float(row.sum(dtype=np.float64))
-            # Tokens below this hold less than 1 - top_p all together, so none of them is in the nucleus: sort the rest only.
-            candidates = np.flatnonzero(row >= (1.0 - self.top_p) * total / row.size)
-            order = candidates[np.argsort(-row[candidates], kind="stable")]
-            reached = np.cumsum(row[order], dtype=np.float64)
-            kept = order[: int(np.searchsorted(reached, self.top_p * total)) + 1]
-            weights = row[kept]
-            row[:] = 0.0
-            row[kept] = weights
+
+def _truncate(decoding: Decoding, row: NDArray[np.float32]) -> None:
+    """Set the weights outside the top k and outside the nucleus to zero, in place."""
+    if 0 < decoding.top_k < row.size:
+        row[row < np.partition(row, -decoding.top_k)[-decoding.top_k]] = 0.0
+    if decoding.top_p < 1.0:
+        total = float(row.sum(dtype=np.float64))
+        # Tokens below this weight hold less than 1 - top_p all together, so none of them is in the nucleus: only the
+        # others need sorting.
+        candidates = np.flatnonzero(row >= (1.0 - decoding.top_p) * total / row.size)
+        order = candidates[np.argsort(-row[candidates], kind="stable")]
+        reached = np.cumsum(row[order], dtype=np.float64)
+        kept = order[: int(np.searchsorted(reached, decoding.top_p * total)) + 1]
+        weights = row[kept]
+        row[:] = 0.0
+        row[kept] = weights
 
 
 def _invert(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -16,78 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine, Interrupted
-from fsrm_lite.slow.rows import Rows
-from fsrm_lite.slow.sampling import Sampling
-
-ANSWER_TOKENS = 64
-"""Tokens a model may write behind its thought before the verdict is read for it."""
+from fsrm_lite.slow.sampling import draw
+from fsrm_lite.slow.streams import Streams
+from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm
 
 _WORTH_COPYING = 16  # tokens; copying a stream costs about as much as computing this many
 
-Decode = Callable[[list[int]], str]
+ToText = Callable[[list[int]], str]
 """Token ids to text, control tokens left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    r"""How a thought ends and where its verdict stands, resolved to ids.
-
-    Attributes:
-        head: Ids that end a thought when the model writes them, for example ``</think>``.
-        forced: Ids that lead from an unfinished thought to the verdict: the whole close and the prefix.
-        tail: Text between ``head`` and the verdict's prefix, for example ``"\n\n"``.
-        prefix: Text that stands before a choice; when empty, only the place right behind the close is one.
-        choices: Ids of the choices.
-    """
-
-    head: tuple[int, ...]
-    forced: tuple[int, ...]
-    tail: str
-    prefix: str
-    choices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One text to be written.
-
-    Attributes:
-        prompt: Ids to start from; not empty.
-        key: Key of its random numbers, 64 bits.
-        budget: Tokens it may write (its thought, where it has a form); at least 1.
-        form: Where its verdict stands, or None to write until a stop token.
-    """
-
-    prompt: tuple[int, ...]
-    key: int
-    budget: int
-    form: Form | None = None
-
-    @property
-    def room(self) -> int:
-        """Tokens of a stream that this job may come to fill."""
-        return len(self.prompt) + self.budget + (ANSWER_TOKENS + len(self.form.forced) if self.form else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of a job.
-
-    Attributes:
-        ids: Ids written by the model, stop token left out.
-        thought: How many of them belong to the thought.
-        choice: Index of the last verdict that the model wrote itself, or None.
-        logits: Logits of the choices at the verdict, empty where none was read.
-        tokens_read: Prompt and closing tokens computed for it.
-        finished: False when it was cut off by a deadline or dropped.
-    """
-
-    ids: tuple[int, ...]
-    thought: int
-    choice: int | None
-    logits: tuple[float, ...]
-    tokens_read: int
-    finished: bool
 
 
 _Texts = dict[int, tuple[int, NDArray[np.int32]]]
@@ -95,17 +31,17 @@ _Texts = dict[int, tuple[int, NDArray[np.int32]]]
 
 
 class Feed(Protocol):
-    """Who gives out jobs and takes results."""
+    """Who gives out jobs and takes what was written."""
 
     def next(self) -> tuple[int, Job] | None:
-        """Return a job to start now and its number, or None when nothing may start before a result comes in."""
+        """Return a job to start now and its number, or None when nothing may start before a running one ends."""
 
-    def take(self, number: int, result: Result) -> Iterable[int]:
-        """Take a result; return numbers of running jobs that need not go on."""
+    def take(self, number: int, completion: Completion) -> Iterable[int]:
+        """Take what was written; return numbers of running jobs that need not go on."""
 
 
 @dataclass(slots=True)
-class _Slot:
+class _Running:
     """What the arrays do not hold of one running job."""
 
     number: int
@@ -125,20 +61,20 @@ class Scheduler:
 
     Attributes:
         engine: The engine; this thread owns it.
-        decode: Ids to text.
-        sampling: How tokens are drawn.
+        to_text: Ids to text.
+        decoding: How tokens are drawn.
         stop_ids: Ids at which a text ends.
         streams: How many jobs run at once, at most.
         cells: Tokens per stream; no job may need more.
     """
 
     engine: Engine
-    decode: Decode
-    sampling: Sampling
+    to_text: ToText
+    decoding: Decoding
     stop_ids: tuple[int, ...]
     streams: int
     cells: int
-    _slots: list[_Slot | None] = field(init=False)
+    _slots: list[_Running | None] = field(init=False)
     _held: list[NDArray[np.int32]] = field(init=False)
     _closing: _Texts = field(init=False, default_factory=dict)
     _changed: bool = field(init=False, default=True)  # a stream is free, or has a text to read: the feed is asked again
@@ -153,13 +89,13 @@ class Scheduler:
         """Run until the feed has nothing left.
 
         Args:
-            feed: Gives jobs, takes every result exactly once.
+            feed: Gives jobs, takes every completion exactly once.
             deadline: ``time.monotonic()`` value at which running jobs are cut off.
 
         Returns:
             False when the deadline cut something off; what was running has then been handed to the feed unfinished.
         """
-        rows = Rows(self.streams, self.cells, self.engine.vocab_size)
+        rows = Streams(self.streams, self.cells, self.engine.vocab_size)
         rows.wake[list(self.stop_ids)] = True
         try:
             while True:
@@ -170,7 +106,7 @@ class Scheduler:
                     if not live:
                         return True
                 logits = self.engine.decode(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
-                drawn = self.sampling.draw(logits, rows.noise(live))
+                drawn = draw(self.decoding, logits, rows.noise(live))
                 for i in rows.write(live, drawn):
                     self._attend(i, int(drawn[i]), logits[i], feed, rows)
         except Interrupted:
@@ -179,7 +115,7 @@ class Scheduler:
                     self._finish(i, feed, rows, finished=False)
             return False
 
-    def _admit(self, feed: Feed, rows: Rows) -> int:
+    def _admit(self, feed: Feed, rows: Streams) -> int:
         """Fill free streams with new jobs, close the gaps, and return how many run."""
         planned: _Texts = {}
         started: dict[int, Job] = {}
@@ -211,7 +147,7 @@ class Scheduler:
             self._held[gap] = self._held[last]
         return live
 
-    def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: Rows) -> None:
+    def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: Streams) -> None:
         """Put a job on stream ``i``: copy what some stream holds of its prompt, and plan to read the rest."""
         prompt = np.asarray(job.prompt, np.int32)
         body = prompt[:-1]  # the last token is the first row of the decoding steps
@@ -234,7 +170,7 @@ class Scheduler:
         self._held[i] = body
         if share < len(body):
             planned[i] = (share, body[share:])
-        self._slots[i] = _Slot(number, job, len(prompt) - share, job.budget)
+        self._slots[i] = _Running(number, job, len(prompt) - share, job.budget)
         rows.start(i, int(prompt[-1]), len(body), job.budget)
         if job.form:
             rows.wake[job.form.head[-1]] = True
@@ -252,10 +188,10 @@ class Scheduler:
             part = slice(at, at + BATCH_TOKENS)
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
 
-    def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Rows) -> None:
+    def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Streams) -> None:
         """Handle a row at which something happens: the end of a thought, a verdict, a stop, a spent budget."""
         slot = self._slots[i]
-        if slot is None:  # dropped by a result handled before it in this step
+        if slot is None:  # dropped by a completion handled before it in this step
             return
         form, stopped = slot.job.form, token in self.stop_ids
         if slot.reading and form:
@@ -282,7 +218,7 @@ class Scheduler:
             else:
                 self._close(i, slot, form, rows)
 
-    def _end_of_thought(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
+    def _end_of_thought(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
         """See whether the ids just written end the thought; if so, open the answer."""
         written = rows.written(i)
         if tuple(written[-len(form.head) :].tolist()) == form.head:
@@ -290,12 +226,12 @@ class Scheduler:
             slot.limit = len(written) + ANSWER_TOKENS - len(form.head)
             rows.watch(i, 0)
 
-    def _choice_is_next(self, answer: NDArray[np.int32], form: Form) -> bool:
+    def _choice_is_next(self, answer: NDArray[np.int32], form: VerdictForm) -> bool:
         """Return whether a verdict's choice belongs behind the ids written since the end of the thought."""
-        text = self.decode(answer.tolist())
+        text = self.to_text(answer.tolist())
         return text.endswith(form.prefix) if form.prefix else text == form.tail
 
-    def _close(self, i: int, slot: _Slot, form: Form, rows: Rows) -> None:
+    def _close(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
         """Close a thought for the model, dropping whatever stands behind it, so that the next row gives the verdict."""
         if slot.thought is None:
             slot.thought = rows.count(i)
@@ -313,8 +249,8 @@ class Scheduler:
         slot.reading = True
         slot.tokens_read += len(form.forced)
 
-    def _finish(self, i: int, feed: Feed, rows: Rows, *, finished: bool = True) -> None:
-        """Hand over a result, free the stream, and drop the jobs that have become pointless."""
+    def _finish(self, i: int, feed: Feed, rows: Streams, *, finished: bool = True) -> None:
+        """Hand over what was written, free the stream, and drop the jobs that have become pointless."""
         slot = self._slots[i]
         if slot is None:
             return
@@ -323,7 +259,7 @@ class Scheduler:
         self._closing.pop(i, None)
         ids = tuple(rows.written(i).tolist())
         thought = len(ids) if slot.thought is None else slot.thought
-        dropped = feed.take(slot.number, Result(ids, thought, slot.choice, slot.logits, slot.tokens_read, finished))
+        dropped = feed.take(slot.number, Completion(ids, thought, slot.choice, slot.logits, slot.tokens_read, finished))
         self.engine.cut(i, len(self._held[i]))  # the prompt stays, for the next job that shares it
         for number in dropped if finished else ():
             for k, other in enumerate(self._slots):

@@ -6,33 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fsrm_lite.slow.scheduler import Job, Result
-from fsrm_lite.types import Vote
-
-
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """The votes on one pair.
-
-    Attributes:
-        numbers: Job numbers in the order in which they are asked.
-        swapped: Per vote, whether the judge sees the second response first.
-        adaptive: Stop asking when the rest cannot change the majority.
-        error_rate: Stop also when the rest would change it with at most this probability, in [0, 0.5).
-    """
-
-    numbers: tuple[int, ...]
-    swapped: tuple[bool, ...]
-    adaptive: bool = True
-    error_rate: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All jobs of one call; contests group some of them."""
-
-    jobs: tuple[Job, ...]
-    contests: tuple[Contest, ...] = ()
+from fsrm_lite.types import Completion, Job, Request, Vote
 
 
 def majority(votes: Sequence[Vote]) -> int:
@@ -53,9 +27,9 @@ def majority(votes: Sequence[Vote]) -> int:
 def decided(first: int, second: int, total: int, error_rate: float = 0.0) -> bool:
     """Return whether the majority of ``total`` votes is settled after ``first`` votes for one side and ``second`` for the other.
 
-    Exact for ``error_rate`` 0: the leader already has more than half. Otherwise the probability that the leader ends
-    without more than half, under a uniform prior on the share of votes (the rest is then beta-binomial), must be at
-    most ``error_rate``.
+    With ``error_rate`` 0 it is settled when the leader has more than half of all votes. With a larger one it is settled
+    as well when the leader would end without more than half with at most that probability, under a uniform prior on the
+    share of votes (the number of the missing votes that go to the other side is then beta-binomial).
     """
     lead, trail = max(first, second), min(first, second)
     if 2 * lead > total:
@@ -78,72 +52,95 @@ def _beta_binomial(k: int, n: int, a: int, b: int) -> float:
 
 @dataclass(slots=True)
 class _Tally:
-    """How far one contest has come."""
+    """How far the voting on one pair has come.
 
-    contest: Contest
+    Attributes:
+        numbers: Numbers of the pair's jobs, in the order in which they are asked.
+        adaptive: See :class:`Request`.
+        asked: How many of them were asked.
+        counts: Votes for the first and for the second response.
+        running: Numbers of the jobs that are being written.
+        over: Whether the pair is decided.
+    """
+
+    numbers: list[int]
+    adaptive: bool
     asked: int = 0
     counts: list[int] = field(default_factory=lambda: [0, 0])
     running: set[int] = field(default_factory=set)
     over: bool = False
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further vote will be asked."""
+        return self.over or self.asked == len(self.numbers)
+
     def may_ask(self) -> bool:
-        """Ask no more votes at a time than could settle it: the leader's missing votes."""
-        total = len(self.contest.numbers)
-        if self.over or self.asked == total:
+        """Whether to ask one more vote now.
+
+        Adaptive voting has no more votes running at a time than the leader still needs: a vote that turns out to be
+        needless has been paid for.
+        """
+        if self.exhausted:
             return False
-        return not self.contest.adaptive or len(self.running) < max(1, total // 2 + 1 - max(self.counts))
+        missing = len(self.numbers) // 2 + 1 - max(self.counts)
+        return not self.adaptive or len(self.running) < max(1, missing)
 
 
 class Referee:
-    """Gives out the jobs of a plan and collects their results: the feed of one scheduler run.
+    """Gives out the jobs of a request and collects what was written: the feed of one scheduler run.
 
     Pairs are asked in order, each to its end before the next where streams are scarce, so that the votes on a pair
     find its prompt still held.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, request: Request) -> None:
         """Start with nothing asked."""
-        self.results: list[Result | None] = [None] * len(plan.jobs)
-        self._jobs = plan.jobs
-        self._tallies = [_Tally(c) for c in plan.contests]
-        self._of = {number: (tally, k) for tally in self._tallies for k, number in enumerate(tally.contest.numbers)}
-        self._open = list(self._tallies)
-        self._single = iter([n for n in range(len(plan.jobs)) if n not in self._of])
+        self.completions: list[Completion | None] = [None] * len(request.jobs)
+        self._request = request
+        votes: dict[int, list[int]] = {}
+        for number, job in enumerate(request.jobs):
+            if job.pair is not None:
+                votes.setdefault(job.pair, []).append(number)
+        self._tallies = {pair: _Tally(numbers, request.adaptive) for pair, numbers in votes.items()}
+        self._open = list(self._tallies.values())
+        self._single = iter([number for number, job in enumerate(request.jobs) if job.pair is None])
 
     def next(self) -> tuple[int, Job] | None:
-        """Return the next job, or None when every open contest waits for a result."""
-        self._open = [t for t in self._open if not t.over and t.asked < len(t.contest.numbers)] if self._open else []
+        """Return the next job and its number, or None when every open pair waits for a completion."""
+        jobs = self._request.jobs
+        self._open = [tally for tally in self._open if not tally.exhausted]
         for tally in self._open:
             if tally.may_ask():
-                number = tally.contest.numbers[tally.asked]
+                number = tally.numbers[tally.asked]
                 tally.asked += 1
                 tally.running.add(number)
-                return number, self._jobs[number]
+                return number, jobs[number]
         number = next(self._single, -1)
-        return (number, self._jobs[number]) if number >= 0 else None
+        return (number, jobs[number]) if number >= 0 else None
 
-    def take(self, number: int, result: Result) -> Iterable[int]:
-        """Count a result; when that settles its contest, return the votes still running in it."""
-        self.results[number] = result
-        if number not in self._of:
+    def take(self, number: int, completion: Completion) -> Iterable[int]:
+        """Count a completion; when that decides its pair, return the numbers of the votes that are still being written."""
+        self.completions[number] = completion
+        job, request = self._request.jobs[number], self._request
+        if job.pair is None:
             return ()
-        tally, k = self._of[number]
+        tally = self._tallies[job.pair]
         tally.running.discard(number)
-        if not result.finished or tally.over:
+        if not completion.finished or tally.over:
             return ()
-        tally.counts[choice_of(result) ^ tally.contest.swapped[k]] += 1
-        contest = tally.contest
-        if contest.adaptive and decided(tally.counts[0], tally.counts[1], len(contest.numbers), contest.error_rate):
+        tally.counts[choice_of(completion) ^ job.swapped] += 1
+        if request.adaptive and decided(tally.counts[0], tally.counts[1], len(tally.numbers), request.error_rate):
             tally.over = True
             return tuple(tally.running)
         return ()
 
 
-def choice_of(result: Result) -> int:
-    """Index of the choice a finished result stands for: the word the model wrote, else the likeliest."""
-    if result.choice is not None:
-        return result.choice
-    return max(range(len(result.logits)), key=lambda i: (result.logits[i], -i))
+def choice_of(completion: Completion) -> int:
+    """Index of the choice that a finished completion stands for: the word the model wrote, else the likeliest."""
+    if completion.choice is not None:
+        return completion.choice
+    return max(range(len(completion.logits)), key=lambda i: (completion.logits[i], -i))
 
 
 def probabilities(logits: Sequence[float]) -> list[float]:

@@ -1,6 +1,6 @@
 """Where the judge's engine runs: on a thread of its own in this process, or in a child process that may die.
 
-Both answer one :class:`Request` at a time, whoever asks, because one context must never see two threads; so callers
+Both answer one :class:`~fsrm_lite.types.Request` at a time, whoever asks, because one context must never see two threads; so callers
 may be as many threads as they like. The child is a plain new interpreter (never a fork of a threaded process), quiet,
 deaf to Ctrl-C, and ends when its parent does.
 """
@@ -13,16 +13,16 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError
 from fsrm_lite.runtimes.llama.engine import Engine, load_llama, why_not
 from fsrm_lite.slow.child import Child, receive, send
-from fsrm_lite.slow.sampling import Sampling
-from fsrm_lite.slow.scheduler import Decode, Result, Scheduler
-from fsrm_lite.slow.voting import Plan, Referee
+from fsrm_lite.slow.scheduler import Scheduler, ToText
+from fsrm_lite.slow.voting import Referee
+from fsrm_lite.types import Completion, Request
 
 MAX_PARALLEL = 32
 """Texts written at once at most: throughput grows little beyond (2 cores, 0.6 B: 16 texts 3.3x, 32 texts 3.7x one)."""
@@ -33,25 +33,8 @@ GRACE_SECONDS = 20.0
 can interrupt, may take several seconds of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of the judge.
-
-    Attributes:
-        plan: What to write.
-        sampling: How to draw tokens.
-        stop_ids: Ids that end a text.
-        deadline: Seconds from now, or None.
-    """
-
-    plan: Plan
-    sampling: Sampling
-    stop_ids: tuple[int, ...]
-    deadline: float | None = None
-
-
-Answer = tuple[list[Result | None], bool]
-"""Results by job number (None: never started), and whether no deadline cut anything off."""
+Answer = tuple[list[Completion | None], bool]
+"""Completions by job number (None: never started), and whether no deadline cut anything off."""
 
 
 class Runner(Protocol):
@@ -69,9 +52,9 @@ class Runner(Protocol):
 class InlineRunner:
     """Runs the engine on one thread of this process."""
 
-    def __init__(self, path: Path, decode: Decode, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
         """Start the owner thread and load the model on it. See :class:`Engine` for what can go wrong."""
-        self._decode = decode
+        self._to_text = to_text
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="fsrm-judge")
         self._lock = threading.Lock()
         self._current: Future[Answer] | None = None
@@ -81,8 +64,8 @@ class InlineRunner:
         except BaseException:
             self._owner.shutdown(wait=False)
             raise
-        self.vocabulary = self._engine.vocabulary
-        self.vocab_size = self.vocabulary.size
+        self.tokenizer = self._engine.tokenizer
+        self.vocab_size = self.tokenizer.size
 
     def run(self, request: Request) -> Answer:
         """Answer a request on the owner thread. Ctrl-C stops the decoding before it goes on its way.
@@ -100,7 +83,7 @@ class InlineRunner:
             try:
                 return future.result(_left(due))
             except TimeoutError:  # behind another call until its own time was up, or its alarm is ringing now
-                return ([None] * len(request.plan.jobs), False) if future.cancel() else future.result()
+                return ([None] * len(request.jobs), False) if future.cancel() else future.result()
         except BaseException:
             with self._lock:
                 if not future.cancel() and self._current is future:
@@ -127,18 +110,18 @@ class InlineRunner:
                 self._current = None
 
     def _decode_all(self, request: Request, due: float | None) -> Answer:
-        jobs, engine = request.plan.jobs, self._engine
+        jobs, engine = request.jobs, self._engine
         cells = max(job.room for job in jobs)
         affordable = _memory_bytes() // _CACHE_SHARE // max(cells * engine.cell_bytes, 1)
         streams = max(1, min(len(jobs), MAX_PARALLEL, affordable))
-        scheduler = Scheduler(engine, self._decode, request.sampling, request.stop_ids, streams, cells)
-        referee = Referee(request.plan)
+        scheduler = Scheduler(engine, self._to_text, request.decoding, request.stop_ids, streams, cells)
+        referee = Referee(request)
         if due is None:
-            return referee.results, scheduler.run(referee)
+            return referee.completions, scheduler.run(referee)
         alarm = threading.Timer(_left(due) or 0.0, engine.interrupt)
         alarm.start()
         try:
-            return referee.results, scheduler.run(referee, deadline=due)
+            return referee.completions, scheduler.run(referee, deadline=due)
         finally:
             alarm.cancel()
             alarm.join()  # an alarm that rings late must not stop the next call
@@ -157,9 +140,9 @@ class InlineRunner:
 class SubprocessRunner:
     """Runs an :class:`InlineRunner` in a child process, and starts a fresh one after a crash."""
 
-    def __init__(self, path: Path, decode: Decode, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
         """Start the child and have it load the model."""
-        self._settings = (path, decode, threads)
+        self._settings = (path, to_text, threads)
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._closed = False
@@ -176,7 +159,7 @@ class SubprocessRunner:
         due = None if request.deadline is None else time.monotonic() + request.deadline
         left = _left(due)
         if not self._lock.acquire(timeout=-1 if left is None else left):  # behind another call until its time was up
-            return [None] * len(request.plan.jobs), False
+            return [None] * len(request.jobs), False
         try:
             if self._closed:
                 raise JudgeError("this judge is closed; open another one")
@@ -243,10 +226,10 @@ def serve() -> None:
         send(outgoing, reply)
 
     try:
-        path, decode, threads = receive(incoming)
+        path, to_text, threads = receive(incoming)
         try:
             load_llama(probe=False)  # if it kills this process, that is what this process is for
-            runner = InlineRunner(path, decode, threads=threads)
+            runner = InlineRunner(path, to_text, threads=threads)
         except BaseException as error:
             send(outgoing, _portable(error))
             return

@@ -73,18 +73,36 @@ def test_rows_with_the_new_fields_can_be_skipped_or_prefixed(source, tmp_path):
     assert rows(out)[0]["score"] == 1 > rows(out)[0]["fast_score"] > 0
 
 
-def test_rank_is_best_of_n_and_with_fast_the_order_of_the_scores(rm, tmp_path, pairs):
-    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+@pytest.fixture
+def candidates(tmp_path, pairs):
+    """A question, six responses to it, and a file with them as its one row."""
     question = pairs[0].problem.question
     responses = [r.text for p in pairs[:3] for r in (p.chosen, p.rejected)]
+    path = tmp_path / "candidates.jsonl"
     path.write_text(json.dumps({"prompt": question, "responses": responses}) + "\n")
+    return question, responses, path
+
+
+@pytest.mark.parametrize("judge", ["never", "auto", "always"])
+def test_rank_means_the_same_in_the_shell_and_in_python(rm, tmp_path, candidates, judge):
+    question, responses, path = candidates
+    out = tmp_path / "out.jsonl"
+    assert run("rank", path, "-o", out, "--threads", 1, "--judge", judge).exit_code == 0
+    ranked = rm.rank(question, responses, judge=judge)
+    assert rows(out)[0]["ranking"] == [entry["corpus_id"] for entry in ranked]
+    assert [rows(out)[0]["scores"][entry["corpus_id"]] for entry in ranked] == [entry["score"] for entry in ranked]
+
+
+def test_best_of_n_means_the_same_in_the_shell_and_in_python(rm, tmp_path, candidates):
+    question, responses, path = candidates
+    out = tmp_path / "out.jsonl"
     for options, expected in (
-        (("--strategy", "fast"), [row["corpus_id"] for row in rm.rank(question, responses, judge="never")]),
-        ((), list(rm.best_of_n(question, responses).ranking)),
-        (("--judge", "always"), list(rm.best_of_n(question, responses, judge="always").ranking)),
+        (("--strategy", "fast"), rm.best_of_n(question, responses, strategy="fast")),
+        ((), rm.best_of_n(question, responses)),
+        (("--judge", "always"), rm.best_of_n(question, responses, judge="always")),
     ):
-        assert run("rank", path, "-o", out, "--overwrite", "--threads", 1, *options).exit_code == 0
-        assert rows(out)[0]["ranking"] == expected
+        assert run("best-of-n", path, "-o", out, "--overwrite", "--threads", 1, *options).exit_code == 0
+        assert rows(out)[0]["ranking"] == list(expected.ranking)
 
 
 def test_a_missing_judge_is_one_line_on_standard_error(monkeypatch):
@@ -104,10 +122,10 @@ def test_a_missing_judge_is_one_line_on_standard_error(monkeypatch):
     assert result.stderr.rstrip().endswith("run: pip install 'fsrm-lite[judge]'")
 
 
-def test_rank_returns_all_positions(tmp_path):
+def test_best_of_n_returns_all_positions_and_takes_empty_responses(tmp_path):
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text(json.dumps({"prompt": QUESTION, "responses": [WRONG, "", RIGHT]}) + "\n")
-    assert run("rank", path, "-o", out, "--threads", 1).exit_code == 0
+    assert run("best-of-n", path, "-o", out, "--threads", 1).exit_code == 0
     assert rows(out)[0]["best"] == 2
     assert rows(out)[0]["ranking"][-1] == 1
 
@@ -158,8 +176,8 @@ def test_bad_rows_can_be_skipped_and_are_listed(source, tmp_path):
 
 def test_skipped_rows_are_listed_in_the_order_of_the_file(tmp_path):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "", "responses": [""]}\n{"prompt": "q"}\n')  # the first is found only when it is ranked
-    result = run("rank", path, "--on-error", "skip", *FAST)
+    path.write_text('{"prompt": "", "responses": [""]}\n{"prompt": "q"}\n')  # the first is found only when it is answered
+    result = run("best-of-n", path, "--on-error", "skip", *FAST)
     assert result.stderr.index("line 1: the prompt is empty") < result.stderr.index("line 2: field 'responses'")
 
 
@@ -334,7 +352,8 @@ def test_resuming_refuses_what_is_not_a_results_file(source, tmp_path, notes):
         ("score", "-", "--nonsense"),
         ("inspect", "one", "--model", "two"),
         ("doctor", "one", "two"),
-        ("rank", "-", "--strategy", "magic"),
+        ("rank", "-", "--strategy", "gated"),
+        ("best-of-n", "-", "--strategy", "magic"),
         ("nonsense",),
     ],
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fsrm_lite.bundle.files import write_manifest
-from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template, Verdict
+from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template, VerdictTemplate
 
 
 def plain_manifest(name: str = "paper") -> Manifest:
-    verdict = Verdict("</think>\n\n", "", ("Yes", "No"), (5, 6), values=(1.0, 0.0))
+    verdict = VerdictTemplate("</think>\n\n", "", ("Yes", "No"), (5, 6), values=(1.0, 0.0))
     return Manifest(
         name=name,
         labels=(Label("Yes", 5, 1.0), Label("No", 6, 0.0)),

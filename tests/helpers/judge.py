@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.bundle.manifest import JudgeDefaults, Label, Limits, Manifest, Template, Verdict
+from fsrm_lite.bundle.manifest import JudgeDefaults, Label, Limits, Manifest, Template, VerdictTemplate
 
 
 def write_tiny_gguf(
@@ -97,9 +97,11 @@ def tiny_encoder(folder: Path, *, context=512, thinking_tokens=24, votes=1) -> P
         labels=(Label("Y", one["Y"], 1.0), Label("N", one["N"], 0.0)),
         templates={
             "pointwise_fast": Template("<|im_start|>user\n{prompt}\n{response}<|im_end|>\n<|im_start|>assistant\n"),
-            "pointwise_slow": Template(POINTWISE, Verdict(close, "", ("Y", "N"), (one["Y"], one["N"]), "", (1.0, 0.0))),
+            "pointwise_slow": Template(
+                POINTWISE, VerdictTemplate(close, "", ("Y", "N"), (one["Y"], one["N"]), "", (1.0, 0.0))
+            ),
             "pairwise_slow": Template(
-                PAIRWISE, Verdict(close, "\\boxed{Assistant ", ("1", "2"), (one["1"], one["2"]), "}")
+                PAIRWISE, VerdictTemplate(close, "\\boxed{Assistant ", ("1", "2"), (one["1"], one["2"]), "}")
             ),
         },
         special_tokens=ids,

@@ -70,7 +70,7 @@ class CountingFast:
     def __init__(self, plus_id):
         self.plus_id = plus_id
 
-    def read(self, sequences, *, hidden=False):
+    def readings(self, sequences, *, hidden=False):
         readings = []
         for ids in sequences:
             state = np.random.default_rng(zlib.crc32(str(list(ids)).encode())).normal(size=8).astype(np.float32)

@@ -39,37 +39,37 @@ def reasoner(chat):
 
 
 @pytest.fixture(scope="module")
-def vocabulary(slow):
+def tokenizer(slow):
     engine = Engine(slow, threads=1)
-    yield engine.vocabulary
+    yield engine.tokenizer
     engine.close()
 
 
 # --- llama.cpp's tokenizer ---
 
 
-def test_the_vocabulary_agrees_with_the_tokenizer_of_the_bundle(vocabulary, rm, pairs):
+def test_the_vocabulary_agrees_with_the_tokenizer_of_the_bundle(tokenizer, rm, pairs):
     special = rm.bundle.manifest.special_tokens
-    assert {name: token.id for name, token in vocabulary.special.items() if name in special} == special
-    assert rm.bundle.manifest.stop_ids[0] in vocabulary.ends
-    assert (vocabulary.size, vocabulary.start, vocabulary.name("eos")) == (
+    assert {name: token.id for name, token in tokenizer.special.items() if name in special} == special
+    assert rm.bundle.manifest.stop_ids[0] in tokenizer.ends
+    assert (tokenizer.size, tokenizer.start, tokenizer.name("eos")) == (
         rm.bundle.manifest.vocab_size,
         None,
         "<|im_end|>",
     )
     for pair in pairs:
-        ids = vocabulary.tokenize(pair.problem.question)
+        ids = tokenizer.tokenize(pair.problem.question)
         assert ids == rm.encoder.encode_text(pair.problem.question)
-        assert vocabulary.detokenize(ids) == pair.problem.question
+        assert tokenizer.detokenize(ids) == pair.problem.question
 
 
 @pytest.mark.parametrize("text", ["", " ", "naïve 7 🙂\x00 x", "a" * 3000])
-def test_text_survives_the_way_to_ids_and_back(vocabulary, text):
-    assert vocabulary.detokenize(vocabulary.tokenize(text)) == text
+def test_text_survives_the_way_to_ids_and_back(tokenizer, text):
+    assert tokenizer.detokenize(tokenizer.tokenize(text)) == text
 
 
-def test_detokenizing_leaves_control_tokens_out(vocabulary):
-    assert vocabulary.detokenize([vocabulary.special["<|im_end|>"].id, *vocabulary.tokenize("7")]) == "7"
+def test_detokenizing_leaves_control_tokens_out(tokenizer):
+    assert tokenizer.detokenize([tokenizer.special["<|im_end|>"].id, *tokenizer.tokenize("7")]) == "7"
 
 
 # --- prompts ---
@@ -190,7 +190,7 @@ def test_sentencepiece_spells_control_tokens_but_a_prompt_does_not(tmp_path, mon
     tokens = list(SentencePieceWriter.tokens)
     path = write_tiny_gguf(tmp_path / "spm.gguf", vocab=len(tokens), tokens=tokens)
     reasoner = GgufReasoner(path, template="<|user|>hi {prompt}</s>", threads=1)
-    assert tokens.index("</s>") in reasoner._vocabulary.tokenize(
+    assert tokens.index("</s>") in reasoner._tokenizer.tokenize(
         "q </s>"
     )  # llama.cpp merges pieces up to any text of the vocabulary
     assert [tokens[i] for i in reasoner._prompts.ids(Task("q"))] == ["<s>", "<|user|>", "▁hi", "▁q", "</s>"]

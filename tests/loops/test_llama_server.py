@@ -12,7 +12,7 @@ from helpers.server import llama_server, with_chat_template
 from fsrm_lite.cli import main
 from fsrm_lite.errors import ReasonerError
 from fsrm_lite.loops.critic import RewardCritic
-from fsrm_lite.loops.loop import Outcome, ReasoningLoop
+from fsrm_lite.loops.loop import LoopOutcome, ReasoningLoop
 from fsrm_lite.loops.reasoners import EndpointReasoner, Sampling, Task
 from fsrm_lite.ranking.answers import agrees, final
 
@@ -103,5 +103,5 @@ def test_the_loop_with_the_reward_model_as_critic(address, pairs, rm):
         EndpointReasoner(address), RewardCritic(rm, judge="never"), max_turns=2, sampling=Sampling(max_tokens=96)
     )
     results = loop.run_many([p.problem.question for p in pairs[:2]])
-    assert {r.outcome for r in results} <= {Outcome.ACCEPTED, Outcome.BEST}
+    assert {r.outcome for r in results} <= {LoopOutcome.ACCEPTED, LoopOutcome.BEST}
     assert all(r.tokens_generated > 0 and r.response for r in results)

@@ -14,9 +14,9 @@ from helpers.loops import FakeRM, readable_model
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
-from fsrm_lite.loops.critic import REJECTED, RewardCritic, SelfCritic, Verdict
+from fsrm_lite.loops.critic import REJECTED, Review, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import Trace, distill, read_traces
-from fsrm_lite.loops.loop import Outcome, ReasoningLoop
+from fsrm_lite.loops.loop import LoopOutcome, ReasoningLoop
 from fsrm_lite.loops.opening import open_reasoner
 from fsrm_lite.loops.reasoners import CallableReasoner, EndpointReasoner, Proposal, Sampling, SolveReasoner, Task, ask
 from fsrm_lite.ranking.answers import final
@@ -48,7 +48,7 @@ class Plus:
 
     def review(self, items):
         self.seen.append(list(items))
-        return [Verdict("+" in response, len(response) / 100, 1, 10) for _, response in items]
+        return [Review("+" in response, len(response) / 100, 1, 10) for _, response in items]
 
 
 # --- batches ---
@@ -459,7 +459,7 @@ def test_read_traces_names_the_bad_line():
 def test_loop_accepts_at_once():
     result = ReasoningLoop(Script(q=["+"]), Plus()).run("q")
     assert (result.outcome, result.response, len(result.turns), result.tokens_generated) == (
-        Outcome.ACCEPTED,
+        LoopOutcome.ACCEPTED,
         "+",
         1,
         6,
@@ -477,10 +477,10 @@ def test_loop_tells_what_was_rejected_and_moves_the_seed():
 def test_loop_out_of_turns_ends_with_the_best_or_abstains():
     answers = {"q": ["short", "the longest of all", "longer"]}
     best = ReasoningLoop(Script(**answers), Plus(), max_turns=3).run("q")
-    assert (best.outcome, best.response, best.score) == (Outcome.BEST, "the longest of all", 0.18)
+    assert (best.outcome, best.response, best.score) == (LoopOutcome.BEST, "the longest of all", 0.18)
     silent = ReasoningLoop(Script(**answers), Plus(), max_turns=3, otherwise="abstain").run("q")
     assert (silent.outcome, silent.response, silent.score, silent.tokens_generated) == (
-        Outcome.ABSTAINED,
+        LoopOutcome.ABSTAINED,
         None,
         None,
         18,

@@ -10,7 +10,7 @@ from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
 from fsrm_lite.measure.benchmark_metrics import (
     METRICS,
-    Outcome,
+    PolicyOutcome,
     judgebench,
     llmbar,
     pandalm,
@@ -41,7 +41,7 @@ def knows(prompt, response):
 
 
 def pair(right, *winners, subset="", decision=None):
-    return Outcome(
+    return PolicyOutcome(
         "x", subset, (right,) if right is not None else (), winners, winners[0] if decision is None else decision
     )
 
@@ -75,7 +75,7 @@ def test_rewardbench_weighs_by_published_counts():
 
 def test_rewardbench2_shares_a_tie_at_the_top():
     def best_of(*logits):
-        return Outcome("x", "Math", (0,), logits=logits)
+        return PolicyOutcome("x", "Math", (0,), logits=logits)
 
     got = rewardbench2([best_of(3, 1, 1, 1), best_of(3, 3, 1, 1), best_of(1, 3, 1, 1), best_of(2, 2, 2, 2)])
     assert got["score"] == pytest.approx((1 + 1 / 2 + 0 + 1 / 4) / 4)
@@ -84,8 +84,8 @@ def test_rewardbench2_shares_a_tie_at_the_top():
 def ties(ref, tied, number=0):
     right = tuple(range(len(tied) - 2))
     return [
-        Outcome(f"Ties/ref:{number}", "Ties", (0,), logits=ref),
-        Outcome(f"Ties/tied:{number}", "Ties", right, logits=tied),
+        PolicyOutcome(f"Ties/ref:{number}", "Ties", (0,), logits=ref),
+        PolicyOutcome(f"Ties/tied:{number}", "Ties", right, logits=tied),
     ]
 
 
@@ -108,7 +108,7 @@ def test_rewardbench2_ties_with_no_spread():
 
 def test_rm_bench_by_hand():
     def item(domain, chosen, rejected):
-        return Outcome("x", domain, (0, 1, 2), logits=(*chosen, *rejected))
+        return PolicyOutcome("x", domain, (0, 1, 2), logits=(*chosen, *rejected))
 
     # chosen_i > rejected_j: row 0 beats none, row 1 beats column 0, row 2 beats columns 0 and 1
     stylish = item("chat", (1, 2, 3), (1, 2, 3))
@@ -319,7 +319,7 @@ def test_resume_survives_a_half_written_last_line(tmp_path):
 def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text):
     output = tmp_path / "precious.json"
     output.write_text(text)
-    with pytest.raises(DataFormatError, match="is not a result of this command"):
+    with pytest.raises(DataFormatError, match="not a row|is not a result of this command"):
         run(StandIn(knows), output, resume=True)
     assert output.read_text() == text
 

@@ -14,7 +14,6 @@ from fsrm_lite.ranking.ratings import (
     ELO_PER_NAT,
     bradley_terry,
     informative_pairs,
-    sequential_elo,
     strengths,
     win_matrix,
 )
@@ -108,18 +107,6 @@ def test_no_games_gives_everyone_the_mean():
 def test_win_matrix_bad_game_is_named(game):
     with pytest.raises(InputError, match="game"):
         win_matrix(3, [game])
-
-
-def test_sequential_elo_depends_on_the_order_and_keeps_the_sum():
-    games = [(0, 1, 1.0), (1, 2, 1.0), (2, 0, 1.0)]
-    forwards, backwards = sequential_elo(3, games), sequential_elo(3, games[::-1])
-    assert [r.rating for r in forwards] != [r.rating for r in backwards]
-    assert sum(r.rating for r in forwards) == pytest.approx(4500)
-    assert forwards[0].games == 2
-
-
-def test_sequential_elo_one_game_by_hand():
-    assert [r.rating for r in sequential_elo(2, [(0, 1, 1.0)], k_factor=20)] == [1510.0, 1490.0]
 
 
 def test_informative_pairs_are_disjoint_unplayed_and_follow_the_seeds_at_first():

@@ -110,8 +110,6 @@ def test_select_key_makes_teams_of_equal_answers():
         ("swiss", {}, "strategy is 'swiss'"),
         ("elo", {"budgets": 3}, "unknown options"),
         ("elo", {"budget": -1}, "budget is -1"),
-        ("elo", {"rating": "glicko"}, "rating is 'glicko'"),
-        ("elo", {"rating": "sequential", "k_factor": 0.0}, "k_factor is 0.0"),
         ("elo", {"precision": 0.0}, "precision is 0.0"),
         ("majority", {"extractor": "roman"}, "extractor 'roman' is unknown"),
         ("gated", {"on_judge_error": "hide"}, "on_judge_error is 'hide'"),
@@ -331,12 +329,6 @@ def test_elo_budget_is_kept_never_repeats_and_beats_chance():
 
 def test_elo_budget_zero_ranks_by_the_fast_scores():
     assert select("elo", scores_of([0.0, 2.0, 1.0]), texts(3), gate_of(), refusing, budget=0).ranking == (1, 2, 0)
-
-
-def test_elo_sequential_follows_the_order_of_play_and_has_no_interval():
-    chosen = select("elo", scores_of([0.2, 0.1]), texts(2), gate_of(), honest([0, 1]), rating="sequential", k_factor=32)
-    assert [r.rating for r in chosen.ratings] == [1484.0, 1516.0]
-    assert all(r.low == r.rating == r.high for r in chosen.ratings)
 
 
 # --- majority ---

@@ -3,8 +3,7 @@
 import pytest
 
 from fsrm_lite.slow.escalation import with_votes
-from fsrm_lite.slow.judgements import PairJudgement
-from fsrm_lite.types import Comparison, Route, Vote
+from fsrm_lite.types import Comparison, PairJudgement, Route, Vote
 
 
 def fast(p_first):

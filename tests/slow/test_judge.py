@@ -15,9 +15,10 @@ from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeError
 from fsrm_lite.models.data import held_out
 from fsrm_lite.runtimes.llama.engine import Engine
-from fsrm_lite.slow.judge import Judge, JudgeOptions, resolve_form
+from fsrm_lite.slow.judge import Judge, resolve_form
 from fsrm_lite.slow.scheduler import ANSWER_TOKENS
 from fsrm_lite.slow.voting import majority
+from fsrm_lite.types import JudgeOptions
 
 PAIRS = [
     ("What is 1 + 1?", "2", "3"),

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite.runtimes.llama.engine import Interrupted
-from fsrm_lite.slow.sampling import Sampling
-from fsrm_lite.slow.scheduler import ANSWER_TOKENS, Form, Job, Scheduler
-from fsrm_lite.slow.voting import Contest, Plan, Referee
+from fsrm_lite.slow.scheduler import Scheduler
+from fsrm_lite.slow.voting import Referee
+from fsrm_lite.types import ANSWER_TOKENS, Decoding, Job, Request, VerdictForm
 
 VOCABULARY = 12
 STOP, THINK_END, BREAK, PREFIX, ONE, TWO = 1, 2, 3, 4, 5, 6
 WORDS = {BREAK: "\n\n", PREFIX: "verdict: ", ONE: "1", TWO: "2"}
-PAIR = Form((THINK_END,), (THINK_END, BREAK, PREFIX), "\n\n", "verdict: ", (ONE, TWO))
-POINT = Form((THINK_END,), (THINK_END, BREAK), "\n\n", "", (ONE, TWO))
+PAIR = VerdictForm((THINK_END,), (THINK_END, BREAK, PREFIX), "\n\n", "verdict: ", (ONE, TWO))
+POINT = VerdictForm((THINK_END,), (THINK_END, BREAK), "\n\n", "", (ONE, TWO))
 
 
 def decode(ids):
@@ -61,14 +61,15 @@ def hashed(tokens):
     return hashlib.sha256(bytes(tokens)).digest()[0] % VOCABULARY
 
 
-def run(jobs, next_token=hashed, streams=4, contests=(), stop=(STOP,), **engine):
+def run(jobs, next_token=hashed, streams=4, stop=(STOP,), error_rate=0.0, **engine):
     fake = FakeEngine(next_token)
     for name, value in engine.items():
         setattr(fake, name, value)
-    referee = Referee(Plan(tuple(jobs), tuple(contests)))
+    decoding = Decoding(0.0)
+    referee = Referee(Request(tuple(jobs), decoding, stop, error_rate=error_rate))
     cells = max(job.room for job in jobs)
-    complete = Scheduler(fake, decode, Sampling(0.0), stop, streams, cells).run(referee)
-    return referee.results, complete, fake
+    complete = Scheduler(fake, decode, decoding, stop, streams, cells).run(referee)
+    return referee.completions, complete, fake
 
 
 def alone(job):
@@ -216,15 +217,15 @@ def test_streams_stay_full_while_there_is_work():
 
 
 def test_decided_votes_are_dropped_at_once():
-    contest = Contest((0, 1, 2, 3, 4), (False,) * 5, error_rate=0.1)
     lengths = {7: 3, 8: 4, 9: 20}
 
     def next_token(tokens):
         behind = tokens[1:]
         return ONE if THINK_END in behind else (THINK_END if len(behind) >= lengths[tokens[0]] else 0)
 
-    jobs = [Job((first,), 0, 30, Form((THINK_END,), (THINK_END,), "", "", (ONE, TWO))) for first in (7, 8, 9, 7, 7)]
-    results, complete, _ = run(jobs, next_token, contests=[contest], stop=(ONE, TWO))
+    form = VerdictForm((THINK_END,), (THINK_END,), "", "", (ONE, TWO))
+    jobs = [Job((first,), 0, 30, form, pair=0) for first in (7, 8, 9, 7, 7)]
+    results, complete, _ = run(jobs, next_token, stop=(ONE, TWO), error_rate=0.1)
     assert complete
     assert [r.finished if r else None for r in results] == [True, True, False, None, None]
     assert 0 < len(results[2].ids) < 10
@@ -239,9 +240,10 @@ def test_an_interruption_hands_over_what_there_is():
 
 def test_a_deadline_in_the_past_starts_nothing():
     fake = FakeEngine(hashed)
-    referee = Referee(Plan((Job((0,), 0, 5),)))
-    assert not Scheduler(fake, decode, Sampling(0.0), (STOP,), 1, 6).run(referee, deadline=0.0)
-    assert referee.results == [None]
+    decoding = Decoding(0.0)
+    referee = Referee(Request((Job((0,), 0, 5),), decoding, (STOP,)))
+    assert not Scheduler(fake, decode, decoding, (STOP,), 1, 6).run(referee, deadline=0.0)
+    assert referee.completions == [None]
 
 
 def test_job_room_covers_prompt_thought_answer_and_close():

@@ -2,31 +2,22 @@ import itertools
 
 import pytest
 
-from fsrm_lite.slow.scheduler import Job, Result
-from fsrm_lite.slow.voting import Contest, Plan, Referee, choice_of, decided, majority, probabilities
-from fsrm_lite.types import Vote
+from fsrm_lite.slow.voting import Referee, choice_of, decided, majority, probabilities
+from fsrm_lite.types import Completion, Decoding, Job, Request, Vote
 
 
 def vote(winner, p_first):
     return Vote(swapped=False, winner=winner, p_first=p_first, rationale="", tokens_generated=1)
 
 
-def result(choice, finished=True):
-    return Result((1, 2), 1, choice, (0.0, 0.0), 3, finished)
+def completion(choice, finished=True):
+    return Completion((1, 2), 1, choice, (0.0, 0.0), 3, finished)
 
 
-def referee_for(votes, adaptive=True, error_rate=0.0, contests=1):
-    jobs = tuple(Job((1,), n, 4) for n in range(votes * contests))
-    numbers = [tuple(range(c * votes, (c + 1) * votes)) for c in range(contests)]
-    return Referee(
-        Plan(
-            jobs,
-            tuple(
-                Contest(ns, (False, True) * (votes // 2) + (False,) * (votes % 2), adaptive, error_rate)
-                for ns in numbers
-            ),
-        )
-    )
+def referee_for(votes, adaptive=True, error_rate=0.0, pairs=1):
+    """A referee over some pairs with as many votes each, in alternating orders."""
+    jobs = tuple(Job((1,), 0, 4, pair=pair, swapped=bool(n % 2)) for pair in range(pairs) for n in range(votes))
+    return Referee(Request(jobs, Decoding(), (), adaptive=adaptive, error_rate=error_rate))
 
 
 def test_majority_counts_votes_before_probabilities():
@@ -74,53 +65,53 @@ def test_referee_asks_no_more_votes_than_could_decide():
     assert started == [0, 1, 2, 3, 4]
     assert referee.next() is None
     for number in started[:-1]:
-        assert list(referee.take(number, result(number % 2))) == []  # every vote is for the caller's first
-    assert list(referee.take(4, result(0))) == []
+        assert list(referee.take(number, completion(number % 2))) == []  # every vote is for the caller's first
+    assert list(referee.take(4, completion(0))) == []
     assert referee.next() is None
-    assert sum(r is not None for r in referee.results) == 5
+    assert sum(r is not None for r in referee.completions) == 5
 
 
 def test_referee_asks_on_when_votes_disagree():
     referee = referee_for(3)
     assert [referee.next()[0], referee.next()[0]] == [0, 1]
-    referee.take(0, result(0))
-    referee.take(1, result(0))  # swapped: a vote for the second
+    referee.take(0, completion(0))
+    referee.take(1, completion(0))  # swapped: a vote for the second
     assert referee.next()[0] == 2
 
 
 def test_referee_drops_what_still_runs_when_the_vote_is_decided():
     referee = referee_for(3, adaptive=True)
     referee.next(), referee.next()
-    referee.take(0, result(0))
+    referee.take(0, completion(0))
     third = referee.next()
     assert third is None
     wide = referee_for(2, adaptive=False)
     assert [wide.next()[0], wide.next()[0]] == [0, 1]
-    assert list(wide.take(0, result(0))) == []
+    assert list(wide.take(0, completion(0))) == []
 
 
 def test_referee_without_adaptivity_asks_everything():
-    referee = referee_for(8, adaptive=False, contests=2)
+    referee = referee_for(8, adaptive=False, pairs=2)
     assert [referee.next()[0] for _ in range(16)] == list(range(16))
     assert referee.next() is None
 
 
 def test_referee_moves_on_to_the_next_pair_while_one_waits():
-    referee = referee_for(3, contests=2)
+    referee = referee_for(3, pairs=2)
     assert [referee.next()[0] for _ in range(4)] == [0, 1, 3, 4]
 
 
 def test_unfinished_results_do_not_count_as_votes():
     referee = referee_for(1)
     referee.next()
-    assert list(referee.take(0, result(None, finished=False))) == []
-    assert referee.results[0].finished is False
+    assert list(referee.take(0, completion(None, finished=False))) == []
+    assert referee.completions[0].finished is False
 
 
 def test_choice_is_the_written_word_else_the_likeliest():
-    assert choice_of(Result((), 0, 1, (5.0, 0.0), 0, True)) == 1
-    assert choice_of(Result((), 0, None, (5.0, 0.0), 0, True)) == 0
-    assert choice_of(Result((), 0, None, (1.0, 1.0), 0, True)) == 0
+    assert choice_of(Completion((), 0, 1, (5.0, 0.0), 0, True)) == 1
+    assert choice_of(Completion((), 0, None, (5.0, 0.0), 0, True)) == 0
+    assert choice_of(Completion((), 0, None, (1.0, 1.0), 0, True)) == 0
 
 
 def test_probabilities_are_a_softmax_without_overflow():

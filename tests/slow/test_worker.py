@@ -16,7 +16,8 @@ from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import BundleError, JudgeCrashed, JudgeError
 from fsrm_lite.models.data import held_out, pair_row
 from fsrm_lite.slow import worker
-from fsrm_lite.slow.judge import Judge, JudgeOptions
+from fsrm_lite.slow.judge import Judge
+from fsrm_lite.types import JudgeOptions
 
 PAIRS = [("What is 1 + 1?", "2", "3"), ("Name a colour.", "red", "Tuesday")]
 OPTIONS = JudgeOptions(votes=2, seed=4)
@@ -248,7 +249,7 @@ def judge_script(files, body, folder, process="subprocess"):
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from pathlib import Path\n"
         "from helpers.judge import tiny_encoder\n"
-        "from fsrm_lite.slow.judge import Judge, JudgeOptions\n"
+        "from fsrm_lite.slow.judge import Judge\nfrom fsrm_lite.types import JudgeOptions\n"
         f"encoder = tiny_encoder(Path({str(folder)!r}), context=20_000)\n"
         f"judge = Judge({str(files[0])!r}, encoder, threads=1, process={process!r})\n"
         f"{body}\n"

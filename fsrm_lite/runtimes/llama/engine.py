@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
+from fsrm_lite.files import whole_file
 from fsrm_lite.runtimes.llama.gguf_header import read_header
-from fsrm_lite.runtimes.llama.native import Batch, Vocabulary, explain_failure, repacking, short_spins
+from fsrm_lite.runtimes.llama.native import Batch, LlamaTokenizer, explain_failure, repacking, short_spins
 from fsrm_lite.runtimes.threads import usable_cores
 
 INSTALL_LINE = "pip install 'fsrm-lite[judge]'"
@@ -149,17 +150,14 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
     params = llama.llama_model_quantize_default_params()
     params.nthread = threads or usable_cores()
     params.ftype = getattr(llama, name)
-    partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_file(target) as partial:
         status = llama.llama_model_quantize(os.fsencode(source), os.fsencode(partial), params)
         if status != 0:
             raise BundleError(
-                f"llama.cpp could not write {source} as {kind} (status {status}); the source must hold F32, F16 or BF16 weights"
+                f"llama.cpp could not write {source} as {kind} (status {status}); "
+                "the source must hold F32, F16 or BF16 weights"
             )
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
@@ -204,8 +202,8 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        self.vocabulary = Vocabulary(self._llama, self._model)
-        self.vocab_size = self.vocabulary.size
+        self.tokenizer = LlamaTokenizer(self._llama, self._model)
+        self.vocab_size = self.tokenizer.size
 
     def _load(self) -> Any:  # noqa: ANN401 - an opaque pointer
         params = self._llama.llama_model_default_params()

@@ -62,7 +62,7 @@ class SpecialToken:
 _CONTROL, _ADDED, _LEFT, _RIGHT = 1 << 3, 1 << 4, 1 << 7, 1 << 8  # llama.cpp's token attributes
 
 
-class Vocabulary:
+class LlamaTokenizer:
     """llama.cpp's own tokenizer of one loaded model, for files without a ``tokenizer.json``. Not to be used after its engine is closed."""
 
     def __init__(self, llama: Any, model: Any) -> None:  # noqa: ANN401 - the llama_cpp module and an opaque pointer

@@ -53,7 +53,7 @@ class Branch:
 
     Attributes:
         sequence: Which sequence, as numbered by the caller of :func:`plan_rows`.
-        path: Row index of each of its tokens behind the prefix, int64.
+        path: PackedRow index of each of its tokens behind the prefix, int64.
         shared: How many of those belong to an earlier branch already.
     """
 
@@ -63,7 +63,7 @@ class Branch:
 
 
 @dataclass(slots=True)
-class Row:
+class PackedRow:
     """Tokens that one run of the model reads: branches of a tree behind a common past."""
 
     prefix: Prefix
@@ -91,7 +91,7 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-def plan_rows(sequences: Sequence[Ids], widths: Widths) -> Iterator[Row]:
+def plan_rows(sequences: Sequence[Ids], widths: Widths) -> Iterator[PackedRow]:
     """Plan the runs that read all ``sequences``.
 
     Args:
@@ -122,11 +122,11 @@ def passes(prefix: Prefix) -> list[Prefix]:
     return [Prefix(prefix.ids[:cut], prefix.cuts[: i + 1]) for i, cut in enumerate(prefix.cuts)]
 
 
-def chunk_row(before: Prefix, after: Prefix) -> Row:
+def chunk_row(before: Prefix, after: Prefix) -> PackedRow:
     """Return the row that extends one pass of a prefix to the next."""
     start, stop = len(before.ids), len(after.ids)
     path = np.arange(stop - start, dtype=np.int64)
-    return Row(before, list(after.ids[start:]), list(range(start, stop)), [Branch(-1, path, 0)])
+    return PackedRow(before, list(after.ids[start:]), list(range(start, stop)), [Branch(-1, path, 0)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +175,9 @@ def _prefix(ids: Ids, length: int, widths: Widths) -> Prefix:
     return Prefix(ids[: cuts[-1]] if cuts else (), tuple(cuts))
 
 
-def _pack(sequences: Sequence[Ids], members: list[tuple[int, Prefix]], widths: Widths) -> Iterator[Row]:
+def _pack(sequences: Sequence[Ids], members: list[tuple[int, Prefix]], widths: Widths) -> Iterator[PackedRow]:
     """Pack sequences with one prefix into rows; each row is a tree, neighbours share what they have in common."""
-    row: Row | None = None
+    row: PackedRow | None = None
     for i, prefix in members:
         tail = sequences[i][len(prefix.ids) :]
         shared = 0
@@ -188,7 +188,7 @@ def _pack(sequences: Sequence[Ids], members: list[tuple[int, Prefix]], widths: W
                 yield row
                 row = None
         if row is None:
-            row, shared = Row(prefix), 0
+            row, shared = PackedRow(prefix), 0
         path = np.arange(len(row.ids) - shared, len(row.ids) - shared + len(tail), dtype=np.int64)
         if shared:
             path[:shared] = row.branches[-1].path[:shared]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError
 from fsrm_lite.runtimes.onnx import kernels
-from fsrm_lite.runtimes.onnx.packing import Ids, Prefix, Row, Widths, chunk_row, passes, plan_rows
+from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, Widths, chunk_row, passes, plan_rows
 from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
 from fsrm_lite.runtimes.threads import usable_cores
 
@@ -164,7 +164,13 @@ class FastModel:
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
     def _run(
-        self, outputs: list[str], row: Row, past: State, wanted: list[int], carry: NDArray[np.float32], head_rows: range
+        self,
+        outputs: list[str],
+        row: PackedRow,
+        past: State,
+        wanted: list[int],
+        carry: NDArray[np.float32],
+        head_rows: range,
     ) -> list[Any]:
         """Run the graph once; see export/graph/fast_graph.py for what goes in and out."""
         feeds = {
@@ -233,7 +239,7 @@ class _Call:
             following = len(rows[i + 1].branches) if i + 1 < len(rows) else self._model._readings_per_head
             self._run_row(row, state, flush=len(self._waiting) + following > self._model._readings_per_head)
 
-    def _run_row(self, row: Row, state: State, flush: bool) -> None:
+    def _run_row(self, row: PackedRow, state: State, flush: bool) -> None:
         wanted = [int(branch.path[-1]) for branch in row.branches]
         if not flush:
             (new,) = self._model._run(["hidden"], row, state, wanted, self._model._no_carry(), range(0))

@@ -6,7 +6,15 @@ from helpers.export import LLAMA_SPLIT, QWEN_SPLIT, build_tokenizer, make_checkp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
-from fsrm_lite.export.checkpoints.vocabulary import CONTROL, NORMAL, PRE_BY_PATTERN, UNUSED, USER_DEFINED, detect_pre, read_vocabulary
+from fsrm_lite.export.checkpoints.vocabulary import (
+    CONTROL,
+    NORMAL,
+    PRE_BY_PATTERN,
+    UNUSED,
+    USER_DEFINED,
+    detect_pre,
+    read_vocabulary,
+)
 from fsrm_lite.runtimes.llama.engine import load_llama
 
 GPT2 = SHARED / "gpt2-tokenizer"

@@ -6,8 +6,26 @@ from helpers.bundle import plain_manifest
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.parity.chains import compare_chains, parted_at_tie
-from fsrm_lite.export.parity.measures import FirstTokenParity, Tolerance, VerdictParity, at_best, compare_readings, excess, spearman, violations
-from fsrm_lite.export.parity.readings import Chain, ChainWriter, Ending, Family, Thought, TokenReading, families, read_logits
+from fsrm_lite.export.parity.measures import (
+    FirstTokenParity,
+    Tolerance,
+    VerdictParity,
+    at_best,
+    compare_readings,
+    excess,
+    spearman,
+    violations,
+)
+from fsrm_lite.export.parity.readings import (
+    Chain,
+    ChainWriter,
+    Ending,
+    Family,
+    Thought,
+    TokenReading,
+    families,
+    read_logits,
+)
 
 GOOD = FirstTokenParity(204, 510, 1e-4, 1e-5, 1e-4, 1e-5, 1.0, 1.0, 1.0)
 GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)

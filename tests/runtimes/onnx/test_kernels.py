@@ -353,7 +353,7 @@ def test_library_that_cannot_be_loaded_names_the_switch(tmp_path, monkeypatch):
 @needs_library
 def test_loading_the_library_leaves_the_arithmetic_of_the_process_alone():
     program = (
-        "import ctypes, numpy as np; from fsrm_lite import kernels; ctypes.CDLL(str(kernels.library()));"
+        "import ctypes, numpy as np; from fsrm_lite.runtimes.onnx import kernels; ctypes.CDLL(str(kernels.library()));"
         "print((np.float32(1e-38) * np.float32(0.1) > 0).item())"
     )
     assert (

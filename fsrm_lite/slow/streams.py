@@ -1,4 +1,4 @@
-"""The state of the running rows as arrays, so that a step in which nothing happens touches no Python object per row."""
+"""The state of the running texts as arrays, so that a step in which nothing happens touches no Python object per text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fsrm_lite.slow.sampling import uniforms
 
 
-class Rows:
+class Streams:
     """One row per stream; the first ``live`` of them run.
 
     Attributes:

@@ -1,0 +1,71 @@
+"""How far a command has come, on standard error, where a person is watching: nothing is shown when it is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, Self
+
+import click
+
+
+class Step(Protocol):
+    """Tells a progress display that more is done."""
+
+    def __call__(self, count: int = 1) -> None:
+        """Count ``count`` more."""
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, note: Callable[[], str] | None = None) -> Iterator[Step]:
+    """Show a bar, or a running count where the total is not known.
+
+    Args:
+        what: Label of the bar, or what is counted.
+        total: Number of steps; None when it is not known.
+        note: Gives a text to show behind the bar, for example running figures.
+
+    Yields:
+        A function to call with the number of steps just done.
+    """
+    if not sys.stderr.isatty():
+        yield lambda count=1: None
+    elif total is None:
+        done = 0
+
+        def count_up(count: int = 1) -> None:
+            nonlocal done
+            done += count
+            click.echo(f"\r{done} {what}", nl=False, err=True)
+
+        yield count_up
+        click.echo("", err=True)
+    else:
+        shown = None if note is None else lambda _: note()
+        with click.progressbar(length=total, file=sys.stderr, label=what, item_show_func=shown) as bar:
+            yield lambda count=1: bar.update(count, None)
+
+
+class Stages:
+    """Shows each stage of a long command on a line of standard error; counts up in place on a terminal."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._live = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._live and self._stage:
+            click.echo(err=True)
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` steps of a stage are over."""
+        if self._live:
+            start = "\n" if self._stage and stage != self._stage else ""
+            click.echo(f"{start}\r{stage:<24} {100 * done // max(1, total):3d} %", nl=False, err=True)
+        elif stage != self._stage:
+            click.echo(f"{stage} ...", err=True)
+        self._stage = stage
