@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench      each sets up what it needs in .venv and is quick the second time
+# make demo · make test · make lint · make docs · make bench      each sets up what it needs in .venv and is quick the second time
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format bench install clean
+.PHONY: demo test test-fast lint format docs bench install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,10 @@ format: $(VENV)/.dev
 # The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+# Reads the docstrings from the sources, so that nothing has to be compiled first.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 install: $(VENV)/.judge
 
@@ -61,5 +65,10 @@ $(VENV)/.bench: $(VENV)/.judge
 	$(PIP) --editable ".[bench]"
 	@touch $@
 
+# The packages of the extra and not the project itself, whose installation would compile llama.cpp or its operators.
+$(VENV)/.docs: $(VENV)/.python pyproject.toml
+	$(PIP) $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
+
 clean:
-	rm -rf fsrm_lite/runtimes/onnx/kernels/*.so $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf fsrm_lite/runtimes/onnx/kernels/*.so $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
