@@ -34,7 +34,7 @@ from fsrm_lite.cli import main
 OUTPUT = "Output"
 NOT_RUN = "Not run"
 TO_READ = ("mermaid", "json", "text")
-PROGRAMS = ("curl", "make", "pip", "python")
+PROGRAMS = ("curl", "make", "pip")
 """What a block ``sh``, which is not run, may start."""
 
 _BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]*)\")?[ \t]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -53,10 +53,7 @@ class Block:
 
 def blocks_of(text: str) -> list[Block]:
     """Return the code blocks of a page, in order."""
-    return [
-        Block(m[1], m[2], m[3], text.count("\n", 0, m.start()) + 1)
-        for m in _BLOCK.finditer(text)
-    ]
+    return [Block(m[1], m[2], m[3], text.count("\n", 0, m.start()) + 1) for m in _BLOCK.finditer(text)]
 
 
 def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManager[object]]) -> int:
@@ -174,7 +171,8 @@ def same_line(shown: str, real: str) -> bool:
         return False
     numbers = zip(_NUMBER.findall(shown), _NUMBER.findall(real), strict=True)
     return all(
-        abs(float(s) - float(r)) <= 1.001 * 10.0 ** -len(s.partition(".")[2]) if "." in s else s == r for s, r in numbers
+        abs(float(s) - float(r)) <= 1.001 * 10.0 ** -len(s.partition(".")[2]) if "." in s else s == r
+        for s, r in numbers
     )
 
 
