@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from helpers import ROOT
-from helpers.pages import blocks_of, run_page
+from helpers.pages import NOT_RUN, blocks_of, run_page
 
 from fsrm_lite import Bundle, FastSlowRM, GateSpec
 from fsrm_lite.bundle.manifest import SLOTS, FileEntry, JudgeDefaults, Label, Limits, VerdictTemplate
@@ -25,9 +25,13 @@ SLOW = {"tutorials/calibrate.md", "tutorials/critic.md", "tutorials/export.md", 
 WITH_CODE = [page for page in PAGES if blocks_of((DOCS / page).read_text("utf-8"))]
 
 
+def page_text(name):
+    return (DOCS / name).read_text("utf-8")
+
+
 @pytest.fixture
 def one_model(rm, monkeypatch):
-    """What a Python block is run within: ``from_pretrained()`` gives the session's model, and with an argument opens another."""
+    """What a Python block is run within: ``from_pretrained()`` gives the session's model; with arguments, another."""
     original = FastSlowRM.from_pretrained
 
     def open_or_share(source=None, **options):
@@ -47,19 +51,33 @@ def test_page(page, one_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for data in (DOCS / page).parent.glob("*.jsonl"):  # files that a reader downloads from the page
         shutil.copy(data, tmp_path)
-    run_page((DOCS / page).read_text("utf-8"), tmp_path, one_model)
+    run_page(page_text(page), tmp_path, one_model)
+
+
+def test_what_is_not_run_is_this_and_nothing_else():
+    found = [
+        (page, block.language)
+        for page in PAGES
+        for block in blocks_of(page_text(page))
+        if block.language == "sh" or (block.title or "").startswith(NOT_RUN)
+    ]
+    assert found == [
+        ("gate.md", "sh"),
+        ("index.md", "sh"),
+        ("tutorials/reward-function.md", "python"),
+        ("tutorials/serve.md", "sh"),
+    ]
+    # The README's own test runs these, at smaller size.
+    (measured,) = (block.code for block in blocks_of(page_text("gate.md")) if block.language == "sh")
+    assert all(line in (ROOT / "README.md").read_text("utf-8") for line in measured.splitlines())
 
 
 def test_most_pages_have_code():
-    assert SLOW <= set(WITH_CODE)
+    assert set(WITH_CODE) >= SLOW
     assert {p for p in PAGES if p.startswith(("tutorials/", "how-to/"))} <= set(WITH_CODE)
 
 
 # What the pages say about the code, beside what they run.
-
-
-def page_text(name):
-    return (DOCS / name).read_text("utf-8")
 
 
 def test_the_drawing_and_its_source_show_the_same_rooms_and_arrows():

@@ -3,14 +3,15 @@
 What a block is, its language and title say:
 
 * ``python`` is run, in one namespace per page; the block ``text title="Output"`` behind it is what it prints.
-* ``console`` holds commands behind ``$ `` and, below each, what it prints. ``fsrm-lite``, ``python -m``, ``cat`` and ``echo $?`` are run.
+* ``console`` holds commands behind ``$ `` and, below each, what it prints. Run are ``fsrm-lite``, ``python -m``,
+  ``cat`` and ``echo $?``.
 * A block with any other title is a file of that name, which is written before the next block is run.
 * A title that begins with ``Not run`` says why the block is not.
-* ``sh`` is for commands that a test cannot run (an installation, a server that does not end); ``mermaid``, ``json`` without
-  a title and ``text`` are to be read.
+* ``sh`` is for commands that a test cannot run (an installation, a server that does not end); ``mermaid``, ``json``
+  without a title and ``text`` are to be read.
 
-Shown and real output must be the same, but that a number with a decimal point is compared with the digits shown, runs of
-spaces are one, and ``...`` stands for anything in a line, alone in a line for any lines.
+Shown and real output must be the same, but that a number with a decimal point is compared with the digits shown, runs
+of spaces are one, and ``...`` stands for anything in a line, alone in a line for any lines.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
     Args:
         text: The page.
         folder: Empty; files that the page names are written here.
-        around: What each Python block is run within, so that ``from_pretrained()`` may give a model that is loaded already.
+        around: What each Python block is run within, so that ``from_pretrained()`` may give a model that is loaded.
 
     Returns:
         How many blocks were run.
@@ -77,6 +78,8 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         where = f"line {block.line}"
         if (block.title or "").startswith(NOT_RUN):
+            if block.language == "python":
+                compile(block.code, "page", "exec")
             continue
         if block.language == "python":
             printed = io.StringIO()
@@ -105,7 +108,7 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
 
 
 def run_console(code: str, where: str) -> None:
-    """Run the commands of a block and compare what each prints; a command that fails must be followed by ``echo $?``."""
+    """Run the commands of a block and compare what each prints; one that fails must be followed by ``echo $?``."""
     status = 0
     for command, shown in re.findall(r"^\$ ((?:[^\n]*\\\n)*[^\n]*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE):
         words = shlex.split(command.replace("\\\n", " "))
