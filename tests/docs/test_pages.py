@@ -147,6 +147,16 @@ def test_commands_and_extras_that_pages_name_are_there():
     assert all(f": {page.removeprefix('docs/')}\n" in (ROOT / "mkdocs.yml").read_text("utf-8") for page in pages)
 
 
+def test_measured_figures_are_those_of_the_readme():
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").replace("**", "").split())
+    table = [line for line in page_text("index.md").splitlines() if line.startswith("|") and "%" in line]
+    figures = [cell for line in table for cell in re.findall(r"[\d.]+ % \([\d.]+ to [\d.]+\)", line)]
+    assert len(figures) == 4
+    measured = re.search(r"Over 1,000 .*? in (\d+ \(100 are allowed\))", " ".join(page_text("gate.md").split()))
+    missing = [figure for figure in [*figures, measured[1]] if figure not in readme]
+    assert not missing
+
+
 # The machinery: what it must notice.
 
 
