@@ -90,11 +90,8 @@ class SelectionSettings(ScoringSettings, TournamentSettings, total=False):
     """What :meth:`FastSlowRM.best_of_n` may be given beside its strategy."""
 
 
-class ModelSettings(TypedDict, total=False):
-    """Options of :class:`FastSlowRM`, which explains them."""
-
+class _ModelSettings(TypedDict, total=False):
     threads: int | None
-    judge: JudgePolicy
     votes: int | None
     thinking_tokens: int | None
     temperature: float | None
@@ -106,8 +103,17 @@ class ModelSettings(TypedDict, total=False):
     on_judge_crash: Literal["raise", "fast"]
 
 
-class LoadSettings(ModelSettings, total=False):
-    """Options of :meth:`FastSlowRM.from_pretrained`, which explains them."""
+class ModelSettings(_ModelSettings, total=False):
+    """Options of :class:`FastSlowRM`, which explains them."""
+
+    judge: JudgePolicy
+
+
+class LoadSettings(_ModelSettings, total=False):
+    """How an integration loads its model: the options of :meth:`FastSlowRM.from_pretrained`, which explains them.
+
+    All but ``judge``: each integration has a policy of its own.
+    """
 
     revision: str | None
     cache_dir: str | Path | None

@@ -152,7 +152,7 @@ class Manifest:
     card: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, data: Any) -> Manifest:  # noqa: ANN401 - arbitrary JSON, checked here
+    def from_dict(cls, data: object) -> Manifest:
         """Check and parse the JSON form.
 
         Raises:

@@ -1,4 +1,15 @@
-"""The ``fsrm-lite`` command: one module per group of commands, loaded when a command of it is called."""
+"""The ``fsrm-lite`` command: one module per group of commands, loaded when a command of it is called.
+
+===================  ==================================================================================
+``scoring``          score, compare, rank, best-of-n
+``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal
+``exporting``        export
+``reasoning``        distill, fit-critic
+``inspection``       inspect, doctor
+``models``           the options by which every command names its model
+``progress``         how far a command has come
+===================  ==================================================================================
+"""
 
 from __future__ import annotations
 

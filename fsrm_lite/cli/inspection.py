@@ -109,12 +109,12 @@ def _kernels() -> str:
     return "not built, so the fast path is slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir fsrm-lite"
 
 
-def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:  # noqa: ANN401 - options of from_pretrained
+def _self_test(model: str | None, *, judge: bool, revision: str | None, local_files_only: bool) -> dict[str, Any]:
     """Score the manifest's golden examples and compare."""
     from fsrm_lite.scorer import FastSlowRM
 
     try:
-        with FastSlowRM.from_pretrained(model, **hub) as rm:
+        with FastSlowRM.from_pretrained(model, revision=revision, local_files_only=local_files_only) as rm:
             golden = rm.bundle.manifest.card.get("golden", [])
             if not golden:
                 return {"passed": True, "note": "this bundle has no golden scores; its files are intact"}

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import read_rows
+
+if TYPE_CHECKING:
+    from fsrm_lite.loops.reasoners import Reasoner
 
 
 @click.command()
@@ -174,7 +177,7 @@ def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
 
 
 @contextmanager
-def _closed(reasoner: Any) -> Iterator[Any]:  # noqa: ANN401 - any reasoner
+def _closed(reasoner: Reasoner) -> Iterator[Reasoner]:
     """A reasoner, closed afterwards if it is one that holds a model."""
     try:
         yield reasoner

@@ -15,7 +15,7 @@ from fsrm_lite.types import Prompt
 class CrossEncoderRM(LazyModel):
     """``predict`` and ``rank`` as ``CrossEncoder`` has them. Fast scores only: they are independent of each other, as there."""
 
-    def predict(self, sentences: Sequence[Any], **_: Any) -> NDArray[np.float32]:  # noqa: ANN401 - CrossEncoder's own options
+    def predict(self, sentences: Sequence[Any], **_: object) -> NDArray[np.float32]:
         """Return the scores of (prompt, response) pairs.
 
         Args:
@@ -38,7 +38,7 @@ class CrossEncoderRM(LazyModel):
         documents: Sequence[str],
         top_k: int | None = None,
         return_documents: bool = False,
-        **_: Any,  # noqa: ANN401
+        **_: object,
     ) -> list[dict[str, Any]]:
         """Return ``[{"corpus_id", "score", "text"}, ...]``, best first, earliest first on ties.
 

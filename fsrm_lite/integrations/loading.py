@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from fsrm_lite.errors import InputError
-from fsrm_lite.types import Prompt
+from fsrm_lite.types import LoadSettings, Prompt
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
@@ -23,7 +23,7 @@ class LazyModel:
     A copy made by pickle keeps the way and loads the model again where it arrives: a process pool, a Ray actor.
     """
 
-    def __init__(self, source: Source = None, **load_options: Any) -> None:  # noqa: ANN401 - passed on as they are
+    def __init__(self, source: Source = None, **load_options: Unpack[LoadSettings]) -> None:
         """Keep the source; nothing is loaded yet.
 
         Args:

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from fsrm_lite.errors import InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, text_of
-from fsrm_lite.types import JudgePolicy, Message, Prompt, Strategy
+from fsrm_lite.types import JudgePolicy, LoadSettings, Message, Prompt, Strategy
 
 
 class OutcomeRewardModel(LazyModel):
     """its_hub's ``AbstractOutcomeRewardModel``: scores a conversation by its last message."""
 
-    def __init__(self, source: Source = None, *, judge: JudgePolicy = "never", **load_options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self, source: Source = None, *, judge: JudgePolicy = "never", **load_options: Unpack[LoadSettings]
+    ) -> None:
         """Keep the settings; see :class:`~fsrm_lite.integrations.loading.LazyModel`."""
         super().__init__(source, **load_options)
         self._judge = judge
 
-    def score(self, messages: Sequence[Any], **_: Any) -> list[float] | float:  # noqa: ANN401 - one or many conversations
+    def score(self, messages: Sequence[Any], **_: object) -> list[float] | float:
         """Score one conversation (a list of messages) or many (a list of lists); the answer has the same form.
 
         Raises:
@@ -34,7 +36,7 @@ class OutcomeRewardModel(LazyModel):
         scores = [s.score for s in self.model.score_many(items, judge=self._judge)] if items else []
         return scores[0] if single else scores
 
-    async def ascore(self, messages: Sequence[Any], **_: Any) -> list[float] | float:  # noqa: ANN401 - as score
+    async def ascore(self, messages: Sequence[Any], **_: object) -> list[float] | float:
         """Like :meth:`score`, in a worker thread."""
         return await asyncio.to_thread(self.score, messages)
 
@@ -55,7 +57,7 @@ class BestOfFilter(LazyModel):
         *,
         prompt: Callable[[Any], Prompt],
         strategy: Strategy = "gated",
-        **load_options: Any,  # noqa: ANN401 - passed on as they are
+        **load_options: Unpack[LoadSettings],
     ) -> None:
         """Keep the settings.
 

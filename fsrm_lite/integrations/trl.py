@@ -6,12 +6,12 @@ Nothing of TRL is imported: its trainers take any callable of this form. Checked
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import FsrmError, InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths, text_of
-from fsrm_lite.types import JudgePolicy, Prompt, Score
+from fsrm_lite.types import JudgePolicy, LoadSettings, Prompt, Score
 
 
 class RewardFunction(LazyModel):
@@ -29,7 +29,7 @@ class RewardFunction(LazyModel):
         judge: JudgePolicy = "never",
         scale: Literal["score", "logit"] = "score",
         name: str = "fsrm_reward",
-        **load_options: Any,  # noqa: ANN401 - passed on as they are
+        **load_options: Unpack[LoadSettings],
     ) -> None:
         """Keep the settings; the model is loaded at the first call.
 
@@ -47,7 +47,7 @@ class RewardFunction(LazyModel):
         self._judge = judge
         self._scale = scale
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[object], **_: Any) -> list[float | None]:  # noqa: ANN401
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[object], **_: object) -> list[float | None]:
         """Return one reward per completion, in order.
 
         Args:
@@ -77,7 +77,9 @@ class RewardFunction(LazyModel):
 class PairwiseJudge(LazyModel):
     """The shape of TRL's former ``BasePairwiseJudge``: ``judge(prompts, completions, shuffle_order=True) -> list[int]``."""
 
-    def __init__(self, source: Source = None, *, judge: JudgePolicy = "auto", **load_options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self, source: Source = None, *, judge: JudgePolicy = "auto", **load_options: Unpack[LoadSettings]
+    ) -> None:
         """Keep the settings; arguments as for :class:`RewardFunction`."""
         super().__init__(source, **load_options)
         self._judge = judge

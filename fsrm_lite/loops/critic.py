@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import BundleError, InputError, JudgeError
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
-from fsrm_lite.types import JudgePolicy, Score
+from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
 
 if TYPE_CHECKING:
     from fsrm_lite.runtimes.onnx.session import FastReading
@@ -69,7 +69,12 @@ class RewardCritic:
     """The reward model itself: its pointwise score, thinking slowly where its gate says so."""
 
     def __init__(
-        self, model: FastSlowRM, *, threshold: float = 0.5, judge: JudgePolicy = "auto", **options: Any
+        self,
+        model: FastSlowRM,
+        *,
+        threshold: float = 0.5,
+        judge: JudgePolicy = "auto",
+        **options: Unpack[JudgeSettings],
     ) -> None:
         """Keep the settings.
 
@@ -82,9 +87,8 @@ class RewardCritic:
         Raises:
             InputError: If an option is unknown or out of range.
         """
-        model.score_many(
-            [], judge=judge, **options
-        )  # refuses bad options now; later they would look like bad responses
+        # Refuses bad options now; later they would look like bad responses.
+        model.score_many([], judge=judge, **options)
         self._model = model
         self._threshold = _check_threshold(threshold)
         self._judge = judge

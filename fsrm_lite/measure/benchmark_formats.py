@@ -292,7 +292,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _strings(value: Any) -> list[str]:  # noqa: ANN401
+def _strings(value: object) -> list[str]:
     try:
         return [x for x in as_list(value, "") if isinstance(x, str)]
     except DataFormatError:

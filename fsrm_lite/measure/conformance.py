@@ -206,13 +206,13 @@ def _readings(row: Mapping[str, Any]) -> list[FastSignals]:
     ]
 
 
-def _number(value: Any) -> float:  # noqa: ANN401 - arbitrary JSON, checked here
+def _number(value: object) -> float:
     if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("inf", "-inf")):
         raise DataFormatError(f'{value!r} is not a number, "inf" or "-inf"')
     return float(value)
 
 
-def _optional(value: Any) -> float | None:  # noqa: ANN401
+def _optional(value: object) -> float | None:
     return None if value is None else _number(value)
 
 

@@ -60,22 +60,23 @@ def read_rows(path: Path | str) -> list[SourceRow]:
     return rows
 
 
-def as_list(value: Any, where: str) -> list[Any]:  # noqa: ANN401 - arbitrary JSON, checked here
+def as_list(value: object, where: str) -> list[Any]:
     """Return a list that may have been written into a CSV cell, as JSON or as Python prints it.
 
     Raises:
         DataFormatError: If it is no list.
     """
+    parsed = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         for parse in (json.loads, ast.literal_eval):
             try:
-                value = parse(value)
+                parsed = parse(value)
                 break
             except (ValueError, SyntaxError):
                 continue
-    if not isinstance(value, list):
-        raise DataFormatError(f"{where}: got a {type(value).__name__}, expected a list")
-    return value
+    if not isinstance(parsed, list):
+        raise DataFormatError(f"{where}: got a {type(parsed).__name__}, expected a list")
+    return parsed
 
 
 def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -87,7 +88,7 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         )
         return
     if suffix == ".json" and text.lstrip().startswith("["):
-        for position, data in enumerate(_parse(text, path.name)):
+        for position, data in enumerate(as_list(_parse(text, path.name), path.name)):
             yield _object(data, f"{path.name} item {position}"), f"{path.name} item {position}"
         return
     # JSONL, also under the name .json, as the Hugging Face hub often has it.
@@ -118,14 +119,14 @@ def _read_text(path: Path) -> str:
         raise DataFormatError(f"cannot read {path}: {error}") from error
 
 
-def _parse(text: str, where: str) -> Any:  # noqa: ANN401
+def _parse(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataFormatError(f"{where}: invalid JSON ({error})") from error
 
 
-def _object(data: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
+def _object(data: object, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataFormatError(f"{where}: got a {type(data).__name__}, expected an object")
     return data

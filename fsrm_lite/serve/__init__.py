@@ -1,1 +1,6 @@
-"""A loaded model over HTTP, in the shapes that other rerankers and reasoners have."""
+"""A loaded model over HTTP.
+
+========  ===========================================================================================
+``http``  the shapes of rerankers and of OpenAI's chat as pure functions, and a small server for them
+========  ===========================================================================================
+"""

@@ -1,0 +1,5 @@
+"""Another name of :mod:`fsrm_lite.serve.http`, under which it was known first."""
+
+from fsrm_lite.serve.http import chat_completion, make_server, rerank, score, tei_rerank
+
+__all__ = ["chat_completion", "make_server", "rerank", "score", "tei_rerank"]
