@@ -30,13 +30,13 @@ def expect(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 def expect_one_of(choices: Iterable[str], name: str, value: object) -> None:
-    """Refuse what is none of some words; see :func:`expect`."""
+    """Refuse what is none of some words; see ``expect``."""
     known = list(choices)
     expect(value in known, name, value, f"one of {', '.join(known)}")
 
 
 def expect_decoding(votes: object, temperature: object, top_p: object, top_k: object) -> None:
-    """Refuse settings of the judge's decoding that are out of range; see :func:`expect`."""
+    """Refuse settings of the judge's decoding that are out of range; see ``expect``."""
     expect(is_whole(votes) and 1 <= votes <= MAX_VOTES, "votes", votes, f"a whole number from 1 to {MAX_VOTES}")
     hot = is_number(temperature) and (temperature == 0.0 or temperature >= MIN_TEMPERATURE)
     expect(hot, "temperature", temperature, f"0 (greedy) or a number of at least {MIN_TEMPERATURE:g}")

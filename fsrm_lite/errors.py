@@ -1,6 +1,6 @@
 """Every exception the package raises on purpose.
 
-One root, :class:`FsrmError`. Each message says what was given, what was expected and what to do next. Classes
+One root, ``FsrmError``. Each message says what was given, what was expected and what to do next. Classes
 also inherit the builtin a caller would reach for (``ValueError``, ``ImportError``), so ``except ValueError`` works.
 """
 

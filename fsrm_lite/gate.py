@@ -79,7 +79,7 @@ class GateSpec:
 
 
 class Confidences(Protocol):
-    """What the gate looks at in one response. :class:`FastSignals` has it, and so has ``fsrm_lite.Score`` of a fast reading."""
+    """What the gate looks at in one response. ``FastSignals`` has it, and so has ``fsrm_lite.Score`` of a fast reading."""
 
     @property
     def logit(self) -> float:
@@ -214,7 +214,7 @@ def intuition_confidence(logit: float, temperature: float = 1.0) -> float:
 
 
 class Gate:
-    """Applies a :class:`GateSpec` to one response, a pair, or N candidates."""
+    """Applies a ``GateSpec`` to one response, a pair, or N candidates."""
 
     def __init__(self, spec: GateSpec) -> None:
         """Keep the spec; the gate has no other state."""

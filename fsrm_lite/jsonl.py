@@ -79,7 +79,7 @@ def complete_lines(path: Path, start: bytes = b"{") -> Iterator[tuple[int, bytes
 
 
 def complete_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a results file, then cut off its half-written last line; see :func:`complete_lines`.
+    """Yield the rows of a results file, then cut off its half-written last line; see ``complete_lines``.
 
     Raises:
         DataFormatError: If something in it is not a row, so that it is no results file; nothing has been cut then.

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "never", "always")
 
 Response: TypeAlias = str | EncodedResponse
-"""A response as text, or as :meth:`FastSlowRM.encode` made it ready."""
+"""A response as text, or as ``FastSlowRM.encode`` made it ready."""
 
 
 class RankedResponse(TypedDict):
-    """One entry of :meth:`FastSlowRM.rank`: position in the input, score in [0, 1], text."""
+    """One entry of ``FastSlowRM.rank``: position in the input, score in [0, 1], text."""
 
     corpus_id: int
     score: float
@@ -76,7 +76,7 @@ class FastSlowRM:
         judge_process: Literal["inline", "subprocess"] = "inline",
         on_judge_crash: Literal["raise", "fast"] = "raise",
     ) -> None:
-        """Load the fast model of an open bundle; :meth:`from_pretrained` does both steps.
+        """Load the fast model of an open bundle; ``from_pretrained`` does both steps.
 
         Args:
             bundle: An open bundle.
@@ -90,8 +90,8 @@ class FastSlowRM:
             gate: Thresholds to use instead of the bundle's.
             truncate: Cut the end off responses that are too long to be scored, instead of raising; the judge needs more room and
                 may still find them too long.
-            judge_process: "subprocess" contains a crash of llama.cpp; see :class:`fsrm_lite.slow.judge.Judge`.
-            on_judge_crash: "raise" :class:`JudgeCrashed`, or answer "fast", marked as escalated.
+            judge_process: "subprocess" contains a crash of llama.cpp; see ``fsrm_lite.slow.judge.Judge``.
+            on_judge_crash: "raise" ``JudgeCrashed``, or answer "fast", marked as escalated.
 
         Raises:
             InputError: If an option is out of range.
@@ -156,7 +156,7 @@ class FastSlowRM:
         return cls(bundle, **options)
 
     def score(self, prompt: Prompt, response: Response, **options: Unpack[ScoringSettings]) -> Score:
-        """Return the reward of one response; see :meth:`score_many` for the options."""
+        """Return the reward of one response; see ``score_many`` for the options."""
         return self.score_many([(prompt, response)], **options)[0]
 
     def score_many(
@@ -170,10 +170,10 @@ class FastSlowRM:
 
         Args:
             items: (prompt, response) each; candidates of one prompt share its computation, in any order. A response may
-                also be given as what :meth:`encode` made of it.
+                also be given as what ``encode`` made of it.
             judge: Overrides the model's policy for this call.
             **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline`` of this call; see
-                :class:`fsrm_lite.types.JudgeOptions`.
+                ``fsrm_lite.types.JudgeOptions``.
 
         Raises:
             InputError: On unusable text, naming the item.
@@ -193,13 +193,13 @@ class FastSlowRM:
         return scores
 
     def predict(self, pairs: Iterable[tuple[Prompt, Response]], **options: Unpack[ScoringSettings]) -> list[float]:
-        """Return scores in [0, 1] of (prompt, response) pairs, in input order, as plain floats; options as :meth:`score_many`."""
+        """Return scores in [0, 1] of (prompt, response) pairs, in input order, as plain floats; options as ``score_many``."""
         return [score.score for score in self.score_many(pairs, **options)]
 
     def compare(
         self, prompt: Prompt, first: Response, second: Response, **options: Unpack[ScoringSettings]
     ) -> Comparison:
-        """Say which of two responses is better; see :meth:`compare_many` for the options."""
+        """Say which of two responses is better; see ``compare_many`` for the options."""
         return self.compare_many([(prompt, first, second)], **options)[0]
 
     def compare_many(
@@ -213,10 +213,10 @@ class FastSlowRM:
 
         Args:
             items: (prompt, first response, second response) each. Equal responses are a draw that the first wins,
-                unjudged. A response may also be given as what :meth:`encode` made of it.
+                unjudged. A response may also be given as what ``encode`` made of it.
             judge: Overrides the model's policy for this call.
             **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline``, ``both_orders``,
-                ``adaptive``, ``error_rate`` of this call; see :class:`fsrm_lite.types.JudgeOptions`.
+                ``adaptive``, ``error_rate`` of this call; see ``fsrm_lite.types.JudgeOptions``.
 
         Raises:
             InputError: On unusable text, naming the item.
@@ -243,13 +243,13 @@ class FastSlowRM:
     ) -> list[RankedResponse]:
         """Rank responses by score, best first, in the form of ``CrossEncoder.rank``.
 
-        Each response is scored by itself; :meth:`best_of_n` also lets those that are close meet in pairs.
+        Each response is scored by itself; ``best_of_n`` also lets those that are close meet in pairs.
 
         Args:
             prompt: What was asked.
             responses: Candidates, at least one.
             top_k: Return only this many; None for all.
-            **options: As for :meth:`score_many`.
+            **options: As for ``score_many``.
 
         Returns:
             ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``; equal scores keep
@@ -280,9 +280,9 @@ class FastSlowRM:
             prompt: What was asked.
             responses: Candidates, at least one; empty ones rank last.
             strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see
-                :func:`fsrm_lite.ranking.tournament.select`.
-            **options: ``judge``, settings of the judge as for :meth:`compare_many`, and of the tournament
-                (:class:`fsrm_lite.ranking.tournament.TournamentOptions`). ``judge="never"`` decides every match by the
+                ``fsrm_lite.ranking.tournament.select``.
+            **options: ``judge``, settings of the judge as for ``compare_many``, and of the tournament
+                (``fsrm_lite.ranking.tournament.TournamentOptions``). ``judge="never"`` decides every match by the
                 fast scores; "auto" and "always" let the judge decide the matches that the strategy asks for. With
                 "always" the strategy "gated" lets everyone meet in a knockout. "fast" and "majority" have no matches.
 

@@ -1,9 +1,9 @@
 """What travels through the package, in the order in which it travels, as frozen dataclasses of plain Python values.
 
-1. What is asked: :data:`Prompt`, and the settings that a call may give (``JudgeSettings`` and its relatives).
-2. What the judge is told to write: :class:`Decoding`, :class:`VerdictForm`, :class:`Job`, :class:`Request`.
-3. What it wrote and what that means: :class:`Completion`, :class:`Vote`, :class:`PairJudgement`, :class:`PointJudgement`.
-4. What the caller gets: :class:`Score`, :class:`Comparison`, :class:`Rating`, :class:`Selection`.
+1. What is asked: ``Prompt``, and the settings that a call may give (``JudgeSettings`` and its relatives).
+2. What the judge is told to write: ``Decoding``, ``VerdictForm``, ``Job``, ``Request``.
+3. What it wrote and what that means: ``Completion``, ``Vote``, ``PairJudgement``, ``PointJudgement``.
+4. What the caller gets: ``Score``, ``Comparison``, ``Rating``, ``Selection``.
 
 No numpy scalar ever appears in a result: ``json.dumps(score.to_dict())`` always works.
 """
@@ -39,7 +39,7 @@ JudgePolicy = Literal["auto", "never", "always"]
 """When to think slowly: where the gate says so, never, or always."""
 
 Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
-"""How the best of N is found; see :func:`fsrm_lite.ranking.tournament.select`."""
+"""How the best of N is found; see ``fsrm_lite.ranking.tournament.select``."""
 
 
 class _JudgeSettings(TypedDict, total=False):
@@ -57,7 +57,7 @@ class _JudgeSettings(TypedDict, total=False):
 class JudgeSettings(_JudgeSettings, total=False):
     """Settings of the judge that one call may give; what is left out is the model's own setting.
 
-    They are the fields of :class:`JudgeOptions`, which says what each means and which values it may have.
+    They are the fields of ``JudgeOptions``, which says what each means and which values it may have.
     """
 
     top_k: int | None
@@ -70,13 +70,13 @@ class ScoringSettings(JudgeSettings, total=False):
 
 
 class RankSettings(_JudgeSettings, total=False):
-    """What :meth:`FastSlowRM.rank` may be given: the same but for ``top_k``, by which a ranking means how many to return."""
+    """What ``FastSlowRM.rank`` may be given: the same but for ``top_k``, by which a ranking means how many to return."""
 
     judge: JudgePolicy | None
 
 
 class TournamentSettings(TypedDict, total=False):
-    """How a strategy plays; the fields of :class:`fsrm_lite.ranking.tournament.TournamentOptions`, which explains them."""
+    """How a strategy plays; the fields of ``fsrm_lite.ranking.tournament.TournamentOptions``, which explains them."""
 
     key: Callable[[str], Hashable]
     on_judge_error: Literal["raise", "fast"]
@@ -87,7 +87,7 @@ class TournamentSettings(TypedDict, total=False):
 
 
 class SelectionSettings(ScoringSettings, TournamentSettings, total=False):
-    """What :meth:`FastSlowRM.best_of_n` may be given beside its strategy."""
+    """What ``FastSlowRM.best_of_n`` may be given beside its strategy."""
 
 
 class _ModelSettings(TypedDict, total=False):
@@ -104,13 +104,13 @@ class _ModelSettings(TypedDict, total=False):
 
 
 class ModelSettings(_ModelSettings, total=False):
-    """Options of :class:`FastSlowRM`, which explains them."""
+    """Options of ``FastSlowRM``, which explains them."""
 
     judge: JudgePolicy
 
 
 class LoadSettings(_ModelSettings, total=False):
-    """How an integration loads its model: the options of :meth:`FastSlowRM.from_pretrained`, which explains them.
+    """How an integration loads its model: the options of ``FastSlowRM.from_pretrained``, which explains them.
 
     All but ``judge``: each integration has a policy of its own.
     """
@@ -188,7 +188,7 @@ class Decoding:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range; see :class:`JudgeOptions`."""
+        """Refuse settings out of range; see ``JudgeOptions``."""
         expect_decoding(1, self.temperature, self.top_p, self.top_k)
 
 

@@ -1,6 +1,6 @@
 """Seven families of short word problems over small integers, made from a seed.
 
-Each :class:`Problem` carries its question, the plan that solves it, and a key that names its *structure* (family and
+Each ``Problem`` carries its question, the plan that solves it, and a key that names its *structure* (family and
 numbers, not the names of people and things), by which train, calibration and test are kept apart: a test problem with
 its people renamed never occurs in training.
 """

@@ -29,7 +29,7 @@ class Bundle:
     """A model bundle: its manifest, and its files by role."""
 
     def __init__(self, root: Path, manifest: Manifest, *, hub: HubSource | None = None, verify: bool = True) -> None:
-        """Use :meth:`open`."""
+        """Use ``open``."""
         self.root = root
         self.manifest = manifest
         self._hub = hub

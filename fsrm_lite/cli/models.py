@@ -44,7 +44,7 @@ _OPTIONS = (
 
 
 def model_options(command: _Command) -> _Command:
-    """Add the model options to a click command; it gets them as keywords for :func:`open_model`."""
+    """Add the model options to a click command; it gets them as keywords for ``open_model``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -69,7 +69,7 @@ def model_argument(command: _Command) -> _Command:
 
 
 def open_model(options: dict[str, Any]) -> FastSlowRM:
-    """Open the model that the options of :func:`model_options` name, taking them out of ``options``."""
+    """Open the model that the options of ``model_options`` name, taking them out of ``options``."""
     names = (
         "revision",
         "local_files_only",

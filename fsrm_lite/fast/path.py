@@ -37,7 +37,7 @@ class FastPath:
         Args:
             bundle: An open bundle.
             encoder: Its tokenizer and templates.
-            threads: See :class:`FastModel`.
+            threads: See ``FastModel``.
             truncate: Cut the end off a response that is too long, instead of raising.
 
         Raises:
@@ -70,13 +70,13 @@ class FastPath:
 
         Args:
             items: Any number, of any mix of prompts.
-            temperature: Of the gate; see :func:`score_of`.
+            temperature: Of the gate; see ``score_of``.
         """
         readings = self._model.read([item.ids for item in items]) if items else []
         return [score_of(reading, self._values, self._vocab_size, temperature) for reading in readings]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
-        """Return the runtime's own readings, for a critic that looks at hidden states; see :meth:`FastModel.read`."""
+        """Return the runtime's own readings, for a critic that looks at hidden states; see ``FastModel.read``."""
         return self._model.read(sequences, hidden=hidden)
 
     def close(self) -> None:

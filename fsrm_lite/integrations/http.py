@@ -1,4 +1,4 @@
-"""Another name of :mod:`fsrm_lite.serve.http`, under which it was known first."""
+"""Another name of ``fsrm_lite.serve.http``, under which it was known first."""
 
 from fsrm_lite.serve.http import chat_completion, make_server, rerank, score, tei_rerank
 

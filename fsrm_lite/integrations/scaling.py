@@ -20,7 +20,7 @@ class OutcomeRewardModel(LazyModel):
     def __init__(
         self, source: Source = None, *, judge: JudgePolicy = "never", **load_options: Unpack[LoadSettings]
     ) -> None:
-        """Keep the settings; see :class:`~fsrm_lite.integrations.loading.LazyModel`."""
+        """Keep the settings; see ``LazyModel``."""
         super().__init__(source, **load_options)
         self._judge = judge
 
@@ -37,7 +37,7 @@ class OutcomeRewardModel(LazyModel):
         return scores[0] if single else scores
 
     async def ascore(self, messages: Sequence[Any], **_: object) -> list[float] | float:
-        """Like :meth:`score`, in a worker thread."""
+        """Like ``score``, in a worker thread."""
         return await asyncio.to_thread(self.score, messages)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class BestOfFilter(LazyModel):
         Args:
             source: A loaded model, a bundle folder, a hub name, or None for the embedded model.
             prompt: From a document of the task to what the responses answer.
-            strategy: See :func:`fsrm_lite.ranking.tournament.select`.
+            strategy: See ``fsrm_lite.ranking.tournament.select``.
             **load_options: For ``FastSlowRM.from_pretrained``.
         """
         super().__init__(source, **load_options)

@@ -80,7 +80,7 @@ class PairwiseJudge(LazyModel):
     def __init__(
         self, source: Source = None, *, judge: JudgePolicy = "auto", **load_options: Unpack[LoadSettings]
     ) -> None:
-        """Keep the settings; arguments as for :class:`RewardFunction`."""
+        """Keep the settings; arguments as for ``RewardFunction``."""
         super().__init__(source, **load_options)
         self._judge = judge
 

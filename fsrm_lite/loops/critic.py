@@ -1,7 +1,7 @@
 """Critics: whatever accepts or rejects a reasoner's response. A fitted head, the reward model itself, or the reasoner.
 
 The fitted head is DRR's lightweight discriminative model (arXiv 2501.01457): a small ONNX network on the last hidden
-state of the frozen, quantized fast model. It is fitted by :mod:`fsrm_lite.export.critic_head`; here it is only run.
+state of the frozen, quantized fast model. It is fitted by ``fsrm_lite.export.critic_head``; here it is only run.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class RewardCritic:
         self._options = options
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`. When the judge fails, the fast scores decide, and the log says so; with "always" it raises."""
+        """See ``Critic``. When the judge fails, the fast scores decide, and the log says so; with "always" it raises."""
         scores = each_or_none(self._scores, items, InputError)
         return [
             REJECTED if s is None else Review(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read)
@@ -128,7 +128,7 @@ class SelfCritic:
         self._prompt = prompt
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`; the score is the share of yes among the replies, and half or more accepts."""
+        """See ``Critic``; the score is the share of yes among the replies, and half or more accepts."""
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
         tasks = [
@@ -164,7 +164,7 @@ class HeadCritic:
         self._session = _open_session(Path(folder) / "critic.onnx")
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`."""
+        """See ``Critic``."""
         readings = self._reader.read(items)
         found = [r.hidden for r in readings if r is not None and r.hidden is not None]
         scores = iter(self.score(np.stack(found)).tolist() if found else [])

@@ -136,7 +136,7 @@ def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
 
 
 class _Run:
-    """One run of :func:`distill`: settings, counts, and what is done."""
+    """One run of ``distill``: settings, counts, and what is done."""
 
     def __init__(self, reasoner: Reasoner, sampling: Sampling, extractor: Extractor, skip_unanswered: bool) -> None:
         self._reasoner = reasoner

@@ -1,6 +1,6 @@
 """A bare GGUF file as a reasoner: no bundle, but the file's own chat template and llama.cpp's tokenizer.
 
-A prompt is put together as a bundle's is (see :mod:`fsrm_lite.bundle.encoder`): only the template's own special tokens become ids;
+A prompt is put together as a bundle's is (see ``fsrm_lite.bundle.encoder``): only the template's own special tokens become ids;
 questions and rejected answers stay text, whatever they spell. The template is run in Jinja's sandbox, with a mark in the place
 of each message, so that it never even sees the messages.
 """
@@ -70,7 +70,7 @@ class GgufReasoner:
             raise
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`~fsrm_lite.loops.reasoners.Reasoner`; one batch of decoding for all tasks."""
+        """See ``Reasoner``; one batch of decoding for all tasks."""
         with self._lock:
             if self._runner is None:
                 raise ReasonerError("this reasoner is closed; open another one")

@@ -27,7 +27,7 @@ def open_reasoner(
         spec: ``"solve"`` (the bundle's own), ``"model.gguf"`` (a file), ``"http://.../v1"`` (an endpoint), or
             ``"package.module:function"``.
         model: For ``"solve"``.
-        template: For a GGUF file: see :class:`~fsrm_lite.loops.gguf_reasoner.GgufReasoner`.
+        template: For a GGUF file: see ``GgufReasoner``.
         timeout_s: Per call of an endpoint or a function.
         api_key: For an endpoint.
 

@@ -1,7 +1,7 @@
 """Reasoners: whatever writes an answer to a question. A Python function, a bundle's own *solve* ability, an endpoint, a GGUF file.
 
 A reasoner answers a batch of tasks with several proposals each. Everything that goes wrong in one (it raises, hangs, or
-returns nothing) comes out as :class:`~fsrm_lite.errors.ReasonerError`, in bounded time.
+returns nothing) comes out as ``ReasonerError``, in bounded time.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class CallableReasoner:
         self._feedback = feedback
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`; the function does its own sampling."""
+        """See ``Reasoner``; the function does its own sampling."""
         return [[self._call(task) for _ in range(sampling.n)] for task in tasks]
 
     def _call(self, task: Task) -> Proposal:
@@ -198,7 +198,7 @@ class SolveReasoner:
         self._encoder, self._judge = model.encoder, model.judge
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`; one batch of decoding for all tasks, of at most 256 proposals each."""
+        """See ``Reasoner``; one batch of decoding for all tasks, of at most 256 proposals each."""
         expect(sampling.n <= MAX_VOTES, "sampling: n", sampling.n, f"at most {MAX_VOTES} of a bundle")
         try:
             prompts = [self._encoder.solve(task.question) for task in tasks]
@@ -260,7 +260,7 @@ class EndpointReasoner:
         self._retries = retries
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`. Servers without ``n`` (llama.cpp's among them) are asked until there are ``n``."""
+        """See ``Reasoner``. Servers without ``n`` (llama.cpp's among them) are asked until there are ``n``."""
         return [self._answer(task, sampling) for task in tasks]
 
     def _answer(self, task: Task, sampling: Sampling) -> list[Proposal]:

@@ -93,7 +93,7 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
     the mean of the paired differences, with one lost item added (few items prove little), must stay above ``-loss`` by its
     normal lower bound at ``confidence``; items of one group vary together. That is a bound for one gate, and many were looked
     at, so the loss is exceeded more often than ``confidence`` says. A guarantee is what
-    :func:`fsrm_lite.measure.risk_control.control_risk` is for.
+    ``fsrm_lite.measure.risk_control.control_risk`` is for.
 
     Raises:
         CalibrationError: If slow outcomes are unknown.

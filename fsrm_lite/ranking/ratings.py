@@ -79,7 +79,7 @@ def strengths(wins: Array, *, precision: float = PRIOR_PRECISION) -> Array:
     distance no curvature ``p*(1-p)`` grows by a factor of 2, so every step goes uphill and none can diverge.
 
     Args:
-        wins: Shape [..., n, n] from :func:`win_matrix`; leading axes are independent tournaments.
+        wins: Shape [..., n, n] from ``win_matrix``; leading axes are independent tournaments.
         precision: Of the prior, > 0.
 
     Returns:

@@ -51,7 +51,7 @@ class TournamentOptions:
             so in each comparison's ``reasons`` and in the log.
         budget: For "elo": most games to play, chosen round by round for what they tell; None plays everyone against everyone.
         precision: For "elo": precision of the prior on strengths, per nat squared, > 0.
-        extractor: For "majority": from a response to its answer; a name or a function, see :mod:`fsrm_lite.ranking.answers`.
+        extractor: For "majority": from a response to its answer; a name or a function, see ``fsrm_lite.ranking.answers``.
         weighted: For "majority": an answer's votes weigh as much as their fast scores.
     """
 
@@ -99,12 +99,12 @@ def select(
     Args:
         strategy: "fast" (scores alone), "gated" (only those that the gate cannot tell from the best meet, in a
             knockout), "knockout" (everyone, n-1 matches), "elo" (round robin), "majority" (self-consistency, no judge).
-        scores: Fast score per response; an empty response has :data:`BLANK_SCORE`.
+        scores: Fast score per response; an empty response has ``BLANK_SCORE``.
         responses: The texts, at least one.
         gate: Finds the contenders of "gated".
         play: Judges a batch of pairs.
         judge: With "always", everyone is a contender of "gated". What "never" means for a match is ``play``'s business.
-        **options: Fields of :class:`TournamentOptions`.
+        **options: Fields of ``TournamentOptions``.
 
     Returns:
         The selection; its ranking orders all N positions, teams together.

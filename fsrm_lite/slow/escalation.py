@@ -58,7 +58,7 @@ class SlowPath:
 
     @property
     def judge(self) -> Judge:
-        """The judge, loaded now if it was not yet; see :attr:`FastSlowRM.judge`."""
+        """The judge, loaded now if it was not yet; see ``FastSlowRM.judge``."""
         from fsrm_lite.slow.judge import Judge
 
         with self._lock:

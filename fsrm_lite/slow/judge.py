@@ -59,7 +59,7 @@ class Judge:
             encoder: The tokenizer and templates of the same bundle.
             threads: Compute threads; None for one per core this process may use (one in all for a small model).
             process: "inline" runs llama.cpp in this process, on a thread of its own; "subprocess" in a child, so that whatever
-                kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child. A child that is still
+                kills llama.cpp raises ``JudgeCrashed`` here, and the next call starts a fresh child. A child that is still
                 silent 20 seconds after the deadline of a call (stopped, frozen) is killed.
 
         Raises:
@@ -204,7 +204,7 @@ class Judge:
         return Job(prompt, vote_key(options.seed, prompt, vote), budget, form)
 
     def _run(self, jobs: list[Job], options: JudgeOptions) -> tuple[list[Completion | None], bool]:
-        """Have the jobs written; see :data:`fsrm_lite.slow.worker.Answer`."""
+        """Have the jobs written; see ``fsrm_lite.slow.worker.Answer``."""
         if not jobs:
             return [], True
         defaults = self._manifest.judge

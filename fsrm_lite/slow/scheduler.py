@@ -2,7 +2,7 @@
 
 New work is admitted as thoughts finish; a prompt that another stream already holds, wholly or in front, is copied
 instead of read again. A thought that reaches its budget is closed and its verdict read from the logits. What to ask
-next, and what has become pointless, is decided by the :class:`Feed`; what the answers mean, by its owner.
+next, and what has become pointless, is decided by the ``Feed``; what the answers mean, by its owner.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class _Tally:
 
     Attributes:
         numbers: Numbers of the pair's jobs, in the order in which they are asked.
-        adaptive: See :class:`Request`.
+        adaptive: See ``Request``.
         asked: How many of them were asked.
         counts: Votes for the first and for the second response.
         running: Numbers of the jobs that are being written.

@@ -1,6 +1,6 @@
 """Where the judge's engine runs: on a thread of its own in this process, or in a child process that may die.
 
-Both answer one :class:`~fsrm_lite.types.Request` at a time, whoever asks, because one context must never see two threads; so callers
+Both answer one ``Request`` at a time, whoever asks, because one context must never see two threads; so callers
 may be as many threads as they like. The child is a plain new interpreter (never a fork of a threaded process), quiet,
 deaf to Ctrl-C, and ends when its parent does.
 """
@@ -53,7 +53,7 @@ class InlineRunner:
     """Runs the engine on one thread of this process."""
 
     def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
-        """Start the owner thread and load the model on it. See :class:`Engine` for what can go wrong."""
+        """Start the owner thread and load the model on it. See ``Engine`` for what can go wrong."""
         self._to_text = to_text
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="fsrm-judge")
         self._lock = threading.Lock()
@@ -138,7 +138,7 @@ class InlineRunner:
 
 
 class SubprocessRunner:
-    """Runs an :class:`InlineRunner` in a child process, and starts a fresh one after a crash."""
+    """Runs an ``InlineRunner`` in a child process, and starts a fresh one after a crash."""
 
     def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
         """Start the child and have it load the model."""

@@ -1,8 +1,8 @@
-"""llama.cpp, made safe: loading, quantizing, and one decoding context per :class:`Engine`.
+"""llama.cpp, made safe: loading, quantizing, and one decoding context per ``Engine``.
 
 The only file that imports llama_cpp, and only when it is used. Everything that makes llama.cpp abort the process
 (a batch over its size, logits asked of too many rows, a partial copy in a split cache, two threads in one context)
-is refused here in Python, as an exception. What to decode, and when, is :mod:`fsrm_lite.slow.scheduler`'s business.
+is refused here in Python, as an exception. What to decode, and when, is ``fsrm_lite.slow.scheduler``'s business.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUANTIZATIONS = {
     "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
     "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
 }
-"""File types :func:`quantize` can write, and their names in llama_cpp."""
+"""File types ``quantize`` can write, and their names in llama_cpp."""
 
 MAX_STREAMS = 256
 """Sequences per context: llama.cpp's compiled limit."""
@@ -168,7 +168,7 @@ class Interrupted(JudgeError):
 class Engine:
     """One loaded model with one decoding context: streams of tokens, decoded together.
 
-    Not thread-safe, except for :meth:`interrupt`: one thread owns it. Streams are numbered from 0, and each holds
+    Not thread-safe, except for ``interrupt``: one thread owns it. Streams are numbered from 0, and each holds
     the keys and values of its own tokens (split cache: a row attends to its own stream only, so a step costs the
     same however many streams there are beside it).
     """
@@ -316,7 +316,7 @@ class Engine:
             float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. A view, valid until the next call.
 
         Raises:
-            Interrupted: If :meth:`interrupt` was called.
+            Interrupted: If ``interrupt`` was called.
             JudgeError: If llama.cpp refuses the batch.
         """
         if not self._model:
@@ -354,11 +354,11 @@ class Engine:
         self._llama.llama_memory_seq_rm(self._memory, stream, length, -1)
 
     def interrupt(self) -> None:
-        """Make a running :meth:`decode`, and every later one until :meth:`resume`, stop. Any thread may call this."""
+        """Make a running ``decode``, and every later one until ``resume``, stop. Any thread may call this."""
         self._stop[0] = b"\1"
 
     def resume(self) -> None:
-        """Take back an :meth:`interrupt`."""
+        """Take back an ``interrupt``."""
         self._stop[0] = b"\0"
 
     def close(self) -> None:

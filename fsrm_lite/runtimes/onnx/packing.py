@@ -52,7 +52,7 @@ class Branch:
     """One sequence in a row.
 
     Attributes:
-        sequence: Which sequence, as numbered by the caller of :func:`plan_rows`.
+        sequence: Which sequence, as numbered by the caller of ``plan_rows``.
         path: PackedRow index of each of its tokens behind the prefix, int64.
         shared: How many of those belong to an earlier branch already.
     """
@@ -95,7 +95,7 @@ def plan_rows(sequences: Sequence[Ids], widths: Widths) -> Iterator[PackedRow]:
     """Plan the runs that read all ``sequences``.
 
     Args:
-        sequences: Distinct, non-empty, in ascending order; :class:`Branch` numbers them.
+        sequences: Distinct, non-empty, in ascending order; ``Branch`` numbers them.
         widths: Sizes.
 
     Yields:

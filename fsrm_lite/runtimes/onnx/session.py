@@ -62,7 +62,7 @@ class FastModel:
 
     Args:
         path: The ``.onnx`` file.
-        threads: Threads of a call; default :func:`fsrm_lite.runtimes.threads.usable_cores`.
+        threads: Threads of a call; default ``fsrm_lite.runtimes.threads.usable_cores``.
         cache_bytes: Bound of the prefix states kept between calls.
 
     Raises:
@@ -213,7 +213,7 @@ class FastModel:
 
 
 class _Call:
-    """One call of :meth:`FastModel.read`: runs the planned rows and asks the head in as few runs as possible."""
+    """One call of ``FastModel.read``: runs the planned rows and asks the head in as few runs as possible."""
 
     def __init__(self, model: FastModel, sequences: list[Ids], hidden: bool) -> None:
         self._model = model
