@@ -319,7 +319,7 @@ def test_resume_survives_a_half_written_last_line(tmp_path):
 def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text):
     output = tmp_path / "precious.json"
     output.write_text(text)
-    with pytest.raises(DataFormatError, match="not a row|is not a result of this command"):
+    with pytest.raises(DataFormatError, match=r"not a row|is not a result of this command"):
         run(StandIn(knows), output, resume=True)
     assert output.read_text() == text
 
