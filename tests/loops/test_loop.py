@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from helpers.loops import FakeRM, readable_model
 
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
 from fsrm_lite.loops.critic import REJECTED, Review, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import Trace, distill, read_traces
@@ -49,23 +48,6 @@ class Plus:
     def review(self, items):
         self.seen.append(list(items))
         return [Review("+" in response, len(response) / 100, 1, 10) for _, response in items]
-
-
-# --- batches ---
-
-
-def test_each_or_none_isolates_the_bad_items(caplog):
-    def call(items):
-        if any(i < 0 for i in items):
-            raise InputError(f"negative {min(items)}")
-        return [i * i for i in items]
-
-    with caplog.at_level(logging.WARNING, logger="fsrm_lite.batches"):
-        assert each_or_none(call, [1, -2, 3, 4, -5], InputError) == [1, None, 9, 16, None]
-    assert "negative -2" in caplog.text
-    assert each_or_none(call, [], InputError) == []
-    with pytest.raises(ZeroDivisionError):
-        each_or_none(lambda items: [1 // i for i in items], [0], InputError)
 
 
 # --- reasoners ---
