@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +31,7 @@ from fsrm_lite.export.graph_linear import Value
 from fsrm_lite.export.graph_writer import FSRM, GraphWriter, WeightStore
 from fsrm_lite.fast import FastModel
 
+ORT = Path(kernels.__file__).parent / "third_party" / "onnxruntime"
 BUILT = kernels.library() is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
 
@@ -80,7 +85,28 @@ _sizes = st.tuples(
 def test_operators_are_built_where_there_is_a_compiler():
     if os.environ.get(kernels.SWITCH) == "0" or not (shutil.which("cc") and os.name == "posix"):
         pytest.skip("switched off, or no C compiler")
-    assert BUILT, "the compilation failed; see: cc -std=c11 -Wall -fsyntax-only fsrm_lite/kernels/*.c"
+    assert BUILT, "the compilation failed; make lint shows why"
+
+
+@needs_library
+def test_runtime_that_is_too_old_is_left_alone(tmp_path):
+    asked = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    def no_api(version):
+        asked.append(version)
+
+    copy = shutil.copy(kernels.library(), tmp_path)  # which has met no other runtime
+    register = ctypes.CDLL(str(copy)).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, (ctypes.c_void_p * 2)(ctypes.cast(no_api, ctypes.c_void_p))) is None  # success
+    assert asked == [int(re.search(r"#define ORT_API_VERSION (\d+)", (ORT / "onnxruntime_c_api.h").read_text())[1])]
+
+
+def test_header_is_what_its_note_says():
+    note = (ORT / "README.md").read_text()
+    for name in ("onnxruntime_c_api.h", "LICENSE"):
+        assert hashlib.sha256((ORT / name).read_bytes()).hexdigest() in note
 
 
 @needs_library
