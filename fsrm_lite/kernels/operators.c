@@ -29,7 +29,7 @@ enum {
     MAX_OUTPUTS = 3,
     MAX_RANK = 3,
     MAX_HEADS = 1 << 16,
-    /* So many values are work enough for one task. */
+    /* So many values are work enough for one task, and so many fit into its scratch memory on the stack. */
     VALUES_PER_TASK = 1 << 14
 };
 
@@ -131,15 +131,19 @@ static int fits(const Tensor *tensor, const int64_t *shape, size_t rank) {
 #define FITS(work, index, ...) fits(&(work)->in[index], SHAPE(__VA_ARGS__))
 #define MAKE(work, context, index, ...) TRY(make_output(work, context, index, SHAPE(__VA_ARGS__)))
 
+/* Scratch memory lies on the stack, 64 KiB of it, which every thread has. Rows too long for that take their scratch
+ * memory from the heap: next to the work on such a row, an allocation costs nothing. */
 static void run_task(void *data, size_t index) {
     Work *work = data;
     size_t from = index * work->units_per_task, to = from + work->units_per_task;
-    float *scratch = work->scratch_values ? malloc(work->scratch_values * sizeof *scratch) : NULL;
-    if (work->scratch_values && !scratch)
-        work->out_of_memory = 1;
-    else
+    float on_stack[VALUES_PER_TASK];
+    int is_long = work->scratch_values > VALUES_PER_TASK;
+    float *scratch = is_long ? malloc(work->scratch_values * sizeof *scratch) : on_stack;
+    if (scratch)
         work->run(work, from, to < work->units ? to : work->units, scratch);
-    free(scratch);
+    else
+        work->out_of_memory = 1;
+    if (is_long) free(scratch);
 }
 
 static OrtStatusPtr ORT_API_CALL compute(void *opaque, OrtKernelContext *context) {
