@@ -43,7 +43,7 @@ $(VENV)/.python:
 	@touch $@
 
 # What a user of the judge installs; llama.cpp is compiled here, once, in about five minutes on two cores.
-$(VENV)/.judge: $(VENV)/.python pyproject.toml $(wildcard fsrm_lite/kernels/*.[ch])
+$(VENV)/.judge: $(VENV)/.python pyproject.toml setup.py $(wildcard fsrm_lite/kernels/*.[ch])
 	@echo "installing fsrm-lite[judge] (compiles llama.cpp the first time, about five minutes)"
 	@rm -f fsrm_lite/kernels/*.so  # a failed compilation must not leave the old one behind
 	$(PIP) --editable ".[judge]"

@@ -89,6 +89,13 @@ def test_operators_are_built_where_there_is_a_compiler():
 
 
 @needs_library
+def test_library_is_no_python_module():
+    library = ctypes.CDLL(str(kernels.library()))
+    assert hasattr(library, "RegisterCustomOps")
+    assert not hasattr(library, "PyInit__operators")
+
+
+@needs_library
 def test_runtime_that_is_too_old_is_left_alone(tmp_path):
     asked = []
 
