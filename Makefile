@@ -3,6 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := fsrm_lite/kernels
+C_FILES := $(wildcard $(KERNELS)/*.[ch])
+C_CHECKS := -Wall -Wextra -Wpedantic -Werror -I$(KERNELS) -isystem $(KERNELS)/third_party/onnxruntime
 # setuptools warns about every editable install; a newcomer should not have to read that.
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet
 # Only what the judge needs of llama.cpp; a fourth fewer files to compile.
@@ -25,11 +28,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	! command -v cc >/dev/null || cc -std=c11 -Wall -Wextra -Wpedantic -Werror -isystem fsrm_lite/kernels/third_party/onnxruntime -fsyntax-only fsrm_lite/kernels/*.c
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	! command -v cc >/dev/null || cc -std=c11 $(C_CHECKS) -fsyntax-only $(filter %.c,$(C_FILES))
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
 
 # The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench
@@ -43,9 +48,9 @@ $(VENV)/.python:
 	@touch $@
 
 # What a user of the judge installs; llama.cpp is compiled here, once, in about five minutes on two cores.
-$(VENV)/.judge: $(VENV)/.python pyproject.toml setup.py $(wildcard fsrm_lite/kernels/*.[ch])
+$(VENV)/.judge: $(VENV)/.python pyproject.toml setup.py $(wildcard $(KERNELS)/*.[ch])
 	@echo "installing fsrm-lite[judge] (compiles llama.cpp the first time, about five minutes)"
-	@rm -f fsrm_lite/kernels/*.so  # a failed compilation must not leave the old one behind
+	@rm -f $(KERNELS)/*.so  # a failed compilation must not leave the old one behind
 	$(PIP) --editable ".[judge]"
 	@touch $@
 
@@ -62,4 +67,4 @@ $(VENV)/.bench: $(VENV)/.judge
 	@touch $@
 
 clean:
-	rm -rf fsrm_lite/kernels/*.so $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(KERNELS)/*.so $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
