@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,14 +31,11 @@ from fsrm_lite.export.graph.writer import FSRM, GraphWriter, WeightStore
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.onnx.session import FastModel
 
+ORT = Path(kernels.__file__).parent / "third_party" / "onnxruntime"
 BUILT = kernels.library() is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
 
-TYPES = {
-    np.dtype(np.float32): TensorProto.FLOAT,
-    np.dtype(np.uint8): TensorProto.UINT8,
-    np.dtype(np.int8): TensorProto.INT8,
-}
+TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
 
 
 def _session(path, compiled: bool):
@@ -77,19 +78,42 @@ def _quantized(value: Value, rank: int, dtype=TensorProto.UINT8, scale_rank: int
 
 
 _sizes = st.tuples(
-    st.integers(1, 70),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.sampled_from([2, 8, 10, 48]),
-    st.integers(0, 300),
-    st.integers(0, 2**32 - 1),
+    st.integers(1, 70), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 8, 10, 48]), st.integers(0, 300), st.integers(0, 2**32 - 1)
 )
 
 
 def test_operators_are_built_where_there_is_a_compiler():
     if os.environ.get(kernels.SWITCH) == "0" or not (shutil.which("cc") and os.name == "posix"):
         pytest.skip("switched off, or no C compiler")
-    assert BUILT, "the compilation failed; see: cc -std=c11 -Wall -fsyntax-only fsrm_lite/runtimes/onnx/kernels/*.c"
+    assert BUILT, "the compilation failed; make lint shows why"
+
+
+@needs_library
+def test_library_is_no_python_module():
+    library = ctypes.CDLL(str(kernels.library()))
+    assert hasattr(library, "RegisterCustomOps")
+    assert not hasattr(library, "PyInit__operators")
+
+
+@needs_library
+def test_runtime_that_is_too_old_is_left_alone(tmp_path):
+    asked = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    def no_api(version):
+        asked.append(version)
+
+    copy = shutil.copy(kernels.library(), tmp_path)  # which has met no other runtime
+    register = ctypes.CDLL(str(copy)).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, (ctypes.c_void_p * 2)(ctypes.cast(no_api, ctypes.c_void_p))) is None  # success
+    assert asked == [int(re.search(r"#define ORT_API_VERSION (\d+)", (ORT / "onnxruntime_c_api.h").read_text())[1])]
+
+
+def test_header_is_what_its_note_says():
+    note = (ORT / "README.md").read_text()
+    for name in ("onnxruntime_c_api.h", "LICENSE"):
+        assert hashlib.sha256((ORT / name).read_bytes()).hexdigest() in note
 
 
 @needs_library
@@ -112,16 +136,7 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5)
         return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
-    compared += _check(
-        *_both(
-            folder,
-            add_norm,
-            residual=normal(tokens, width),
-            update=normal(tokens, width),
-            scale=scale,
-            weight=normal(width),
-        )
-    )
+    compared += _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
 
     def gate(graph):
         return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
@@ -156,13 +171,8 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     seen = rng.random((tokens, total)) < 0.5
     seen[np.arange(tokens), past + np.arange(tokens)] = True  # a token sees itself
     bias = np.where(seen, np.float32(0.0), np.float32(-1e9))
-    rows = {
-        "scores": normal(kv_heads, group * tokens, total, by=40.0),
-        "scale": np.abs(normal(kv_heads, group * tokens, 1)),
-    }
-    compared += _check(
-        *_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3))
-    )
+    rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
+    compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
 
     def mixed(graph):
         return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale")), 2)
@@ -179,9 +189,7 @@ def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
     readings = {}
     for switch in ("0", "1"):
         monkeypatch.setenv(kernels.SWITCH, switch)
-        readings[switch] = np.array(
-            [r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)]
-        )
+        readings[switch] = np.array([r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)])
     # A value that falls on the other side of an int8 step moves a score of so small a model by a hundredth or so; int8 itself moves it by 0.25.
     assert np.abs(readings["0"] - readings["1"]).max() < 0.1
     assert np.abs(readings["0"]).max() > 0.1
@@ -199,6 +207,16 @@ def test_zero_rows_divide_nothing_by_zero(tmp_path):
 
 
 @needs_library
+def test_rows_too_long_for_the_stack_are_computed_too(tmp_path):
+    def gate(graph):
+        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
+
+    rng = np.random.default_rng(0)
+    gates, ups = rng.standard_normal((2, 3, 20001), np.float32)
+    assert _check(*_both(tmp_path, gate, gate=gates, up=ups, scale=np.ones((3, 1), np.float32))) == 2
+
+
+@needs_library
 def test_one_thread_and_two_give_the_same_bits(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint", hidden_size=256, intermediate_size=640, layers=2)
     write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS)
@@ -208,13 +226,7 @@ def test_one_thread_and_two_give_the_same_bits(tmp_path):
 
 
 HOSTILE = {
-    "GateQuantize": [
-        ((2, 8), (4, 8), (4, 1)),
-        ((4, 8), (2, 8), (4, 1)),
-        ((4, 8), (4, 8), (2, 1)),
-        ((3, 0), (3, 0), (3, 1)),
-        ((4,), (4,), (1,)),
-    ],
+    "GateQuantize": [((2, 8), (4, 8), (4, 1)), ((4, 8), (2, 8), (4, 1)), ((4, 8), (4, 8), (2, 1)), ((3, 0), (3, 0), (3, 1)), ((4,), (4,), (1,))],
     "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
     "RotateQueries": [
         ((3, 9), (1, 3, 2), (1, 3, 2)),
@@ -224,17 +236,8 @@ HOSTILE = {
     ],
     "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2)), ((0, 8), (1, 0, 2), (1, 0, 2))],
     "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
-    "SoftmaxQuantize": [
-        ((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)),
-        ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)),
-        ((2, 6, 5), (2, 6, 1), (), (5, 1)),
-    ],
-    "QuantizeMixed": [
-        ((2, 5, 4), (2, 5, 1)),
-        ((0, 6, 4), (0, 6, 1)),
-        ((1, 6, 0), (1, 6, 1)),
-        ((1, 6, 4, 1), (1, 6, 1, 1)),
-    ],
+    "SoftmaxQuantize": [((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)), ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)), ((2, 6, 5), (2, 6, 1), (), (5, 1))],
+    "QuantizeMixed": [((2, 5, 4), (2, 5, 1)), ((0, 6, 4), (0, 6, 1)), ((1, 6, 0), (1, 6, 1)), ((1, 6, 4, 1), (1, 6, 1, 1))],
 }
 OUTPUTS = {"AddNormQuantize": [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT]}
 HEADS = {name: {"kv_heads": 2} for name in ("RotateQueries", "RotateKeys", "QuantizeValues")}
@@ -248,8 +251,7 @@ def _lone(path, operator, shapes, attributes, domain=FSRM):
     names = [f"in{i}" for i in range(len(shapes))]
     node = helper.make_node(operator, names, [f"out{i}" for i in range(len(types))], domain=domain, **attributes)
     inputs = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))])
-        for n, s in zip(names, shapes, strict=True)
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{axis}" for axis in range(len(s))]) for n, s in zip(names, shapes, strict=True)
     ]
     outputs = [helper.make_tensor_value_info(f"out{i}", kind, None) for i, kind in enumerate(types)]
     graph = helper.make_graph([node], "lone", inputs, outputs)
@@ -259,9 +261,7 @@ def _lone(path, operator, shapes, attributes, domain=FSRM):
 
 
 @needs_library
-@pytest.mark.parametrize(
-    ("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases]
-)
+@pytest.mark.parametrize(("operator", "shapes"), [(name, shapes) for name, cases in HOSTILE.items() for shapes in cases])
 def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
     feeds = _lone(tmp_path / "lone.onnx", operator, shapes, ATTRIBUTES.get(operator, {}))
     with pytest.raises(Exception, match=rf"{operator}: the shapes of its inputs do not fit together"):
@@ -269,9 +269,7 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path, operator, shapes):
 
 
 @needs_library
-@pytest.mark.parametrize(
-    "attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}]
-)
+@pytest.mark.parametrize("attributes", [{}, {"kv_heads": 0}, {"kv_heads": -3}, {"kv_heads": 2**62}, {"kv_heads": "two"}, {"kv_heads": 2.0}])
 def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
     _lone(tmp_path / "lone.onnx", "QuantizeValues", ((3, 8), (3, 1)), attributes)
     with pytest.raises(Exception, match=r"range|[Aa]ttribute"):
@@ -279,8 +277,9 @@ def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
 
 
 @needs_library
-def test_memory_that_runs_out_is_an_error_and_not_the_end(tmp_path):
-    shapes = ((20000, 4096), (20000, 4096), (20000, 1))
+@pytest.mark.parametrize(("rows", "width", "where"), [(20000, 4096, "allocate memory"), (1, 1 << 22, "GateQuantize: out of memory")])
+def test_memory_that_runs_out_is_an_error_and_not_the_end(tmp_path, rows, width, where):
+    shapes = ((rows, width), (rows, width), (rows, 1))
     _lone(tmp_path / "lone.onnx", "GateQuantize", shapes, {})
     program = f"""
 import resource, numpy as np, onnxruntime
@@ -295,19 +294,18 @@ resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
 try:
     session.run(None, feeds)
 except Exception as error:
-    print("refused")
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert where in done.stdout
 
 
 @needs_library
 def test_functions_of_another_number_run_on_their_own_bodies(tmp_path):
     later = "fsrm.2"
     body = [helper.make_node("Add", ["gate", "up"], ["sum"]), helper.make_node("Identity", ["scale"], ["same"])]
-    function = helper.make_function(
-        later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)]
-    )
+    function = helper.make_function(later, "GateQuantize", ["gate", "up", "scale"], ["sum", "same"], body, [helper.make_opsetid("", 23)])
     feeds = _lone(tmp_path / "lone.onnx", "GateQuantize", ((2, 3), (2, 3), (2, 1)), {}, domain=later)
     model = onnx.load(tmp_path / "lone.onnx")
     model.functions.append(function)
@@ -356,7 +354,4 @@ def test_loading_the_library_leaves_the_arithmetic_of_the_process_alone():
         "import ctypes, numpy as np; from fsrm_lite.runtimes.onnx import kernels; ctypes.CDLL(str(kernels.library()));"
         "print((np.float32(1e-38) * np.float32(0.1) > 0).item())"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
-        == "True"
-    )
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip() == "True"

@@ -3,8 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-/* One copy of each function per instruction set, chosen when the library is loaded. Compilers that cannot do this
- * compile the loops once, for the machine's baseline. */
+/* VECTORIZED functions are compiled once for each of three instruction sets; which copy runs is chosen when the library
+ * is loaded. What they call must be INLINE to be compiled with them. Compilers that cannot do this compile one copy,
+ * for every machine of the kind. */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define VECTORIZED __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define INLINE static inline __attribute__((always_inline))
@@ -13,13 +14,30 @@
 #define INLINE static inline
 #endif
 
+/* So many keys are quantized before they are transposed, while they are still in the cache. */
 enum { KEY_BLOCK = 32 };
 
-static const float SMALLEST = 1e-30f, SMALLEST_VALUE_SCALE = 1e-6f, UNSEEN = -1e8f, LOWEST_EXPONENT = -87.0f;
+/* The scratch memory of a rotation: a rotated head, a normed head, and a block of quantized keys. */
+_Static_assert(SCRATCH_PER_DIM * sizeof(float) >= 2 * sizeof(float) + KEY_BLOCK * sizeof(int8_t),
+               "scratch memory is too small for the rotations");
 
-/* Adding this puts a number below 2^22, rounded to even, into the low bits of the sum. */
+/* Largest magnitudes are at least this, so that rows of zeros can be divided by theirs. */
+static const float SMALLEST = 1e-30f;
+
+/* The same for values, as export/graph/fused.py has it. */
+static const float SMALLEST_VALUE_SCALE = 1e-6f;
+
+/* A bias below this hides a key from a token. */
+static const float UNSEEN = -1e8f;
+
+/* exp(x) of anything lower is almost the smallest float, 1e-38, and counts as this one. */
+static const float LOWEST_EXPONENT = -87.0f;
+
+/* 1.5 * 2^23. A float of this size has no bits for fractions: adding it to a number below 2^22 rounds that number to
+ * the nearest integer, ties to even, and leaves the integer in the low bits of the sum. */
 static const float ROUNDER = 12582912.0f;
 
+/* The rounded number is in the low bits; the low 8 of them are its int8. */
 INLINE uint32_t rounded_bits(float x) {
     uint32_t bits;
     x += ROUNDER;
@@ -27,7 +45,8 @@ INLINE uint32_t rounded_bits(float x) {
     return bits;
 }
 
-/* exp(x) to a relative 1e-5, for x from -87 to 87: 2^(whole + rest), a polynomial for 2^rest. */
+/* exp(x) with a relative error of 1e-5, for x from -87 to 87. It is 2^t for t = x / ln 2. A polynomial gives 2^r for
+ * the part r of t that is left when t is rounded; adding to the exponent bits multiplies that by 2^whole. */
 INLINE float exponential(float x) {
     float t = x * 1.44269504f;
     int32_t whole = (int32_t)(rounded_bits(t) - 0x4B400000u);
@@ -70,8 +89,9 @@ INLINE void to_int8(const float *x, size_t n, float by, int8_t *out) {
     for (size_t i = 0; i < n; i++) out[i] = (int8_t)(uint8_t)rounded_bits(x[i] * by);
 }
 
-VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual, const float *restrict update,
-                                  const float *restrict update_scale, const float *restrict weight, float epsilon, float *restrict sum,
+VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual,
+                                  const float *restrict update, const float *restrict update_scale,
+                                  const float *restrict weight, float epsilon, float *restrict sum,
                                   uint8_t *restrict quantized, float *restrict largest) {
     for (size_t row = from; row < to; row++) {
         const float *r = residual + row * width, *u = update + row * width;
@@ -86,13 +106,15 @@ VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const fl
         float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
         top = top * inverse > SMALLEST ? top * inverse : SMALLEST;
         float by = inverse * (127.0f / top);
-        for (size_t i = 0; i < width; i++) quantized[row * width + i] = (uint8_t)(rounded_bits(s[i] * weight[i] * by) + 128u);
+        for (size_t i = 0; i < width; i++)
+            quantized[row * width + i] = (uint8_t)(rounded_bits(s[i] * weight[i] * by) + 128u);
         largest[row] = top;
     }
 }
 
-VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float *restrict gate, const float *restrict up,
-                              const float *restrict scale, float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float *restrict gate,
+                              const float *restrict up, const float *restrict scale, float *restrict scratch,
+                              uint8_t *restrict quantized, float *restrict largest) {
     for (size_t row = from; row < to; row++) {
         const float *g = gate + row * width, *u = up + row * width;
         float s = scale[row];
@@ -106,9 +128,11 @@ VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float 
     }
 }
 
-/* One head: RMSNorm where weight, then rotation of the first half against the second into out, which holds dim values,
- * with room for as many behind them; returns the largest magnitude. */
-INLINE float rotate(const float *x, size_t dim, const float *weight, float epsilon, const float *cos, const float *sin, float *restrict out) {
+/* One head of dim values: RMSNorm if there is a weight, then rotation. Value i of the first half and value i of the
+ * second half are the coordinates of a point, which is turned by angle i. out has room for 2 * dim values; the first
+ * dim are the result. Returns the largest magnitude of those. */
+INLINE float rotate(const float *x, size_t dim, const float *weight, float epsilon, const float *cos, const float *sin,
+                    float *restrict out) {
     size_t half = dim / 2;
     if (weight) {
         float inverse = 1.0f / sqrtf(sum_of_squares(x, dim) / (float)dim + epsilon), *restrict normed = out + dim;
@@ -123,8 +147,9 @@ INLINE float rotate(const float *x, size_t dim, const float *weight, float epsil
     return largest_magnitude(out, dim, SMALLEST);
 }
 
-VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries, const float *restrict weight, float epsilon,
-                               const float *restrict cos, const float *restrict sin, float *restrict scratch, uint8_t *restrict quantized,
+VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries,
+                               const float *restrict weight, float epsilon, const float *restrict cos,
+                               const float *restrict sin, float *restrict scratch, uint8_t *restrict quantized,
                                float *restrict largest) {
     size_t heads = shape.kv_heads * shape.group, dim = shape.dim;
     for (size_t token = from; token < to; token++)
@@ -137,44 +162,50 @@ VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float 
         }
 }
 
-VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys, const float *restrict weight, float epsilon,
-                            const float *restrict cos, const float *restrict sin, float *restrict scratch, int8_t *restrict quantized,
+VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys,
+                            const float *restrict weight, float epsilon, const float *restrict cos,
+                            const float *restrict sin, float *restrict scratch, int8_t *restrict quantized,
                             float *restrict largest) {
     size_t dim = shape.dim;
-    int8_t *block = (int8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim], to be transposed while it is in the cache */
+    int8_t *block = (int8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim] */
     for (size_t head = from; head < to; head++)
         for (size_t start = 0; start < shape.tokens; start += KEY_BLOCK) {
             size_t count = shape.tokens - start < KEY_BLOCK ? shape.tokens - start : KEY_BLOCK;
             for (size_t i = 0; i < count; i++) {
                 size_t token = start + i;
                 const float *key = keys + (token * shape.kv_heads + head) * dim;
-                float top = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
+                float top =
+                    rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
                 to_int8(scratch, dim, 127.0f / top, block + i * dim);
                 largest[head * shape.tokens + token] = top;
             }
             for (size_t d = 0; d < dim; d++)
-                for (size_t i = 0; i < count; i++) quantized[(head * dim + d) * shape.tokens + start + i] = block[i * dim + d];
+                for (size_t i = 0; i < count; i++)
+                    quantized[(head * dim + d) * shape.tokens + start + i] = block[i * dim + d];
         }
 }
 
-VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values, const float *restrict scale,
-                                int one_scale, int8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values,
+                                const float *restrict scale, int one_scale, int8_t *restrict quantized,
+                                float *restrict largest) {
     size_t dim = shape.dim, width = shape.kv_heads * dim;
     for (size_t token = from; token < to; token++) {
         float top = largest_magnitude(values + token * width, width, SMALLEST);
         for (size_t head = 0; head < shape.kv_heads; head++)
-            to_int8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
+            to_int8(values + token * width + head * dim, dim, 127.0f / top,
+                    quantized + (head * shape.tokens + token) * dim);
         top *= scale[one_scale ? 0 : token];
         largest[token] = top > SMALLEST_VALUE_SCALE ? top : SMALLEST_VALUE_SCALE;
     }
 }
 
-VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *restrict scores,
-                                 const float *restrict score_scale, const float *restrict bias, const float *restrict value_scale,
-                                 float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width,
+                                 const float *restrict scores, const float *restrict score_scale,
+                                 const float *restrict bias, const float *restrict value_scale, float *restrict scratch,
+                                 uint8_t *restrict quantized, float *restrict largest) {
     for (size_t token = from; token < to; token++) {
         const float *b = bias + token * width;
-        /* Keys that are not seen lie mostly at the ends: behind the token, and in other branches of a packed row. */
+        /* Keys that the token does not see lie mostly at the ends. They are left out there; their weight is zero. */
         size_t first = 0, last = width;
         while (last > 0 && b[last - 1] < UNSEEN) last--;
         while (first < last && b[first] < UNSEEN) first++;
@@ -204,8 +235,9 @@ VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t to
     }
 }
 
-VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float *restrict mixed, const float *restrict scale,
-                               float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float *restrict mixed,
+                               const float *restrict scale, float *restrict scratch, uint8_t *restrict quantized,
+                               float *restrict largest) {
     size_t heads = shape.kv_heads * shape.group, dim = shape.dim, width = heads * dim;
     for (size_t token = from; token < to; token++) {
         for (size_t head = 0; head < heads; head++) {
