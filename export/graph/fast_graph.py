@@ -135,7 +135,7 @@ def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], li
 def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> dict[str, str]:
     """What the runtime must know; the widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py."""
     return {
-        "fsrm.format": "1",
+        "fsrm.format": "2",
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
         "fsrm.labels": json.dumps(list(label_ids)),

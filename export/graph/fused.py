@@ -34,7 +34,7 @@ def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: 
 
     def body(residual: str, update: str, scale: str, weight: str) -> list[str]:
         total, normed = add_then_norm(graph, residual, graph.add("Mul", [update, scale]), weight, epsilon)
-        return [total, *quantize_rows(graph, normed, np.uint8)]
+        return [total, *quantize_rows(graph, normed)]
 
     assert update.scale is not None
     total, q, largest = graph.call("AddNormQuantize", [residual, update.name, update.scale, weight], body, 3, epsilon=epsilon)
@@ -46,7 +46,7 @@ def gate_quantize(graph: GraphWriter, gate: Value, up: Value) -> Value:
 
     def body(gate: str, up: str, scale: str) -> list[str]:
         silu = graph.add("QuickGelu", [graph.add("Mul", [gate, scale])], domain=MICROSOFT, alpha=1.0)
-        q, largest = quantize_rows(graph, graph.add("Mul", [silu, up]), np.uint8)
+        q, largest = quantize_rows(graph, graph.add("Mul", [silu, up]))
         return [q, graph.add("Mul", [largest, scale])]
 
     assert gate.scale is not None
@@ -69,7 +69,7 @@ def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin
 
     def body(q: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
         rotated = rotate(graph, arch, q, arch.heads, cos, sin, weight)
-        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]), np.uint8)
+        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]))
         values, largest = (graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in (values, largest))
         return [reshape(graph, values, [arch.kv_heads, -1, arch.head_dim]), reshape(graph, largest, [arch.kv_heads, -1, 1])]
 
@@ -77,11 +77,11 @@ def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin
 
 
 def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, weight: str | None) -> Value:
-    """Rotate and quantize keys [S, kv_heads * d] around 0; returns int8 [kv_heads, d, S] and scales [kv_heads, 1, S]."""
+    """Rotate and quantize keys [S, kv_heads * d]; returns [kv_heads, d, S] and scales [kv_heads, 1, S]."""
 
     def body(k: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
         rotated = rotate(graph, arch, k, arch.kv_heads, cos, sin, weight)
-        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]), np.int8)
+        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]))
         return [graph.add("Transpose", [x], perm=[1, 2, 0]) for x in parts]
 
     return _rotated(graph, arch, "RotateKeys", [k, cos, sin], weight, body)
@@ -94,10 +94,10 @@ def _rotated(graph: GraphWriter, arch: Architecture, name: str, inputs: list[str
 
 
 def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
-    """Quantize values [S, kv_heads * d] around 0; returns int8 [kv_heads, S, d] and scales [S, 1], one per token for all heads."""
+    """Quantize values [S, kv_heads * d]; returns [kv_heads, S, d] and scales [S, 1], one per token for all heads."""
 
     def body(v: str, scale: str) -> list[str]:
-        values, largest = quantize_rows(graph, v, np.int8)
+        values, largest = quantize_rows(graph, v)
         values = graph.add("Transpose", [reshape(graph, values, [-1, arch.kv_heads, arch.head_dim])], perm=[1, 0, 2])
         return [values, graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)])]
 
@@ -132,7 +132,7 @@ def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> Valu
     """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], quantized over all heads."""
 
     def body(mixed: str, scale: str) -> list[str]:
-        return list(quantize_rows(graph, _rows(graph, arch, graph.add("Mul", [mixed, scale])), np.uint8))
+        return list(quantize_rows(graph, _rows(graph, arch, graph.add("Mul", [mixed, scale]))))
 
     assert mixed.scale is not None
     return Value(*graph.call("QuantizeMixed", [mixed.name, mixed.scale], body, 2, group=arch.heads // arch.kv_heads))

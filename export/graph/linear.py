@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsrm_lite.export.graph.quantize import INT4_BLOCK, RowReader, quantize_int4, quantize_int8
+from fsrm_lite.export.graph.quantize import INT4_BLOCK, ZERO, RowReader, quantize_int4, quantize_int8
 from fsrm_lite.export.graph.smoothing import Weights
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
@@ -73,13 +73,14 @@ class Linears:
         return Value(self.graph.add("Add", [self.plain(product), weight]))
 
     def int8(self, x: Value, weight: Sequence[str]) -> Value:
-        """Add a product with an int8 weight [in, out] and its scales [out]; the rows of ``x`` are quantized by their maxima."""
+        """Add a product with a weight of 8 bits [in, out] and its scales [out]; rows of ``x`` are quantized by their maxima."""
         q = self.quantize(x)
-        unit, zero = self.graph.constant(1 / 127, np.float32), self.graph.constant(128, np.uint8)
-        return Value(self.graph.add("MatMulIntegerToFloat", [q.name, weight[0], unit, weight[1], zero], domain=MICROSOFT), q.scale)
+        unit, zero = self.graph.constant(1 / 127, np.float32), self.graph.constant(ZERO, np.uint8)
+        inputs = [q.name, weight[0], unit, weight[1], zero, zero]
+        return Value(self.graph.add("MatMulIntegerToFloat", inputs, domain=MICROSOFT), q.scale)
 
     def int8_weight(self, name: str, tensor: str) -> list[str]:
-        """Store a tensor [out, in] of the checkpoint as int8 columns and return the names of its values and scales."""
+        """Store a tensor [out, in] of the checkpoint as columns of 8 bits and return the names of its values and scales."""
         shape = self.checkpoint.shape(tensor)
         return self.graph.weights([f"{name}.int8", f"{name}.int8.scales"], lambda: quantize_int8(self._reader(tensor), (shape[0], shape[1])))
 
@@ -88,7 +89,7 @@ class Linears:
         return all(self.precision(name) == "int8" for name in names)
 
     def adopt(self, quantized: Value) -> Value:
-        """Return a value that is known as uint8 with its row scale alone: an input for int8 maps, see :meth:`all_int8`."""
+        """Return a value that is known in 8 bits with its row scale alone: an input for int8 maps, see :meth:`all_int8`."""
         value = Value(quantized.name)
         self._quantized[value] = quantized
         return value
@@ -108,19 +109,19 @@ class Linears:
         """Return ``x`` as uint8 around 128 with the scale [rows, 1] that undoes it, up to the constant 1/127."""
         if x not in self._quantized:
             graph = self.graph
-            values, largest = quantize_rows(graph, x.name, np.uint8)
+            values, largest = quantize_rows(graph, x.name)
             self._quantized[x] = Value(values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]))
         return self._quantized[x]
 
 
-def quantize_rows(graph: GraphWriter, x: str, kind: type[np.uint8] | type[np.int8], floor: float = 1e-30) -> tuple[str, str]:
+def quantize_rows(graph: GraphWriter, x: str, floor: float = 1e-30) -> tuple[str, str]:
     """Quantize along the last axis to steps of 1/127 of the largest magnitude; returns (values, largest, at least ``floor``).
 
-    uint8 values lie around 128, int8 values around 0. Two reductions are cheaper than one behind Abs, which writes a copy.
+    Values are uint8 around ``ZERO``. Two reductions are cheaper than one behind Abs, which writes a copy.
     """
     axis = graph.constant([-1], np.int64)
     top = graph.add("ReduceMax", [x, axis], keepdims=1)
     bottom = graph.add("Neg", [graph.add("ReduceMin", [x, axis], keepdims=1)])
     largest = graph.add("Max", [top, bottom, graph.constant(floor, np.float32)])
-    zero = graph.constant(128 if kind is np.uint8 else 0, kind)
+    zero = graph.constant(ZERO, np.uint8)
     return graph.add("QuantizeLinear", [graph.add("Div", [x, largest]), graph.constant(1 / 127, np.float32), zero]), largest

@@ -229,7 +229,7 @@ class _Layer:
             self._outputs += linears.seen
         graph.save({})
         self._session = _open_session(path)
-        types = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+        types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past = {i.name: np.zeros([0 if n == "P" else n for n in i.shape], dtype=types[i.type]) for i in pasts}
 

@@ -21,7 +21,7 @@ OPSET = 23
 """First ONNX opset with ``Attention`` and ``RotaryEmbedding``."""
 
 MICROSOFT = "com.microsoft"
-FSRM = "fsrm.1"
+FSRM = "fsrm.2"
 """Domain of the graph's own functions; fsrm_lite/runtimes/onnx/kernels has compiled operators for them.
 
 The number changes with the meaning of any of them, there and here: a compiled operator takes the place of a function of

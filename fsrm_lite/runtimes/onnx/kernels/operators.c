@@ -13,7 +13,7 @@
 
 /* Also in export/graph/writer.py. A number that changes with the meaning of any operator: a graph of another number finds
  * no operator here and runs on its own functions. */
-static const char DOMAIN[] = "fsrm.1";
+static const char DOMAIN[] = "fsrm.2";
 
 enum { MAX_INPUTS = 4, MAX_OUTPUTS = 3, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
 
@@ -256,16 +256,15 @@ static OrtStatus *prepare_mixed(Work *w, void *context, int64_t group) {
 #define FLOATS_3 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define FLOATS_4 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define AS_UINT8 {ORT_UINT8, ORT_FLOAT}
-#define AS_INT8 {ORT_INT8, ORT_FLOAT}
 
 static Operator operators[] = {
     {.label = "AddNormQuantize", .inputs = FLOATS_4, .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT}, .normed = 1, .prepare = prepare_add_norm},
     {.label = "GateQuantize", .inputs = FLOATS_3, .outputs = AS_UINT8, .prepare = prepare_gate},
     {.label = "RotateQueries", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
     {.label = "NormRotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
-    {.label = "RotateKeys", .inputs = FLOATS_3, .outputs = AS_INT8, .count = "kv_heads", .prepare = prepare_keys},
-    {.label = "NormRotateKeys", .inputs = FLOATS_4, .outputs = AS_INT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
-    {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_INT8, .count = "kv_heads", .prepare = prepare_values},
+    {.label = "RotateKeys", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
+    {.label = "NormRotateKeys", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
+    {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_values},
     {.label = "SoftmaxQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_softmax},
     {.label = "QuantizeMixed", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},
 };

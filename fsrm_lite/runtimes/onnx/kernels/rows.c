@@ -66,10 +66,6 @@ INLINE void to_uint8(const float *x, size_t n, float by, uint8_t *out) {
     for (size_t i = 0; i < n; i++) out[i] = (uint8_t)(rounded_bits(x[i] * by) + 128u);
 }
 
-INLINE void to_int8(const float *x, size_t n, float by, int8_t *out) {
-    for (size_t i = 0; i < n; i++) out[i] = (int8_t)(uint8_t)rounded_bits(x[i] * by);
-}
-
 VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual, const float *restrict update,
                                   const float *restrict update_scale, const float *restrict weight, float epsilon, float *restrict sum,
                                   uint8_t *restrict quantized, float *restrict largest) {
@@ -138,10 +134,10 @@ VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float 
 }
 
 VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys, const float *restrict weight, float epsilon,
-                            const float *restrict cos, const float *restrict sin, float *restrict scratch, int8_t *restrict quantized,
+                            const float *restrict cos, const float *restrict sin, float *restrict scratch, uint8_t *restrict quantized,
                             float *restrict largest) {
     size_t dim = shape.dim;
-    int8_t *block = (int8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim], to be transposed while it is in the cache */
+    uint8_t *block = (uint8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim], to be transposed while it is in the cache */
     for (size_t head = from; head < to; head++)
         for (size_t start = 0; start < shape.tokens; start += KEY_BLOCK) {
             size_t count = shape.tokens - start < KEY_BLOCK ? shape.tokens - start : KEY_BLOCK;
@@ -149,7 +145,7 @@ VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *re
                 size_t token = start + i;
                 const float *key = keys + (token * shape.kv_heads + head) * dim;
                 float top = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
-                to_int8(scratch, dim, 127.0f / top, block + i * dim);
+                to_uint8(scratch, dim, 127.0f / top, block + i * dim);
                 largest[head * shape.tokens + token] = top;
             }
             for (size_t d = 0; d < dim; d++)
@@ -158,12 +154,12 @@ VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *re
 }
 
 VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values, const float *restrict scale,
-                                int one_scale, int8_t *restrict quantized, float *restrict largest) {
+                                int one_scale, uint8_t *restrict quantized, float *restrict largest) {
     size_t dim = shape.dim, width = shape.kv_heads * dim;
     for (size_t token = from; token < to; token++) {
         float top = largest_magnitude(values + token * width, width, SMALLEST);
         for (size_t head = 0; head < shape.kv_heads; head++)
-            to_int8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
+            to_uint8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
         top *= scale[one_scale ? 0 : token];
         largest[token] = top > SMALLEST_VALUE_SCALE ? top : SMALLEST_VALUE_SCALE;
     }

@@ -37,11 +37,11 @@ void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, c
 
 /* Key/value heads [from, to) of the same for keys [tokens, kv_heads * dim] to [kv_heads, dim, tokens] and [kv_heads, tokens]. */
 void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon, const float *cos,
-                 const float *sin, float *scratch, int8_t *quantized, float *largest);
+                 const float *sin, float *scratch, uint8_t *quantized, float *largest);
 
 /* Tokens [from, to) of: values [tokens, kv_heads * dim] * scale, one for all tokens or one each, quantized over all heads to
  * [kv_heads, tokens, dim]; largest [tokens] is at least 1e-6. */
-void quantize_values(size_t from, size_t to, Shape shape, const float *values, const float *scale, int one_scale, int8_t *quantized,
+void quantize_values(size_t from, size_t to, Shape shape, const float *values, const float *scale, int one_scale, uint8_t *quantized,
                      float *largest);
 
 /* Tokens [from, to) of, for scores [heads, tokens, width]: p = softmax(scores * score_scale + bias), w = p * value_scale [width];
