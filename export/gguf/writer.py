@@ -58,6 +58,24 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}"
 
 
+def hugging_face_name(name: str) -> str:
+    """The other way round: Hugging Face's name of a llama.cpp tensor.
+
+    Raises:
+        UnsupportedCheckpointError: If no architecture of the exporter has such a tensor.
+    """
+    top = {theirs: ours for ours, theirs in _TOP_NAMES.items()}
+    if name in top:
+        return top[name]
+    block, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    module, _, kind = rest.rpartition(".")
+    modules = {theirs: ours for ours, theirs in _LAYER_NAMES.items()}
+    if block != "blk" or module not in modules:
+        raise UnsupportedCheckpointError(f"the GGUF tensor {name} has no place in a dense Llama, Qwen2 or Qwen3 model")
+    return f"model.layers.{layer}.{modules[module]}.{kind}"
+
+
 def write_gguf(
     checkpoint: Weights, vocabulary: Vocabulary, out: Path, *, dtype: str = "f16", name: str = "model", progress: Progress | None = None
 ) -> None:
