@@ -17,7 +17,7 @@ from fsrm_lite.errors import ExportError, UnsupportedCheckpointError, missing_ex
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, HEAD, Architecture, Checkpoint
 from fsrm_lite.export.checkpoints.tensors import CHUNK_BYTES, row_slices
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
-from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.graph.weights import Weights
 
 GGUF_ARCHITECTURE = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}
 """``model_type`` to ``general.architecture``; Mistral is a Llama to llama.cpp."""

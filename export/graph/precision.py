@@ -22,7 +22,8 @@ from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, settle
 from fsrm_lite.export.graph.linear import Linears
-from fsrm_lite.export.graph.smoothing import Activations, Factor, Floats, SmoothedCheckpoint, Weights, int8_error, layer_factors
+from fsrm_lite.export.graph.smoothing import Activations, Factor, SmoothedCheckpoint, int8_error, layer_factors
+from fsrm_lite.export.graph.weights import Floats, Weights
 from fsrm_lite.export.graph.writer import GraphWriter, WeightStore, drop_unused
 from fsrm_lite.runtimes.onnx.packing import Row, Widths, plan_rows
 

@@ -54,13 +54,23 @@ def _both(tmp_path, build, **arrays):
     return [_session(path, compiled).run(None, feeds) for compiled in (False, True)]
 
 
+def _with_terms_joined(outputs):
+    """Two terms as the float that they mean, since a value between two steps of the first has its other half in the second."""
+    first, rest = (next((i for i in order if outputs[i].dtype == np.uint8), None) for order in (range(len(outputs)), range(len(outputs))[::-1]))
+    if first == rest:
+        return outputs
+    joined = (outputs[first].astype(np.float32) - 128) + (outputs[rest].astype(np.float32) - 128) / 254
+    return [joined / 127, *(out for i, out in enumerate(outputs) if i not in (first, rest))]
+
+
 def _check(stock, compiled):
     """Assert that both are alike; returns how many outputs that were."""
+    stock, compiled = (_with_terms_joined(outputs) for outputs in (stock, compiled))
     for expected, got in zip(stock, compiled, strict=True):
         assert expected.shape == got.shape
         assert expected.dtype == got.dtype
         if expected.dtype == np.float32:
-            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=5e-5)
         else:  # float32 rounding may put a value that lies between two steps on either side
             steps = np.abs(got.astype(int) - expected.astype(int))
             assert steps.max(initial=0) <= 1
@@ -69,7 +79,8 @@ def _check(stock, compiled):
 
 
 def _quantized(value: Value, rank: int, scale_rank: int | None = None):
-    return [(value.name, TensorProto.UINT8, rank), (value.scale, TensorProto.FLOAT, scale_rank or rank)]
+    parts = [(value.name, TensorProto.UINT8, rank), (value.scale, TensorProto.FLOAT, scale_rank or rank)]
+    return parts if value.rest is None else [*parts, (value.rest, TensorProto.UINT8, rank)]
 
 
 _sizes = st.tuples(
@@ -99,16 +110,19 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
 
     scale = np.abs(normal(tokens, 1)) + np.float32(0.01)
 
-    def add_norm(graph):
-        total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5)
-        return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
+    for terms in (1, 2):
 
-    compared += _check(*_both(folder, add_norm, residual=normal(tokens, width), update=normal(tokens, width), scale=scale, weight=normal(width)))
+        def add_norm(graph, terms=terms):
+            total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5, terms)
+            return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
-    def gate(graph):
-        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
+        rows = {"residual": normal(tokens, width), "update": normal(tokens, width), "scale": scale, "weight": normal(width)}
+        compared += _check(*_both(folder, add_norm, **rows))
 
-    compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
+        def gate(graph, terms=terms):
+            return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale"), width, terms), 2)
+
+        compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
 
     angles = normal(1, tokens, dim // 2, by=9.0)
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
@@ -141,11 +155,13 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
     compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
 
-    def mixed(graph):
-        return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale")), 2)
+    for terms in (1, 2):
 
-    compared += _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
-    assert compared == 21  # every output of every operator, those with two forms twice
+        def mixed(graph, terms=terms):
+            return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale"), terms), 2)
+
+        compared += _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
+    assert compared == 28  # every output of every operator, those with two forms twice, two terms as one
 
 
 @needs_library
@@ -165,7 +181,7 @@ def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
 @needs_library
 def test_zero_rows_divide_nothing_by_zero(tmp_path):
     def gate(graph):
-        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale")), 2)
+        return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale"), 8), 2)
 
     zeros = np.zeros((3, 8), np.float32)
     stock, compiled = _both(tmp_path, gate, gate=zeros, up=zeros, scale=np.ones((3, 1), np.float32))
@@ -183,18 +199,34 @@ def test_one_thread_and_two_give_the_same_bits(tmp_path):
 
 
 HOSTILE = {
-    "GateQuantize": [((2, 8), (4, 8), (4, 1)), ((4, 8), (2, 8), (4, 1)), ((4, 8), (4, 8), (2, 1)), ((3, 0), (3, 0), (3, 1)), ((4,), (4,), (1,))],
+    "GateQuantize": [
+        ((2, 8), (4, 8), (4, 1), (1, 1)),
+        ((4, 8), (2, 8), (4, 1), (1, 1)),
+        ((4, 8), (4, 8), (2, 1), (1, 1)),
+        ((3, 0), (3, 0), (3, 1), (1, 1)),
+        ((4,), (4,), (1,), (1, 1)),
+        ((4, 24), (4, 24), (4, 1), (2, 2)),
+        ((4, 24), (4, 24), (4, 1), (3, 1)),
+        ((4, 24), (4, 24), (4, 1), (3,)),
+    ],
     "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
     "RotateQueries": [
-        ((3, 9), (1, 3, 2), (1, 3, 2)),
-        ((3, 8), (1, 4, 2), (1, 3, 2)),
-        ((3, 8), (1, 3, 0), (1, 3, 0)),
-        ((3, 8), (1, 3, 2**20), (1, 3, 2)),
+        ((3, 9), (1, 3, 2), (1, 3, 2), (1, 1)),
+        ((3, 8), (1, 4, 2), (1, 3, 2), (1, 1)),
+        ((3, 8), (1, 3, 0), (1, 3, 0), (1, 1)),
+        ((3, 8), (1, 3, 2**20), (1, 3, 2), (1, 1)),
+        ((3, 8), (1, 3, 2), (1, 3, 2), (3, 3)),
     ],
-    "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2)), ((0, 8), (1, 0, 2), (1, 0, 2))],
+    "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2), (1, 1)), ((0, 8), (1, 0, 2), (1, 0, 2), (1, 1))],
     "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
     "SoftmaxQuantize": [((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)), ((2, 6, 0), (2, 6, 1), (3, 0), (0, 1)), ((2, 6, 5), (2, 6, 1), (), (5, 1))],
-    "QuantizeMixed": [((2, 5, 4), (2, 5, 1)), ((0, 6, 4), (0, 6, 1)), ((1, 6, 0), (1, 6, 1)), ((1, 6, 4, 1), (1, 6, 1, 1))],
+    "QuantizeMixed": [
+        ((2, 5, 4), (2, 5, 1), (4, 4)),
+        ((0, 6, 4), (0, 6, 1), (1, 1)),
+        ((1, 6, 0), (1, 6, 1), (2, 2)),
+        ((1, 6, 4, 1), (1, 6, 1, 1), (2, 2)),
+        ((1, 6, 4), (1, 6, 1), (3, 3)),
+    ],
 }
 OUTPUTS = {"AddNormQuantize": [TensorProto.FLOAT, TensorProto.UINT8, TensorProto.FLOAT]}
 HEADS = {name: {"kv_heads": 2} for name in ("RotateQueries", "RotateKeys", "QuantizeValues")}
@@ -234,7 +266,7 @@ def test_numbers_of_heads_out_of_range_are_refused(tmp_path, attributes):
 
 @needs_library
 def test_memory_that_runs_out_is_an_error_and_not_the_end(tmp_path):
-    shapes = ((20000, 4096), (20000, 4096), (20000, 1))
+    shapes = ((20000, 4096), (20000, 4096), (20000, 1), (1, 1))
     _lone(tmp_path / "lone.onnx", "GateQuantize", shapes, {})
     program = f"""
 import resource, numpy as np, onnxruntime

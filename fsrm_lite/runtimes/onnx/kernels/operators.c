@@ -15,7 +15,7 @@
  * no operator here and runs on its own functions. */
 static const char DOMAIN[] = "fsrm.2";
 
-enum { MAX_INPUTS = 4, MAX_OUTPUTS = 3, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
+enum { MAX_INPUTS = 5, MAX_OUTPUTS = 4, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
 
 static const OrtPlace *ort;
 
@@ -38,9 +38,10 @@ typedef struct Work Work;
 struct Work {
     const char *label;
     Tensor in[MAX_INPUTS];
-    size_t inputs;
-    void *out[MAX_OUTPUTS];
+    size_t inputs, outputs;
+    void *out[MAX_OUTPUTS]; /* those that the operator does not have stay NULL */
     Shape shape;
+    Factor factor;
     float epsilon;
     size_t width, units, per_task, scratch;
     void (*run)(const Work *, size_t from, size_t to, float *scratch);
@@ -119,6 +120,7 @@ static OrtStatus *compute(void *opaque, void *context) {
     const Kernel *kernel = opaque;
     const Operator *operator = kernel->operator;
     Work work = {.label = operator->label, .epsilon = kernel->epsilon};
+    while (operator->outputs[work.outputs]) work.outputs++;
     for (; operator->inputs[work.inputs]; work.inputs++) TRY(read_input(&work, context, work.inputs));
     TRY(operator->prepare(&work, context, kernel->count));
     if (!work.per_task) work.per_task = VALUES_PER_TASK / work.width + 1;
@@ -127,11 +129,19 @@ static OrtStatus *compute(void *opaque, void *context) {
     return work.failed ? refuse(operator->label, "out of memory") : NULL;
 }
 
-/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H] -> sum [S, H], quantized [S, H], largest [S, 1] */
+/* Reads a factor matrix, a square one, that mixes parts of a row of width values: parts of a power of two that divides it. */
+static OrtStatus *read_factor(Work *w, size_t index, int64_t width) {
+    int64_t parts = w->in[index].rank == 2 ? w->in[index].shape[0] : 0, size = width & -width;
+    if (parts < 1 || !FITS(w, index, parts, parts) || parts > MAX_HEADS || width / size % parts) return misfit(w);
+    w->factor = (Factor){w->in[index].data, parts};
+    return NULL;
+}
+
+/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H] -> sum [S, H], quantized [S, H], largest [S, 1];
+ * AddNormQuantizeTwice: the second term too, as all operators of such a name, the last of their outputs */
 static void run_add_norm(const Work *w, size_t from, size_t to, float *scratch) {
-    (void)scratch;
-    add_norm_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->in[3].data, w->epsilon, w->out[0], w->out[1],
-                      w->out[2]);
+    add_norm_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->in[3].data, w->epsilon, scratch, w->out[0],
+                      w->out[1], w->out[2], w->out[3]);
 }
 
 static OrtStatus *prepare_add_norm(Work *w, void *context, int64_t count) {
@@ -141,39 +151,45 @@ static OrtStatus *prepare_add_norm(Work *w, void *context, int64_t count) {
     MAKE(w, context, 0, rows, width);
     MAKE(w, context, 1, rows, width);
     MAKE(w, context, 2, rows, 1);
-    w->units = rows, w->width = width, w->run = run_add_norm;
+    if (w->outputs == 4) MAKE(w, context, 3, rows, width);
+    w->units = rows, w->width = w->scratch = width, w->run = run_add_norm;
     return NULL;
 }
 
-/* GateQuantize: gate [S, I], up [S, I], scale [S, 1] -> quantized [S, I], largest [S, 1] */
+/* GateQuantize: gate [S, I], up [S, I], scale [S, 1], factor [F, F] -> quantized [S, I], largest [S, 1] */
 static void run_gate(const Work *w, size_t from, size_t to, float *scratch) {
-    gate_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+    gate_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->factor, scratch, w->out[0], w->out[1], w->out[2]);
 }
 
 static OrtStatus *prepare_gate(Work *w, void *context, int64_t count) {
     (void)count;
     int64_t rows = w->in[0].shape[0], width = w->in[0].shape[1];
     if (!FITS(w, 0, rows, width) || !FITS(w, 1, rows, width) || !FITS(w, 2, rows, 1)) return misfit(w);
+    TRY(read_factor(w, 3, width));
     MAKE(w, context, 0, rows, width);
     MAKE(w, context, 1, rows, 1);
-    w->units = rows, w->width = w->scratch = width, w->run = run_gate;
+    if (w->outputs == 3) MAKE(w, context, 2, rows, width);
+    w->units = rows, w->width = width, w->scratch = 2 * width, w->run = run_gate;
     return NULL;
 }
 
-/* Reads queries or keys [S, heads * d] with their rotation, cos and sin [1, S, d / 2], and, where there is one, the norm's weight [d]. */
+/* Reads queries or keys [S, heads * d] with their rotation, cos and sin [1, S, d / 2], the factor that spreads d values, and, where
+ * there is one, the norm's weight [d]. */
 static OrtStatus *read_heads(Work *w, int64_t kv_heads) {
     int64_t tokens = w->in[0].shape[0], width = w->in[0].shape[1], half = w->in[1].shape[2];
     if (w->in[0].rank != 2 || !FITS(w, 1, 1, tokens, half) || !FITS(w, 2, 1, tokens, half) || half > width) return misfit(w);
     int64_t dim = 2 * half, group = width / dim / kv_heads;
-    if (group < 1 || group * kv_heads * dim != width || (w->inputs == 4 && !FITS(w, 3, dim))) return misfit(w);
+    if (group < 1 || group * kv_heads * dim != width || (w->inputs == 5 && !FITS(w, 4, dim))) return misfit(w);
+    TRY(read_factor(w, 3, dim));
     w->shape = (Shape){tokens, kv_heads, group, dim};
     w->scratch = SCRATCH_PER_DIM * dim;
     return NULL;
 }
 
-/* NormRotateQueries: queries [S, heads * d], cos, sin, weight -> [kv, group * S, d], [kv, group * S, 1]; RotateQueries: without weight */
+/* NormRotateQueries: queries [S, heads * d], cos, sin, factor, weight -> [kv, group * S, d], [kv, group * S, 1]; RotateQueries: without weight */
 static void run_queries(const Work *w, size_t from, size_t to, float *scratch) {
-    rotate_queries(from, to, w->shape, w->in[0].data, w->in[3].data, w->epsilon, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+    rotate_queries(from, to, w->shape, w->in[0].data, w->in[4].data, w->epsilon, w->in[1].data, w->in[2].data, w->factor, scratch, w->out[0],
+                   w->out[1]);
 }
 
 static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
@@ -185,9 +201,10 @@ static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
     return NULL;
 }
 
-/* NormRotateKeys: keys [S, kv * d], cos, sin, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: without weight */
+/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: without weight */
 static void run_keys(const Work *w, size_t from, size_t to, float *scratch) {
-    rotate_keys(from, to, w->shape, w->in[0].data, w->in[3].data, w->epsilon, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+    rotate_keys(from, to, w->shape, w->in[0].data, w->in[4].data, w->epsilon, w->in[1].data, w->in[2].data, w->factor, scratch, w->out[0],
+                w->out[1]);
 }
 
 static OrtStatus *prepare_keys(Work *w, void *context, int64_t kv_heads) {
@@ -236,37 +253,49 @@ static OrtStatus *prepare_softmax(Work *w, void *context, int64_t count) {
     return NULL;
 }
 
-/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1] -> [S, heads * d], [S, 1] */
+/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [heads, heads] -> [S, heads * d], [S, 1] */
 static void run_mixed(const Work *w, size_t from, size_t to, float *scratch) {
-    quantize_mixed(from, to, w->shape, w->in[0].data, w->in[1].data, scratch, w->out[0], w->out[1]);
+    quantize_mixed(from, to, w->shape, w->in[0].data, w->in[1].data, w->factor, scratch, w->out[0], w->out[1], w->out[2]);
 }
 
 static OrtStatus *prepare_mixed(Work *w, void *context, int64_t group) {
     int64_t kv_heads = w->in[0].shape[0], rows = w->in[0].shape[1], dim = w->in[0].shape[2];
     if (!FITS(w, 0, kv_heads, rows, dim) || !FITS(w, 1, kv_heads, rows, 1) || rows % group) return misfit(w);
-    int64_t tokens = rows / group, width = kv_heads * group * dim;
+    int64_t tokens = rows / group, heads = kv_heads * group, width = heads * dim;
+    if (!FITS(w, 2, heads, heads)) return misfit(w);
+    w->factor = (Factor){w->in[2].data, heads};
     w->shape = (Shape){tokens, kv_heads, group, dim};
     MAKE(w, context, 0, tokens, width);
     MAKE(w, context, 1, tokens, 1);
-    w->units = tokens, w->width = w->scratch = width, w->run = run_mixed;
+    if (w->outputs == 3) MAKE(w, context, 2, tokens, width);
+    w->units = tokens, w->width = width, w->scratch = 2 * width, w->run = run_mixed;
     return NULL;
 }
 
 #define FLOATS_2 {ORT_FLOAT, ORT_FLOAT}
 #define FLOATS_3 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define FLOATS_4 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
+#define FLOATS_5 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define AS_UINT8 {ORT_UINT8, ORT_FLOAT}
+#define AS_UINT8_TWICE {ORT_UINT8, ORT_FLOAT, ORT_UINT8}
 
 static Operator operators[] = {
     {.label = "AddNormQuantize", .inputs = FLOATS_4, .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT}, .normed = 1, .prepare = prepare_add_norm},
-    {.label = "GateQuantize", .inputs = FLOATS_3, .outputs = AS_UINT8, .prepare = prepare_gate},
-    {.label = "RotateQueries", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
-    {.label = "NormRotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
-    {.label = "RotateKeys", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
-    {.label = "NormRotateKeys", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
+    {.label = "AddNormQuantizeTwice",
+     .inputs = FLOATS_4,
+     .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_UINT8},
+     .normed = 1,
+     .prepare = prepare_add_norm},
+    {.label = "GateQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_gate},
+    {.label = "GateQuantizeTwice", .inputs = FLOATS_4, .outputs = AS_UINT8_TWICE, .prepare = prepare_gate},
+    {.label = "RotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
+    {.label = "NormRotateQueries", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
+    {.label = "RotateKeys", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
+    {.label = "NormRotateKeys", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
     {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_values},
     {.label = "SoftmaxQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_softmax},
-    {.label = "QuantizeMixed", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},
+    {.label = "QuantizeMixed", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},
+    {.label = "QuantizeMixedTwice", .inputs = FLOATS_3, .outputs = AS_UINT8_TWICE, .count = "group", .prepare = prepare_mixed},
 };
 
 enum { OPERATORS = sizeof operators / sizeof *operators };
