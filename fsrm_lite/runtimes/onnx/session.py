@@ -30,7 +30,7 @@ MAX_THREADS = 4 * (os.cpu_count() or 1)
 """Beyond a few threads per processor a call only waits for its own threads, at worst for ever."""
 
 _HEAD_VALUES = 1 << 22  # Most logits (readings x vocabulary) that are held at once.
-_GRAPH_FORMAT = "1"
+_GRAPH_FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,7 @@ class FastModel:
             )
         self.vocab_size = int(metadata["fsrm.vocab_size"])
         self.hidden_size = int(metadata["fsrm.hidden_size"])
-        self._labels = (
-            json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None
-        )  # the first graphs do not say
+        self._labels = json.loads(metadata["fsrm.labels"])
         self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past_names = [i.name for i in pasts]
@@ -137,10 +135,10 @@ class FastModel:
         Raises:
             BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
         """
-        if vocab_size != self.vocab_size or self._labels not in (None, list(label_ids)):
+        if vocab_size != self.vocab_size or self._labels != list(label_ids):
             raise BundleError(
                 f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
-                f"{self._labels or 'labels'} of {self.vocab_size}; export the bundle again"
+                f"{self._labels} of {self.vocab_size}; export the bundle again"
             )
 
     def close(self) -> None:
@@ -264,7 +262,7 @@ class _Call:
         self._waiting, self._carry = [], self._model._no_carry()
 
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession

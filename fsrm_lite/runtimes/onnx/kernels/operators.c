@@ -22,11 +22,11 @@
 
 /* The domain of the operators, also in export/graph/writer.py. Its number changes with the meaning of any operator: a
  * graph with another number finds no operator here and runs on its own functions. */
-static const char DOMAIN[] = "fsrm.1";
+static const char DOMAIN[] = "fsrm.2";
 
 enum {
-    MAX_INPUTS = 4,
-    MAX_OUTPUTS = 3,
+    MAX_INPUTS = 5,
+    MAX_OUTPUTS = 4,
     MAX_RANK = 3,
     MAX_HEADS = 1 << 16,
     /* So many values are work enough for one task, and so many fit into its scratch memory on the stack. */
@@ -54,9 +54,10 @@ typedef struct Work Work;
 struct Work {
     const char *label; /* the operator's name */
     Tensor in[MAX_INPUTS];
-    size_t inputs;
-    void *out[MAX_OUTPUTS];
+    size_t inputs, outputs;
+    void *out[MAX_OUTPUTS]; /* those that the operator does not have stay NULL */
     Shape shape;
+    Factor factor;
     float epsilon;
     size_t width;          /* values per unit */
     size_t units;          /* how many there are */
@@ -150,6 +151,7 @@ static OrtStatusPtr ORT_API_CALL compute(void *opaque, OrtKernelContext *context
     const Kernel *kernel = opaque;
     const Operator *operator = kernel->operator;
     Work work = {.label = operator->label, .epsilon = kernel->epsilon};
+    while (operator->outputs[work.outputs]) work.outputs++;
     for (; operator->inputs[work.inputs]; work.inputs++) TRY(read_input(&work, context, work.inputs));
     TRY(operator->prepare(&work, context, kernel->count));
     if (!work.units_per_task) work.units_per_task = VALUES_PER_TASK / work.width + 1;
@@ -161,12 +163,21 @@ static OrtStatusPtr ORT_API_CALL compute(void *opaque, OrtKernelContext *context
 /* In the shapes below: S tokens of this pass, T tokens that they may look at, H hidden values, I values of the gated
  * layer, kv heads of keys and values, group query heads for each of those, d values per head. */
 
+/* Reads a factor, a square matrix that mixes the parts of a row of width values. A part has as many values as the
+ * largest power of two that divides width, and their number divides the number of such parts in the row. */
+static OrtStatusPtr read_factor(Work *work, size_t index, int64_t width) {
+    int64_t parts = work->in[index].rank == 2 ? work->in[index].shape[0] : 0, size = width & -width;
+    if (parts < 1 || !FITS(work, index, parts, parts) || parts > MAX_HEADS || width / size % parts) return misfit(work);
+    work->factor = (Factor){work->in[index].data, parts};
+    return NULL;
+}
+
 /* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H]
- * -> sum [S, H], quantized [S, H], largest [S, 1] */
+ * -> sum [S, H], quantized [S, H], largest [S, 1]
+ * Operators whose name ends in Twice give the second term too, as the last of their outputs. */
 static void run_add_norm(const Work *work, size_t from, size_t to, float *scratch) {
-    (void)scratch;
     add_norm_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, work->in[3].data,
-                      work->epsilon, work->out[0], work->out[1], work->out[2]);
+                      work->epsilon, scratch, work->out[0], work->out[1], work->out[2], work->out[3]);
 }
 
 static OrtStatusPtr prepare_add_norm(Work *work, OrtKernelContext *context, int64_t count) {
@@ -178,16 +189,17 @@ static OrtStatusPtr prepare_add_norm(Work *work, OrtKernelContext *context, int6
     MAKE(work, context, 0, tokens, width);
     MAKE(work, context, 1, tokens, width);
     MAKE(work, context, 2, tokens, 1);
+    if (work->outputs == 4) MAKE(work, context, 3, tokens, width);
     work->units = tokens;
-    work->width = width;
+    work->width = work->scratch_values = width;
     work->run = run_add_norm;
     return NULL;
 }
 
-/* GateQuantize: gate [S, I], up [S, I], scale [S, 1] -> quantized [S, I], largest [S, 1] */
+/* GateQuantize: gate [S, I], up [S, I], scale [S, 1], factor [F, F] -> quantized [S, I], largest [S, 1] */
 static void run_gate(const Work *work, size_t from, size_t to, float *scratch) {
-    gate_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, scratch, work->out[0],
-                  work->out[1]);
+    gate_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, work->factor, scratch,
+                  work->out[0], work->out[1], work->out[2]);
 }
 
 static OrtStatusPtr prepare_gate(Work *work, OrtKernelContext *context, int64_t count) {
@@ -195,32 +207,36 @@ static OrtStatusPtr prepare_gate(Work *work, OrtKernelContext *context, int64_t 
     int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1];
     if (!FITS(work, 0, tokens, width) || !FITS(work, 1, tokens, width) || !FITS(work, 2, tokens, 1))
         return misfit(work);
+    TRY(read_factor(work, 3, width));
     MAKE(work, context, 0, tokens, width);
     MAKE(work, context, 1, tokens, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, tokens, width);
     work->units = tokens;
-    work->width = work->scratch_values = width;
+    work->width = width;
+    work->scratch_values = 2 * width;
     work->run = run_gate;
     return NULL;
 }
 
-/* Checks queries or keys [S, heads * d], their rotation, cos and sin [1, S, d / 2], and the norm's weight [d], if there
- * is one. */
+/* Checks queries or keys [S, heads * d], their rotation, cos and sin [1, S, d / 2], the factor that spreads a head of d
+ * values, and the norm's weight [d], if there is one. */
 static OrtStatusPtr check_heads(Work *work, int64_t kv_heads) {
     int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1], half = work->in[1].shape[2];
     if (work->in[0].rank != 2 || !FITS(work, 1, 1, tokens, half) || !FITS(work, 2, 1, tokens, half) || half > width)
         return misfit(work);
     int64_t dim = 2 * half, group = width / dim / kv_heads;
-    if (group < 1 || group * kv_heads * dim != width || (work->inputs == 4 && !FITS(work, 3, dim))) return misfit(work);
+    if (group < 1 || group * kv_heads * dim != width || (work->inputs == 5 && !FITS(work, 4, dim))) return misfit(work);
+    TRY(read_factor(work, 3, dim));
     work->shape = (Shape){tokens, kv_heads, group, dim};
     work->scratch_values = SCRATCH_PER_DIM * dim;
     return NULL;
 }
 
-/* NormRotateQueries: queries [S, heads * d], cos, sin, weight -> [kv, group * S, d], [kv, group * S, 1];
+/* NormRotateQueries: queries [S, heads * d], cos, sin, factor, weight -> [kv, group * S, d], [kv, group * S, 1];
  * RotateQueries: the same without weight */
 static void run_queries(const Work *work, size_t from, size_t to, float *scratch) {
-    rotate_queries(from, to, work->shape, work->in[0].data, work->in[3].data, work->epsilon, work->in[1].data,
-                   work->in[2].data, scratch, work->out[0], work->out[1]);
+    rotate_queries(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
+                   work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
 }
 
 static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64_t kv_heads) {
@@ -234,10 +250,11 @@ static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64
     return NULL;
 }
 
-/* NormRotateKeys: keys [S, kv * d], cos, sin, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: the same without weight */
+/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: the same without
+ * weight */
 static void run_keys(const Work *work, size_t from, size_t to, float *scratch) {
-    rotate_keys(from, to, work->shape, work->in[0].data, work->in[3].data, work->epsilon, work->in[1].data,
-                work->in[2].data, scratch, work->out[0], work->out[1]);
+    rotate_keys(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
+                work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
 }
 
 static OrtStatusPtr prepare_keys(Work *work, OrtKernelContext *context, int64_t kv_heads) {
@@ -297,20 +314,26 @@ static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64
     return NULL;
 }
 
-/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1] -> quantized [S, heads * d], largest [S, 1] */
+/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [heads, heads] -> quantized [S, heads * d],
+ * largest [S, 1] */
 static void run_mixed(const Work *work, size_t from, size_t to, float *scratch) {
-    quantize_mixed(from, to, work->shape, work->in[0].data, work->in[1].data, scratch, work->out[0], work->out[1]);
+    quantize_mixed(from, to, work->shape, work->in[0].data, work->in[1].data, work->factor, scratch, work->out[0],
+                   work->out[1], work->out[2]);
 }
 
 static OrtStatusPtr prepare_mixed(Work *work, OrtKernelContext *context, int64_t group) {
     int64_t kv_heads = work->in[0].shape[0], rows = work->in[0].shape[1], dim = work->in[0].shape[2];
     if (!FITS(work, 0, kv_heads, rows, dim) || !FITS(work, 1, kv_heads, rows, 1) || rows % group) return misfit(work);
-    int64_t tokens = rows / group, width = kv_heads * group * dim;
+    int64_t tokens = rows / group, heads = kv_heads * group, width = heads * dim;
+    if (!FITS(work, 2, heads, heads)) return misfit(work);
+    work->factor = (Factor){work->in[2].data, heads};
     work->shape = (Shape){tokens, kv_heads, group, dim};
     MAKE(work, context, 0, tokens, width);
     MAKE(work, context, 1, tokens, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, tokens, width);
     work->units = tokens;
-    work->width = work->scratch_values = width;
+    work->width = width;
+    work->scratch_values = 2 * width;
     work->run = run_mixed;
     return NULL;
 }
@@ -385,27 +408,32 @@ static void ORT_API_CALL destroy_kernel(void *kernel) { free(kernel); }
 
 #define FLOAT ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
 #define UINT8 ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
-#define INT8 ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8
 
 static const Operator operators[] = {
     {OPERATOR, .label = "AddNormQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {FLOAT, UINT8, FLOAT},
      .has_epsilon = 1, .prepare = prepare_add_norm},
-    {OPERATOR, .label = "GateQuantize", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+    {OPERATOR, .label = "AddNormQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {FLOAT, UINT8, FLOAT, UINT8}, .has_epsilon = 1, .prepare = prepare_add_norm},
+    {OPERATOR, .label = "GateQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .prepare = prepare_gate},
-    {OPERATOR, .label = "RotateQueries", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+    {OPERATOR, .label = "GateQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
+     .prepare = prepare_gate},
+    {OPERATOR, .label = "RotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .prepare = prepare_queries},
-    {OPERATOR, .label = "NormRotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+    {OPERATOR, .label = "NormRotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_queries},
-    {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {INT8, FLOAT}, .count = "kv_heads",
-     .prepare = prepare_keys},
-    {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {INT8, FLOAT},
+    {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .count = "kv_heads", .prepare = prepare_keys},
+    {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_keys},
-    {OPERATOR, .label = "QuantizeValues", .inputs = {FLOAT, FLOAT}, .outputs = {INT8, FLOAT}, .count = "kv_heads",
+    {OPERATOR, .label = "QuantizeValues", .inputs = {FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "kv_heads",
      .prepare = prepare_values},
     {OPERATOR, .label = "SoftmaxQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .prepare = prepare_softmax},
-    {OPERATOR, .label = "QuantizeMixed", .inputs = {FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "group",
+    {OPERATOR, .label = "QuantizeMixed", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "group",
      .prepare = prepare_mixed},
+    {OPERATOR, .label = "QuantizeMixedTwice", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
+     .count = "group", .prepare = prepare_mixed},
 };
 
 static OrtStatusPtr make_domain(OrtCustomOpDomain **domain) {

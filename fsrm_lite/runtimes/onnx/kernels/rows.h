@@ -4,8 +4,14 @@
  * another row's result depends on. So callers may split rows over threads in any way: no bit of the result changes.
  *
  * To quantize a row is to divide it by its largest magnitude and to round the quotients to steps of 1/127. What is
- * stored is the number of steps: as int8, or with 128 added as uint8. The row's largest magnitude is returned too, so
+ * stored is the number of steps with 128 added, as uint8. The row's largest magnitude is returned too, so
  * that steps / 127 * largest is the value again, as in export/graph/linear.py.
+ *
+ * Two terms make a quantized row more precise: what rounding leaves behind is rounded too, to steps of 1/254 of a step,
+ * and stored as a second row (rest) in the same way. Functions that can do so take rest; NULL means one term.
+ *
+ * To spread a row is to multiply it by an orthogonal matrix, so that no value of it stands out;
+ * export/graph/rotation.py says which matrix, and why.
  *
  * A head is one part of a token's queries, keys or values; attention works on each head by itself. Several query heads,
  * a group, share one head of keys and values.
@@ -30,37 +36,47 @@ typedef struct {
     size_t dim;      /* values per head */
 } Shape;
 
+/* An orthogonal matrix [parts, parts] that mixes the parts of a row: part i of the result is the sum over j of
+ * values[i][j] times part j. */
+typedef struct {
+    const float *values;
+    size_t parts;
+} Factor;
+
 /* Floats of scratch memory that the rotations need for each value of a head. */
 enum { SCRATCH_PER_DIM = 10 };
 
 /* sum = residual + update * update_scale [rows], all of them [rows, width]. Then the RMSNorm of sum with weight
- * [width] is quantized. */
+ * [width] is quantized, in two terms if rest is not NULL. scratch holds width floats. */
 void add_norm_quantize(size_t from, size_t to, size_t width, const float *residual, const float *update,
-                       const float *update_scale, const float *weight, float epsilon, float *sum, uint8_t *quantized,
-                       float *largest);
+                       const float *update_scale, const float *weight, float epsilon, float *scratch, float *sum,
+                       uint8_t *quantized, float *largest, uint8_t *rest);
 
-/* silu(gate * scale) * (up * scale), quantized; gate and up are [rows, width], scale is [rows]. The second scale is the
- * same for the whole row, so that only largest need be multiplied by it. scratch holds width floats. */
+/* silu(gate * scale) * (up * scale), spread and quantized; gate and up are [rows, width], scale is [rows]. The second
+ * scale is the same for the whole row, so that only largest need be multiplied by it. factor.parts divides width;
+ * scratch holds 2 * width floats. */
 void gate_quantize(size_t from, size_t to, size_t width, const float *gate, const float *up, const float *scale,
-                   float *scratch, uint8_t *quantized, float *largest);
+                   Factor factor, float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* Queries [tokens, heads * dim], for tokens in the given range: RMSNorm of each head with weight [dim], unless that is
- * NULL; rotation by the angles whose cos and sin are [tokens, dim / 2]; quantization of each head. The results are
+ * NULL; rotation by the angles whose cos and sin are [tokens, dim / 2]; spreading by
+ * factor and quantization of each head. The results are
  * quantized [kv_heads, group * tokens, dim] and largest [kv_heads, group * tokens]. scratch holds SCRATCH_PER_DIM * dim
  * floats. */
 void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon,
-                    const float *cos, const float *sin, float *scratch, uint8_t *quantized, float *largest);
+                    const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized,
+                    float *largest);
 
 /* The same for keys [tokens, kv_heads * dim], for heads in the given range. The results are quantized
  * [kv_heads, dim, tokens] and largest [kv_heads, tokens]. */
 void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon,
-                 const float *cos, const float *sin, float *scratch, int8_t *quantized, float *largest);
+                 const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
 
 /* Values [tokens, kv_heads * dim], for tokens in the given range, multiplied by scale, which is [1] if one_scale and
  * [tokens] if not. All heads of a token are quantized together. The results are quantized [kv_heads, tokens, dim] and
  * largest [tokens], which is at least 1e-6. */
 void quantize_values(size_t from, size_t to, Shape shape, const float *values, const float *scale, int one_scale,
-                     int8_t *quantized, float *largest);
+                     uint8_t *quantized, float *largest);
 
 /* Attention scores [heads, tokens, width], for tokens in the given range: softmax(scores * score_scale + bias) *
  * value_scale, where score_scale is [heads, tokens], bias is [tokens, width] and value_scale is [width]. The result is
@@ -71,10 +87,10 @@ void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_
                       uint8_t *quantized, float *largest);
 
 /* What attention mixed, [kv_heads, group * tokens, dim], for tokens in the given range, multiplied by scale
- * [kv_heads, group * tokens]. All heads of a token are quantized together. The results are quantized
- * [tokens, heads * dim] and largest [tokens]. scratch holds heads * dim floats. */
-void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, float *scratch,
-                    uint8_t *quantized, float *largest);
+ * [kv_heads, group * tokens]. The heads of a token are mixed by factor, then all of them are quantized together. The
+ * results are quantized [tokens, heads * dim] and largest [tokens]. scratch holds 2 * heads * dim floats. */
+void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, Factor factor,
+                    float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop
