@@ -1,8 +1,8 @@
 """Compiled operators for the steps between the products of the fast graph.
 
-They are C (``rows.c`` computes, ``operators.c`` speaks to ONNX Runtime) and compiled to a shared library when the package
-is built, where there is a C compiler. Nothing needs them: the graph defines every such step in stock operators too, see
-``export/graph/fused.py``, and ONNX Runtime takes those where this library is missing, more slowly.
+They are written in C (``rows.c`` computes, ``operators.c`` speaks to ONNX Runtime) and compiled to a shared library
+when the package is built, where there is a C compiler. Nothing needs them: the graph defines every such step in stock
+operators too, see ``export/graph/fused.py``, and ONNX Runtime takes those where this library is missing, more slowly.
 """
 
 from __future__ import annotations
