@@ -200,7 +200,15 @@ class Scheduler:
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
 
     def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Streams) -> None:
-        """Handle a row at which something happens: the end of a thought, a verdict, a stop, a spent budget."""
+        """Handle a text that may have ended its thought, given its verdict, stopped, or used up its budget.
+
+        Args:
+            i: The stream.
+            token: The token just drawn for it.
+            logits: float32 [vocabulary], the logits from which it was drawn.
+            feed: Takes the completion, if the text has ended.
+            rows: The state of the streams.
+        """
         slot = self._slots[i]
         if slot is None:  # dropped in this same step, when another vote decided its pair
             return
