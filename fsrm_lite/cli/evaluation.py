@@ -1,4 +1,8 @@
-"""``fsrm-lite calibrate``, ``eval`` and ``gate``: thresholds from labelled data, what they are worth, and who agrees."""
+"""``fsrm-lite calibrate``, ``eval`` and ``gate``: what the gate should be, and what it is worth.
+
+``calibrate`` chooses its thresholds from labelled data, ``eval`` measures a model on a benchmark, and ``gate`` checks
+whether another build decides alike.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 class SlowPath:
     """Owns the judge of one model.
 
-    Where the policy is "always", a judge that cannot be used raises an error; else the fast results stand.
+    If there is no judge, the fast results stand, unless the policy is "always": then an error is raised. A slow file
+    that is there but damaged is always an error.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class Judge:
     def compare(
         self, pairs: Sequence[tuple[Prompt, str, str]], options: JudgeOptions | None = None
     ) -> list[PairJudgement]:
-        """Judge pairs of responses: all pairs, both orders and all votes in one batch.
+        """Judge pairs of responses: all pairs, orders and votes in one batch.
 
         Args:
             pairs: (prompt, first response, second response) each.

@@ -4,9 +4,9 @@ Each running text has a *stream*, one sequence in llama.cpp's context with the k
 text ends, a new job takes its stream. If another stream already holds the prompt of the new job, or the beginning of
 it, that part is copied instead of being computed again.
 
-A thought that has used up its budget is *closed*: the rest of the form up to the verdict is put in by force, and the
-verdict is read from the logits. The ``Feed`` decides what is written next and what has become needless. What the
-verdicts mean is none of this module's business.
+A thought that has used up its budget is *closed*: the words that lead to its verdict (see ``VerdictForm``) are put
+after it, and the verdict is read from the logits of the choices. The ``Feed`` decides what is written next and what has
+become needless. What the verdicts mean is none of this module's business.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Running:
     tokens_read: int
     limit: int  # most tokens that it may write: its budget; after its thought, ANSWER_TOKENS more than the thought has
     thought: int | None = None  # tokens of the thought, once it has ended
-    reading: bool = False  # the thought was closed by force, and the logits of the next step give the verdict
+    reading: bool = False  # the thought was closed, and the logits of the next step give the verdict
     pending: bool = False  # the next token is a verdict, if it is one of the choices
     choice: int | None = None  # index of the last verdict that the model wrote itself
     logits: tuple[float, ...] = ()  # logits of the choices at the verdict
@@ -251,7 +251,7 @@ class Scheduler:
         return text.endswith(form.prefix) if form.prefix else text == form.tail
 
     def _close(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
-        """Close a text's thought by force, so that the logits of the next step give the verdict.
+        """Close a thought, so that the logits of the next step give its verdict.
 
         Whatever the model wrote after the thought is removed, and the ids that lead to the verdict are put there.
         """

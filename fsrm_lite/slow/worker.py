@@ -49,7 +49,7 @@ class Runner(Protocol):
     vocab_size: int
 
     def run(self, request: Request) -> Answer:
-        """Answer a request."""
+        """Answer a request; see ``Answer``."""
 
     def close(self) -> None:
         """Free everything. A running request ends with an error. Safe to repeat."""

@@ -88,7 +88,7 @@ class _Reader:
         self._at = 4
 
     def header(self) -> Header:
-        """Return the header, reading from behind the first four bytes."""
+        """Return the header, whose first four bytes have been read already."""
         version = self._take("I")
         if version not in (2, 3):
             raise ValueError(f"version {version}, expected 2 or 3")
@@ -127,7 +127,7 @@ class _Reader:
         return self._bytes().decode()
 
     def _value(self, kind: int) -> Any:  # noqa: ANN401
-        """Return a metadata value of the given kind; of an array of numbers, only as many None as it has elements."""
+        """Return a metadata value of the given kind. An array of numbers becomes a list of as many None."""
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:

@@ -1,7 +1,7 @@
-"""What surrounds calls of llama.cpp.
+"""Helpers for calling llama.cpp.
 
-In here are its C structures over numpy memory, its tokenizer, the way its threads wait, and the reasons why importing
-it can fail. The module never imports llama_cpp: the engine passes in what is needed of it.
+They are its C structures over numpy memory, its tokenizer, the way its threads wait, and the reasons why its import can
+fail. The module never imports llama_cpp: the engine passes in what is needed of it.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class LlamaTokenizer:
         self.size: int = llama.llama_vocab_n_tokens(self._pointer)
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the ids of ``text``, without asking for special tokens.
+        """Return the ids of ``text``. llama.cpp is told to recognize no special tokens in it.
 
-        Added tokens that the text spells come out nevertheless, and so do control tokens in a SentencePiece vocabulary.
+        It recognizes added tokens nevertheless, and in a SentencePiece vocabulary control tokens as well.
 
         Raises:
             ValueError: If llama.cpp cannot tokenize the text.
@@ -204,12 +204,12 @@ _SPINS = "2000"  # rounds of the waiting loop, about 0.1 ms
 
 @contextmanager
 def short_spins() -> Iterator[None]:
-    """Make threads of llama.cpp wait for each other in a loop for a short time only, and then sleep.
+    """Make llama.cpp's threads wait for each other in a loop for a short time only, and then sleep.
 
-    The setting is that of the OpenMP library libgomp, which reads it while it is loaded: import llama_cpp within this
-    block. By default libgomp loops for milliseconds, which on a busy machine takes away the core that the awaited
-    thread needs. Not to loop at all would mean to wake a thread hundreds of times per token, which is just as slow on
-    an idle machine. If the user has set either of libgomp's variables, nothing is changed.
+    The setting is that of the OpenMP library libgomp, which reads it when it is loaded: import llama_cpp within this
+    block. By default libgomp loops for milliseconds, which on a busy machine takes the core away from the thread that
+    is waited for. Without any loop, threads would be woken hundreds of times per token, which is just as slow on an
+    idle machine. If the user has set either of libgomp's variables, nothing is changed.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
