@@ -1,4 +1,8 @@
-"""``fsrm-lite distill`` and ``fsrm-lite fit-critic``: from a reasoner's own traces to a critic, without human labels."""
+"""``fsrm-lite distill`` and ``fsrm-lite fit-critic``: make a critic from a reasoner's own traces, without human labels.
+
+A *reasoner* is a model or program that answers questions. A *trace* is one of its responses, labelled by whether the
+answer in it is right. A *critic* is a small head that learns from traces to tell right ones from wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +72,10 @@ if TYPE_CHECKING:
     help="What to do with rows without one usable answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run a reasoner over QUESTIONS (rows {"question", "answer"}) and label its responses by their answers.
+def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Run a reasoner over QUESTIONS (rows {"question", "answer"}) and label its responses as right or wrong.
 
-    A run that was cut off goes on where it stopped when it is started again with the same arguments.
+    A run that was interrupted goes on where it stopped when it is started again with the same arguments.
     """
     from fsrm_lite.loops.distill import distill as run
     from fsrm_lite.loops.opening import open_reasoner
@@ -133,7 +137,10 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 def fit_critic(
     traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool
 ) -> None:
-    """Fit a critic on TRACES: a small head on the frozen model's hidden state, calibrated, measured on held-out questions."""
+    """Fit a critic on TRACES, the output of distill.
+
+    It is a small head on the frozen model's hidden state, calibrated, and measured on held-out questions.
+    """
     from fsrm_lite.export.critic_head import fit_critic as fit
     from fsrm_lite.loops.distill import read_traces
 
@@ -151,7 +158,7 @@ def fit_critic(
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file, or of standard input for ``-``; one at a time."""
+    """Yield the rows of a JSONL file, or of standard input for ``-``, one at a time."""
     with click.open_file(str(path), "rb") as file:
         for row in read_rows(file):
             if row.error:
@@ -161,7 +168,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
-    """A loaded model, closed afterwards; None when none is wanted."""
+    """Yield a loaded model and close it afterwards. Yield None when no model is wanted."""
     if not wanted:
         if model is not None:
             raise InputError("--model is for the reasoner 'solve' only")
@@ -178,7 +185,7 @@ def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
 
 @contextmanager
 def _closed(reasoner: Reasoner) -> Iterator[Reasoner]:
-    """A reasoner, closed afterwards if it is one that holds a model."""
+    """Yield a reasoner, and close it afterwards if it holds a model."""
     try:
         yield reasoner
     finally:
