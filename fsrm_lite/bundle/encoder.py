@@ -181,7 +181,7 @@ class PromptEncoder:
             As much of the beginning of ``response`` as fits, and the ids of the template filled in with it.
 
         Raises:
-            ContextOverflowError: If the prompt alone leaves no room.
+            ContextOverflowError: If the prompt alone leaves no room, or only white space of the response fits.
         """
         slots = {"prompt": prompt_text(prompt), "response": check_response(response)}
         ends = [end for _, end in self._tokenizer.encode(response, add_special_tokens=False).offsets]
@@ -193,6 +193,10 @@ class PromptEncoder:
             if excess <= 0 and cut.strip():
                 return cut, ids
             keep -= max(1, excess)
+        if len(self._ids("pointwise_fast", {**slots, "response": ""})) < self.manifest.limits.context:
+            raise ContextOverflowError(
+                "nothing but white space of the response fits; leave out the space before its text"
+            )
         raise ContextOverflowError("the prompt alone fills the context; shorten it")
 
     def encode_text(self, text: str) -> list[int]:

@@ -121,7 +121,10 @@ def _self_test(model: str | None, *, judge: bool, revision: str | None, local_fi
         with FastSlowRM.from_pretrained(model, revision=revision, local_files_only=local_files_only) as rm:
             golden = rm.bundle.manifest.card.get("golden", [])
             if not golden:
-                return {"passed": True, "note": "this bundle has no golden scores; its files are intact"}
+                return {
+                    "passed": True,
+                    "note": "this bundle has no golden scores; its fast file and tokenizer are intact",
+                }
             scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
             worst = max(abs(s.score - g["score"]) for s, g in zip(scores, golden, strict=True))
             result: dict[str, Any] = {

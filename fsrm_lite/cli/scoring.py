@@ -54,7 +54,7 @@ _OPTIONS = (
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON.")
 
 
-def _job_options(command: _Command) -> _Command:
+def _row_options(command: _Command) -> _Command:
     """Add the options that all commands of this module have."""
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -69,7 +69,7 @@ _Encoded: TypeAlias = tuple[Prompt, list[Response]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Operation:
     """What a command does with its rows.
 
     Attributes:
@@ -84,7 +84,7 @@ class _Job:
 
 
 @click.command()
-@_job_options
+@_row_options
 @click.option("--prompt", help="Score one response: what was asked ...")
 @click.option("--response", help="... and the response.")
 @_json_option
@@ -95,12 +95,12 @@ def score(prompt: str | None, response: str | None, **options: Any) -> None:  # 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [score.to_dict() for score in rm.score_many([(p, responses[0]) for p, responses in batch])]
 
-    job = _Job(lambda row: _texts(row, ("response",)), run)
-    _run(job, _single(prompt=prompt, response=response), options)
+    operation = _Operation(lambda row: _texts(row, ("response",)), run)
+    _run(operation, _single(prompt=prompt, response=response), options)
 
 
 @click.command()
-@_job_options
+@_row_options
 @click.option("--prompt", help="Compare two responses: what was asked,")
 @click.option("--first", help="the one")
 @click.option("--second", help="and the other.")
@@ -116,11 +116,11 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, a, b) for p, (a, b) in batch])]
 
-    _run(_Job(texts, run), _single(prompt=prompt, first=first, second=second), options)
+    _run(_Operation(texts, run), _single(prompt=prompt, first=first, second=second), options)
 
 
 @click.command()
-@_job_options
+@_row_options
 @model_options
 def rank(**options: Any) -> None:  # noqa: ANN401 - click's options
     """Rank responses by score: rows {"prompt", "responses": [...]}.
@@ -133,11 +133,11 @@ def rank(**options: Any) -> None:  # noqa: ANN401 - click's options
         scores = iter(rm.score_many([(p, response) for p, responses in batch for response in responses]))
         return [_ranking_fields(list(islice(scores, len(responses)))) for _, responses in batch]
 
-    _run(_Job(_listed_texts, run), None, options)
+    _run(_Operation(_listed_texts, run), None, options)
 
 
 @click.command("best-of-n")
-@_job_options
+@_row_options
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="gated", show_default=True, help="Who meets whom.")
 @model_options
 def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -151,10 +151,10 @@ def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - cli
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_selection_fields(rm.best_of_n(p, responses, strategy=strategy)) for p, responses in batch]
 
-    _run(_Job(_listed_texts, run, allow_empty=True), None, options)
+    _run(_Operation(_listed_texts, run, allow_empty=True), None, options)
 
 
-def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
+def _run(operation: _Operation, single: _Texts | None, options: dict[str, Any]) -> None:
     """Answer the one row that the options give, or all rows of a file."""
     as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
@@ -165,8 +165,8 @@ def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
     with open_model(options) as rm:
         if single is not None:
-            texts, cut = _encoded(rm, single, job.allow_empty)
-            fields = job.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
+            texts, cut = _encoded(rm, single, operation.allow_empty)
+            fields = operation.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
             click.echo(
                 json.dumps(fields, ensure_ascii=False)
                 if as_json
@@ -174,7 +174,7 @@ def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
             )
             return
         with _Lines(source) as lines, _Writer(output, source, resume, overwrite) as writer:
-            _Rows(rm, job, prefix, on_error == "skip").run(read_rows(lines), writer, size)
+            _Rows(rm, operation, prefix, on_error == "skip").run(read_rows(lines), writer, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +195,10 @@ class _Asked:
 
 
 class _Rows:
-    """Runs a job over rows, batch by batch."""
+    """Runs a command over rows, batch by batch."""
 
-    def __init__(self, rm: FastSlowRM, job: _Job, prefix: str, skip: bool) -> None:
-        self._rm, self._job, self._prefix, self._skip = rm, job, prefix, skip
+    def __init__(self, rm: FastSlowRM, operation: _Operation, prefix: str, skip: bool) -> None:
+        self._rm, self._operation, self._prefix, self._skip = rm, operation, prefix, skip
         self._skipped: list[tuple[int, str]] = []
         self._stopped: DataFormatError | None = None
         self._stop_line: float = math.inf
@@ -263,7 +263,7 @@ class _Rows:
             try:
                 if row.error:
                     raise DataFormatError(row.error)
-                texts, cut = _encoded(self._rm, self._job.texts(row.data), self._job.allow_empty)
+                texts, cut = _encoded(self._rm, self._operation.texts(row.data), self._operation.allow_empty)
             except InputError as error:
                 self._bad(row.line, error)
             else:
@@ -275,7 +275,7 @@ class _Rows:
         """Answer a batch. A row that turns out to be bad only now gets None."""
 
         def run(part: list[_Asked]) -> list[dict[str, Any]]:
-            return self._job.run(self._rm, [asked.texts for asked in part])
+            return self._operation.run(self._rm, [asked.texts for asked in part])
 
         return each_or_none(run, batch, InputError, lambda position, error: self._bad(batch[position].line, error))
 

@@ -153,6 +153,11 @@ def test_truncated_response_is_a_prefix_that_just_fits(encoder):
     assert 500 <= len(ids) <= 512
 
 
+def test_truncation_says_so_where_only_white_space_would_fit(encoder):
+    with pytest.raises(ContextOverflowError, match="nothing but white space of the response fits"):
+        encoder.truncated("What is 2 + 3?", " \n" * 2000 + "5")
+
+
 def test_truncation_cannot_save_a_prompt_that_fills_the_context(encoder):
     with pytest.raises(ContextOverflowError, match="the prompt alone"):
         encoder.truncated("1 " * 600, "5")

@@ -404,7 +404,8 @@ class Engine:
         if not self._model:
             raise JudgeError("this engine is closed")
         if any(not 0 <= stream < self.streams for stream in streams):
-            raise JudgeError(f"streams {streams} asked for; the context has {self.streams}")
+            asked = ", ".join(map(str, streams))
+            raise JudgeError(f"asked for stream {asked}; the context has {self.streams}, counted from 0")
 
     def _release_context(self) -> None:
         if self._context:
