@@ -57,7 +57,8 @@ class GgufReasoner:
         chat = entries.get("tokenizer.chat_template")
         if template is None and not chat:
             raise InputError(
-                f"{path} has no chat template; give the prompt it was trained on as a template, with {PROMPT_SLOT} in it"
+                f"{path} has no chat template; "
+                f"give the prompt it was trained on as a template, with {PROMPT_SLOT} in it"
             )
         if template is not None and PROMPT_SLOT not in template:
             raise InputError(f"the template has no {PROMPT_SLOT}, the place of the question")
