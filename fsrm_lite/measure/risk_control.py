@@ -2,14 +2,12 @@
 
 The method is Learn-then-Test: propose thresholds on one part of the labelled items, then test them on the other part.
 
-1. On the tuning part a path is laid: a sequence of steps from strict to loose thresholds, one threshold per confidence
-of
-   the gate. A strict step lets the fast path decide (accept) few items, the last step all of them. The tuning part also
-   says at which step to start and, if there is a choice, on which path.
+1. On the tuning part a path is laid: a sequence of steps from strict to loose thresholds, with one threshold for each
+   of the gate's confidences. A strict step accepts few items (lets the fast path decide them), the last step accepts
+   all. The tuning part also says at which step to start and, if there is a choice, on which path.
 2. On the testing part, which was not looked at before, the walk begins at that step and goes on to looser ones. Each
-step
-   must pass a test: from the errors among the accepted items, an exact binomial test must prove that their true error
-   rate is at most the target. The walk ends at the first step that fails; the last one that passed is chosen.
+   step must pass a test: from the errors among the accepted items, an exact binomial test must prove that their true
+   error rate is at most the target. The walk ends at the first step that fails; the last one that passed is chosen.
 
 The test is wrong with probability at most delta, which is 1 minus the confidence. The choice is wrong only if the walk
 passed a step whose true error rate is above the target. Then it passed the first such step on its way, and that happens
