@@ -170,7 +170,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 
 
 def load_problems(path: str | None, count: int, seed: int) -> list[Problem]:
-    """Return the problems of a JSONL file (``{"question", "answer"}`` per row), or some the model was not trained on."""
+    """Return problems from rows ``{"question", "answer"}`` of a JSONL file, or some the model was not trained on."""
     if path is not None:
         rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
         return [Problem(row["question"], str(row["answer"])) for row in rows[:count]]
