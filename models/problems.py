@@ -68,7 +68,7 @@ def split_of(key: str) -> str:
 
 
 def make_problem(rng: random.Random, split: str) -> Problem:
-    """Draw a problem of a random family whose structure belongs to ``split``."""
+    """Return a problem of a random family whose structure belongs to the split."""
     while True:
         family = rng.choice(tuple(FAMILIES))
         problem = FAMILIES[family](rng)

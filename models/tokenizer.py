@@ -20,7 +20,7 @@ QWEN_SPLIT = (
 
 
 def train_tokenizer(templates: list[str], seed: int = 0, problems: int = 4000) -> Tokenizer:
-    """Train a tokenizer on problems, responses, thoughts and the text of the prompt templates.
+    """Return a tokenizer trained on problems, responses, thoughts and the text of the prompt templates.
 
     As in Qwen3, ``<think>`` and ``</think>`` are single tokens, but are not marked as special.
 

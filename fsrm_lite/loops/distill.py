@@ -135,7 +135,7 @@ def distill(
 
 
 def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
-    """Parse the lines of a file of traces.
+    """Yield the traces on the lines of a file.
 
     A last line without a line break was left half-written by a run that broke off; it is left out, with a warning.
 
@@ -175,7 +175,7 @@ class _Run:
         return len(self._done)
 
     def answer(self, batch: list[tuple[int, Mapping[str, Any]]]) -> Iterator[Trace]:
-        """Ask the reasoner about one batch of numbered rows, and yield the new traces."""
+        """Yield the new traces of one batch of numbered rows."""
         known: dict[str, str] = {}
         for number, row in batch:
             if (pair := self._check(number, row)) is not None:

@@ -115,6 +115,11 @@ class Reasoner(Protocol):
 def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
     """Ask a reasoner about many tasks. A task that fails does not cost the others their answers.
 
+    Args:
+        reasoner: The reasoner.
+        tasks: Any number of tasks.
+        sampling: How the reasoner samples.
+
     Returns:
         A list of proposals per task, in order. Where the reasoner failed it is empty, and the failure is logged. A
         proposal whose text is not valid Unicode has an empty text instead.

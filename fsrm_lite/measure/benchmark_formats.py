@@ -74,6 +74,9 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
         path: A JSON, JSONL or CSV file, plain or gzipped, or a folder of such files.
         name: A name from ``FORMATS``, or "auto" to recognise the format by the columns of the first row.
 
+    Returns:
+        The format and the examples, in the order of the data.
+
     Raises:
         DataFormatError: If the format is unknown, or a row is not of this format; the message names file and position.
     """
@@ -96,7 +99,7 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
 
 
 def detect_format(data: Mapping[str, Any]) -> Format:
-    """Recognise a format by the columns of a row.
+    """Return the format that a row has, recognised by its columns.
 
     Raises:
         DataFormatError: If no format has these columns.
@@ -262,7 +265,7 @@ _JUDGEBENCH_CATEGORIES = {
     "livecodebench": "Coding",
 }
 
-# In the order in which they are tried: a format that other formats' rows would fit as well comes after those.
+# Formats are tried in this order. One whose columns rows of other formats have as well comes after those.
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (

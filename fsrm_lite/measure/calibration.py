@@ -118,6 +118,9 @@ def calibrate(
         seed: Seed of the split and of the bootstrap, at least 0.
         resamples: Bootstrap resamples behind each confidence interval.
 
+    Returns:
+        The chosen thresholds and the report.
+
     Raises:
         CalibrationError: If there are too few items, all have the same label, some contradict each other or are in both
             lists, or slow outcomes are missing where they are needed.
@@ -293,6 +296,7 @@ def _guarantee(testing: Sample, control: RiskControl) -> dict[str, Any]:
 
 
 def _statement(control: RiskControl) -> str:
+    """Return the guarantee in words, or that there is none."""
     risk, confidence = control.risk, control.confidence
     if not control.proved:
         return (

@@ -1,8 +1,8 @@
 """Draws a calibration: a picture of four plots, or an HTML page with the picture and the main figures.
 
-The plots are: reliability (does the score claim as much as it holds), ROC (does the confidence tell right from wrong),
-risk against coverage (the error rate of fast decisions against the share decided fast), and accuracy against tokens.
-Needs matplotlib (extra ``plots``).
+The plots are: reliability (is the fast score right as often as it claims), ROC (does the confidence tell right from
+wrong), risk against coverage (the error rate of fast decisions against the share decided fast), and accuracy against
+tokens. Needs matplotlib (extra ``plots``).
 """
 
 from __future__ import annotations

@@ -124,6 +124,9 @@ def check(
         defaults: ``label_values`` and ``vocab_size`` of a model, for rows that do not give them.
         tolerance: Largest absolute difference of two confidences that is not reported.
 
+    Returns:
+        The number of rows read, and every disagreement.
+
     Raises:
         DataFormatError: If a row cannot be read, or there is none.
     """

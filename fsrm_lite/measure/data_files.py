@@ -38,7 +38,7 @@ class SourceRow:
 
 
 def read_rows(path: Path | str) -> list[SourceRow]:
-    """Read every object of a file, or of all data files in a folder and below it, in the order of their names.
+    """Return every object of a file, or of all data files in a folder and below it, in the order of their names.
 
     Raises:
         DataFormatError: If there is no file or no row, its type is unknown, or it is malformed; the message names the

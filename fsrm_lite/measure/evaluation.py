@@ -248,7 +248,7 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
 def _slow_pair(comparison: Comparison) -> Slow | None:
     """Return what the votes on a pair say: in each order, and in both together.
 
-    In an order the majority decides; with an even number of votes for both sides, the mean probability does.
+    In each order the majority of the votes decides; where the votes are even, their mean probability does.
     """
     if comparison.route is not Route.SLOW:
         return None

@@ -20,8 +20,8 @@ class Slow:
     """What the judge said about one item.
 
     Attributes:
-        winners: For a pair: the preferred position in each order in which it was shown; None where its votes are even.
-            The position is always the one in the file.
+        winners: For a pair: the preferred position in each order in which it was shown; None where the votes prefer
+            neither. The position is always the one in the file.
         decision: For a pair: the preferred position over both orders.
         logits: For responses scored one by one: the score logit of each; None where the judge was not asked.
         tokens: Tokens the judge wrote: one number for a pair, otherwise one per response.
@@ -86,8 +86,8 @@ class Record:
 
         Raises:
             ValueError: If the line is not JSON, or its values do not fit together.
-            TypeError: If a field has a wrong name or type.
-            KeyError: If a field is missing.
+            TypeError: If a field is unknown, missing or of a wrong type.
+            KeyError: If the field ``slow`` is missing.
         """
         data = _tuples(json.loads(line))
         record = cls(**{**data, "slow": None if data["slow"] is None else Slow(**_tuples(data["slow"]))})

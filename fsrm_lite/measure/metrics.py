@@ -150,7 +150,8 @@ def oracle_front(fast_correct: Flags, slow_correct: Flags, slow_tokens: Floats) 
     """Return the best front that is possible, that of an oracle which knows where the judge helps.
 
     It escalates first the items that the judge corrects, then those where it changes nothing, and last those that it
-    spoils. Of equals the cheap ones come first, but of those that the judge spoils the dear ones.
+    spoils. Of equals the cheap ones come first, but of those that the judge spoils the dear ones. The arguments are
+    those of ``front``.
     """
     gain = np.asarray(slow_correct, dtype=np.float64) - np.asarray(fast_correct, dtype=np.float64)
     tokens = np.asarray(slow_tokens, dtype=np.float64)

@@ -156,7 +156,7 @@ def feasibility(sample: Sample, risk: float, delta: float) -> Feasibility:
 
 
 def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_STEPS) -> Path:
-    """Lay a path through the quantiles of the tuning part's confidences.
+    """Return a path through the quantiles of the tuning part's confidences.
 
     Args:
         name: One of ``PATH_NAMES``.
@@ -195,6 +195,9 @@ def control_risk(
         paths: Names of paths. All of them are walked, each with an equal part of delta, and the one that accepts most
             is kept. None walks one path with the whole delta: the one with the smallest AURC (see
             ``fsrm_lite.measure.metrics.RiskCoverage``) on the tuning part.
+
+    Returns:
+        The thresholds, or a gate that always escalates, and what was proved.
 
     Raises:
         CalibrationError: If a part is empty or an argument is out of range.

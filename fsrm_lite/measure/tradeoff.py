@@ -49,7 +49,7 @@ def escalations(gate: GateSpec, sample: Sample) -> NDArray[np.bool_]:
 
 
 def operate(gate: GateSpec, sample: Sample) -> OperatingPoint:
-    """Measure a gate on a sample.
+    """Return a gate with its accuracy and tokens on a sample.
 
     Raises:
         CalibrationError: If the judge was not asked about every item.

@@ -99,7 +99,7 @@ def find_extractor(extractor: str | Extractor) -> Extractor:
 
 
 def load_attribute(path: str, what: str, expected: str = "package.module:name") -> object:
-    """Import the object at ``package.module:name``.
+    """Import and return the object at ``package.module:name``.
 
     Args:
         path: Module and name, with a colon between them.

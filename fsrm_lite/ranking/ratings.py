@@ -87,8 +87,8 @@ def strengths(wins: Array, *, precision: float = PRIOR_PRECISION) -> Array:
     """Find the strengths that are most probable, given the games and a normal prior around zero.
 
     Newton's method finds them. Each step is scaled down so that no difference of two strengths changes by more than
-    0.69 nats. Within that distance a curvature ``p*(1-p)`` grows by less than a factor of 2, so that every step is an
-    improvement and the method cannot diverge.
+    0.69 nats. Within that distance the curvature that a game adds, ``p*(1-p)`` for a probability p of winning it, grows
+    by less than a factor of 2. So every step is an improvement, and the method cannot diverge.
 
     Args:
         wins: Shape [..., n, n] from ``win_matrix``; leading axes are independent tournaments.
@@ -144,10 +144,10 @@ def informative_pairs(
 ) -> list[tuple[int, int]]:
     """Choose the next batch of games: those that tell most about who is best. No player is in two of them.
 
-    The worth of a game is a product. Its first part is how much the outcome narrows down the difference of the two
-    strengths: the variance of that difference times ``p*(1-p)``. Its second part is how much that matters: each
-    player's chance of being at least as good as the leader. A game worth less than half of the best one is left for a
-    later batch, when more is known.
+    The worth of a game is a product. One part is how much the outcome narrows down the difference of the two strengths:
+    the variance of that difference times ``p*(1-p)``, where p is the probability that the first player wins. The other
+    part is how much that matters: each player's chance of being at least as good as the leader. A game worth less than
+    half of the best one is left for a later batch, when more is known.
 
     Args:
         posterior: What is known so far.

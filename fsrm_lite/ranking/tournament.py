@@ -9,7 +9,7 @@ the judge:
 - ``elo`` lets everyone meet everyone (or only some, within a budget) and rates them by the results.
 - ``majority`` asks for none: the final answer that most responses give wins (self-consistency).
 
-Nothing here reads a model. Matches go to a function that judges a whole batch of pairs, and a strategy asks for whole
+Nothing here runs a model. Matches go to a function that judges a whole batch of pairs, and a strategy asks for whole
 rounds at once, so that the judge can decode them together. Responses with the same text (or the same value of the
 caller's ``key``) form a team: its best member plays for all of them, and members of a team never meet.
 
@@ -185,7 +185,7 @@ class _Field:
         return [captain for captain in self.teams if captain not in self.blank]
 
     def judge(self, pairs: list[tuple[int, int]]) -> list[Comparison]:
-        """Play one round, keep its comparisons, and return them in the order of the pairs."""
+        """Return the comparisons of one round of matches, in the order of the pairs, and keep them."""
         if not pairs:
             return []
         try:
