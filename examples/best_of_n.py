@@ -1,8 +1,8 @@
 """Best of N: how accurate is each strategy, and how many tokens does it cost, for N = 1, 2, 4, ... 32 candidates?
 
-Candidates are answers that the embedded model writes itself, or any OpenAI-compatible endpoint. Each strategy picks
-one of the N candidates of a problem. No strategy can do better than pass@N, the share of problems with at least one
-right candidate. ``fsrm_lite.ranking.tournament`` explains the strategies.
+Candidates are answers sampled from the embedded model itself, or from any OpenAI-compatible endpoint. Each strategy
+picks one of the N candidates of a problem. No strategy can do better than pass@N, the share of problems with at least
+one right candidate. ``fsrm_lite.ranking.tournament`` explains the strategies.
 
     python examples/best_of_n.py                                    # 200 problems, up to 32 candidates
     python examples/best_of_n.py --problems 20 --max-n 4            # seconds

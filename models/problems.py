@@ -2,7 +2,8 @@
 
 A problem has a question, a plan that solves it, and a key that names its structure: its family and numbers, but not the
 names of people and things. The splits train, calibration and test have no structure in common. So a test problem does
-not occur in training, not even with other people and things.
+not occur in training, not even with other people and things. The family ``ordering`` is an exception: it has no
+numbers, so the people in their order are its structure.
 """
 
 from __future__ import annotations
