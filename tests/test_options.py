@@ -1,4 +1,4 @@
-"""Options are typed: an editor completes them, mypy refuses a misspelt one, and the types cannot drift from what is taken."""
+"""Options are typed: an editor completes them, mypy refuses a misspelt one, and the types name what is accepted."""
 
 import dataclasses
 import inspect

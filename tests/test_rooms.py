@@ -1,7 +1,8 @@
-"""The house: which room may use which, what the runtime may import, and that tests and packages lie where they are looked for.
+"""The layout: which package may use which, what the runtime may import, and where tests and packages lie.
 
-A module may import from its own room and from rooms that stand before
-it, wherever the import stands (imports inside functions count too; only those for type checkers do not).
+A package of ``fsrm_lite`` (or a module that stands alone there) is called a room. A module may import from its own room
+and from rooms that stand before it in ``ROOMS``. Imports inside functions count too; only those for type checkers do
+not.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Another name of ``fsrm_lite.serve.http``, under which it was known first."""
+"""The functions of ``fsrm_lite.serve.http``, under the name that the module had first."""
 
 from fsrm_lite.serve.http import chat_completion, make_server, rerank, score, tei_rerank
 

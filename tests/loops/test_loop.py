@@ -22,7 +22,10 @@ from fsrm_lite.ranking.answers import final
 
 
 class Script:
-    """A reasoner that reads its answers off lists: question -> one response per turn, the last for ever. None fails."""
+    """A reasoner that takes its answers from a list per question, one response per turn.
+
+    After the list's end it repeats the last one. Where the list has None, it fails.
+    """
 
     def __init__(self, **answers):
         self.answers = answers
@@ -40,7 +43,7 @@ class Script:
 
 
 class Plus:
-    """A critic that accepts a ``+`` and scores by length; one token each."""
+    """A critic that accepts a response with a ``+``, scores by length, and counts one token per review."""
 
     def __init__(self):
         self.seen = []
@@ -209,7 +212,7 @@ def test_endpoint_reasoner_bad_settings(url, options):
 
 
 class Replies(http.server.BaseHTTPRequestHandler):
-    """Answers with the next (status, body) of the server's list; a number of seconds instead of a status waits."""
+    """Answers with the next (status, body) of the server's list. Seconds in the place of the status make it wait."""
 
     def do_POST(self):
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))

@@ -122,7 +122,7 @@ def test_rm_bench_by_hand():
 
 def test_judgebench_counts_games():
     assert judgebench([pair(0, 0, 0), pair(0, 0, 1), pair(0, 1, 1), pair(0, 0, None)])["score"] == 0.5
-    assert judgebench([pair(0, 0), pair(1, 0)])["score"] == 0.5  # a scalar model plays one game
+    assert judgebench([pair(0, 0), pair(1, 0)])["score"] == 0.5  # fast scores decide a pair once
 
 
 def test_llmbar_averages_over_the_orders():
@@ -414,5 +414,5 @@ def test_the_longer_answer_wins_as_often_as_counted_by_hand(folder, figure, shar
     longer = report["baselines"]["longer"]["metrics"][figure]["value"]
     assert longer == pytest.approx(share, abs=1e-12)
     assert report["items"] == count
-    # a model that scores by length is the same judge, but for the empty responses that it never sees
+    # a model that scores by length decides the same, except on empty responses, which it never sees
     assert report["policies"]["always_fast"]["metrics"][figure]["value"] == pytest.approx(longer, abs=1e-12)
