@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fsrm_lite.batches import each_or_none
+from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
@@ -51,7 +52,8 @@ class EvalOptions:
     skip_too_long: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Refuse an unknown policy and numbers out of range."""
+        expect_one_of(("always", "auto", "never"), "judge", self.judge)
         for name in ("batch", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
