@@ -1,8 +1,17 @@
-# make demo · make test · make lint · make docs · make bench      each sets up what it needs in .venv and is quick the second time
+# make demo · make test · make lint · make docs · make sanitize · make bench      each sets up what it needs in .venv and is quick the second time
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := fsrm_lite/runtimes/onnx/kernels
+FUZZ := tests/runtimes/onnx/fuzz_rows.c
+C_FILES := $(wildcard $(KERNELS)/*.[ch]) $(FUZZ)
+C_CHECKS := -Wall -Wextra -Wpedantic -Werror -I$(KERNELS) -isystem $(KERNELS)/third_party/onnxruntime
+# What the compiled operators are compiled with, from the one place that says it.
+C_FLAGS = $(or $(shell $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['ext-modules'][0]['extra-compile-args'])"),$(error no compiler flags in pyproject.toml))
+# Of make sanitize: where its random shapes begin, and for how many seconds it draws them.
+SEED ?= $(shell date +%s)
+FUZZ_SECONDS ?= 60
 # setuptools warns about every editable install; a newcomer should not have to read that.
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet
 # Only what the judge needs of llama.cpp; a fourth fewer files to compile.
@@ -10,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs bench install clean
+.PHONY: demo test test-fast lint format docs sanitize bench install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -25,11 +34,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	! command -v cc >/dev/null || cc -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only fsrm_lite/runtimes/onnx/kernels/*.c
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	! command -v cc >/dev/null || cc -std=c11 $(C_CHECKS) -fsyntax-only $(filter %.c,$(C_FILES))
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+# The arithmetic of the compiled operators on random shapes, where a step outside memory or C's rules ends the program.
+sanitize:
+	@mkdir -p build
+	cc $(C_FLAGS) -g $(C_CHECKS) -fsanitize=address,undefined -fno-sanitize-recover $(FUZZ) $(KERNELS)/rows.c -lm -o build/fuzz_rows
+	ASAN_OPTIONS=abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1 build/fuzz_rows $(SEED) $(FUZZ_SECONDS)
 
 # The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench
@@ -47,9 +64,9 @@ $(VENV)/.python:
 	@touch $@
 
 # What a user of the judge installs; llama.cpp is compiled here, once, in about five minutes on two cores.
-$(VENV)/.judge: $(VENV)/.python pyproject.toml $(wildcard fsrm_lite/runtimes/onnx/kernels/*.[ch])
+$(VENV)/.judge: $(VENV)/.python pyproject.toml setup.py $(wildcard $(KERNELS)/*.[ch])
 	@echo "installing fsrm-lite[judge] (compiles llama.cpp the first time, about five minutes)"
-	@rm -f fsrm_lite/runtimes/onnx/kernels/*.so  # a failed compilation must not leave the old one behind
+	@rm -f $(KERNELS)/*.so  # a failed compilation must not leave the old one behind
 	$(PIP) --editable ".[judge]"
 	@touch $@
 
@@ -71,4 +88,4 @@ $(VENV)/.docs: $(VENV)/.python pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf fsrm_lite/runtimes/onnx/kernels/*.so $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(KERNELS)/*.so $(VENV) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,12 +19,12 @@ def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], thread
     rng = np.random.default_rng(0)
     sessions: dict[tuple[str, int, int, int], tuple[Any, Any]] = {}
     for kind, op, left, right, result in (
-        ("int8", "MatMulInteger", TensorProto.UINT8, np.int8, TensorProto.INT32),
+        ("int8", "MatMulInteger", TensorProto.UINT8, np.uint8, TensorProto.INT32),
         ("fp32", "MatMul", TensorProto.FLOAT, np.float32, TensorProto.FLOAT),
     ):
         for m in rows:
             for k, n in shapes:
-                weight = rng.integers(-127, 127, (k, n)).astype(right)
+                weight = rng.integers(0, 127, (k, n)).astype(right)
                 graph = helper.make_graph(
                     [helper.make_node(op, ["a", "b"], ["c"])],
                     "gemm",

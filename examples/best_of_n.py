@@ -1,14 +1,15 @@
-"""Best of N real candidates: accuracy against tokens for every strategy, N = 1, 2, 4, ... 32.
+"""Best of N: how accurate is each strategy, and how many tokens does it cost, for N = 1, 2, 4, ... 32 candidates?
 
-Candidates are sampled from the embedded model's own *solve* ability (or from any OpenAI-compatible endpoint), and each
-strategy picks one. Nobody can pick better than pass@N, the share of problems with a right candidate at all.
+Candidates are answers sampled from the embedded model itself, or from any OpenAI-compatible endpoint. Each strategy
+picks one of the N candidates of a problem. No strategy can do better than pass@N, the share of problems with at least
+one right candidate. ``fsrm_lite.ranking.tournament`` explains the strategies.
 
     python examples/best_of_n.py                                    # 200 problems, up to 32 candidates
     python examples/best_of_n.py --problems 20 --max-n 4            # seconds
     python examples/best_of_n.py --endpoint http://127.0.0.1:8080/v1 --questions mine.jsonl
 
-Tokens are those written: the candidates' and the judge's. A comparison that several strategies ask for is judged once
-and billed to each of them.
+Tokens are those written, by the model for its candidates and by the judge. A comparison that several strategies ask for
+is judged once, but its tokens count for each of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STRATEGIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "knockout": ("knockout", lambda n: {}),
     "elo": ("elo", lambda n: {"budget": 2 * n}),
 }
-"""Name -> strategy of ``best_of_n`` and its options for N candidates. Elo plays the 2N most informative games."""
+"""From a column of the table to a strategy and its options for N candidates. Elo plays the 2N most telling matches."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Problem:
 
 @dataclass
 class Candidates:
-    """The candidates of one problem, what is known about them, and a judge that remembers."""
+    """The candidates of one problem, their fast scores, and the comparisons that the judge has made so far."""
 
     rm: FastSlowRM
     problem: Problem
@@ -59,11 +60,11 @@ class Candidates:
     known: dict[tuple[str, str], Comparison] = field(default_factory=dict)
 
     def right(self, index: int) -> bool:
-        """Whether a candidate has the right answer."""
+        """Return whether a candidate has the right answer."""
         return agrees(self.proposals[index].text, self.problem.answer, final)
 
     def play(self, pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
-        """Judge pairs slowly, each once."""
+        """Return the judge's comparisons of pairs of candidates. A pair of texts is judged only once."""
         texts = [(self.proposals[a].text, self.proposals[b].text) for a, b in pairs]
         new = list(dict.fromkeys(pair for pair in texts if pair not in self.known))
         judged = self.rm.compare_many([(self.problem.question, a, b) for a, b in new], judge="always") if new else []
@@ -73,7 +74,7 @@ class Candidates:
 
 @dataclass
 class Cell:
-    """One strategy at one N."""
+    """What one strategy reached at one N, added up over the problems."""
 
     strategy: str
     n: int
@@ -83,14 +84,17 @@ class Cell:
     games: int = 0
 
     def row(self) -> dict[str, Any]:
-        """Figures for the table: accuracy with its 95 % interval, tokens and games per problem."""
+        """Return the figures: accuracy with its 95 % interval, tokens and matches per problem."""
         found = wilson(self.right, self.problems)
         per = {"tokens": self.tokens / self.problems, "games": self.games / self.problems}
         return asdict(self) | {"accuracy": found.value, "low": found.low, "high": found.high} | per
 
 
 def sample(rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], sampling: Sampling) -> list[Candidates]:
-    """Sample N candidates per problem and score each distinct text once; one that failed or cannot be read counts as empty."""
+    """Sample N candidates per problem and score them with the fast model, equal texts only once.
+
+    A candidate counts as empty if the reasoner failed or the model cannot read the text.
+    """
     asked = ask(reasoner, [Task(p.question) for p in problems], sampling)
     groups = [group + [Proposal("", 0)] * (sampling.n - len(group)) for group in asked]
     texts = [(p.question, x.text) for p, group in zip(problems, groups, strict=True) for x in group if x.text.strip()]
@@ -107,7 +111,7 @@ def sample(rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], samp
 
 
 def measure(rm: FastSlowRM, candidates: Sequence[Candidates], sizes: Sequence[int]) -> list[Cell]:
-    """Let every strategy pick among the first N candidates of every problem."""
+    """Let every strategy pick one of the first N candidates of every problem, for each N in ``sizes``."""
     cells: list[Cell] = []
     for n in sizes:
         ceiling = Cell("pass@N", n)
@@ -124,7 +128,7 @@ def measure(rm: FastSlowRM, candidates: Sequence[Candidates], sizes: Sequence[in
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Markdown: one row per N; accuracy with the half-width of its interval, and tokens per problem."""
+    """Return a table in Markdown: a row per N, with accuracy, half of its interval's width, and tokens per problem."""
     names = [*STRATEGIES, "pass@N"]
     lines = ["| N | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for n in sorted({c.n for c in cells}):
@@ -138,7 +142,7 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def plot(cells: Sequence[Cell], path: Path) -> None:
-    """Accuracy against tokens, one curve per strategy (extra: plots)."""
+    """Draw accuracy against tokens, one curve per strategy. Needs matplotlib (extra ``plots``)."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -166,7 +170,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 
 
 def load_problems(path: str | None, count: int, seed: int) -> list[Problem]:
-    """Held-out problems of the embedded model, or rows ``{"question", "answer"}`` of a JSONL file."""
+    """Return problems from rows ``{"question", "answer"}`` of a JSONL file, or some the model was not trained on."""
     if path is not None:
         rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
         return [Problem(row["question"], str(row["answer"])) for row in rows[:count]]
@@ -178,14 +182,15 @@ def load_problems(path: str | None, count: int, seed: int) -> list[Problem]:
 def run(
     rm: FastSlowRM, reasoner: Reasoner, problems: Sequence[Problem], sampling: Sampling, output: Path | None = None
 ) -> list[Cell]:
-    """Sample, let every strategy pick, print the table, and write table and plot into ``output``."""
+    """Sample, let every strategy pick, print the table, and write table and plot into the folder ``output``."""
     started = time.perf_counter()
     candidates = sample(rm, reasoner, problems, sampling)
     sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < sampling.n] + [sampling.n]
     sampled = time.perf_counter() - started
     cells = measure(rm, candidates, sizes)
     print(
-        f"{len(problems)} problems, temperature {sampling.temperature}; accuracy in % ± half a 95 % interval (tokens written per problem)\n"
+        f"{len(problems)} problems, temperature {sampling.temperature}; "
+        "accuracy in % ± half a 95 % interval (tokens written per problem)\n"
     )
     print(table(cells))
     print(f"\nsampled in {sampled:.0f} s, ranked in {time.perf_counter() - started - sampled:.0f} s")

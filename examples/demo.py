@@ -1,6 +1,6 @@
-"""What ``make demo`` runs: rank real candidate answers with the embedded model, and show who decided what, and why.
+"""What ``make demo`` runs: ranks candidate answers with the embedded model, and shows which part decided what, and why.
 
-The candidates are sampled from the model's own *solve* ability at temperature, and some are wrong.
+The embedded model writes the candidates itself, at a temperature at which some of them are wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def candidates(rm: FastSlowRM, question: str, count: int, temperature: float, seed: int) -> list[str]:
-    """Sample distinct answers from the model's solve ability."""
+    """Return different answers that the model itself writes, the most frequent first."""
     prompt = rm.encoder.solve(question)
     texts = [
         g.text.strip()
@@ -46,7 +46,8 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
     print("  fast score  confidence (intuition, distribution)  candidate")
     for i, (score, response) in enumerate(zip(selection.scores, responses, strict=True)):
         print(
-            f"  [{i}]  {score.score:5.3f}  {score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {response}"
+            f"  [{i}]  {score.score:5.3f}  "
+            f"{score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {response}"
         )
     if not selection.comparisons:
         print("\n  The gate did not fire: the fast scores decide alone.")
@@ -59,11 +60,13 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
             print(f"    {order}, votes for [{winner}], p([{a}]) = {vote.p_first:.3f}, {vote.tokens_generated} tokens:")
             print("      " + vote.rationale.strip().replace("\n", " | "))
         print(
-            f"    verdict: [{(a, b)[match.winner]}]  (the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})"
+            f"    verdict: [{(a, b)[match.winner]}]  "
+            f"(the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})"
         )
     print(f"\n  Best: [{selection.index}] {responses[selection.index]}")
     print(
-        f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated in {len(selection.comparisons)} slow comparisons"
+        f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated "
+        f"in {len(selection.comparisons)} slow comparisons"
     )
 
 

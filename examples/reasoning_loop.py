@@ -1,18 +1,20 @@
-"""A critic in the reasoning loop (DRR): is it worth more than sampling again and counting votes?
+"""The reasoning loop (DRR): does a critic gain more than sampling several times and counting votes?
 
-The reasoner is the embedded model's own *solve* ability, sampled at temperature. Its traces on calibration problems,
-labelled by their answers alone, fit the critic; everything is measured on test problems that nobody has seen.
+The reasoner, which writes the answers, is the embedded model itself. The critic, which accepts an answer or makes the
+reasoner try again, is fitted on traces: the reasoner's answers to calibration problems, labelled right or wrong by
+their results alone. All figures are measured on test problems, which neither of them has seen.
 
     python examples/reasoning_loop.py                                        # 500 test problems
     python examples/reasoning_loop.py --problems 40 --distil 150             # a minute
 
     plain             one sample
-    self-critique     the reasoner asked, in plain words, whether its own answer is right; "no" makes it try again
-    self-consistency  majority of k samples, k as large as gives at least the tokens of the loop it is compared with
-    DRR, fitted       the loop with a fitted head on the frozen fast model: reads once, writes nothing
-    DRR, gated        the loop with the F/S-RM itself, thinking where its gate says so
+    self-critique     the reasoner is asked whether its own answer is right; after a "no" it tries again
+    self-consistency  the answer that most of k samples give; k is chosen so that they cost at least as many tokens as
+                      the loop that they are compared with
+    DRR, fitted       the loop with the fitted critic, which reads each answer once and writes nothing
+    DRR, gated        the loop with the reward model as critic; it thinks where its gate says so
 
-Tokens are those written by reasoner and critic; what critics read is shown beside them.
+Tokens are those written by reasoner and critic. The tokens that critics read are given beside them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from fsrm_lite.ranking.answers import agrees, final
 
 MOST_SAMPLES = 16
 THRESHOLD = 0.7
-"""From which probability on the fitted critic accepts; chosen on calibration problems, as the place where more turns stop paying."""
+"""Probability from which on the fitted critic accepts.
+
+It was chosen on calibration problems: with a higher one the additional turns gain nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one method does on the test problems; every list in the order of the problems.
+    """What one method does on the test problems. Every list has one entry per problem, in order.
 
     Attributes:
-        name: Of the method.
+        name: Name of the method.
         right: Whether its answer is right, when it must give one.
-        written: Tokens written.
-        read: Tokens that critics read.
+        written: Tokens written by reasoner and critic.
+        read: Tokens that the critic read.
         turns: Proposals made.
-        sure: Whether it answers at all when it may abstain.
+        sure: Whether it would give an answer if it were allowed to give none.
     """
 
     name: str
@@ -70,7 +75,7 @@ class Figures:
 
 
 def looped(name: str, loop: ReasoningLoop, problems: Sequence[Problem]) -> Figures:
-    """Run a loop; a loop that ends with its best answer would have abstained, had it been allowed to."""
+    """Return the figures of a loop. It is sure of an answer if the critic accepted it."""
     results = loop.run_many([p.question for p in problems])
     return Figures(
         name,
@@ -83,7 +88,10 @@ def looped(name: str, loop: ReasoningLoop, problems: Sequence[Problem]) -> Figur
 
 
 def consistent(name: str, samples: Sequence[Sequence[Proposal]], k: int, problems: Sequence[Problem]) -> Figures:
-    """Majority of the first k samples; ties go to the answer seen first. Sure when more than half agree."""
+    """Return the figures of the majority of the first k samples. It is sure when more than half of them agree.
+
+    Of answers that are equally frequent, the one seen first is taken.
+    """
     right, sure = [], []
     for group, problem in zip(samples, problems, strict=True):
         answers = [a for p in group[:k] if (a := final(p.text)) is not None]
@@ -95,7 +103,7 @@ def consistent(name: str, samples: Sequence[Sequence[Proposal]], k: int, problem
 
 
 def at_equal_tokens(loop: Figures, samples: Sequence[Sequence[Proposal]], problems: Sequence[Problem]) -> Figures:
-    """Self-consistency with the fewest samples that write at least as many tokens as a loop: the doubt is in its favour."""
+    """Return the figures of self-consistency with the fewest samples that cost at least as many tokens as a loop."""
     k = 1
     while k < MOST_SAMPLES and sum(p.tokens_generated for group in samples for p in group[:k]) < sum(loop.written):
         k += 1
@@ -105,7 +113,7 @@ def at_equal_tokens(loop: Figures, samples: Sequence[Sequence[Proposal]], proble
 def compare(
     rm: FastSlowRM, reasoner: Reasoner, critic: Critic, problems: Sequence[Problem], sampling: Sampling, turns: int
 ) -> list[Figures]:
-    """Measure every method on the same problems; the first turn of every loop is the plain sample."""
+    """Return the figures of every method on the same problems. The first turn of every loop is the plain sample."""
     samples = reasoner.propose([Task(p.question) for p in problems], replace(sampling, n=MOST_SAMPLES))
 
     def loop(name: str, critic: Critic) -> Figures:
@@ -124,9 +132,10 @@ def compare(
 
 
 def table(methods: Sequence[Figures]) -> str:
-    """Markdown: accuracy with its 95 % interval, tokens, turns, and what happens when abstaining is allowed."""
+    """Return a table in Markdown: accuracy with its interval, tokens, turns, and what abstaining would change."""
     lines = [
-        "| method | accuracy, % | tokens written | read by critic | turns | answered, if it may abstain | right of those, % |",
+        "| method | accuracy, % | tokens written | read by critic | turns "
+        "| answered, if it may abstain | right of those, % |",
         "|---|---|---|---|---|---|---|",
     ]
     for m in methods:
@@ -136,14 +145,15 @@ def table(methods: Sequence[Figures]) -> str:
             wilson(sum(r for r, s in zip(m.right, m.sure, strict=True) if s), sum(m.sure)),
         )
         lines.append(
-            f"| {m.name} | {100 * all_.value:.1f} [{100 * all_.low:.1f}, {100 * all_.high:.1f}] | {np.mean(m.written):.0f} | {np.mean(m.read):.0f} "
+            f"| {m.name} | {100 * all_.value:.1f} [{100 * all_.low:.1f}, {100 * all_.high:.1f}] "
+            f"| {np.mean(m.written):.0f} | {np.mean(m.read):.0f} "
             f"| {np.mean(m.turns):.2f} | {100 * np.mean(m.sure):.1f} % | {100 * of_sure.value:.1f} |"
         )
     return "\n".join(lines)
 
 
 def differences(methods: Sequence[Figures]) -> str:
-    """Accuracy of each DRR less that of each rival, problem by problem, with a 95 % bootstrap interval."""
+    """Return how much more accurate each DRR is than each rival, with a 95 % bootstrap interval over the problems."""
     lines = []
     for m in (m for m in methods if m.name.startswith("DRR")):
         for rival in (
@@ -152,7 +162,8 @@ def differences(methods: Sequence[Figures]) -> str:
             gap = np.array(m.right, dtype=float) - np.array(rival.right, dtype=float)
             found = bootstrap(lambda rows, gap=gap: {"gap": float(gap[rows].mean())}, len(gap))["gap"]
             lines.append(
-                f"{m.name} - {rival.name}: {100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+                f"{m.name} - {rival.name}: "
+                f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             )
     return "\n".join(lines)
 
@@ -167,19 +178,21 @@ def run(
     output: Path,
     samples: int = 4,
 ) -> list[Figures]:
-    """Distil, fit, compare, print, and write everything into ``output``."""
+    """Collect traces, fit the critic, compare the methods, print the tables, and write all into ``output``."""
     output.mkdir(parents=True, exist_ok=True)
     done = distill((asdict(p) for p in learn), reasoner, output / "traces.jsonl", sampling=replace(sampling, n=samples))
     print(f"distilled {done.written + done.kept} traces of {len(learn)} problems")
     with (output / "traces.jsonl").open(encoding="utf-8") as file:
         report = fit_critic(read_traces(file), rm, output / "critic")
     print(
-        f"critic on {report.questions} held-out problems: accuracy {report.accuracy:.3f}, AUROC {report.auroc:.3f}, ECE {report.ece:.3f};"
+        f"critic on {report.questions} held-out problems: "
+        f"accuracy {report.accuracy:.3f}, AUROC {report.auroc:.3f}, ECE {report.ece:.3f};"
     )
     print(f"the fast score alone: AUROC {report.fast_auroc:.3f}\n")
     methods = compare(rm, reasoner, HeadCritic(output / "critic", rm, threshold=THRESHOLD), test, sampling, turns)
     print(
-        f"{len(test)} test problems, temperature {sampling.temperature}, at most {turns} turns\n\n{table(methods)}\n\n{differences(methods)}"
+        f"{len(test)} test problems, temperature {sampling.temperature}, at most {turns} turns\n\n"
+        f"{table(methods)}\n\n{differences(methods)}"
     )
     (output / "reasoning_loop.md").write_text(f"{table(methods)}\n\n{differences(methods)}\n")
     (output / "reasoning_loop.json").write_text(json.dumps([asdict(m) for m in methods]) + "\n")
@@ -187,7 +200,7 @@ def run(
 
 
 def load_problems(split: str, count: int) -> list[Problem]:
-    """Problems of the embedded model's data that it was not trained on."""
+    """Return problems that the embedded model was not trained on."""
     from fsrm_lite.models.data import held_out
 
     return [Problem(pair.problem.question, pair.problem.answer) for pair in held_out(split, count)]

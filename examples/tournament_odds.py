@@ -1,7 +1,8 @@
-"""How often does each strategy find the best of N, with a judge of known accuracy? Simulated, no model.
+"""How often does each strategy find the best of N, with a judge of known accuracy? A simulation, without a model.
 
-Strengths are drawn from a normal distribution; the judge prefers i over j with probability sigmoid(strength difference),
-and the fast scores are the strengths with noise. The gate escalates pairs whose fast scores are close.
+Each of the N players gets a strength, drawn from a normal distribution. The judge prefers i to j with probability
+sigmoid(strength of i - strength of j), and the fast scores are the strengths with noise. The gate escalates pairs whose
+fast scores are close.
 
     python examples/tournament_odds.py                      # N = 2 .. 32, 2,000 tournaments each
     python examples/tournament_odds.py --runs 10000 --n 8
@@ -26,7 +27,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "fast": ("fast", {}),
     "gated": ("gated", {}),
     "knockout": ("knockout", {}),
-    "elo, n-1 games": ("elo", {"budget": -1}),  # as many games as a knockout
+    "elo, n-1 games": ("elo", {"budget": -1}),  # -1 stands for n - 1 games, as many as a knockout plays, and -2 for 2n
     "elo, 2n games": ("elo", {"budget": -2}),
     "elo, all games": ("elo", {}),
 }
@@ -34,7 +35,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass
 class Judge:
-    """A Bradley-Terry judge that counts its games and batches."""
+    """A judge that decides at random by the difference of strengths, and counts its games and batches."""
 
     strength: Sequence[float]
     rng: np.random.Generator
@@ -42,7 +43,7 @@ class Judge:
     rounds: int = 0
 
     def __call__(self, pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
-        """Play a batch."""
+        """Return the comparisons of a batch of pairs."""
         self.games += len(pairs)
         self.rounds += 1
         wins = [bool(self.rng.random() < sigmoid(self.strength[a] - self.strength[b])) for a, b in pairs]
@@ -52,7 +53,7 @@ class Judge:
 def simulate(
     n: int, runs: int, spread: float, noise: float, gate: Gate, seed: int = 0
 ) -> dict[str, tuple[int, float, float]]:
-    """Return per strategy: tournaments whose best it found, and mean games and batches."""
+    """Return for each strategy in how many tournaments it found the best, and its mean numbers of games and batches."""
     found = {name: [0, 0, 0] for name in STRATEGIES}
     for run in range(runs):
         rng = np.random.default_rng((seed, run))
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     z = np.abs(np.random.default_rng(0).normal(0, options.spread * math.sqrt(2), 100_000))
     print(
-        f"a judge that is right {np.mean(1 / (1 + np.exp(-z))):.1%} of the time; P(best found) in % ± half a 95 % interval (games, batches)\n"
+        f"a judge that is right {np.mean(1 / (1 + np.exp(-z))):.1%} of the time; "
+        "P(best found) in % ± half a 95 % interval (games, batches)\n"
     )
     print("| N | " + " | ".join(STRATEGIES) + " |\n|---|" + "---|" * len(STRATEGIES))
     for n in options.n:

@@ -1,9 +1,21 @@
 r"""Checkpoint to bundle (extra ``[export]``).
 
-The fast graph is written node by node (``graph.py``), not traced by optimum-onnx nor built by onnxruntime-genai: the
+=====================  ==============================================================================
+``pipeline``           the whole way, stage by stage; ``stages`` are the working ones
+``checkpoints``        what is read from the trainer's folder
+``graph``              the fast ONNX graph
+``gguf``               the judge's GGUF file
+``parity``             does an exported file decide like the checkpoint?
+``card``               the model card and the parity table
+``folders``            a bundle appears whole or not at all
+``hub``                uploads a finished bundle
+``critic_head``        fits a critic on the frozen model's hidden states
+=====================  ==============================================================================
+
+The fast graph is written node by node (``graph/``), not traced by optimum-onnx nor built by onnxruntime-genai: the
 first pins transformers below 5 and computes the logits of the whole vocabulary at every position, the second fixes
 an interface that cannot pack candidates behind a shared prefix, and neither gives row-wise int8 or a precision per
-MatMul. Four dense architectures differ in few places, so the writer is small, and ``parity.py`` measures every file
+MatMul. Four dense architectures differ in few places, so the writer is small, and ``parity/`` measures every file
 it writes against the checkpoint. The GGUF is written through the ``gguf`` library and quantized by llama.cpp itself.
 
 Beside the weights the trainer leaves a fragment, ``fsrm.json`` in the checkpoint folder (or ``--spec``)::

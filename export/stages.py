@@ -20,7 +20,7 @@ from fsrm_lite.export.gguf.reader import GgufReader
 from fsrm_lite.export.gguf.writer import native_dtype, write_gguf
 from fsrm_lite.export.graph.fast_graph import matmul_names
 from fsrm_lite.export.graph.precision import TunedGraph, smooth, write_tuned_graph
-from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity.chains import chain_tasks, compare_chains, thought_budget
 from fsrm_lite.export.parity.measures import (

@@ -1,7 +1,10 @@
 """Offline, CPU-only fast/slow reward models.
 
-``FastSlowRM.from_pretrained()`` is the way in. Names are imported on first use (PEP 562), so that importing the
-package costs nothing and pulls in neither numpy nor a runtime.
+A reward model says how good a response to a prompt is. This one has a fast half, which reads prompt and response once,
+and a slow half (the judge), which thinks in words before it decides and is asked only where the fast half is unsure.
+
+``FastSlowRM.from_pretrained()`` is the way in. Each name below is imported when it is first used (PEP 562), so that
+``import fsrm_lite`` is quick and loads neither numpy nor a runtime.
 """
 
 from __future__ import annotations

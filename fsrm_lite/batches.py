@@ -1,4 +1,4 @@
-"""Batches of which one item may be bad: it must not cost the others their results."""
+"""Runs batches in which one item may be bad, so that it does not cost the others their results."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ def each_or_none(
     errors: type[_Error],
     on_bad: Callable[[int, _Error], None] = log_bad_item,
 ) -> list[_Result | None]:
-    """Call a batch function; where it fails, halve the batch until the items that make it fail stand alone.
+    """Call a function on a batch such that an item that makes it fail costs only itself its result.
+
+    A batch that fails is cut in half and each half is tried again, until every item that fails does so on its own.
 
     Args:
-        call: From a list of items to one result per item, in order.
-        items: Any number; ``call`` is not called for none.
-        errors: What counts as a bad item. Anything else is raised.
-        on_bad: Called with the position of each item that fails on its own, in order, and its error; it may raise.
+        call: Takes a list of items and returns one result per item, in order. It is never called with an empty list.
+        items: Any number of items.
+        errors: The exception type that means a bad item. Any other exception is raised at once.
+        on_bad: Called with the position and the error of each item that fails on its own, in order. It may raise.
 
     Returns:
         One result per item, in order; None for an item that fails on its own.
     """
 
     def part(start: int, stop: int) -> list[_Result | None]:
+        """Return the results of ``items[start:stop]``, halving that range where the call fails."""
         if start == stop:
             return []
         try:

@@ -1,7 +1,8 @@
-"""Every exception the package raises on purpose.
+"""Every exception that the package raises on purpose.
 
-One root, :class:`FsrmError`. Each message says what was given, what was expected and what to do next. Classes
-also inherit the builtin a caller would reach for (``ValueError``, ``ImportError``), so ``except ValueError`` works.
+All of them inherit from ``FsrmError``. Where a caller would expect a built-in exception (``ValueError``,
+``ImportError``), the class inherits from that as well, so that ``except ValueError`` works. Each message says what was
+given, what was expected and what to do next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class InputError(FsrmError, ValueError):
 
 
 class ContextOverflowError(InputError):
-    """A rendered prompt is longer than the model's context."""
+    """A filled-in template has more tokens than the model's context holds."""
 
 
 class DataFormatError(InputError):
@@ -32,19 +33,19 @@ class GateSpecError(FsrmError, ValueError):
 
 
 class CalibrationError(FsrmError, ValueError):
-    """Labelled data do not allow the calibration that was asked for."""
+    """The labelled data do not allow the calibration that was asked for."""
 
 
 class MissingExtraError(FsrmError, ImportError):
-    """An optional dependency is not installed; the message names the exact install line."""
+    """An optional dependency is not installed; the message has the exact install command."""
 
 
 class JudgeError(FsrmError):
-    """The slow judge could not give a judgement."""
+    """The judge (the slow half of a model) could not give a judgement."""
 
 
 class JudgeUnavailableError(JudgeError, MissingExtraError):
-    """llama-cpp-python is missing or cannot be imported on this machine."""
+    """The judge's runtime, llama-cpp-python, is missing or cannot be imported on this machine."""
 
 
 class JudgeCrashed(JudgeError):
@@ -56,11 +57,11 @@ class ExportError(FsrmError):
 
 
 class UnsupportedCheckpointError(ExportError):
-    """The checkpoint uses something (architecture, rope scaling, tokenizer) that cannot be exported faithfully."""
+    """The checkpoint uses an architecture, a rope scaling or a tokenizer that cannot be exported faithfully."""
 
 
 class ToleranceError(ExportError):
-    """The exported files do not decide like the checkpoint, by the tolerance that was asked for."""
+    """The exported files differ from the checkpoint by more than the tolerance allows."""
 
 
 class ReasonerError(FsrmError):
@@ -68,12 +69,15 @@ class ReasonerError(FsrmError):
 
 
 def missing_extra(package: str, extra: str, cause: BaseException | None = None) -> MissingExtraError:
-    """Return the error for an optional dependency that is not installed.
+    """Return the error to raise where an optional dependency is not installed.
 
     Args:
         package: Name of the package that could not be imported.
-        extra: Name of the extra of ``fsrm-lite`` that brings it.
+        extra: Name of the extra of ``fsrm-lite`` that installs it.
         cause: The import error, whose text is quoted.
+
+    Returns:
+        The error, with the install command in its message.
     """
     why = f" ({cause})" if cause is not None else ""
     return MissingExtraError(
@@ -82,5 +86,5 @@ def missing_extra(package: str, extra: str, cause: BaseException | None = None) 
 
 
 def one_line(error: BaseException) -> str:
-    """Return the text of another package's error without its line breaks: every message of ours is one line."""
+    """Return the message of another package's error on one line, as all messages of this package are."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which becomes ``path`` when the block ends without an error.
 
-    A reader sees the old file or the new one, never a part of it; after an error the old one stays as it was. A link is
-    followed, so that it stays a link. What is no file (a pipe, a device) is written to directly.
+    Whoever reads ``path`` meanwhile sees the old file or the new one, never a part of the new one. After an error the
+    old file is still there, unchanged. Where ``path`` is a link, the file that it leads to is replaced and the link
+    stays. Where it is not a regular file (a pipe, a device), it is written to directly.
 
     Args:
-        path: The file to appear. Its folder must exist.
+        path: The file to write. Its folder must exist.
+
+    Yields:
+        A temporary path in the same folder, or the pipe or device itself.
     """
     target = path.resolve()
     if target.exists() and not target.is_file():

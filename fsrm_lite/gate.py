@@ -1,8 +1,19 @@
-"""The dual-confidence gate: is this fast answer good enough, or is slow thinking worth its tokens?
+"""The gate: decides whether a fast answer is good enough, or whether slow thinking is worth its tokens.
 
-Depends on numpy alone and imports nothing from this package but its errors, so that the GPU build can use the very
-same file. The abstract of F/S-RM (arXiv 2603.20212) names two confidences, intuition and word-distribution
-confidence, without a formula; the definitions here are this project's own.
+The fast half of a model reads a prompt and a response once and predicts the first token of its answer. Some tokens are
+*labels* (for example "yes" and "no"), each with a numeric value; the expected value of the label is the score. The gate
+takes two confidences from that prediction, both in [0, 1]:
+
+- the *intuition confidence* says how decided the score is: 0 at even odds, 1 where there is no doubt. For a pair it
+  says so of the probability that the first response is the better one (Bradley-Terry).
+- the *word-distribution confidence* says how peaked the distribution over the whole vocabulary is.
+
+When either is below its threshold (with ``combine="all"``: when both are), the gate asks for slow thinking, in which
+the judge writes its reasons before it decides. The abstract of F/S-RM (arXiv 2603.20212) names the two confidences
+without a formula; the definitions here are this project's own.
+
+This module depends on numpy alone and imports nothing of the package but its errors, so that a build for GPUs can use
+the very same file.
 """
 
 from __future__ import annotations
@@ -18,21 +29,21 @@ from numpy.typing import ArrayLike, NDArray
 from fsrm_lite.errors import GateSpecError
 
 LOGIT_LIMIT = 50.0
-"""Score logits are clipped to +-50: sigmoid is 0 or 1 to double precision beyond it, and JSON has no infinity."""
+"""Score logits are clipped to +-50. Beyond that the sigmoid is within rounding of 0 or 1, and JSON has no infinity."""
 
 COMBINE_RULES = ("any", "all")
 
 
 @dataclass(frozen=True, slots=True)
 class GateSpec:
-    """The thresholds of the gate, as stored under ``gate`` in ``fsrm.json``.
+    """The settings of the gate, as stored under ``gate`` in ``fsrm.json``.
 
     Attributes:
-        intuition_threshold: Escalate when the intuition confidence is strictly below this, in [0, 1].
-        distribution_threshold: Escalate when the word-distribution confidence is strictly below this, in [0, 1].
-        combine: "any" escalates when either confidence is too low, "all" only when both are.
-        temperature: Score logits are divided by this before the intuition confidence is taken, > 0.
-        always: Escalate everything, whatever the confidences (what a failed calibration returns).
+        intuition_threshold: Ask for slow thinking when the intuition confidence is strictly below this, in [0, 1].
+        distribution_threshold: Ask for it when the word-distribution confidence is strictly below this, in [0, 1].
+        combine: "any" asks when at least one confidence is too low, "all" only when both are.
+        temperature: The score logit is divided by this before the intuition confidence is computed; above 0.
+        always: Ask for slow thinking about everything. A calibration that can guarantee nothing returns this.
     """
 
     intuition_threshold: float = 0.5
@@ -42,7 +53,7 @@ class GateSpec:
     always: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise a ``GateSpecError`` on a value out of range."""
         for name in ("intuition_threshold", "distribution_threshold"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
@@ -79,7 +90,10 @@ class GateSpec:
 
 
 class Confidences(Protocol):
-    """What the gate looks at in one response. :class:`FastSignals` has it, and so has ``fsrm_lite.Score`` of a fast reading."""
+    """What the gate needs to know of one response.
+
+    ``FastSignals`` provides it, and so does a ``fsrm_lite.Score`` that the fast half gave.
+    """
 
     @property
     def logit(self) -> float:
@@ -87,17 +101,17 @@ class Confidences(Protocol):
 
     @property
     def distribution_confidence(self) -> float:
-        """``1 - H(p)/log|V|`` of the first-token distribution, in [0, 1]."""
+        """``1 - H(p)/log|V|``, in [0, 1], of the distribution ``p`` of the first token over the vocabulary ``V``."""
 
 
 @dataclass(frozen=True, slots=True)
 class FastSignals:
-    """The fast reading of one response in four numbers.
+    """What the gate and the score are made of, for one response.
 
     Attributes:
         logit: Log-odds of the expected label value, clipped to +-``LOGIT_LIMIT``.
-        score: ``sigmoid(logit)``, the expected label value in [0, 1].
-        distribution_confidence: ``1 - H(p)/log|V|``, in [0, 1].
+        score: ``sigmoid(logit)``, which is the expected label value, in [0, 1].
+        distribution_confidence: ``1 - H(p)/log|V|`` of the first token's distribution, in [0, 1].
         label_mass: Probability of all label tokens together, in [0, 1].
     """
 
@@ -113,9 +127,9 @@ class Decision:
 
     Attributes:
         escalate: Whether to think slowly.
-        intuition_confidence: In [0, 1].
-        distribution_confidence: In [0, 1].
-        reasons: One phrase per condition that fired; empty when none did.
+        intuition_confidence: How decided the score is, in [0, 1].
+        distribution_confidence: How peaked the first token's distribution is, in [0, 1].
+        reasons: Why to think slowly, one phrase per reason; empty when ``escalate`` is False.
     """
 
     escalate: bool
@@ -125,7 +139,7 @@ class Decision:
 
 
 def sigmoid(x: float) -> float:
-    """Logistic function of ``x``, without overflow."""
+    """Return the logistic function of ``x``, computed without overflow."""
     if x >= 0:
         return 1.0 / (1.0 + math.exp(-x))
     e = math.exp(x)
@@ -140,14 +154,19 @@ def signals(
     entropy: float | None = None,
     vocab_size: int | None = None,
 ) -> FastSignals:
-    """Turn the logits of the label tokens into the gate's four numbers.
+    """Compute what the gate and the score need from the logits of the label tokens.
 
     Args:
-        label_logits: Shape [L], raw logits of the label tokens; +-inf allowed, NaN not.
-        label_values: Shape [L], numeric value of each label; rescaled to [0, 1] by its own minimum and maximum.
-        log_mass: logsumexp of all logits of the vocabulary; without it the label mass is 1.
-        entropy: Entropy in nats of the full first-token distribution; without it, that of the labels alone.
-        vocab_size: |V| for normalising ``entropy``; required with it.
+        label_logits: Shape [L], raw logits of the label tokens. Infinities are allowed, NaN is not.
+        label_values: Shape [L], numeric value of each label. They are scaled to [0, 1] by their own minimum and
+            maximum.
+        log_mass: logsumexp of the logits of the whole vocabulary. Without it the label mass is taken to be 1.
+        entropy: Entropy of the first token's distribution over the whole vocabulary, in nats. Without it the entropy
+            among the labels is used.
+        vocab_size: Size of the vocabulary, by whose logarithm ``entropy`` is divided. Required with ``entropy``.
+
+    Returns:
+        The signals of one response.
 
     Raises:
         GateSpecError: If shapes disagree, a number is NaN, or the values are all equal or not finite.
@@ -163,7 +182,7 @@ def signals(
     if not np.isfinite(values).all() or values.max() == values.min():
         raise GateSpecError(f"gate: label values {values.tolist()} must be finite and not all equal")
     unit = (values - values.min()) / (values.max() - values.min())
-    # Clipped around the best label, so that infinities become certainty (or a tie) and never NaN.
+    # Logits are taken relative to the best label and clipped: an infinite one then means certainty (or a tie), not NaN.
     best = float(logits.max())
     centred = (
         np.clip(logits - best, -4 * LOGIT_LIMIT, 0.0)
@@ -182,7 +201,7 @@ def signals(
 
 
 def _label_mass(best: float, label_lse: float, log_mass: float | None) -> float:
-    """Share of the labels in the whole distribution; all of it when nothing is known of the rest."""
+    """Return the labels' share of the whole distribution, in [0, 1]; 1 where nothing is known of the rest."""
     if log_mass is None or best == math.inf:
         return 1.0
     if best == -math.inf:  # no label can be the next token at all
@@ -203,41 +222,54 @@ def _vocabulary(size: int | None) -> int:
 
 
 def _logsumexp(x: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    """Log of the weighted sum of exp(x); x is at most 0, so nothing overflows. -inf for an empty sum."""
+    """Return the log of the weighted sum of ``exp(x)``; -inf where that sum is 0.
+
+    All ``x`` are at most 0, so nothing overflows.
+    """
     total = float((weight * np.exp(x)).sum())
     return math.log(total) if total > 0 else -math.inf
 
 
 def intuition_confidence(logit: float, temperature: float = 1.0) -> float:
-    """``|2*sigmoid(logit/temperature) - 1|``, in [0, 1]: how decided the scalar is."""
+    """Return ``|2*sigmoid(logit/temperature) - 1|``, in [0, 1]: 0 at even odds, near 1 where the score is decided."""
     return abs(math.tanh(logit / (2.0 * temperature)))
 
 
 class Gate:
-    """Applies a :class:`GateSpec` to one response, a pair, or N candidates."""
+    """Applies a ``GateSpec`` to one response, to a pair, or to N candidates."""
 
     def __init__(self, spec: GateSpec) -> None:
         """Keep the spec; the gate has no other state."""
         self.spec = spec
 
     def single(self, response: Confidences) -> Decision:
-        """Decide for one response."""
+        """Decide about one response."""
         return self._decide(
             intuition_confidence(response.logit, self.spec.temperature), response.distribution_confidence
         )
 
     def pair(self, first: Confidences, second: Confidences) -> Decision:
-        """Decide for a pair: Bradley-Terry confidence, and the smaller distribution confidence of the two."""
+        """Decide about a pair of responses.
+
+        The intuition confidence is that of the difference of the two logits (Bradley-Terry); the word-distribution
+        confidence is the smaller one of the two responses.
+        """
         return self._decide(
             intuition_confidence(first.logit - second.logit, self.spec.temperature),
             min(first.distribution_confidence, second.distribution_confidence),
         )
 
     def contenders(self, candidates: Sequence[Confidences]) -> list[int]:
-        """Return the positions that the fast scores cannot tell apart from the best, best first.
+        """Return which candidates the fast scores cannot tell apart from the best one.
 
-        The best by fast logit (earliest on ties) is always among them; every other candidate is one when the gate
-        fires for the pair (best, candidate). A list of one means that the fast path decides alone.
+        The best by fast logit (the earliest on ties) is always among them. Another candidate is, if the gate asks for
+        slow thinking about the pair (best, candidate).
+
+        Args:
+            candidates: Any number of candidates.
+
+        Returns:
+            Their positions, the best first, by falling logit. A list of one means that the fast scores settle it.
         """
         order = sorted(range(len(candidates)), key=lambda i: (-candidates[i].logit, i))
         if not order:
@@ -246,6 +278,7 @@ class Gate:
         return [order[0], *(i for i in order[1:] if self.pair(best, candidates[i]).escalate)]
 
     def _decide(self, intuition: float, distribution: float) -> Decision:
+        """Compare two confidences with the thresholds, and return the decision with its reasons."""
         spec = self.spec
         reasons = []
         if intuition < spec.intuition_threshold:

@@ -1,4 +1,4 @@
-"""JSON Lines in and out: rows with their line numbers, and outputs that a broken-off run can go on with."""
+"""Reads and writes JSON Lines: rows with their line numbers, and output files that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a file: its number, counted from 1, and its object, or why it is not one."""
+    """One line of a file.
+
+    Attributes:
+        line: Its number, counted from 1.
+        data: The JSON object on it; empty if there is none.
+        error: Why there is no JSON object on it; empty if there is one.
+    """
 
     line: int
     data: dict[str, Any]
@@ -27,7 +33,10 @@ class Row:
 
 
 def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Parse lines to rows; blank lines are passed over, a bad line becomes a row with an ``error``."""
+    """Parse lines into rows, leaving out blank ones.
+
+    A line that does not hold a JSON object becomes a row with an ``error``.
+    """
     for number, raw in enumerate(lines, start=1):
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -36,7 +45,7 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
             data = json.loads(text)
             if not isinstance(data, dict):
                 raise ValueError(f"{'null' if data is None else f'a JSON {type(data).__name__}'}, expected an object")
-            dump_row(data).encode()  # what could not be written back is refused now, not after it was scored
+            dump_row(data).encode()  # a row that could not be written back is refused now, before it is scored
         except (ValueError, RecursionError) as error:
             yield Row(number, {}, f"invalid JSON ({one_line(error)})")
             continue
@@ -44,25 +53,29 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def dump_row(data: dict[str, Any]) -> str:
-    """One line of JSON, with its line break; not-a-number and infinity are refused with a ``ValueError``."""
+    """Return one line of JSON with its line break.
+
+    Raises:
+        ValueError: If ``data`` holds NaN or infinity, which JSON does not have.
+    """
     return json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def complete_lines(path: Path, start: bytes = b"{") -> Iterator[tuple[int, bytes]]:
-    """Yield the complete lines of a file that a broken-off run left, then cut off its half-written last line.
+    """Yield the complete lines of a file that an interrupted run left behind, then cut off its half-written last line.
 
-    Nothing is cut before the last line was taken: a caller that finds a line that is not its own stops, and the file stays
-    as it is.
+    The file is changed only after the last line was taken. A caller that meets a line which it did not write can stop
+    there, and the file stays as it is.
 
     Args:
         path: The file.
-        start: How each line begins; a half-written line that does not is not ours to cut.
+        start: How each line begins. A half-written line that begins otherwise was not written by us and is not cut off.
 
     Yields:
         Line numbers, counted from 1, and lines with their line breaks.
 
     Raises:
-        DataFormatError: If the file ends in a line without a line break that is not the beginning of a row.
+        DataFormatError: If the file ends in a half-written line that does not begin with ``start``.
     """
     whole = 0
     with path.open("rb") as file:
@@ -79,10 +92,10 @@ def complete_lines(path: Path, start: bytes = b"{") -> Iterator[tuple[int, bytes
 
 
 def complete_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a results file, then cut off its half-written last line; see :func:`complete_lines`.
+    """Yield the rows of a results file, then cut off its half-written last line; see ``complete_lines``.
 
     Raises:
-        DataFormatError: If something in it is not a row, so that it is no results file; nothing has been cut then.
+        DataFormatError: If something in it is not a row, so that it is no results file. Nothing has been cut off then.
     """
     for number, line in complete_lines(path):
         try:
@@ -97,16 +110,24 @@ def complete_rows(path: Path) -> Iterator[dict[str, Any]]:
 def open_output(path: Path, source: Path, *, resume: bool, overwrite: bool) -> tuple[IO[str], Iterator[dict[str, Any]]]:
     """Open a results file for writing.
 
+    Args:
+        path: The results file.
+        source: The input file, which must be another one.
+        resume: Continue a file that exists.
+        overwrite: Replace a file that exists.
+
     Returns:
-        The file, and the rows it already holds.
+        The open file, and the rows that it already holds.
 
     Raises:
-        DataFormatError: If it is the input itself, exists and neither ``resume`` nor ``overwrite`` was given, or cannot be written.
+        DataFormatError: If ``path`` is the input itself or cannot be written, or if it exists and neither ``resume``
+            nor ``overwrite`` was given.
     """
     try:
         if path.is_dir() or not path.parent.is_dir():
             raise DataFormatError(
-                f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
+                f"{path} cannot be written: "
+                f"{'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
             )
         if path.exists() and source.exists() and path.samefile(source):
             raise DataFormatError(f"{path} is the input itself; name another output")

@@ -1,7 +1,8 @@
-"""``FastSlowRM``: the one who walks the line from text to a result.
+"""``FastSlowRM``, the reward model as users see it: it takes texts to scores, comparisons and rankings.
 
-Fast first, always; the gate decides; the judge is loaded at the first escalation and never before. Nothing else in
-the package knows all of prompts, fast model, gate and judge.
+Everything is scored by the fast model first. The gate then decides from the fast result whether slow thinking is worth
+its tokens. If so, the judge (the slow model) writes a thought about it and gives a verdict. The judge is loaded when it
+is first needed, and not before. This is the only module that knows all of these parts.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 POLICIES = ("auto", "never", "always")
 
 Response: TypeAlias = str | EncodedResponse
-"""A response as text, or as :meth:`FastSlowRM.encode` made it ready."""
+"""A response as text, or what ``FastSlowRM.encode`` made of it."""
 
 
 class RankedResponse(TypedDict):
-    """One entry of :meth:`FastSlowRM.rank`: position in the input, score in [0, 1], text."""
+    """One entry of ``FastSlowRM.rank``: position in the input, score in [0, 1], text."""
 
     corpus_id: int
     score: float
@@ -55,9 +56,9 @@ class RankedResponse(TypedDict):
 
 
 class FastSlowRM:
-    """A fast/slow thinking reward model, offline, on the CPU.
+    """A fast/slow reward model, offline, on the CPU.
 
-    Thread-safe: any number of threads may call any method; model calls are answered one after another.
+    Thread-safe: any number of threads may call any method. The calls of each model are answered one after another.
     """
 
     def __init__(
@@ -76,22 +77,26 @@ class FastSlowRM:
         judge_process: Literal["inline", "subprocess"] = "inline",
         on_judge_crash: Literal["raise", "fast"] = "raise",
     ) -> None:
-        """Load the fast model of an open bundle; :meth:`from_pretrained` does both steps.
+        """Load the fast model of an open bundle; ``from_pretrained`` does both steps.
 
         Args:
             bundle: An open bundle.
-            threads: Threads for either model; None for the physical cores this process may use (one for a small judge).
-            judge: "auto" thinks slowly where the gate says so, "never" does not, "always" does.
-            votes: Chains of thought per pair and order, or per response; None for the bundle's own setting.
-            thinking_tokens: Budget of one thought in tokens; None for the bundle's own setting.
-            temperature: Of the judge's sampling; 0 is greedy; None for the bundle's own setting.
-            seed: Of the judge's sampling.
-            deadline: Seconds the judge may take per call; results that it cut short say ``complete=False``.
+            threads: Threads for either model. None takes the physical cores that this process may use, and one for a
+                judge whose file is small.
+            judge: When to think slowly: "auto" where the gate says so, "never", or "always".
+            votes: Thoughts that the judge writes per pair and order, or per response; None for the bundle's own
+                setting.
+            thinking_tokens: Most tokens of one thought; None for the bundle's own setting.
+            temperature: Sampling temperature of the judge; 0 is greedy; None for the bundle's own setting.
+            seed: Seed of the judge's sampling.
+            deadline: Seconds that the judge may take per call. Results that it cut short have ``complete=False``.
             gate: Thresholds to use instead of the bundle's.
-            truncate: Cut the end off responses that are too long to be scored, instead of raising; the judge needs more room and
-                may still find them too long.
-            judge_process: "subprocess" contains a crash of llama.cpp; see :class:`fsrm_lite.slow.judge.Judge`.
-            on_judge_crash: "raise" :class:`JudgeCrashed`, or answer "fast", marked as escalated.
+            truncate: Cut the end off responses that are too long to be scored, instead of raising an error. The judge
+                needs more room and may still find them too long.
+            judge_process: "inline" or "subprocess". With "subprocess" a crash of llama.cpp does not end this process;
+                see ``fsrm_lite.slow.judge.Judge``.
+            on_judge_crash: With "raise", a crash of the judge raises ``JudgeCrashed``. With "fast", the fast results
+                stand, marked as escalated.
 
         Raises:
             InputError: If an option is out of range.
@@ -141,14 +146,18 @@ class FastSlowRM:
 
         Args:
             source: None for the embedded model; a folder; else ``"org/name"`` on the Hugging Face hub.
-            revision: Hub branch, tag or commit.
+            revision: Branch, tag or commit on the hub.
             cache_dir: Cache folder of huggingface_hub.
             local_files_only: Never use the network.
-            token: Hub access token.
+            token: Access token for the hub.
             **options: Options of the constructor: ``threads``, ``judge``, ``votes``, ``seed``, ...
+
+        Returns:
+            The reward model.
 
         Raises:
             BundleError: If there is no such bundle, or it is incomplete, altered, or of an unknown format version.
+            InputError: If an option is out of range.
         """
         bundle = Bundle.open(
             source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
@@ -156,7 +165,7 @@ class FastSlowRM:
         return cls(bundle, **options)
 
     def score(self, prompt: Prompt, response: Response, **options: Unpack[ScoringSettings]) -> Score:
-        """Return the reward of one response; see :meth:`score_many` for the options."""
+        """Return the reward of one response; see ``score_many`` for the options."""
         return self.score_many([(prompt, response)], **options)[0]
 
     def score_many(
@@ -169,14 +178,17 @@ class FastSlowRM:
         """Return the rewards of responses, in input order.
 
         Args:
-            items: (prompt, response) each; candidates of one prompt share its computation, in any order. A response may
-                also be given as what :meth:`encode` made of it.
-            judge: Overrides the model's policy for this call.
-            **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline`` of this call; see
-                :class:`fsrm_lite.types.JudgeOptions`.
+            items: (prompt, response) each. Responses to one prompt share the work of reading it, wherever they stand in
+                the list. A response may also be given as what ``encode`` made of it.
+            judge: When to think slowly in this call; None for the model's own setting.
+            **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline`` for this call; see
+                ``fsrm_lite.types.JudgeOptions``.
+
+        Returns:
+            One score per item.
 
         Raises:
-            InputError: On unusable text, naming the item.
+            InputError: On unusable text; the message names the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
         policy, settings = self._policy_of(judge), self._judge_options(options)
@@ -193,13 +205,16 @@ class FastSlowRM:
         return scores
 
     def predict(self, pairs: Iterable[tuple[Prompt, Response]], **options: Unpack[ScoringSettings]) -> list[float]:
-        """Return scores in [0, 1] of (prompt, response) pairs, in input order, as plain floats; options as :meth:`score_many`."""
+        """Return the scores of (prompt, response) pairs as plain floats in [0, 1], in input order.
+
+        The options are those of ``score_many``.
+        """
         return [score.score for score in self.score_many(pairs, **options)]
 
     def compare(
         self, prompt: Prompt, first: Response, second: Response, **options: Unpack[ScoringSettings]
     ) -> Comparison:
-        """Say which of two responses is better; see :meth:`compare_many` for the options."""
+        """Say which of two responses is better; see ``compare_many`` for the options."""
         return self.compare_many([(prompt, first, second)], **options)[0]
 
     def compare_many(
@@ -209,17 +224,22 @@ class FastSlowRM:
         judge: JudgePolicy | None = None,
         **options: Unpack[JudgeSettings],
     ) -> list[Comparison]:
-        """Compare pairs of responses, in input order; all pairs that escalate are judged in one batch.
+        """Compare pairs of responses.
+
+        The judge gets all pairs that need slow thinking in one batch.
 
         Args:
-            items: (prompt, first response, second response) each. Equal responses are a draw that the first wins,
-                unjudged. A response may also be given as what :meth:`encode` made of it.
-            judge: Overrides the model's policy for this call.
+            items: (prompt, first response, second response) each. Of two equal responses the first wins, and the judge
+                is not asked. A response may also be given as what ``encode`` made of it.
+            judge: When to think slowly in this call; None for the model's own setting.
             **options: ``votes``, ``thinking_tokens``, ``temperature``, ``seed``, ``deadline``, ``both_orders``,
-                ``adaptive``, ``error_rate`` of this call; see :class:`fsrm_lite.types.JudgeOptions`.
+                ``adaptive``, ``error_rate`` for this call; see ``fsrm_lite.types.JudgeOptions``.
+
+        Returns:
+            One comparison per pair, in input order.
 
         Raises:
-            InputError: On unusable text, naming the item.
+            InputError: On unusable text; the message names the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
         policy, settings = self._policy_of(judge), self._judge_options(options)
@@ -241,18 +261,18 @@ class FastSlowRM:
         top_k: int | None = None,
         **options: Unpack[RankSettings],
     ) -> list[RankedResponse]:
-        """Rank responses by score, best first, in the form of ``CrossEncoder.rank``.
+        """Rank responses by score, best first, in the form of ``CrossEncoder.rank`` of sentence-transformers.
 
-        Each response is scored by itself; :meth:`best_of_n` also lets those that are close meet in pairs.
+        Each response is scored by itself. ``best_of_n`` also compares in pairs those whose scores are close.
 
         Args:
             prompt: What was asked.
-            responses: Candidates, at least one.
-            top_k: Return only this many; None for all.
-            **options: As for :meth:`score_many`.
+            responses: The candidates, at least one.
+            top_k: How many to return; None for all.
+            **options: As for ``score_many``.
 
         Returns:
-            ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``; equal scores keep
+            ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``. Equal scores keep
             the input order.
         """
         expect(
@@ -276,18 +296,23 @@ class FastSlowRM:
     ) -> Selection:
         """Choose the best of N responses.
 
+        Candidates whose fast scores are close may be compared in pairs; such a comparison is called a match.
+
         Args:
             prompt: What was asked.
-            responses: Candidates, at least one; empty ones rank last.
-            strategy: "gated" (default), "fast", "knockout", "elo" or "majority"; see
-                :func:`fsrm_lite.ranking.tournament.select`.
-            **options: ``judge``, settings of the judge as for :meth:`compare_many`, and of the tournament
-                (:class:`fsrm_lite.ranking.tournament.TournamentOptions`). ``judge="never"`` decides every match by the
-                fast scores; "auto" and "always" let the judge decide the matches that the strategy asks for. With
-                "always" the strategy "gated" lets everyone meet in a knockout. "fast" and "majority" have no matches.
+            responses: The candidates, at least one; empty ones rank last.
+            strategy: Which matches there are: "gated" (default), "fast", "knockout", "elo" or "majority"; see
+                ``fsrm_lite.ranking.tournament.select``. "fast" and "majority" have no matches.
+            **options: ``judge``, the judge's settings as for ``compare_many``, and the settings of the tournament
+                (``fsrm_lite.ranking.tournament.TournamentOptions``). With ``judge="never"`` the fast scores decide
+                every match; with "auto" and "always" the judge decides it. With "always" the strategy "gated" becomes a
+                knockout among all candidates.
+
+        Returns:
+            The selection: the best response, the ranking, and the matches that were played.
 
         Raises:
-            InputError: If there is no response, or an option is unknown.
+            InputError: If there is no response, a text is unusable, or an option is unknown.
         """
         from fsrm_lite.ranking.tournament import BLANK_SCORE, TournamentOptions, select
 
@@ -295,7 +320,7 @@ class FastSlowRM:
         judging = {name: value for name, value in options.items() if name not in (*tournament, "judge")}
         policy, settings = self._policy_of(options.get("judge")), self._judge_options(judging)
         candidates = check_candidates(responses)
-        prompt_text(prompt)  # refused even where every response is empty and nothing is read
+        prompt_text(prompt)  # an unusable prompt is refused even where every response is empty and none is read
         readable = [i for i, response in enumerate(candidates) if not _is_blank(response)]
         encoded = {i: self._encoded(i, prompt, candidates[i]) for i in readable}
         read = self.fast.read(list(encoded.values()), self.gate.spec.temperature)
@@ -304,7 +329,7 @@ class FastSlowRM:
             scores[i] = score
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
-            # The candidates were read once, for their scores, and counted there: a match costs what the judge reads.
+            # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
             fast = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
             texts = [(encoded[a], encoded[b]) for a, b in pairs]
             return self._think_about(texts, fast, [policy != "never"] * len(pairs), settings, policy)
@@ -313,17 +338,27 @@ class FastSlowRM:
         return select(strategy, scores, texts, self.gate, play, judge=policy, **tournament)  # type: ignore[arg-type]
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
-        """Check one (prompt, response) and turn it into ids, once: what comes out can be given in the response's place.
+        """Check a prompt and a response and turn them into token ids.
+
+        Every method that takes a response also takes the result in its place, so that the text is tokenized only once.
+
+        Args:
+            prompt: What was asked.
+            response: The response.
+
+        Returns:
+            The response with its ids, cut at its end if it was too long and ``truncate`` is on.
 
         Raises:
             InputError: If a text is unusable.
-            ContextOverflowError: If it does not fit, and ``truncate`` is off or the prompt alone fills the context.
+            ContextOverflowError: If both do not fit into the context, and ``truncate`` is off or the prompt alone is
+                too long.
         """
         return self.fast.encode(prompt, response)
 
     @property
     def judge(self) -> Judge:
-        """The slow judge, loaded now if it was not yet.
+        """The judge, which is loaded now if it was not yet.
 
         Raises:
             JudgeUnavailableError: If llama-cpp-python cannot be used here.
@@ -350,14 +385,15 @@ class FastSlowRM:
         self.close()
 
     def _policy_of(self, judge: JudgePolicy | None) -> JudgePolicy:
+        """Return when to think slowly in one call: as given, or as the model is set."""
         expect_one_of(POLICIES, "judge", policy := self._policy if judge is None else judge)
         return policy
 
     def _judge_options(self, given: Mapping[str, Any]) -> JudgeOptions:
-        """Return the judge's options of one call: those given, the model's own for the others.
+        """Return the judge's options for one call: those given, and the model's own for the others.
 
         Raises:
-            InputError: If one is unknown or out of range.
+            InputError: If an option is unknown or out of range.
         """
         unknown = sorted(set(given) - set(JudgeOptions.__dataclass_fields__))
         if unknown:
@@ -365,7 +401,7 @@ class FastSlowRM:
         return JudgeOptions(**{**self._settings, **given})
 
     def _encoded(self, number: int, prompt: Prompt, response: Response) -> EncodedResponse:
-        """Return an item's ids, made now unless they were made before; an error names the item."""
+        """Return an item with its ids, which are made now unless they were made before. An error names the item."""
         if isinstance(response, EncodedResponse):
             return response
         try:
@@ -381,14 +417,14 @@ class FastSlowRM:
         settings: JudgeOptions,
         policy: JudgePolicy,
     ) -> list[Comparison]:
-        """Have the judge compare some pairs whose fast comparisons are known.
+        """Have the judge compare some of the pairs, whose fast comparisons are known.
 
         Args:
             pairs: The two responses of each pair.
-            fast: The fast comparison of each pair, and what the gate said about it.
-            asked: Which pairs to ask the judge about; one of two equal responses is never asked about.
-            settings: How to judge.
-            policy: With "always", an unavailable judge is an error; else the fast comparison stands.
+            fast: The fast comparison of each pair, and what the gate decided about it.
+            asked: Which pairs to ask the judge about. It is never asked about two equal responses.
+            settings: The judge's options.
+            policy: With "always" it is an error if there is no judge; else the fast comparison stands.
 
         Returns:
             One comparison per pair, in order.
@@ -405,11 +441,12 @@ class FastSlowRM:
 
 
 def _thinks(policy: JudgePolicy, decision: Decision) -> bool:
-    """Whether to ask the judge about an item."""
+    """Return whether to ask the judge about an item."""
     return policy == "always" or (policy == "auto" and decision.escalate)
 
 
 def _reasons(decision: Decision) -> tuple[str, ...]:
+    """Return why the judge is asked about an item."""
     return decision.reasons or ("slow thinking was asked for",)
 
 

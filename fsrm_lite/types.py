@@ -1,11 +1,14 @@
 """What travels through the package, in the order in which it travels, as frozen dataclasses of plain Python values.
 
-1. What is asked: :data:`Prompt`, and the settings that a call may give (``JudgeSettings`` and its relatives).
-2. What the judge is told to write: :class:`Decoding`, :class:`VerdictForm`, :class:`Job`, :class:`Request`.
-3. What it wrote and what that means: :class:`Completion`, :class:`Vote`, :class:`PairJudgement`, :class:`PointJudgement`.
-4. What the caller gets: :class:`Score`, :class:`Comparison`, :class:`Rating`, :class:`Selection`.
+1. What is asked: ``Prompt``, and the settings that a call may give (``JudgeSettings`` and its relatives).
+2. What the judge is told to write: ``Decoding``, ``VerdictForm``, ``Job``, ``Request``.
+3. What it wrote and what that means: ``Completion``, ``Vote``, ``PairJudgement``, ``PointJudgement``.
+4. What the caller gets: ``Score``, ``Comparison``, ``Rating``, ``Selection``.
 
-No numpy scalar ever appears in a result: ``json.dumps(score.to_dict())`` always works.
+The words used here: the *judge* is the slow model. It writes a *thought* (a chain of thought) and then a *verdict* (one
+of a few choices). A thought with its verdict about a pair of responses is a *vote*.
+
+Results hold no numpy scalars, so that ``json.dumps(score.to_dict())`` always works.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ JudgePolicy = Literal["auto", "never", "always"]
 """When to think slowly: where the gate says so, never, or always."""
 
 Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
-"""How the best of N is found; see :func:`fsrm_lite.ranking.tournament.select`."""
+"""How the best of N is found; see ``fsrm_lite.ranking.tournament.select``."""
 
 
 class _JudgeSettings(TypedDict, total=False):
@@ -55,28 +58,31 @@ class _JudgeSettings(TypedDict, total=False):
 
 
 class JudgeSettings(_JudgeSettings, total=False):
-    """Settings of the judge that one call may give; what is left out is the model's own setting.
+    """Settings of the judge that one call may give. What is left out is taken from the model's own settings.
 
-    They are the fields of :class:`JudgeOptions`, which says what each means and which values it may have.
+    They are the fields of ``JudgeOptions``, which says what each means and which values it may have.
     """
 
     top_k: int | None
 
 
 class ScoringSettings(JudgeSettings, total=False):
-    """What a call that scores or compares may give: whether to think slowly, and how."""
+    """What a call that scores or compares may give: when to think slowly, and the judge's settings."""
 
     judge: JudgePolicy | None
 
 
 class RankSettings(_JudgeSettings, total=False):
-    """What :meth:`FastSlowRM.rank` may be given: the same but for ``top_k``, by which a ranking means how many to return."""
+    """What a call of ``FastSlowRM.rank`` may give.
+
+    It is the same as ``ScoringSettings`` without ``top_k``, which in a ranking means how many responses to return.
+    """
 
     judge: JudgePolicy | None
 
 
 class TournamentSettings(TypedDict, total=False):
-    """How a strategy plays; the fields of :class:`fsrm_lite.ranking.tournament.TournamentOptions`, which explains them."""
+    """Settings of a strategy: the fields of ``fsrm_lite.ranking.tournament.TournamentOptions``, which explains them."""
 
     key: Callable[[str], Hashable]
     on_judge_error: Literal["raise", "fast"]
@@ -87,14 +93,11 @@ class TournamentSettings(TypedDict, total=False):
 
 
 class SelectionSettings(ScoringSettings, TournamentSettings, total=False):
-    """What :meth:`FastSlowRM.best_of_n` may be given beside its strategy."""
+    """What a call of ``FastSlowRM.best_of_n`` may give beside the strategy."""
 
 
-class ModelSettings(TypedDict, total=False):
-    """Options of :class:`FastSlowRM`, which explains them."""
-
+class _ModelSettings(TypedDict, total=False):
     threads: int | None
-    judge: JudgePolicy
     votes: int | None
     thinking_tokens: int | None
     temperature: float | None
@@ -106,8 +109,17 @@ class ModelSettings(TypedDict, total=False):
     on_judge_crash: Literal["raise", "fast"]
 
 
-class LoadSettings(ModelSettings, total=False):
-    """Options of :meth:`FastSlowRM.from_pretrained`, which explains them."""
+class ModelSettings(_ModelSettings, total=False):
+    """Options of ``FastSlowRM``, which explains them."""
+
+    judge: JudgePolicy
+
+
+class LoadSettings(_ModelSettings, total=False):
+    """How an integration loads its model: the options of ``FastSlowRM.from_pretrained``, which explains them.
+
+    ``judge`` is missing, because each integration has a default of its own for it.
+    """
 
     revision: str | None
     cache_dir: str | Path | None
@@ -117,19 +129,19 @@ class LoadSettings(ModelSettings, total=False):
 
 @dataclass(frozen=True, slots=True)
 class JudgeOptions:
-    """How to judge; None takes the bundle's own setting.
+    """How to judge. None takes the bundle's own setting.
 
     Attributes:
-        votes: Chains of thought per pair *and order*, or per response; 1 to 256.
-        thinking_tokens: Budget of one thought, at least 1; cut to what the context leaves.
+        votes: Thoughts per pair *and order*, or per response; 1 to 256.
+        thinking_tokens: Most tokens of one thought, at least 1; less where the context leaves less room.
         temperature: Sampling temperature; 0 is greedy.
-        top_p: Nucleus, in (0, 1].
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches this (nucleus sampling); in (0, 1].
         top_k: Keep the k likeliest tokens; 0 keeps all.
-        seed: Any integer of up to 127 bits.
+        seed: Seed of the sampling; an integer of up to 127 bits.
         adaptive: Stop voting on a pair when the remaining votes cannot change its majority.
-        error_rate: Stop also when they would change it with at most this probability, in [0, 0.5); needs ``adaptive``.
+        error_rate: Stop also when they would change it with at most this probability, in [0, 0.5). Needs ``adaptive``.
         deadline: Seconds after which the call returns what it has; None for no limit.
-        both_orders: Ask each pair in both orders.
+        both_orders: Ask about each pair in both orders of its responses.
     """
 
     votes: int | None = None
@@ -144,13 +156,13 @@ class JudgeOptions:
     both_orders: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse values out of range.
+        """Check the values.
 
         Raises:
-            InputError: Naming the option, the value and the range.
+            InputError: If a value is out of range; the message names the option, the value and the range.
         """
         settings = (self.votes, self.temperature, self.top_p, self.top_k)
-        expect_decoding(*(1 if value is None else value for value in settings))  # 1 is in range for each of them
+        expect_decoding(*(1 if value is None else value for value in settings))  # 1 is a valid value for each of them
         for name, value in (("adaptive", self.adaptive), ("both_orders", self.both_orders)):
             expect(isinstance(value, bool), name, value, "true or false")
         n, seed, rate, limit = self.thinking_tokens, self.seed, self.error_rate, self.deadline
@@ -164,17 +176,17 @@ class JudgeOptions:
 # --- 2. What the judge is told to write ---------------------------------------------------------------------------
 
 ANSWER_TOKENS = 64
-"""Tokens that a model may write behind its thought before its verdict is read for it."""
+"""Most tokens that a model may write after its thought. If no verdict is among them, it is read from the logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How the next token is chosen.
+    """How the next token is drawn.
 
     Attributes:
         temperature: Divides the logits; 0 takes the likeliest token. At least 0.
         top_p: Keep the smallest set of likeliest tokens whose probability reaches this; in (0, 1].
-        top_k: Keep the k likeliest tokens (and what ties with the last of them); 0 keeps all.
+        top_k: Keep the k likeliest tokens, and any as likely as the last of them; 0 keeps all.
     """
 
     temperature: float = 0.6
@@ -182,7 +194,7 @@ class Decoding:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings out of range; see :class:`JudgeOptions`."""
+        """Raise an ``InputError`` on settings out of range; see ``JudgeOptions``."""
         expect_decoding(1, self.temperature, self.top_p, self.top_k)
 
 
@@ -190,11 +202,16 @@ class Decoding:
 class VerdictForm:
     r"""How a thought ends and where its verdict stands, as token ids.
 
+    For example, a model ends its thought with ``</think>`` (the head), goes on with two line breaks (the tail) and any
+    text, and then writes ``\boxed{Assistant `` (the prefix) and ``A`` (a choice): that is its verdict. When its budget
+    is spent before that, the form is written for it (``forced``), and the verdict is read from the logits of the
+    choices.
+
     Attributes:
-        head: Ids that end a thought when the model writes them, for example ``</think>``.
-        forced: Ids that lead from an unfinished thought to the verdict: the whole close and the prefix.
-        tail: Text between ``head`` and the verdict's prefix, for example ``"\n\n"``.
-        prefix: Text that stands before a choice; when empty, only the place right behind the close is one.
+        head: Ids that end a thought when the model writes them.
+        forced: Ids that lead from an unfinished thought to its verdict: head, tail and prefix.
+        tail: Text that belongs between ``head`` and ``prefix``, for example ``"\n\n"``.
+        prefix: Text right before a choice. When it is empty, a choice counts only right after ``head`` and ``tail``.
         choices: Ids of the choices.
     """
 
@@ -207,14 +224,14 @@ class VerdictForm:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One text for the model to write: a vote about a pair or a response, or a free text.
+    """One text for the model to write: a thought with its verdict, or a free text.
 
     Attributes:
         prompt: Ids to start from; not empty.
-        key: Key of its random numbers, 64 bits.
-        budget: Tokens it may write (its thought, where it has a verdict form); at least 1.
-        form: Where its verdict stands, or None to write until a stop token.
-        pair: Number of the pair that this is a vote on, or None: votes on one pair may make each other needless.
+        key: What its random numbers are derived from, 64 bits.
+        budget: Most tokens of the thought; of the whole text where there is no verdict form. At least 1.
+        form: Where its verdict stands; None for a free text, which ends at a stop token.
+        pair: Number of the pair that this is a vote on; else None. The votes on one pair can make each other needless.
         swapped: Whether this vote sees the pair's second response first.
     """
 
@@ -227,7 +244,7 @@ class Job:
 
     @property
     def room(self) -> int:
-        """Tokens of a stream that this job may come to fill."""
+        """Most tokens that this job can come to hold: its prompt, its thought, and what follows the thought."""
         return len(self.prompt) + self.budget + (ANSWER_TOKENS + len(self.form.forced) if self.form else 0)
 
 
@@ -236,8 +253,8 @@ class Request:
     """One call of the judge: what to write, and how.
 
     Attributes:
-        jobs: The texts to write; the votes on one pair in the order in which they are asked.
-        decoding: How tokens are chosen.
+        jobs: The texts to write. Votes on one pair stand in the order in which they are asked.
+        decoding: How tokens are drawn.
         stop_ids: Ids that end a text.
         deadline: Seconds from now, or None.
         adaptive: Stop asking about a pair when the votes not yet asked cannot change its majority.
@@ -260,12 +277,12 @@ class Completion:
     """What the model wrote for a job.
 
     Attributes:
-        ids: Ids written by the model, stop token left out.
+        ids: Ids that the model wrote, without the stop token.
         thought: How many of them belong to the thought.
         choice: Index of the last verdict that the model wrote itself, or None.
-        logits: Logits of the choices at the verdict, empty where none was read.
-        tokens_read: Prompt and closing tokens computed for it.
-        finished: False when it was cut off by a deadline or dropped.
+        logits: Logits of the choices at the verdict; empty where no verdict was read.
+        tokens_read: How many tokens of the prompt and of a forced verdict form were computed for it.
+        finished: False when a deadline cut it off, or when it was dropped because its pair was decided.
     """
 
     ids: tuple[int, ...]
@@ -281,8 +298,8 @@ class Generation:
     """One free text that the model wrote.
 
     Attributes:
-        text: Decoded, control tokens left out.
-        ids: Token ids, without the stop token.
+        text: The text, without control tokens.
+        ids: Its token ids, without the stop token.
         tokens: Number of ids.
     """
 
@@ -292,7 +309,7 @@ class Generation:
 
 
 class _Jsonable:
-    """Adds ``to_dict`` to the result dataclasses."""
+    """Gives the result dataclasses their ``to_dict``."""
 
     __slots__ = ()
 
@@ -303,15 +320,16 @@ class _Jsonable:
 
 @dataclass(frozen=True, slots=True)
 class Vote(_Jsonable):
-    """One chain of thought of the judge about one pair.
+    """One thought of the judge about a pair, with its verdict.
 
     Attributes:
         swapped: True when the judge saw the second response first.
         winner: 0 if this vote prefers the caller's first response, 1 if the second.
-        p_first: Probability of the first response at the verdict token, in [0, 1], in the caller's order.
+        p_first: Probability of the caller's first response at the verdict, in [0, 1].
         rationale: The thought, as text.
         tokens_generated: Tokens written for this vote.
-        closed: True when the thought hit its budget and was closed for the verdict to be read.
+        closed: True when the model gave no verdict by itself within its budget, so that its thought was closed for it
+            and the verdict read from the logits.
     """
 
     swapped: bool
@@ -327,16 +345,16 @@ class PairJudgement:
     """What the judge says about a pair.
 
     Attributes:
-        winner: 0 for the first response, 1 for the second: the majority; where votes tie, the side with the larger
-            mean probability, then the first.
-        p_first: Mean over the votes of the probability of the first response at the verdict, in [0, 1]; 0.5 without
-            votes.
-        votes: The votes cast, in the order asked. Empty when a deadline left none.
-        orders_agree: Whether both orders' majorities are the same; None unless both have votes.
-        tokens_read: Prompt and closing tokens computed.
-        tokens_generated: Tokens written, those of votes cut off included.
-        tokens_saved: Estimate of the tokens that adaptive voting left unwritten: votes not finished x mean length.
-        complete: False when a deadline cut the voting short of a decision.
+        winner: 0 for the first response, 1 for the second, by majority. Where the votes tie, the response with the
+            larger mean probability wins; where that ties too, the first.
+        p_first: Probability of the first response at the verdict, in [0, 1], mean over the votes; 0.5 without votes.
+        votes: The votes cast, in the order in which they were asked. Empty when a deadline left none.
+        orders_agree: Whether both orders of the responses have the same majority; None unless both have votes.
+        tokens_read: Tokens of prompts and forced verdict forms that were computed.
+        tokens_generated: Tokens written, those of unfinished votes included.
+        tokens_saved: Estimate of the tokens that adaptive voting left unwritten: what all votes would have come to at
+            the mean length of those cast, less what was written.
+        complete: False when a deadline ended the voting before the pair was decided.
     """
 
     winner: int
@@ -354,14 +372,14 @@ class PointJudgement:
     """What the judge says about one response.
 
     Attributes:
-        score: Expected value of the verdict, scaled to [0, 1]; 0.5 when a deadline left no vote.
+        score: Expected value of the verdict, scaled to [0, 1]; 0.5 when a deadline left no thought.
         logit: Log-odds of ``score``, within +-50.
-        verdict: The choice most votes gave (ties: the more probable one); empty without votes.
-        rationale: The thought of the first vote for that verdict.
-        p_choices: Probability of each choice after the thought, mean over votes, in the manifest's order.
-        tokens_read: Prompt and closing tokens computed.
+        verdict: The choice that most thoughts ended with (on ties the more probable one); empty when there is none.
+        rationale: The first thought that ended with that verdict.
+        p_choices: Probability of each choice after the thought, mean over the thoughts, in the manifest's order.
+        tokens_read: Tokens of prompts and forced verdict forms that were computed.
         tokens_generated: Tokens written.
-        complete: False when a deadline cut votes off.
+        complete: False when a deadline cut thoughts off.
     """
 
     score: float
@@ -378,7 +396,7 @@ class PointJudgement:
 
 
 class Route(StrEnum):
-    """Which path gave the final answer."""
+    """Which half of the model gave the final answer."""
 
     FAST = "fast"
     SLOW = "slow"
@@ -388,20 +406,25 @@ class Route(StrEnum):
 class Score(_Jsonable):
     """The reward of one response.
 
+    The fast model gives it from the first token it would answer with: some tokens are *labels* (for example "yes" and
+    "no"), each with a value, and the score is the expected value.
+
     Attributes:
-        score: Expected label value scaled to [0, 1]; higher is better.
-        logit: Log-odds of ``score``, the scale on which pairs are compared. Finite.
-        intuition_confidence: ``|2*sigmoid(logit) - 1|`` of the fast reading, in [0, 1].
-        distribution_confidence: ``1 - H(p)/log|V|`` of the fast first-token distribution, in [0, 1].
-        label_mass: Probability of all label tokens together, in [0, 1]: the share of the distribution that ``score``
-            speaks for. Low means the model did not mean to answer; high does not mean that the prompt is one it can
-            judge.
-        route: Path that gave ``score``.
-        escalated: Whether the gate asked for slow thinking (it may still be answered fast, if no judge is there).
-        reasons: Why the gate fired, one short phrase per condition; empty when it did not.
-        verdict: Label word the judge chose, or None on the fast route.
-        rationale: The judge's thought, or None on the fast route.
-        tokens_read: Prompt tokens that were computed for this result (shared prefixes count once, for the first).
+        score: Expected label value, scaled to [0, 1]; higher is better.
+        logit: Log-odds of ``score``, the scale on which responses are compared. Finite.
+        intuition_confidence: How decided the fast score is: ``|2*sigmoid(logit/T) - 1|``, in [0, 1], with the gate's
+            temperature ``T``.
+        distribution_confidence: How peaked the first token's distribution ``p`` is: ``1 - H(p)/log|V|``, in [0, 1].
+        label_mass: Probability of all label tokens together, in [0, 1]: how much of the distribution ``score`` is based
+            on. A low one means that the model was not about to answer with a label. A high one does not mean that the
+            prompt is of a kind that it can judge.
+        route: Which half of the model gave ``score``.
+        escalated: Whether slow thinking was asked for. The answer may still be the fast one, if there is no judge.
+        reasons: Why it was asked for, one phrase per reason; empty when it was not.
+        verdict: The judge's verdict; None on the fast route.
+        rationale: The judge's thought; None on the fast route.
+        tokens_read: Tokens that were computed to read the prompt and the response. What several responses share (the
+            prompt) is counted once, for the first of them.
         tokens_generated: Tokens that the judge wrote.
         complete: False when a deadline cut the judge short.
     """
@@ -426,25 +449,27 @@ class Comparison(_Jsonable):
     """Which of two responses is better.
 
     Attributes:
-        winner: 0 for the first response, 1 for the second. There are no ties: where the votes are even, the fast
-            decision stands.
-        p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast one where that
-            decides.
-        intuition_confidence: ``|2*sigmoid(logit_first - logit_second) - 1|`` of the fast readings, in [0, 1].
+        winner: 0 for the first response, 1 for the second. There are no ties: where the judge's votes are even, the
+            fast comparison decides.
+        p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast comparison's
+            where that decides.
+        intuition_confidence: ``|2*sigmoid((logit_first - logit_second)/T) - 1|`` of the fast scores, in [0, 1], with
+            the gate's temperature ``T``.
         distribution_confidence: The smaller of the two responses' distribution confidences, in [0, 1].
-        route: Path that gave the answer.
-        escalated: Whether the gate asked for slow thinking.
-        reasons: Why the gate fired; empty when it did not.
+        route: Which half of the model gave the answer.
+        escalated: Whether slow thinking was asked for.
+        reasons: Why it was asked for, one phrase per reason; empty when it was not.
         scores: The two fast scores, in the caller's order.
-        votes: The judge's votes, empty on the fast route.
-        orders_agree: Whether the majority is the same in both orders; None unless both were asked.
-        rationale: The thought of the first vote that agrees with the winner, or None on the fast route.
-        tokens_read: Prompt tokens computed, fast and slow together; for a match of a tournament, whose candidates were
-            read before, those of the judge alone.
+        votes: The judge's votes; empty on the fast route.
+        orders_agree: Whether the votes have the same majority in both orders of the responses; None unless both were
+            asked.
+        rationale: The thought of the first vote that agrees with the winner; None on the fast route.
+        tokens_read: Tokens read, by both halves of the model. In a match of ``best_of_n``, whose candidates were scored
+            before, only those that the judge read.
         tokens_generated: Tokens that the judge wrote.
-        tokens_saved: Upper bound of tokens that adaptive voting left unwritten (votes not cast x mean length).
+        tokens_saved: Estimate of the tokens that adaptive voting left unwritten; see ``PairJudgement``.
         complete: False when a deadline cut the judge short.
-        pair: Positions of the two responses among the candidates, where there are candidates.
+        pair: Positions of the two responses among the candidates; None where there are no candidates.
     """
 
     winner: int
@@ -467,13 +492,15 @@ class Comparison(_Jsonable):
 
 @dataclass(frozen=True, slots=True)
 class Rating(_Jsonable):
-    """The rating of one candidate on the Elo scale (400 points are odds of 10 to 1; the mean of a field is 1500).
+    """The rating of one candidate on the Elo scale.
+
+    The mean over all candidates is 1500. A lead of 400 points means odds of 10 to 1.
 
     Attributes:
-        rating: Points.
-        low: Lower end of the 95 % interval, in points.
-        high: Upper end of the 95 % interval, in points.
-        games: Games this candidate played.
+        rating: The rating, in points.
+        low: Lower end of its 95 % interval, in points.
+        high: Upper end of its 95 % interval, in points.
+        games: Number of games that this candidate played.
     """
 
     rating: float
@@ -489,12 +516,12 @@ class Selection(_Jsonable):
     Attributes:
         index: Position of the best response in the caller's list.
         ranking: All positions, best first.
-        scores: Fast scores in the caller's order.
-        comparisons: Slow comparisons that were made, in the order they were made.
+        scores: Fast scores, in the caller's order.
+        comparisons: The matches (comparisons of two candidates), in the order in which they were played.
         strategy: Name of the strategy that chose.
-        tokens_read: Prompt tokens computed in all.
+        tokens_read: Tokens read in all.
         tokens_generated: Tokens that the judge wrote in all.
-        ratings: Per candidate in the caller's order, where the strategy rates them ("elo"); else empty.
+        ratings: One rating per candidate, in the caller's order, where the strategy makes ratings ("elo"); else empty.
     """
 
     index: int

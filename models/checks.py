@@ -1,4 +1,7 @@
-"""Cheap figures on the calibration split while training: no generation, one forward pass per kind of example."""
+"""Cheap measurements on the calibration split during training.
+
+No text is generated: the model reads each example once, and its next-token predictions tell what it would have written.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,17 @@ def _pairs() -> list[Pair]:
 
 
 def held_out_checks(model: Qwen3ForCausalLM, tokenizer_path: Path, manifest: Manifest) -> dict[str, float]:
-    """Return shares, each in [0, 1].
+    """Measure a model on pairs that it was not trained on.
 
-    ``fast``: pairs whose chosen response has the higher fast score, also per kind of error and per form.
-    ``slow_exact``: pairs whose reference thought and verdict are the model's own greedy choice token by token, which
-    is exactly when greedy decoding would write them: a lower bound of the judge's accuracy.
-    ``slow_verdict``: right verdicts given the reference thought.
+    Returns:
+        Shares of pairs by name, each in [0, 1]:
+
+        - ``fast``: the chosen response has the higher fast score. The same for pairs with a visible error
+          (``fast_visible``), for pairs with an error of reasoning by the form of the rejected response (``fast_bare``
+          and so on), and for the half of the pairs whose scores differ most (``fast_top_half``).
+        - ``slow_exact``: every token of the reference thought and of its verdict is the model's likeliest next token.
+          At temperature 0 the model would then write them itself, so this is a lower bound of the judge's accuracy.
+        - ``slow_verdict``: the verdict is right when the model is given the reference thought.
     """
     encoder = PromptEncoder(tokenizer_path, manifest)
     pairs = _pairs()
@@ -49,6 +57,7 @@ def held_out_checks(model: Qwen3ForCausalLM, tokenizer_path: Path, manifest: Man
 
 
 def _fast_margins(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> np.ndarray:
+    """Return the score logit of each chosen response minus that of the rejected one, float32, shape [n]."""
     rows = [encoder.pointwise_fast(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)]
     yes, no = (label.id for label in encoder.manifest.labels)
     scores = []
@@ -62,6 +71,7 @@ def _fast_margins(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[P
 
 
 def _slow(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> tuple[list[bool], list[bool]]:
+    """Return for each pair whether thought and verdict are exact, and whether the verdict is right."""
     verdict = encoder.manifest.templates["pairwise_slow"].verdict
     if verdict is None:
         raise ValueError("the pairwise template has no verdict form")

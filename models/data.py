@@ -1,7 +1,8 @@
-"""Training batches and held-out sets: deterministic functions of a seed and an index.
+"""Makes training batches and held-out pairs from a seed.
 
-Batch ``i`` of a seed is the same on every machine and in every process, so a resumed run sees exactly the data that
-an uninterrupted one would have seen. ``python -m fsrm_lite.models.data`` writes held-out pairs as JSONL.
+Batch number ``i`` of a seed is the same on every machine and in every process. So a training run that was interrupted
+sees exactly the data that it would have seen without the interruption. ``python -m fsrm_lite.models.data`` writes
+held-out pairs as JSONL.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from fsrm_lite.models.responses import Response, right_response, thought, wrong_
 
 SPEC = Path(__file__).with_name("spec.json")
 ROW_TOKENS = 320
-"""Length of a packed row; an example longer than this is redrawn (well under one in a thousand is)."""
+"""Length of a packed row, in tokens. A longer example is drawn again (well under one in a thousand is longer)."""
 
 VERDICT_WEIGHT = 8.0
-"""Loss weight of the verdict token: at weight 1 a small model learns the thought and leaves the verdict to chance."""
+"""Loss weight of the verdict token. At weight 1 a small model learns the thought and leaves the verdict to chance."""
 
 RESPONSE_WEIGHT = 0.3
-"""Loss weight of a correct response's own tokens in the fast prompt: it lets the first token read the model's surprise."""
+"""Loss weight of the tokens of a correct response in the fast prompt.
+
+Learning to write correct responses, the model notices where a response differs from what it expected, and can use that
+for the first token, which is the score.
+"""
 
 UNDECIDED_SHARE = 0.08
-"""Share of slow pairs in which both responses are right or both wrong; their verdict is a coin toss."""
+"""Share of the judge's pairs in which both responses are right or both are wrong; their verdict is chosen at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +55,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples packed into rows of one fixed shape, so that a compiled model is compiled once.
+    """Examples packed into R rows of L tokens. The shape is always the same, so that the model is compiled only once.
 
     Attributes:
-        ids: Shape [R, L], int64.
-        segments: Shape [R, L], int64; which example a token belongs to, 0 for padding.
-        positions: Shape [R, L], int64; position within the example.
-        weights: Shape [R, L], float32; loss weight of predicting ``ids[:, t + 1]`` at position t.
-        label_at: Shape [F, 2], int64; row and column whose next token is a fast label. Entries 2k and 2k + 1 are the
-            chosen and the rejected response of one problem.
-        labels: Shape [F], int64; the label ids.
+        ids: Token ids, int64, shape [R, L].
+        segments: Which example a token belongs to, int64, shape [R, L]; 0 for padding.
+        positions: Position of a token in its example, int64, shape [R, L].
+        weights: Loss weight of predicting ``ids[:, t + 1]`` at position t, float32, shape [R, L].
+        label_at: Row and column of each token that is followed by a label of the fast prompt, int64, shape [F, 2].
+            Entries 2k and 2k + 1 belong to the chosen and the rejected response of one problem.
+        labels: The ids of these labels, int64, shape [F].
     """
 
     ids: NDArray[np.int64]
@@ -71,11 +76,20 @@ class Batch:
 
 
 MIX = ("fast", "fast", "slow_pair", "fast", "solve", "fast", "slow_pair", "slow_point")
-"""The order in which examples are drawn until a batch is full: half of the draws are pairs of fast examples."""
+"""The kinds of examples, in the order in which they are drawn until a batch is full.
+
+Half of the draws are "fast", which gives two examples: the right and the wrong response to a problem.
+"""
 
 
 def held_out(split: str, count: int, seed: int = 0) -> list[Pair]:
-    """Return ``count`` pairs of distinct problem structures from a split; the first n of a larger set are the smaller set."""
+    """Return pairs whose problems all differ in structure.
+
+    Args:
+        split: "train", "calibration" or "test"; no structure is in two of them.
+        count: Number of pairs. The first n of a larger set are the set of n.
+        seed: Seed of the drawing.
+    """
     rng = random.Random(f"{split}-{seed}")
     pairs: list[Pair] = []
     seen: set[str] = set()
@@ -88,7 +102,7 @@ def held_out(split: str, count: int, seed: int = 0) -> list[Pair]:
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
-    """The JSONL form of a pair: what `fsrm-lite compare` and `fsrm-lite eval` read, and how hard it is."""
+    """Return a pair as a row that ``fsrm-lite compare`` and ``fsrm-lite eval`` read, with how hard it is."""
     return {
         "prompt": pair.problem.question,
         "chosen": pair.chosen.text,
@@ -102,10 +116,19 @@ def pair_row(pair: Pair) -> dict[str, Any]:
 
 
 class BatchMaker:
-    """Packs examples into batches; ``batch(i)`` depends on the seed and on i alone."""
+    """Packs examples into batches. ``batch(i)`` depends only on the seed and on i."""
 
     def __init__(self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int) -> None:
-        """Keep the settings; the tokenizer is loaded on first use, so that the object travels to worker processes."""
+        """Keep the settings.
+
+        The tokenizer is loaded when it is first used, so that the object can be sent to worker processes.
+
+        Args:
+            tokenizer_path: The tokenizer's file.
+            manifest: Labels and templates of the model.
+            seed: Seed of the examples.
+            rows: Rows per batch.
+        """
         self._tokenizer_path = tokenizer_path
         self._manifest = manifest
         self._seed = seed
@@ -117,7 +140,7 @@ class BatchMaker:
         return PromptEncoder(self._tokenizer_path, self._manifest)
 
     def batch(self, index: int) -> Batch:
-        """Draw examples in the order of ``MIX`` until one no longer fits."""
+        """Return a batch: examples drawn in the order of ``MIX`` until one no longer fits."""
         rng = random.Random(f"train-{self._seed}-{index}")
         shape = (self._rows, ROW_TOKENS)
         batch = Batch(
@@ -140,7 +163,11 @@ class BatchMaker:
         return replace(batch, label_at=label_at, labels=batch.ids[label_at[:, 0], label_at[:, 1] + 1])
 
     def _place(self, examples: list[_Row], used: list[int]) -> list[tuple[int, int, _Row]] | None:
-        """Put each example into the first row with room; None if one has none."""
+        """Put each example into the first row with room for it, and note that room as used.
+
+        Returns:
+            Row, first column and example for each, or None if one of them fits nowhere.
+        """
         places = []
         for example in examples:
             size = len(example[0])
@@ -152,6 +179,7 @@ class BatchMaker:
         return places
 
     def _examples(self, kind: str, rng: random.Random) -> list[_Row]:
+        """Return the next examples of a kind, drawn again while one of them is too long for a row."""
         make = {
             "fast": self._fast_pair,
             "solve": self._solve,
@@ -173,7 +201,7 @@ class BatchMaker:
         ids = self._encoder.pointwise_fast(problem.question, response.text)
         weights = [0.0] * len(ids)
         if response.correct:
-            # The response's tokens are those that another response to the same prompt would replace.
+            # Which tokens are the response's? Those that differ when another response stands in the same prompt.
             other = self._encoder.pointwise_fast(problem.question, "?")
             start = _common_prefix(ids, other)
             stop = len(ids) - _common_prefix(ids[::-1], other[::-1])
@@ -193,6 +221,7 @@ class BatchMaker:
         return [self._judged(prompt, "pointwise_slow", thought(problem, (response.claim,)), verdict)]
 
     def _slow_pair(self, rng: random.Random) -> list[_Row]:
+        """Return an example of judging a pair; sometimes both responses are right, or both wrong."""
         problem = make_problem(rng, "train")
         first_right = rng.random() < 0.5
         rights = (first_right, not first_right)
@@ -208,7 +237,7 @@ class BatchMaker:
         return verdict.choice_ids if verdict is not None else ()
 
     def _judged(self, prompt: list[int], template: str, rationale: str, choice: int) -> _Row:
-        """A slow example: the thought, then the verdict form with its choice weighted up."""
+        """Return an example for the judge: the thought, then the verdict, whose token has more weight."""
         verdict = self._manifest.templates[template].verdict
         if verdict is None:
             raise ValueError(f"template {template} has no verdict form")
@@ -218,7 +247,10 @@ class BatchMaker:
         )
 
     def _written(self, prompt: list[int], text: list[int], suffix: list[int]) -> _Row:
-        """Rows of text the model is to write; where a suffix follows or the text is a verdict, its last token counts more."""
+        """Return an example of a text that the model is to write after a prompt.
+
+        Where the text ends with a verdict, that last token has more weight; the suffix follows behind it.
+        """
         ids = [*prompt, *text, *suffix, self._manifest.stop_ids[0]]
         weights = [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt)) + [0.0]
         if text[-1] in (*self._choice_ids("pairwise_slow"), self._yes, self._no):
@@ -237,7 +269,11 @@ def _common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def training_manifest(tokenizer: Tokenizer) -> Manifest:
-    """Resolve ``spec.json`` against the tokenizer, as the exporter does, for use before there is a bundle."""
+    """Return the manifest that the exporter will make of ``spec.json``, for use before there is a bundle.
+
+    Args:
+        tokenizer: Gives the ids of labels, verdicts and control tokens.
+    """
     spec = json.loads(SPEC.read_text())
     special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
     for template in spec["templates"].values():
@@ -257,7 +293,7 @@ def training_manifest(tokenizer: Tokenizer) -> Manifest:
 
 
 def template_texts() -> list[str]:
-    """The templates' own words, for the tokenizer to learn, with slots and control tokens taken out."""
+    """Return the text of the prompt templates without slots and control tokens, for the tokenizer to learn."""
     spec = json.loads(SPEC.read_text())
     texts = []
     for template in spec["templates"].values():
@@ -274,7 +310,7 @@ def _plain(text: str) -> str:
 
 
 def rows_of(split: str, count: int, seed: int) -> Iterator[str]:
-    """JSON lines of held-out pairs."""
+    """Return held-out pairs as lines of JSON."""
     return (json.dumps(pair_row(pair)) + "\n" for pair in held_out(split, count, seed))
 
 

@@ -1,9 +1,9 @@
-"""What fsrm-tiny is worth on held-out pairs: always-fast, always-slow, gated, random escalation, with 95 % intervals.
+"""Measures fsrm-tiny on held-out pairs: always fast, always slow, gated, and random escalation, with 95 % intervals.
 
-    python -m fsrm_lite.models.figures            # measures the embedded model anew and prints the card's table
+    python -m fsrm_lite.models.figures            # measures the embedded model and prints the table of its model card
 
-The test split shares no problem structure with training, and the gate's thresholds were chosen on the calibration
-split alone.
+No problem of the test split has the structure of a training problem, and the gate's thresholds were chosen on the
+calibration split only. So the figures are those of problems that neither the model nor the gate has seen.
 """
 
 from __future__ import annotations
@@ -48,7 +48,16 @@ NAMES = {
 def judge_all(
     rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], None] | None = None
 ) -> list[LabelledItem]:
-    """Judge every pair, fast and slow; the chosen response stands first in every other pair."""
+    """Score every pair with the fast model and ask the judge about it.
+
+    Args:
+        rm: The model.
+        pairs: The pairs. The chosen response is shown first in every other one.
+        progress: Called after each batch with its number of pairs.
+
+    Returns:
+        One labelled item per pair, in order.
+    """
     items: list[LabelledItem] = []
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
@@ -75,8 +84,12 @@ def judge_all(
 def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
     """Return the figures in ``NAMES``, each ``{"value", "low", "high"}`` (bootstrap over pairs, 1,000 resamples).
 
+    Args:
+        sample: The pairs, each with the judge's answer.
+        gate: The thresholds.
+
     Raises:
-        ValueError: If a pair was not judged slowly.
+        ValueError: If the judge was not asked about every pair.
     """
     if sample.slow_correct is None or sample.slow_tokens is None:
         raise ValueError("every pair must have been judged slowly")
@@ -106,7 +119,7 @@ def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
 
 
 def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSpec) -> list[dict[str, Any]]:
-    """Accuracy of the fast and the slow path per kind of error, form of the rejected response, and family."""
+    """Return the accuracy of the fast and the slow path by error, by form of the rejected response, and by family."""
     up = escalations(gate, Sample.of(items))
     rows = []
     for title, key in (
@@ -130,7 +143,7 @@ def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSp
 
 
 def longer_wins(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Accuracy of preferring the longer response, ties counting half."""
+    """Return the accuracy of preferring the longer response, with its interval; a tie counts half."""
     gains = [
         float(len(p.chosen.text) > len(p.rejected.text)) + 0.5 * (len(p.chosen.text) == len(p.rejected.text))
         for p in pairs
@@ -139,7 +152,7 @@ def longer_wins(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def measure(rm: FastSlowRM, count: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Measure a model on the first ``count`` test pairs: everything the card shows."""
+    """Return all that the model card shows, measured on the first ``count`` test pairs."""
     pairs = held_out("test", count)
     items = judge_all(rm, pairs, progress)
     sample = Sample.of(items)
@@ -155,7 +168,7 @@ def measure(rm: FastSlowRM, count: int, progress: Callable[[int], None] | None =
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as two tables in Markdown."""
     lines = [f"| on {measured['pairs']} held-out test pairs | value | 95 % interval |", "|---|---:|---:|"]
     for name, title in {**NAMES, "longer_wins": "baseline: the longer response wins"}.items():
         x = measured["figures"][name]
@@ -163,13 +176,15 @@ def table(measured: dict[str, Any]) -> str:
         lines.append(f"| {title} | {form.format(x['value'])} | {form.format(x['low'])} to {form.format(x['high'])} |")
     lines += [
         "",
-        f"Always-slow writes {measured['slow_tokens_per_pair']:.0f} tokens per pair (both orders, {measured['votes_per_order']} vote each).",
+        f"Always-slow writes {measured['slow_tokens_per_pair']:.0f} tokens per pair "
+        f"(both orders, {measured['votes_per_order']} vote each).",
         "",
     ]
     lines += ["| by | of the rejected response | pairs | fast | slow | escalated |", "|---|---|---:|---:|---:|---:|"]
     for row in measured["breakdown"]:
         lines.append(
-            f"| {row['by']} | {row['name']} | {row['pairs']} | {row['fast']:.1%} | {row['slow']:.1%} | {row['escalated']:.1%} |"
+            f"| {row['by']} | {row['name']} | {row['pairs']} "
+            f"| {row['fast']:.1%} | {row['slow']:.1%} | {row['escalated']:.1%} |"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
-"""How an answer comes about: the plan behind a problem, and what goes wrong when a step of it fails.
+"""The plan behind a problem: how its answer is derived, and what comes out if an error is made on the way.
 
-A plan derives the right answer, and, given an error kind, a wrong one *by making that error*: a slip in a step is
-carried through to the end, a dropped step is missing from the working. Nothing here knows about wording.
+Given a kind of error, a plan makes that error and then goes on correctly. A slip in one step is carried through to the
+end; a dropped step is missing from the working (the steps that are written down). The wording of problems and responses
+is not made here.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 LARGEST = 24
-"""No value in a problem or a working is above this; what a model of this size can learn in an hour or two."""
+"""Largest value in a problem or a working: as much as a model of this size can learn in an hour or two."""
 
 ERRORS = ("slip", "operand", "dropped", "swapped")
-"""Errors of reasoning: a wrong result in one step, a misread number, a forgotten step, exchanged roles."""
+"""Errors of reasoning: a wrong result in a step, a misread number, a forgotten step, exchanged operations or roles."""
 
 OPS: dict[str, Callable[[int, int], int | None]] = {
     "+": lambda a, b: a + b,
@@ -31,8 +32,8 @@ class Derivation:
 
     Attributes:
         lines: The working, one step per line, for example ``("12 + 5 = 17", "17 - 3 = 14")``.
-        terse: The same working on one line, for example ``"12 + 5 - 3 = 14"``.
-        answer: The value or the name that comes out.
+        terse: The same working in one line, for example ``"12 + 5 - 3 = 14"``.
+        answer: The number or the name that comes out.
     """
 
     lines: tuple[str, ...]
@@ -41,18 +42,18 @@ class Derivation:
 
 
 class Plan(Protocol):
-    """What every kind of plan can do."""
+    """Any plan: it can derive the right answer and fail in a given way."""
 
     def derive(self) -> Derivation:
         """Return the right derivation."""
 
     def fail(self, error: str, rng: random.Random) -> Derivation | None:
-        """Return a wrong derivation that makes ``error``, or None where that error cannot happen here."""
+        """Return a derivation with the given error and a wrong answer, or None if that error cannot happen here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``left op right``; an operand is a number, or ``-1 - i`` for the result of step i."""
+    """One operation, ``left op right``. An operand is a number from 0 upwards, or ``-1 - i`` for step i's result."""
 
     left: int
     op: str
@@ -66,18 +67,22 @@ class Arithmetic:
     steps: tuple[Step, ...]
 
     def derive(self) -> Derivation:
-        """Return the right derivation; the plan must be valid."""
+        """Return the right derivation.
+
+        Raises:
+            ValueError: If the plan is not valid.
+        """
         derivation = self._run(self.steps)
         if derivation is None:
             raise ValueError(f"not a valid plan: {self}")
         return derivation
 
     def valid(self) -> bool:
-        """Whether all values are whole numbers in 0..LARGEST."""
+        """Return whether all values are whole numbers from 0 to ``LARGEST``."""
         return self._run(self.steps) is not None
 
     def fail(self, error: str, rng: random.Random) -> Derivation | None:
-        """Return a derivation with one error, whose answer differs from the right one; None if ten tries find none."""
+        """Return a derivation with one error and a wrong answer; None if ten tries find none."""
         right = self.derive().answer
         for _ in range(10):
             wrong = self._mutate(error, rng)
@@ -86,6 +91,7 @@ class Arithmetic:
         return None
 
     def _mutate(self, error: str, rng: random.Random) -> Derivation | None:
+        """Return a derivation with the error in a random step; None if a value gets out of range."""
         i = rng.randrange(len(self.steps))
         step = self.steps[i]
         if error == "slip":
@@ -102,7 +108,7 @@ class Arithmetic:
         return self._drop(i) if len(self.steps) > 1 else None
 
     def _drop(self, i: int) -> Derivation | None:
-        """Leave step ``i`` out: whoever needed its result takes its left operand instead."""
+        """Return the derivation without step ``i``; a step that needs its result takes its left operand instead."""
 
         def shift(operand: int) -> int:
             if operand >= 0:
@@ -116,6 +122,10 @@ class Arithmetic:
         return self._run(tuple(rest))
 
     def _run(self, steps: tuple[Step, ...], slip: tuple[int, int] = (-1, 0)) -> Derivation | None:
+        """Return the derivation by these steps; None if a value is not a whole number from 0 to ``LARGEST``.
+
+        ``slip`` is (i, amount): the result of step i is wrong by that amount.
+        """
         values: list[int] = []
         texts: list[str] = []
         lines = []
@@ -138,7 +148,7 @@ class Arithmetic:
 
 
 def _text(operand: int, texts: list[str], op: str, *, right: bool = False) -> str:
-    """An operand in a one-line expression, bracketed where the order of operations needs it."""
+    """Return an operand as it stands in one line, in brackets where the order of operations needs them."""
     if operand >= 0:
         return str(operand)
     text = texts[-1 - operand]
@@ -150,7 +160,7 @@ def _text(operand: int, texts: list[str], op: str, *, right: bool = False) -> st
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
-    """Who stands where in a line of people, first to last by ``relation``; asked for the one at ``rank``."""
+    """People in order, first to last (by height, say), and the rank (from 0) of the one who is asked for."""
 
     people: tuple[str, ...]
     rank: int
@@ -160,7 +170,11 @@ class Ordering:
         return self._at(self.people, self.rank)
 
     def fail(self, error: str, rng: random.Random) -> Derivation | None:
-        """Name somebody else: a neighbour, the other end, or after exchanging two people or losing one."""
+        """Return a derivation that names somebody else; None if the error happens to leave the answer right.
+
+        A slip takes a neighbour, "swapped" reverses the order, "operand" exchanges two neighbours, and "dropped"
+        forgets the right person.
+        """
         people = list(self.people)
         last = len(people) - 1
         right = people[self.rank]
@@ -185,18 +199,22 @@ class Ordering:
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """How many of ``numbers`` are greater or less than ``bound``."""
+    """Counts how many of the numbers are greater (or less) than a bound."""
 
     numbers: tuple[int, ...]
     bound: int
     greater: bool
 
     def derive(self) -> Derivation:
-        """Return the right derivation: each number with yes or no and the count so far."""
+        """Return the right derivation. Its lines are the numbers, each with yes or no and the count so far."""
         return self._count(self.numbers, self.bound, self.greater)
 
     def fail(self, error: str, rng: random.Random) -> Derivation | None:
-        """Miscount: one number judged wrongly, another bound read, a number overlooked, the comparison turned round."""
+        """Return a derivation with a wrong count; None if the error happens to leave the count right.
+
+        A slip judges one number wrongly, "operand" misreads the bound, "dropped" overlooks a number, and "swapped"
+        turns greater into less or the other way round.
+        """
         if error == "slip":
             wrong = self._count(self.numbers, self.bound, self.greater, flip=rng.randrange(len(self.numbers)))
         elif error == "operand":
@@ -209,6 +227,7 @@ class Counting:
         return wrong if wrong.answer != self.derive().answer else None
 
     def _count(self, numbers: tuple[int, ...], bound: int, greater: bool, flip: int = -1) -> Derivation:
+        """Return the derivation of a count; the number at position ``flip`` is judged wrongly."""
         hits = []
         lines = []
         for i, n in enumerate(numbers):

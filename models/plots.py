@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""Draws the curves of a training run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ SHARES = {
 
 
 def training_curves(metrics: Path, out: Path) -> None:
-    """Draw loss and calibration-split accuracy against training steps, from ``metrics.jsonl``."""
+    """Draw the losses and the figures on the calibration split against training steps.
+
+    Args:
+        metrics: The file ``metrics.jsonl`` of the run.
+        out: The picture to write.
+    """
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -1,8 +1,9 @@
-"""Seven families of short word problems over small integers, made from a seed.
+"""Makes short word problems over small whole numbers, in seven families.
 
-Each :class:`Problem` carries its question, the plan that solves it, and a key that names its *structure* (family and
-numbers, not the names of people and things), by which train, calibration and test are kept apart: a test problem with
-its people renamed never occurs in training.
+A problem has a question, a plan that solves it, and a key that names its structure: its family and numbers, but not the
+names of people and things. The splits train, calibration and test have no structure in common. So a test problem does
+not occur in training, not even with other people and things. The family ``ordering`` is an exception: it has no
+numbers, so the people in their order are its structure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ORDERS = (
 RANKS = ("first", "second", "third", "fourth", "fifth")
 
 SPLITS = {"train": range(90), "calibration": range(90, 95), "test": range(95, 100)}
-"""Share of the problem structures in each split, in per cent, by hash."""
+"""The splits. A hash turns a structure into a number from 0 to 99; they have 90, 5 and 5 per cent of the structures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ class Problem:
     Attributes:
         family: One of ``FAMILIES``.
         question: The text.
-        plan: What solves it.
-        unit: What the answer counts; empty for a name or a pure number.
-        steps: Difficulty: steps of arithmetic, people in a line less one, numbers to look at.
-        key: Structure by which splits are kept disjoint.
-        names: Every word that could be mistaken for the answer's unit or name.
+        plan: Solves it.
+        unit: What the answer counts; empty where the answer is a name or a number without a unit.
+        steps: How hard it is: the steps of arithmetic, the people in a line less one, or the numbers to look at.
+        key: Its structure, by which it belongs to a split.
+        names: People and things in the question that could be mistaken for the answer's name or unit.
     """
 
     family: str
@@ -57,7 +58,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The right value or name, without unit."""
+        """The right number or name, without a unit."""
         return self.plan.derive().answer
 
 
@@ -68,7 +69,7 @@ def split_of(key: str) -> str:
 
 
 def make_problem(rng: random.Random, split: str) -> Problem:
-    """Draw a problem of a random family whose structure belongs to ``split``."""
+    """Return a problem of a random family whose structure belongs to the split."""
     while True:
         family = rng.choice(tuple(FAMILIES))
         problem = FAMILIES[family](rng)
@@ -79,6 +80,7 @@ def make_problem(rng: random.Random, split: str) -> Problem:
 def _arithmetic(
     family: str, question: str, steps: list[Step], unit: str, names: tuple[str, ...] = (), shape: str = ""
 ) -> Problem | None:
+    """Return a problem of arithmetic; None if a value gets out of range."""
     plan = Arithmetic(tuple(steps))
     if not plan.valid():
         return None
@@ -87,7 +89,7 @@ def _arithmetic(
 
 
 def _balance(rng: random.Random) -> Problem | None:
-    """A running balance: gains and losses one after the other, at times with a number that does not matter."""
+    """Return a problem of gains and losses one after the other, sometimes with a number that does not matter."""
     name, other = rng.sample(PEOPLE, 2)
     thing = rng.choice(THINGS)
     start = rng.randint(2, 20)
@@ -111,7 +113,7 @@ def _balance(rng: random.Random) -> Problem | None:
 
 
 def _sharing(rng: random.Random) -> Problem | None:
-    """Equal shares, with something before or after the division."""
+    """Return a problem of equal shares, sometimes with a change before or after the division."""
     thing, group = rng.choice(THINGS), rng.choice(GROUPS)
     parts, each = rng.randint(2, 8), rng.randint(1, 8)
     total = parts * each
@@ -136,7 +138,7 @@ def _sharing(rng: random.Random) -> Problem | None:
 
 
 def _prices(rng: random.Random) -> Problem | None:
-    """Buying some of one thing and some of another, at times with change."""
+    """Return a problem of buying one or two things, sometimes asking how much money is left."""
     name = rng.choice(PEOPLE)
     one, two = rng.sample([t for t in THINGS if t != "coins"], 2)
     p, q, x, y = rng.randint(1, 6), rng.randint(1, 6), rng.randint(1, 5), rng.randint(1, 5)
@@ -157,7 +159,7 @@ def _prices(rng: random.Random) -> Problem | None:
 
 
 def _comparison(rng: random.Random) -> Problem | None:
-    """Who has how many more or fewer than whom, at times asked for all together."""
+    """Return a problem of who has how many more or fewer than whom, sometimes asking for two people together."""
     thing = rng.choice(THINGS)
     people = rng.sample(PEOPLE, rng.choice((2, 3, 3, 4)))
     start = rng.randint(1, 15)
@@ -175,7 +177,7 @@ def _comparison(rng: random.Random) -> Problem | None:
 
 
 def _expression(rng: random.Random) -> Problem | None:
-    """A bare expression of two to five operations, brackets included."""
+    """Return an expression of one to five operations, with brackets where they are needed."""
     steps = [Step(rng.randint(0, 12), rng.choice("+-+-*"), rng.randint(1, 9))]
     for i in range(1, rng.choice((1, 2, 3, 3, 4, 5))):
         op = rng.choice("++--*/")
@@ -191,7 +193,7 @@ def _expression(rng: random.Random) -> Problem | None:
 
 
 def _ordering(rng: random.Random) -> Problem | None:
-    """Put people in order from statements about neighbours, told in any order and from either side."""
+    """Return a problem of putting people in order. Neighbours are compared, in any order and from either side."""
     people = rng.sample(PEOPLE, rng.choice((3, 3, 4, 4, 5)))
     more, less, most, least = rng.choice(ORDERS)
     told = [rng.choice((f"{a} is {more} than {b}.", f"{b} is {less} than {a}.")) for a, b in pairwise(people)]
@@ -211,11 +213,14 @@ def _ordering(rng: random.Random) -> Problem | None:
 
 
 def _counting(rng: random.Random) -> Problem | None:
-    """Count the numbers in a list on one side of a bound."""
+    """Return a problem of counting the numbers in a list that are greater or less than a bound."""
     numbers = tuple(rng.sample(range(1, LARGEST + 1), rng.choice((3, 4, 5, 6, 7))))
     bound, greater = rng.randint(4, 20), rng.random() < 0.5
     plan = Counting(numbers, bound, greater)
-    question = f"Look at the numbers {', '.join(map(str, numbers))}. How many of them are {'greater' if greater else 'less'} than {bound}?"
+    question = (
+        f"Look at the numbers {', '.join(map(str, numbers))}. "
+        f"How many of them are {'greater' if greater else 'less'} than {bound}?"
+    )
     return Problem("counting", question, plan, "", len(numbers), f"counting {numbers} {bound} {greater}")
 
 

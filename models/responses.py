@@ -1,8 +1,9 @@
-"""Responses to a problem, right and wrong, and the judge's thoughts about them.
+"""Writes responses to a problem, right and wrong ones, and the judge's thoughts about them.
 
-Errors come in grades. Visible ones (a far-off value, the wrong unit or name, an answer to another question, no
-answer) can be seen at a glance. Errors of reasoning are carried through a working, or hidden behind a bare answer,
-and take a derivation to find. That spread is what a gate between fast and slow thinking has to know about.
+Some errors are visible: a value that is far off, a wrong unit or name, an answer to another question, or no answer. A
+reader sees them at a glance. Other errors are errors of reasoning: they are carried through the working, or hidden
+behind a bare answer, and only whoever derives the answer finds them. A gate has to tell which kind it may be dealing
+with, so the data have both.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from fsrm_lite.models.plans import ERRORS, LARGEST, Derivation
 from fsrm_lite.models.problems import FAMILIES, PEOPLE, THINGS, Problem
 
 VISIBLE = ("far", "unit", "offtopic", "missing")
-"""Errors that a reader sees without solving the problem."""
+"""Errors that a reader sees without solving the problem: far off, wrong unit, another question's answer, no answer."""
 
 FORMS = ("bare", "terse", "worked")
 """How a response shows its work: not at all, on one line, or step by step."""
 
 FORM_WEIGHTS = (0.35, 0.25, 0.40)
 VISIBLE_SHARE = 0.4
-"""Share of visible errors among the rejected responses; the rest is spread over the errors of reasoning."""
+"""Share of visible errors among the rejected responses; the others are errors of reasoning."""
 
 FAR = 8
-"""How far off a far-off value is, at least."""
+"""Least difference between a far-off value and the right one."""
 
 _NO_ANSWER = ("I do not know.", "I am not sure.", "This is hard to say.", "Let me think about it.")
 
@@ -34,11 +35,11 @@ class Response:
     """One response and what is known about it.
 
     Attributes:
-        text: What the model under judgement wrote.
-        claim: The value or name it ends with, with its unit if it gives one; empty when it gives no answer.
+        text: The response.
+        claim: The number or name that it gives as its answer, with the unit if it gives one; empty without an answer.
         correct: Whether that is the right answer.
-        form: One of ``FORMS``.
-        error: One of ``VISIBLE`` or ``plans.ERRORS``, or empty when it is correct.
+        form: How it shows its work: one of ``FORMS``.
+        error: The error in it: one of ``VISIBLE`` or of ``plans.ERRORS``; empty when it is correct.
     """
 
     text: str
@@ -49,14 +50,21 @@ class Response:
 
 
 def right_response(problem: Problem, rng: random.Random, form: str | None = None) -> Response:
-    """Write a correct response in ``form``, or in one drawn by ``FORM_WEIGHTS``."""
+    """Return a correct response in the given form, or in one drawn by ``FORM_WEIGHTS``."""
     form = form or rng.choices(FORMS, FORM_WEIGHTS)[0]
     text, claim = _write(problem.plan.derive(), problem.unit, form, rng)
     return Response(text, claim, True, form)
 
 
 def wrong_response(problem: Problem, rng: random.Random, form: str | None = None, error: str | None = None) -> Response:
-    """Write a response that makes ``error``, or one drawn by ``VISIBLE_SHARE``; always finds one that is possible."""
+    """Return a wrong response.
+
+    Args:
+        problem: The problem.
+        rng: Source of the random choices.
+        form: One of ``FORMS``; None draws one by ``FORM_WEIGHTS``.
+        error: The error to make; None draws one by ``VISIBLE_SHARE``. If it cannot happen here, another one is drawn.
+    """
     form = form or rng.choices(FORMS, FORM_WEIGHTS)[0]
     while True:
         kind = error or rng.choice(VISIBLE if rng.random() < VISIBLE_SHARE else ERRORS)
@@ -66,13 +74,18 @@ def wrong_response(problem: Problem, rng: random.Random, form: str | None = None
         if wrong is not None:
             text, claim = _write(wrong, problem.unit, form, rng)
             return Response(text, claim, False, form, kind)
-        error = None  # that error cannot happen in this plan
+        error = None  # this error cannot happen in this plan: draw another one
 
 
 def thought(problem: Problem, claims: tuple[str, ...]) -> str:
-    """The judge's thought: derive the answer, then put each claim beside it and say yes or no.
+    """Return the judge's thought about one or two responses.
 
-    Every line ends with a line break. For one claim its line starts with ``says``, for two with their numbers.
+    It derives the answer, then compares each response's claim with it and says yes or no. Every line ends with a line
+    break. The line about a claim begins with ``says`` if there is one claim, with ``1:`` and ``2:`` if there are two.
+
+    Args:
+        problem: The problem.
+        claims: The claim of each response.
     """
     derivation = problem.plan.derive()
     answer = f"{derivation.answer} {problem.unit}".strip()
@@ -84,13 +97,13 @@ def thought(problem: Problem, claims: tuple[str, ...]) -> str:
 
 
 def agrees(claim: str, problem: Problem) -> bool:
-    """Whether a claim is the right answer: the value must match, and the unit where one is given."""
+    """Return whether a claim is the right answer: the value must be right, and the unit if it gives one."""
     value, _, unit = claim.partition(" ")
     return value == problem.answer and unit in ("", problem.unit)
 
 
 def _write(derivation: Derivation, unit: str, form: str, rng: random.Random) -> tuple[str, str]:
-    """Return the text of a response and the claim in it."""
+    """Return the text of a response in the given form, and the claim in it."""
     claim = f"{derivation.answer} {unit}".strip()
     if form == "bare":
         if unit and rng.random() < 0.25:
@@ -101,6 +114,7 @@ def _write(derivation: Derivation, unit: str, form: str, rng: random.Random) -> 
 
 
 def _visible(problem: Problem, kind: str, form: str, rng: random.Random) -> Response:
+    """Return a response with a visible error of this kind, or a similar kind where the problem does not allow it."""
     right = problem.plan.derive()
     named = not right.answer.isdigit()
     if kind == "unit" and not problem.unit:
@@ -120,7 +134,7 @@ def _visible(problem: Problem, kind: str, form: str, rng: random.Random) -> Resp
         )
     if kind == "unit":
         unit = rng.choice([t for t in THINGS if t not in problem.question])
-        form = form if form != "bare" else "worked"  # a bare answer may leave its unit out, and then be right
+        form = form if form != "bare" else "worked"  # a bare answer may leave its unit out, and would then be right
         text, claim = _write(right, unit, form, rng)
         return Response(text, claim, False, form, kind)
     if named:

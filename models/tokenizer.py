@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer with Qwen's split and control tokens, trained on the domain's own text."""
+"""A small byte-level BPE tokenizer, trained on word problems, with Qwen's rules for splitting and control tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ THINKING = ("<think>", "</think>")
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's and Qwen3's pre-tokenizer pattern: single digits, a space goes with the word behind it."""
+"""The pattern by which Qwen2 and Qwen3 first split text: digits stand alone, a space belongs to the word behind it."""
 
 
 def train_tokenizer(templates: list[str], seed: int = 0, problems: int = 4000) -> Tokenizer:
-    """Train on ``problems`` problems with responses and thoughts, and on the text of the prompt templates.
+    """Return a tokenizer trained on problems, responses, thoughts and the text of the prompt templates.
 
-    As in Qwen3, ``<think>`` and ``</think>`` are added tokens that are not flagged special.
+    As in Qwen3, ``<think>`` and ``</think>`` are single tokens, but are not marked as special.
+
+    Args:
+        templates: Text of the prompt templates.
+        seed: Seed of the problems.
+        problems: Number of problems.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -46,6 +51,7 @@ def train_tokenizer(templates: list[str], seed: int = 0, problems: int = 4000) -
 
 
 def _corpus(templates: list[str], seed: int, problems: int) -> Iterator[str]:
+    """Yield the texts to train on."""
     rng = random.Random(seed)
     for _ in range(problems):
         problem = make_problem(rng, "train")

@@ -1,10 +1,15 @@
-"""Train fsrm-tiny: one small Qwen3 with four abilities (fast score, slow pointwise, slow pairwise, solve), jointly.
+"""Trains fsrm-tiny, a small model of Qwen3's kind, on four tasks at once.
+
+The tasks are: score a response by the first output token, judge one response in a thought, judge a pair in a thought,
+and solve a problem.
 
     python -m fsrm_lite.models.train --out checkpoints/fsrm-tiny
 
-Objective, after the description of F/S-RM (arXiv 2603.20212): Bradley-Terry and cross-entropy on the first token's
-score, and supervised chains of thought. Runs on a GPU when there is one, else on the CPU (bf16, compiled) with smaller batches.
-Interrupt it at any time; the same command goes on where it stopped.
+The losses follow the description of F/S-RM (arXiv 2603.20212). For the first token they are a Bradley-Terry loss (the
+chosen response must score above the rejected one) and the cross-entropy of the label; for thoughts, verdicts and
+answers the cross-entropy of the next token. Training runs on a GPU if there is one, otherwise on the CPU with smaller
+batches; in both cases compiled and in bf16. It can be interrupted at any time; the same command continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -33,10 +38,10 @@ from fsrm_lite.models.data import SPEC, Batch, BatchMaker, template_texts, train
 from fsrm_lite.models.tokenizer import train_tokenizer
 
 CPU_ROWS, GPU_ROWS = 24, 192
-"""Packed rows per step, of 320 tokens each. Small models learn more per minute on a CPU from small batches."""
+"""Packed rows per step, of 320 tokens each. On a CPU a small model learns more per minute from small batches."""
 
 STEPS = 5800
-"""Length of the schedule: 45 million tokens on a CPU, about an hour on two idle cores with AMX."""
+"""Training steps. On a CPU they are 45 million tokens, and take about an hour on two idle cores with AMX."""
 
 WARMUP_STEPS = 200
 CHECK_EVERY = 500
@@ -44,7 +49,14 @@ CHECK_EVERY = 500
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is made of; stored in its checkpoint so that a resumed run is the same run."""
+    """The settings of a run. They are stored in its checkpoint, so that a continued run uses the same ones.
+
+    Attributes:
+        seed: Seed of the weights and of the data.
+        steps: Number of training steps; a continued run may change it.
+        learning_rate: Highest learning rate, after the warm-up.
+        weight_decay: Of the matrices.
+    """
 
     seed: int = 0
     steps: int = STEPS
@@ -53,7 +65,7 @@ class Settings:
 
 
 class Batches(Dataset[Batch]):
-    """Batches by index, made in worker processes."""
+    """The batches of a run by number, made in worker processes."""
 
     def __init__(self, maker: BatchMaker, start: int, count: int) -> None:
         self._maker, self._start, self._count = maker, start, count
@@ -66,7 +78,10 @@ class Batches(Dataset[Batch]):
 
 
 def model_config(tokenizer: Tokenizer) -> Qwen3Config:
-    """Qwen3's shape, small: about 2.5 million parameters; the embedding is rounded up to a multiple of 64 rows."""
+    """Return the model's configuration: a Qwen3 of about 2.5 million parameters.
+
+    The number of embedding rows is rounded up to a multiple of 64.
+    """
     return Qwen3Config(
         vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
         hidden_size=192,
@@ -85,13 +100,17 @@ def model_config(tokenizer: Tokenizer) -> Qwen3Config:
 
 
 def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[int, int]) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """The three losses of a batch: ``lm`` (weighted next tokens), ``rank`` (Bradley-Terry), ``label`` (first token).
+    """Return the three losses of a batch.
 
     Args:
         model: The model.
         trunk: ``model.model``, compiled or not.
-        batch: Packed examples; attention stays within an example.
+        batch: Packed examples. A token attends only to its own example.
         yes_no: Ids of the two labels.
+
+    Returns:
+        ``lm``, the weighted cross-entropy of the next token; ``rank``, the Bradley-Terry loss of the score logits of
+        chosen and rejected responses; ``label``, the cross-entropy of the label as the first token.
     """
     device = next(model.parameters()).device
     ids, segments, positions, weights, label_at, labels = (
@@ -116,13 +135,13 @@ def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[i
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then linear decay to zero at the end of the schedule."""
+    """Return the learning rate of a step: a linear warm-up times a linear decay to zero at the last step."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return settings.learning_rate * warm * max(0.0, 1.0 - step / settings.steps)
 
 
 class Trainer:
-    """One run: model, optimizer, where it stands, and its files under ``out``."""
+    """One training run: the model, its optimizers, the number of steps done, and its files in the folder ``out``."""
 
     def __init__(self, out: Path, settings: Settings, device: str, *, compiled: bool = True) -> None:
         self.out, self.settings, self.device = out, settings, device
@@ -138,7 +157,8 @@ class Trainer:
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
         adamw = torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        # Muon learns from about half the tokens AdamW needs here; its step is scaled to AdamW's size, so one rate serves both.
+        # Muon needs about half the tokens that AdamW needs here. Its step is scaled to AdamW's size, so that both can
+        # use the same learning rate.
         muon = torch.optim.Muon(
             matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -147,6 +167,7 @@ class Trainer:
         self._resume()
 
     def _resume(self) -> None:
+        """Load the state that an earlier run saved in the folder, if there is one."""
         path = self.out / "state.pt"
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -158,7 +179,7 @@ class Trainer:
             self.settings = replace(saved, steps=self.settings.steps)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint. If that is interrupted, the earlier one stays as it was."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
@@ -174,7 +195,12 @@ class Trainer:
         (self.out / "fsrm.json").write_text(SPEC.read_text())
 
     def train(self, rows: int, workers: int) -> None:
-        """Train to the end of the schedule, checking on the calibration split and saving as it goes."""
+        """Train to the last step; at intervals measure the model on the calibration split and save it.
+
+        Args:
+            rows: Packed rows per batch.
+            workers: Processes that make batches; 0 makes them in this one.
+        """
         maker = BatchMaker(self.tokenizer_path, self.manifest, self.settings.seed, rows)
         progress = tqdm(total=self.settings.steps, initial=self.step, desc="train", unit="step", mininterval=5)
         for batch in self._batches(maker, workers):
@@ -185,6 +211,7 @@ class Trainer:
         self.export_ready()
 
     def _batches(self, maker: BatchMaker, workers: int) -> Iterator[Batch]:
+        """Return the batches of the steps that are still to be done."""
         count = max(0, self.settings.steps - self.step)
         loader = DataLoader(
             Batches(maker, self.step, count),
@@ -213,6 +240,7 @@ class Trainer:
         return losses
 
     def _check(self, losses: dict[str, float], progress: Any) -> None:  # noqa: ANN401 - a tqdm bar
+        """Measure the model on the calibration split, add a line to ``metrics.jsonl``, and save a checkpoint."""
         self.model.eval()
         with torch.no_grad(), torch.autocast(self.device, torch.bfloat16) if self.device == "cuda" else nullcontext():
             figures = held_out_checks(self.model, self.tokenizer_path, self.manifest)

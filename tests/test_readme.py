@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from runpy import run_module
+from textwrap import dedent
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,9 @@ from fsrm_lite.cli import main
 from fsrm_lite.models.data import held_out, pair_row
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = [
+    (kind, dedent(block)) for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", TEXT, re.DOTALL | re.MULTILINE)
+]
 SHELL = [[shlex.split(line, comments=True) for line in block.splitlines()] for kind, block in BLOCKS if not kind]
 RUNNABLE = [block for block in SHELL if block and block[0][:1] in (["fsrm-lite"], ["python"])]
 SMALLER = {"--count 2000": "--count 60", "--items RECORDED": "--items RECORDED --splits 2 --size 50"}
@@ -55,16 +58,20 @@ def call(words, monkeypatch):
     return 0
 
 
-def test_python(rm, monkeypatch):
+def test_python(rm, monkeypatch, capsys):
     monkeypatch.setattr(FastSlowRM, "from_pretrained", lambda *source, **options: rm)
-    code, *loops = (block for kind, block in BLOCKS if kind == "python")
+    first, calls, *loops = (block for kind, block in BLOCKS if kind == "python")
     names = {}
-    exec(code, names)
-    results = [eval(line.split("  # ")[0], names) for line in code.splitlines() if line.startswith("rm.")]
-    assert len(results) == 6
-    assert results[2].winner == 0
-    assert results[3][0]["corpus_id"] == results[4].index == 1
-    assert re.search(r"Selection\(index=1\b", code)
+    exec(first, names)
+    shown = [line.removeprefix("# ") for line in first.splitlines() if line.startswith("# ")]
+    assert capsys.readouterr().out.splitlines() == shown
+    results = [eval(line.split("  # ")[0], names) for line in calls.splitlines()]
+    assert len(results) == 4
+    predicted, ranked, selection, comparison = results
+    assert [type(score) for score in predicted] == [float, float]
+    assert ranked[0]["corpus_id"] == selection.index == 1
+    assert re.search(r"Selection\(index=1\b", calls)
+    assert (comparison.winner, len(comparison.votes) >= 4) == (0, True)
     for loop in loops:
         exec(loop.replace("port=8080", "port=0"), names)
     names["server"].server_close()
@@ -107,13 +114,3 @@ def test_what_else_it_names_is_there():
     assert len(extras) >= 2
     links = re.findall(r"\]\(([\w/.]+)\)", TEXT)
     assert all((ROOT / link).exists() for link in links)
-
-
-def test_it_reads_in_two_minutes():
-    """Prose without code and tables, at 300 words a minute, up to the loops, of which each is for its own reader."""
-    prose = [
-        line
-        for line in re.sub(r"```.*?```", "", TEXT.partition("## Loops")[0], flags=re.DOTALL).splitlines()
-        if not line.startswith(("|", "#"))
-    ]
-    assert sum(len(line.split()) for line in prose) <= 600

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
+
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -31,7 +34,8 @@ PRE_BY_PATTERN = {
 }
 """Split pattern in tokenizer.json to llama.cpp's ``tokenizer.ggml.pre``.
 
-Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp.
+Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp. Two more splits
+have no pattern: "gpt-2" is ByteLevel's own, "smollm" (SmolLM2) the same behind digits that stand alone.
 """
 
 
@@ -99,20 +103,41 @@ def detect_pre(data: dict[str, Any]) -> str:
     steps = _flatten(data.get("pre_tokenizer"), "pretokenizers")
     byte_level = [s for s in steps if s.get("type") == "ByteLevel"]
     splits = [s for s in steps if s.get("type") == "Split"]
-    if len(byte_level) != 1 or len(splits) > 1 or len(steps) != len(byte_level) + len(splits):
+    digits = [s for s in steps if s.get("type") == "Digits" and s.get("individual_digits")]
+    if len(byte_level) != 1 or len(splits) + len(digits) > 1 or len(steps) != len(byte_level) + len(splits) + len(digits):
         names = ", ".join(str(s.get("type")) for s in steps) or "none"
-        raise UnsupportedCheckpointError(f"the tokenizer's pre-tokenizer ({names}) is not known; expected Split and ByteLevel, or ByteLevel alone")
+        raise UnsupportedCheckpointError(
+            f"the tokenizer's pre-tokenizer ({names}) is not known; expected ByteLevel, alone or behind a Split or single Digits"
+        )
     if byte_level[0].get("add_prefix_space"):
         raise UnsupportedCheckpointError("the tokenizer adds a space before each text (add_prefix_space), which llama.cpp would not do")
     if not splits:
         if not byte_level[0].get("use_regex", True):
             raise UnsupportedCheckpointError("the tokenizer's pre-tokenizer does not split at all, which llama.cpp cannot do")
-        return "gpt-2"
+        return "smollm" if digits else "gpt-2"
     pattern = splits[0]["pattern"].get("Regex")
     behaves = splits[0].get("behavior") == "Isolated" and not splits[0].get("invert") and not byte_level[0].get("use_regex", True)
     if pattern not in PRE_BY_PATTERN or not behaves:
         raise UnsupportedCheckpointError(f"the tokenizer's split {pattern!r} is not known; known: Qwen, Llama 3, Mistral-Nemo, GPT-2")
     return PRE_BY_PATTERN[pattern]
+
+
+def pre_tokenizer(pre: str) -> PreTokenizer:
+    """Return the split that llama.cpp calls ``pre``, as :func:`detect_pre` would recognise it.
+
+    Raises:
+        UnsupportedCheckpointError: If the name is not known.
+    """
+    patterns = {name: pattern for pattern, name in PRE_BY_PATTERN.items()}
+    if pre in patterns:
+        split = pre_tokenizers.Split(Regex(patterns[pre]), behavior="isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if pre == "gpt-2":
+        return byte_level
+    raise UnsupportedCheckpointError(f"the split {pre!r} is not known, expected one of {', '.join([*patterns, 'smollm', 'gpt-2'])}")
 
 
 def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Checkpoint to GGUF (``writer``), and a GGUF asked the questions of the parity report (``reader``)."""
+"""Checkpoint to GGUF (``writer``) and back (``checkpoint``), and a GGUF asked the questions of parity (``reader``)."""

@@ -17,7 +17,7 @@ from fsrm_lite.errors import ExportError, UnsupportedCheckpointError, missing_ex
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, HEAD, Architecture, Checkpoint
 from fsrm_lite.export.checkpoints.tensors import CHUNK_BYTES, row_slices
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
-from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.graph.weights import Weights
 
 GGUF_ARCHITECTURE = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}
 """``model_type`` to ``general.architecture``; Mistral is a Llama to llama.cpp."""
@@ -56,6 +56,24 @@ def gguf_name(name: str) -> str:
     _, _, layer, rest = name.split(".", 3)
     module, _, kind = rest.rpartition(".")
     return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}"
+
+
+def hugging_face_name(name: str) -> str:
+    """The other way round: Hugging Face's name of a llama.cpp tensor.
+
+    Raises:
+        UnsupportedCheckpointError: If no architecture of the exporter has such a tensor.
+    """
+    top = {theirs: ours for ours, theirs in _TOP_NAMES.items()}
+    if name in top:
+        return top[name]
+    block, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    module, _, kind = rest.rpartition(".")
+    modules = {theirs: ours for ours, theirs in _LAYER_NAMES.items()}
+    if block != "blk" or module not in modules:
+        raise UnsupportedCheckpointError(f"the GGUF tensor {name} has no place in a dense Llama, Qwen2 or Qwen3 model")
+    return f"model.layers.{layer}.{modules[module]}.{kind}"
 
 
 def write_gguf(

@@ -7,7 +7,9 @@
 ``linear``      linear maps, each in its own precision
 ``fused``       steps between the products, as functions with a compiled operator behind them
 ``writer``      ONNX nodes and weights, written as they come
-``quantize``    int8 and int4 weights in numpy
+``quantize``    weights of 8 and 4 bits in numpy
+``weights``     what all of them need of a checkpoint
+``rotation``    outliers spread over whole rows
 ``smoothing``   outlier channels moved out of the way of int8
 ``precision``   the precision of each MatMul, chosen by measurement
 ==============  ================================================================================

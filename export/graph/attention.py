@@ -19,6 +19,7 @@ from onnx import TensorProto
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.fused import softmax_quantize
 from fsrm_lite.export.graph.linear import Value
+from fsrm_lite.export.graph.quantize import ZERO
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 
@@ -58,9 +59,11 @@ def int8_attention(graph: GraphWriter, arch: Architecture, layer: int, q: Value,
     keys, key_scale = _with_past(graph, f"key.{layer}", k, k_shape, [arch.kv_heads, 1, "P"])
     values, value_scale = _with_past(graph, f"value.{layer}", v, [arch.kv_heads, "P", arch.head_dim], ["P", 1])
     unit = graph.constant(1 / (127 * 127 * math.sqrt(arch.head_dim)), np.float32)
-    product = graph.add("MatMulIntegerToFloat", [q.name, keys, unit, key_scale, graph.constant(128, np.uint8)], domain=MICROSOFT)
+    zero = graph.constant(ZERO, np.uint8)
+    product = graph.add("MatMulIntegerToFloat", [q.name, keys, unit, key_scale, zero, zero], domain=MICROSOFT)
     p = softmax_quantize(graph, arch, Value(product, q.scale), bias, value_scale)
-    inputs = [p.name, values, graph.constant(1 / 255, np.float32), graph.constant(1 / 127, np.float32), graph.constant(0, np.uint8)]
+    steps = [graph.constant(1 / 255, np.float32), graph.constant(1 / 127, np.float32)]
+    inputs = [p.name, values, *steps, graph.constant(0, np.uint8), zero]
     return Value(graph.add("MatMulIntegerToFloat", inputs, domain=MICROSOFT), p.scale)
 
 
@@ -68,7 +71,7 @@ def _with_past(graph: GraphWriter, name: str, new: Value, shape: list[int | str]
     """Declare the past and present of ``name`` and its scale; returns the present ones: past and new along the axis "P"."""
     assert new.scale is not None
     kind, _, layer = name.partition(".")
-    parts = [(name, new.name, TensorProto.INT8, shape), (f"{kind}_scale.{layer}", new.scale, TensorProto.FLOAT, scale_shape)]
+    parts = [(name, new.name, TensorProto.UINT8, shape), (f"{kind}_scale.{layer}", new.scale, TensorProto.FLOAT, scale_shape)]
     for part, value, dtype, dims in parts:
         past = graph.input(f"past_{part}", dtype, dims)
         present = graph.add("Concat", [past, value], axis=dims.index("P"))

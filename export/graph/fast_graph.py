@@ -34,14 +34,15 @@ from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.layers import Positions, Stream, add_norm, decoder_layer, embedding, head
 from fsrm_lite.export.graph.linear import Linears, Value
-from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.graph.writer import INLINE_LIMIT_BYTES, GraphWriter, WeightStore
 
 CHUNK_TOKENS, ROW_TOKENS = 256, 256
 """How a prefix is cut, and how much is packed into one run: wide enough for fast products, narrow enough that activations
 stay near and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
 
-FastPrecision = Literal["fp32", "int8", "int4"]
+FastPrecision = Literal["fp32", "int8x2", "int8", "int4"]
+"""How a MatMul is computed: in float32, in 8 bits with its input in two terms of 8 bits or in one, or in 4 bits."""
 
 
 def matmul_names(arch: Architecture) -> list[str]:
@@ -135,7 +136,7 @@ def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], li
 def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> dict[str, str]:
     """What the runtime must know; the widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py."""
     return {
-        "fsrm.format": "1",
+        "fsrm.format": "2",
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
         "fsrm.labels": json.dumps(list(label_ids)),

@@ -5,8 +5,9 @@ Here each such step is one function of the graph. Where ``fsrm_lite.runtimes.onn
 as one operator; elsewhere it inlines the body. Both compute the same up to the rounding of float32, so a value that
 lies between two int8 steps may fall to either side.
 
-Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, see
-:func:`fsrm_lite.export.graph.linear.quantize_rows`.
+Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, and the second term where two
+are asked for, see :func:`fsrm_lite.export.graph.linear.quantize_rows`. What is spread or mixed before it is quantized is
+multiplied by an orthogonal matrix, see :mod:`fsrm_lite.export.graph.rotation`; the map behind it has the same in its weight.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
+from fsrm_lite.export.graph import rotation
 from fsrm_lite.export.graph.linear import Value, quantize_rows
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
@@ -29,29 +31,62 @@ def add_then_norm(graph: GraphWriter, residual: str, update: str, weight: str, e
     return total, normed
 
 
-def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float) -> tuple[str, Value]:
+def add_norm_quantize(
+    graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float, terms: int = 1
+) -> tuple[str, Value]:
     """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm quantized)."""
 
     def body(residual: str, update: str, scale: str, weight: str) -> list[str]:
         total, normed = add_then_norm(graph, residual, graph.add("Mul", [update, scale]), weight, epsilon)
-        return [total, *quantize_rows(graph, normed, np.uint8)]
+        return [total, *quantize_rows(graph, normed, terms)]
 
     assert update.scale is not None
-    total, q, largest = graph.call("AddNormQuantize", [residual, update.name, update.scale, weight], body, 3, epsilon=epsilon)
-    return total, Value(q, largest)
+    name, inputs = _named("AddNormQuantize", terms), [residual, update.name, update.scale, weight]
+    total, *quantized = graph.call(name, inputs, body, 2 + terms, epsilon=epsilon)
+    return total, Value(*quantized)
 
 
-def gate_quantize(graph: GraphWriter, gate: Value, up: Value) -> Value:
-    """Return ``silu(gate) * up`` [S, I] quantized; both have one row scale."""
+def gate_quantize(graph: GraphWriter, gate: Value, up: Value, width: int, terms: int = 1) -> Value:
+    """Return ``spread(silu(gate) * up)`` [S, width] quantized; both have one row scale."""
 
-    def body(gate: str, up: str, scale: str) -> list[str]:
+    def body(gate: str, up: str, scale: str, factor: str) -> list[str]:
         silu = graph.add("QuickGelu", [graph.add("Mul", [gate, scale])], domain=MICROSOFT, alpha=1.0)
-        q, largest = quantize_rows(graph, graph.add("Mul", [silu, up]), np.uint8)
-        return [q, graph.add("Mul", [largest, scale])]
+        values, largest, *rest = quantize_rows(graph, spread(graph, graph.add("Mul", [silu, up]), width, factor), terms)
+        return [values, graph.add("Mul", [largest, scale]), *rest]
 
     assert gate.scale is not None
     assert gate.scale == up.scale
-    return Value(*graph.call("GateQuantize", [gate.name, up.name, gate.scale], body, 2))
+    inputs = [gate.name, up.name, gate.scale, factor_weight(graph, width)]
+    return Value(*graph.call(_named("GateQuantize", terms), inputs, body, 1 + terms))
+
+
+def spread(graph: GraphWriter, x: str, width: int, factor: str | None = None) -> str:
+    """Add :func:`fsrm_lite.export.graph.rotation.spread` of rows ``x`` [..., width], flattened to [rows, width]."""
+    size, odd = rotation.power_of_two(width), len(rotation.factor(width))
+    left = 1 << (size.bit_length() // 2)
+    if odd > 1:
+        x = graph.add("MatMul", [factor or factor_weight(graph, width), reshape(graph, x, [-1, odd, size])])
+    x = graph.add("MatMul", [reshape(graph, x, [-1, left, size // left]), _matrix(graph, size // left)])
+    return reshape(graph, graph.add("MatMul", [_matrix(graph, left), x]), [-1, width])
+
+
+def mix_heads(graph: GraphWriter, x: str, heads: int, dim: int, matrix: str | None = None) -> str:
+    """Add :func:`fsrm_lite.export.graph.rotation.mix_heads` of rows ``x`` [S, heads * dim]."""
+    parts = reshape(graph, x, [-1, heads, dim])
+    return reshape(graph, graph.add("MatMul", [matrix or _matrix(graph, heads), parts]), [-1, heads * dim])
+
+
+def factor_weight(graph: GraphWriter, width: int) -> str:
+    """Return the name of the factor matrix of ``width``, which compiled operators take as an input."""
+    return graph.weight(f"rotation.factor.{width}", lambda: rotation.factor(width))
+
+
+def _matrix(graph: GraphWriter, size: int) -> str:
+    return graph.constant(rotation.hartley(size), np.float32)
+
+
+def _named(function: str, terms: int) -> str:
+    return function if terms == 1 else f"{function}Twice"
 
 
 def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str, sin: str, weight: str | None = None) -> str:
@@ -64,12 +99,12 @@ def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str,
 
 
 def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None) -> Value:
-    """Rotate and quantize queries [S, heads * d], by head; returns [kv_heads, group * S, d], heads that share keys as rows of one matrix."""
+    """Rotate, spread and quantize queries [S, heads * d], by head; returns [kv_heads, group * S, d], heads that share keys as rows of one matrix."""
     group = arch.heads // arch.kv_heads
 
-    def body(q: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
-        rotated = rotate(graph, arch, q, arch.heads, cos, sin, weight)
-        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]), np.uint8)
+    def body(q: str, cos: str, sin: str, factor: str, weight: str | None = None) -> list[str]:
+        rotated = spread(graph, rotate(graph, arch, q, arch.heads, cos, sin, weight), arch.head_dim, factor)
+        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]))
         values, largest = (graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in (values, largest))
         return [reshape(graph, values, [arch.kv_heads, -1, arch.head_dim]), reshape(graph, largest, [arch.kv_heads, -1, 1])]
 
@@ -77,27 +112,28 @@ def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin
 
 
 def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, weight: str | None) -> Value:
-    """Rotate and quantize keys [S, kv_heads * d] around 0; returns int8 [kv_heads, d, S] and scales [kv_heads, 1, S]."""
+    """Rotate, spread and quantize keys [S, kv_heads * d]; returns [kv_heads, d, S] and scales [kv_heads, 1, S]."""
 
-    def body(k: str, cos: str, sin: str, weight: str | None = None) -> list[str]:
-        rotated = rotate(graph, arch, k, arch.kv_heads, cos, sin, weight)
-        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]), np.int8)
+    def body(k: str, cos: str, sin: str, factor: str, weight: str | None = None) -> list[str]:
+        rotated = spread(graph, rotate(graph, arch, k, arch.kv_heads, cos, sin, weight), arch.head_dim, factor)
+        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]))
         return [graph.add("Transpose", [x], perm=[1, 2, 0]) for x in parts]
 
     return _rotated(graph, arch, "RotateKeys", [k, cos, sin], weight, body)
 
 
 def _rotated(graph: GraphWriter, arch: Architecture, name: str, inputs: list[str], weight: str | None, body: Callable[..., list[str]]) -> Value:
+    inputs.append(factor_weight(graph, arch.head_dim))
     if weight is None:
         return Value(*graph.call(name, inputs, body, 2, kv_heads=arch.kv_heads))
     return Value(*graph.call(f"Norm{name}", [*inputs, weight], body, 2, kv_heads=arch.kv_heads, epsilon=arch.rms_eps))
 
 
 def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
-    """Quantize values [S, kv_heads * d] around 0; returns int8 [kv_heads, S, d] and scales [S, 1], one per token for all heads."""
+    """Quantize values [S, kv_heads * d]; returns [kv_heads, S, d] and scales [S, 1], one per token for all heads."""
 
     def body(v: str, scale: str) -> list[str]:
-        values, largest = quantize_rows(graph, v, np.int8)
+        values, largest = quantize_rows(graph, v)
         values = graph.add("Transpose", [reshape(graph, values, [-1, arch.kv_heads, arch.head_dim])], perm=[1, 0, 2])
         return [values, graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)])]
 
@@ -128,14 +164,17 @@ def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias
     return Value(*graph.call("SoftmaxQuantize", [scores.name, scores.scale, bias, value_scale], body, 2))
 
 
-def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> Value:
-    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], quantized over all heads."""
+def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value, terms: int = 1) -> Value:
+    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], their heads mixed, quantized over all."""
 
-    def body(mixed: str, scale: str) -> list[str]:
-        return list(quantize_rows(graph, _rows(graph, arch, graph.add("Mul", [mixed, scale])), np.uint8))
+    def body(mixed: str, scale: str, matrix: str) -> list[str]:
+        rows = _rows(graph, arch, graph.add("Mul", [mixed, scale]))
+        return quantize_rows(graph, mix_heads(graph, rows, arch.heads, arch.head_dim, matrix), terms)
 
     assert mixed.scale is not None
-    return Value(*graph.call("QuantizeMixed", [mixed.name, mixed.scale], body, 2, group=arch.heads // arch.kv_heads))
+    matrix = graph.weight(f"rotation.heads.{arch.heads}", lambda: rotation.hartley(arch.heads))
+    inputs, group = [mixed.name, mixed.scale, matrix], arch.heads // arch.kv_heads
+    return Value(*graph.call(_named("QuantizeMixed", terms), inputs, body, 1 + terms, group=group))
 
 
 def plain_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> str:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture
+from fsrm_lite.export.graph import rotation
 from fsrm_lite.export.graph.attention import float_attention, int8_attention
 from fsrm_lite.export.graph.fused import (
     add_norm_quantize,
     add_then_norm,
     gate_quantize,
+    mix_heads,
     plain_mixed,
     quantize_mixed,
     quantize_values,
     rotate,
     rotate_keys,
     rotate_queries,
+    spread,
 )
 from fsrm_lite.export.graph.linear import Linears, Value
 from fsrm_lite.export.graph.quantize import quantize_table
@@ -93,8 +97,9 @@ def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, re
         inputs = [stream.residual, weight]
         x = graph.add("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=epsilon, stash_type=1)
         return Value(x), stream.residual
-    if readers and update.scale is not None and linears.all_int8(*readers):
-        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon)
+    terms = linears.terms(*readers) if readers and update.scale is not None else 0
+    if terms:
+        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon, terms)
         return linears.adopt(quantized), residual
     residual, x = add_then_norm(graph, stream.residual, linears.plain(update), weight, epsilon)
     return Value(x), residual
@@ -140,6 +145,7 @@ def _attention(
         x, residual = linears.take(x, wanted), graph.add("Gather", [residual, wanted], axis=0)
         own = positions.take(graph, wanted)
     q = linears.biased(f"{prefix}.q_proj", x, arch.qkv_bias)
+    terms = linears.terms(f"{prefix}.o_proj")
     # A norm per head divides a row scale out again, up to its epsilon, which is far below int8's rounding.
     q_name, k_name = (value.name if arch.qk_norm else linears.plain(value) for value in (q, k))
     if linears.precision(prefix) == "fp32":
@@ -147,28 +153,32 @@ def _attention(
         keys = rotate(graph, arch, k_name, arch.kv_heads, positions.cos, positions.sin, k_norm)
         attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.bias))
         linears.seen |= {"attention_input": x.name, "queries": queries, "keys": keys, "attended": attended.name}
+        if terms:
+            attended = Value(mix_heads(graph, attended.name, arch.heads, arch.head_dim))
     else:
         queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm)
         keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, k_norm)
         mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)
-        fused = linears.all_int8(f"{prefix}.o_proj")
-        attended = linears.adopt(quantize_mixed(graph, arch, mixed)) if fused else Value(plain_mixed(graph, arch, mixed))
-    return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias), residual
+        attended = linears.adopt(quantize_mixed(graph, arch, mixed, terms)) if terms else Value(plain_mixed(graph, arch, mixed))
+    return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias, partial(rotation.mix_heads, heads=arch.heads)), residual
 
 
 def _mlp(graph: GraphWriter, linears: Linears, prefix: str, x: Value) -> Value:
     """Add ``down(silu(gate(x)) * up(x))``, [rows, H]."""
-    bias = linears.checkpoint.arch.mlp_bias
+    arch, down = linears.checkpoint.arch, f"{prefix}.mlp.down_proj"
+    bias, width, terms = arch.mlp_bias, arch.intermediate_size, linears.terms(down)
     gate = linears.biased(f"{prefix}.mlp.gate_proj", x, bias)
     up = linears.biased(f"{prefix}.mlp.up_proj", x, bias)
-    if gate.scale is not None and gate.scale == up.scale and linears.all_int8(f"{prefix}.mlp.down_proj"):
-        gated = linears.adopt(gate_quantize(graph, gate, up))
+    if gate.scale is not None and gate.scale == up.scale and terms:
+        gated = linears.adopt(gate_quantize(graph, gate, up, width, terms))
     else:
         silu = graph.add("QuickGelu", [linears.plain(gate)], domain=MICROSOFT, alpha=1.0)
         # A row scale of up passes through to down, whose own row maxima do not mind it.
         gated = Value(graph.add("Mul", [silu, up.name]), up.scale)
         linears.seen["gated"] = gated.name
-    return linears.biased(f"{prefix}.mlp.down_proj", gated, bias)
+        if terms:
+            gated = Value(spread(graph, gated.name, width), gated.scale)
+    return linears.biased(down, gated, bias, rotation.spread)
 
 
 @dataclass(frozen=True, slots=True)

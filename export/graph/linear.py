@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fsrm_lite.export.graph.quantize import INT4_BLOCK, RowReader, quantize_int4, quantize_int8
-from fsrm_lite.export.graph.smoothing import Weights
+from fsrm_lite.export.graph.quantize import INT4_BLOCK, ZERO, RowReader, quantize_int4, quantize_int8
+from fsrm_lite.export.graph.weights import Floats, Weights
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
+
+TERMS = {"int8": 1, "int8x2": 2}
+"""Precisions of 8 bits, and in how many terms of 8 bits they take their input: x = s (q + rest / STEPS)."""
+
+STEPS = 254
+"""Steps of the second term in one of the first: what is left behind rounding is at most half a step, or 127 of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A float32 matrix [rows, width] as ``name * scale``, the scale [rows, 1] left unapplied where it can be folded on."""
+    """A float32 matrix [rows, width] as ``name * scale``, the scale [rows, 1] left unapplied where it can be folded on.
+
+    Of a quantized one ``name`` is uint8 around ``ZERO`` and ``rest``, where there is one, its second term.
+    """
 
     name: str
     scale: str | None = None
+    rest: str | None = None
 
 
 class Linears:
@@ -31,6 +41,7 @@ class Linears:
         self.seen: dict[str, str] = {}
         """Values of the last layer added that are worth measuring, by the names of ``smoothing.Activations``."""
         self._quantized: dict[Value, Value] = {}
+        """What values are in 8 bits, in as many terms as were asked for so far."""
         self._plain: dict[Value, str] = {}
 
     def precision(self, name: str) -> str:
@@ -49,11 +60,14 @@ class Linears:
             self._plain[value] = self.graph.add("Mul", [value.name, value.scale])
         return self._plain[value]
 
-    def apply(self, name: str, x: Value) -> Value:
-        """Add ``x @ weight.T`` for the module ``name`` of the checkpoint, without its bias."""
+    def apply(self, name: str, x: Value, turn: Turn | None = None) -> Value:
+        """Add ``x @ weight.T`` for the module ``name`` of the checkpoint, without its bias.
+
+        ``turn`` is what was done to the rows of ``x`` where the map is one of 8 bits; it is done to the weight's too.
+        """
         kind = self.precision(name)
-        if kind == "int8":
-            return self.int8(x, self.int8_weight(name, f"{name}.weight"))
+        if kind in TERMS:
+            return self.int8(x, self.int8_weight(name, f"{name}.weight", turn), TERMS[kind])
         weight_name = f"{name}.weight"
         rows, columns = self.checkpoint.shape(weight_name)
         if kind == "fp32":
@@ -64,31 +78,41 @@ class Linears:
         attributes = {"K": columns, "N": rows, "bits": 4, "block_size": INT4_BLOCK, "accuracy_level": 4}
         return Value(self.graph.add("MatMulNBits", inputs, domain=MICROSOFT, **attributes))
 
-    def biased(self, name: str, x: Value, bias: bool) -> Value:
-        """Add the linear map ``name`` with its bias, if it has one."""
-        product = self.apply(name, x)
+    def biased(self, name: str, x: Value, bias: bool, turn: Turn | None = None) -> Value:
+        """Add the linear map ``name`` with its bias, if it has one; ``turn`` as in :meth:`apply`."""
+        product = self.apply(name, x, turn)
         if not bias:
             return product
         weight = self.graph.weight(f"{name}.bias", lambda: self.checkpoint.tensor(f"{name}.bias"))
         return Value(self.graph.add("Add", [self.plain(product), weight]))
 
-    def int8(self, x: Value, weight: Sequence[str]) -> Value:
-        """Add a product with an int8 weight [in, out] and its scales [out]; the rows of ``x`` are quantized by their maxima."""
-        q = self.quantize(x)
-        unit, zero = self.graph.constant(1 / 127, np.float32), self.graph.constant(128, np.uint8)
-        return Value(self.graph.add("MatMulIntegerToFloat", [q.name, weight[0], unit, weight[1], zero], domain=MICROSOFT), q.scale)
+    def int8(self, x: Value, weight: Sequence[str], terms: int = 1) -> Value:
+        """Add a product with a weight of 8 bits [in, out] and its scales [out]; rows of ``x`` are quantized by their maxima."""
+        graph, q = self.graph, self.quantize(x, terms)
+        unit, zero = graph.constant(1 / 127, np.float32), graph.constant(ZERO, np.uint8)
+        rows = q.name
+        if terms == 2:
+            assert q.rest is not None
+            rows = graph.add("Concat", [q.name, q.rest], axis=0)  # one product, whose weight is held once
+        product = graph.add("MatMulIntegerToFloat", [rows, weight[0], unit, weight[1], zero, zero], domain=MICROSOFT)
+        if terms == 2:
+            first, second = graph.add_many("Split", [product], [True, True], axis=0, num_outputs=2)
+            product = graph.add("Add", [first, graph.add("Mul", [second, graph.constant(1 / STEPS, np.float32)])])
+        return Value(product, q.scale)
 
-    def int8_weight(self, name: str, tensor: str) -> list[str]:
-        """Store a tensor [out, in] of the checkpoint as int8 columns and return the names of its values and scales."""
+    def int8_weight(self, name: str, tensor: str, turn: Turn | None = None) -> list[str]:
+        """Store a tensor [out, in] of the checkpoint as columns of 8 bits and return the names of its values and scales."""
         shape = self.checkpoint.shape(tensor)
-        return self.graph.weights([f"{name}.int8", f"{name}.int8.scales"], lambda: quantize_int8(self._reader(tensor), (shape[0], shape[1])))
+        read = self._reader(tensor) if turn is None else lambda rows: turn(self.checkpoint.tensor(tensor, rows))
+        return self.graph.weights(int8_names(name), lambda: quantize_int8(read, (shape[0], shape[1])))
 
-    def all_int8(self, *names: str) -> bool:
-        """Whether all these MatMuls are int8, so that nothing needs their input but as int8."""
-        return all(self.precision(name) == "int8" for name in names)
+    def terms(self, *names: str) -> int:
+        """In how many terms of 8 bits these MatMuls want their common input; 0 if any of them wants it in float32."""
+        kinds = [self.precision(name) for name in names]
+        return max(TERMS[kind] for kind in kinds) if all(kind in TERMS for kind in kinds) else 0
 
     def adopt(self, quantized: Value) -> Value:
-        """Return a value that is known as uint8 with its row scale alone: an input for int8 maps, see :meth:`all_int8`."""
+        """Return a value that is known in 8 bits with its row scale alone: an input for maps of 8 bits, see :meth:`terms`."""
         value = Value(quantized.name)
         self._quantized[value] = quantized
         return value
@@ -98,29 +122,44 @@ class Linears:
         q = self._quantized.get(x)
         if q is None or q.name != x.name:
             return Value(self.graph.add("Gather", [x.name, rows], axis=0), x.scale and self.graph.add("Gather", [x.scale, rows], axis=0))
-        assert q.scale is not None
-        return self.adopt(Value(*(self.graph.add("Gather", [part, rows], axis=0) for part in (q.name, q.scale))))
+        parts = (q.name, q.scale, q.rest)
+        return self.adopt(Value(*(part and self.graph.add("Gather", [part, rows], axis=0) for part in parts)))
 
     def _reader(self, tensor: str) -> RowReader:
         return lambda rows: self.checkpoint.tensor(tensor, rows)
 
-    def quantize(self, x: Value) -> Value:
-        """Return ``x`` as uint8 around 128 with the scale [rows, 1] that undoes it, up to the constant 1/127."""
-        if x not in self._quantized:
+    def quantize(self, x: Value, terms: int = 1) -> Value:
+        """Return ``x`` as uint8 around ``ZERO`` with the scale [rows, 1] that undoes it, up to the constant 1/127."""
+        if x not in self._quantized or (terms == 2 and self._quantized[x].rest is None):
             graph = self.graph
-            values, largest = quantize_rows(graph, x.name, np.uint8)
-            self._quantized[x] = Value(values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]))
+            values, largest, *rest = quantize_rows(graph, x.name, terms)
+            self._quantized[x] = Value(values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]), *rest)
         return self._quantized[x]
 
 
-def quantize_rows(graph: GraphWriter, x: str, kind: type[np.uint8] | type[np.int8], floor: float = 1e-30) -> tuple[str, str]:
-    """Quantize along the last axis to steps of 1/127 of the largest magnitude; returns (values, largest, at least ``floor``).
+Turn = Callable[[Floats], Floats]
+"""An orthogonal transformation of rows [n, in], see :mod:`fsrm_lite.export.graph.rotation`."""
 
-    uint8 values lie around 128, int8 values around 0. Two reductions are cheaper than one behind Abs, which writes a copy.
+
+def int8_names(name: str) -> list[str]:
+    """Names of the values and the scales of the weight of the MatMul ``name`` in 8 bits."""
+    return [f"{name}.int8", f"{name}.int8.scales"]
+
+
+def quantize_rows(graph: GraphWriter, x: str, terms: int = 1, floor: float = 1e-30) -> list[str]:
+    """Quantize along the last axis to steps of 1/127 of the largest magnitude, in one term or two.
+
+    Returns (values, largest, at least ``floor``) and with two terms the second one; all but ``largest`` are uint8 around
+    ``ZERO``. Two reductions are cheaper than one behind Abs, which writes a copy.
     """
     axis = graph.constant([-1], np.int64)
     top = graph.add("ReduceMax", [x, axis], keepdims=1)
     bottom = graph.add("Neg", [graph.add("ReduceMin", [x, axis], keepdims=1)])
     largest = graph.add("Max", [top, bottom, graph.constant(floor, np.float32)])
-    zero = graph.constant(128 if kind is np.uint8 else 0, kind)
-    return graph.add("QuantizeLinear", [graph.add("Div", [x, largest]), graph.constant(1 / 127, np.float32), zero]), largest
+    zero, step = graph.constant(ZERO, np.uint8), graph.constant(1 / 127, np.float32)
+    share = graph.add("Div", [x, largest])
+    values = graph.add("QuantizeLinear", [share, step, zero])
+    if terms == 1:
+        return [values, largest]
+    rest = graph.add("Sub", [share, graph.add("DequantizeLinear", [values, step, zero])])
+    return [values, largest, graph.add("QuantizeLinear", [rest, graph.constant(1 / (127 * STEPS), np.float32), zero])]

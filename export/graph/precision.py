@@ -22,15 +22,8 @@ from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, settle
 from fsrm_lite.export.graph.linear import Linears
-from fsrm_lite.export.graph.smoothing import (
-    Activations,
-    Factor,
-    Floats,
-    SmoothedCheckpoint,
-    Weights,
-    int8_error,
-    layer_factors,
-)
+from fsrm_lite.export.graph.smoothing import Activations, Factor, SmoothedCheckpoint, int8_error, layer_factors
+from fsrm_lite.export.graph.weights import Floats, Weights
 from fsrm_lite.export.graph.writer import GraphWriter, WeightStore, drop_unused
 from fsrm_lite.runtimes.onnx.packing import PackedRow, Widths, plan_rows
 
@@ -237,7 +230,7 @@ class _Layer:
             self._outputs += linears.seen
         graph.save({})
         self._session = _open_session(path)
-        types = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+        types = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past = {i.name: np.zeros([0 if n == "P" else n for n in i.shape], dtype=types[i.type]) for i in pasts}
 

@@ -17,29 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.quantize import int8_rows
-
-Floats = NDArray[np.float32]
+from fsrm_lite.export.graph.weights import Floats, Weights
 
 _ERROR_ROWS = 128  # Calibration rows on which two scalings are compared.
 _LARGEST_FACTOR = 1e4  # Keeps a channel that was never active from being scaled out of float32's comfort.
-
-
-class Weights(Protocol):
-    """What the graph writer needs of a checkpoint."""
-
-    arch: Architecture
-
-    @property
-    def head_name(self) -> str: ...  # noqa: D102
-    def shape(self, name: str) -> tuple[int, ...]: ...  # noqa: D102
-    def tensor(self, name: str, rows: slice | None = None) -> Floats: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)

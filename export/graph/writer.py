@@ -21,7 +21,7 @@ OPSET = 23
 """First ONNX opset with ``Attention`` and ``RotaryEmbedding``."""
 
 MICROSOFT = "com.microsoft"
-FSRM = "fsrm.1"
+FSRM = "fsrm.2"
 """Domain of the graph's own functions; fsrm_lite/runtimes/onnx/kernels has compiled operators for them.
 
 The number changes with the meaning of any of them, there and here: a compiled operator takes the place of a function of
@@ -198,7 +198,8 @@ class GraphWriter:
 
     def weights(self, names: Sequence[str], make: Callable[[], Sequence[NDArray[Any]]]) -> list[str]:
         """Use several weights that are made together, and return their names."""
-        self._initializers += self._weights.get(names, make)
+        used = {tensor.name for tensor in self._initializers}
+        self._initializers += [tensor for tensor in self._weights.get(names, make) if tensor.name not in used]
         return list(names)
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:

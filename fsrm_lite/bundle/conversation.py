@@ -1,4 +1,4 @@
-"""What callers give as a prompt (text or chat messages) and as a response, checked, as plain text."""
+"""Checks what callers give as a prompt (text or chat messages) and as a response, and returns it as plain text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from fsrm_lite.types import Prompt
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """Return a prompt as the text that fills the ``{prompt}`` slot.
+    """Return a prompt as the text that fills the ``{prompt}`` slot of a template.
 
-    A string is taken as it is; a conversation of one user message is that message; a longer one becomes
+    A string is taken as it is. A conversation of one user message is that message. A longer conversation becomes
     ``"role: content"`` paragraphs, so that the model sees who said what.
 
+    Args:
+        prompt: A string, or a list of chat messages.
+
     Raises:
-        InputError: If it is neither, or empty, or a message lacks a text.
+        InputError: If it is neither, or has no text in it, or a message lacks its role or content.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
@@ -36,7 +39,7 @@ def check_response(response: str) -> str:
     """Return ``response`` if it is text that can be scored.
 
     Raises:
-        InputError: If it is not a string, is empty, or is not valid Unicode.
+        InputError: If it is not a string, has nothing but white space in it, or is not valid Unicode.
     """
     if not isinstance(response, str):
         raise InputError(f"the response is {kind_of(response)}; expected a string")

@@ -1,4 +1,7 @@
-"""Finds a bundle (a folder, the embedded model, the hub) and hands out its files, checked against the manifest."""
+"""Finds a bundle (a folder, the embedded model, the hub) and gives out its files, checked against its manifest.
+
+Files are named by their *role*: "tokenizer", "fast" (the scorer), "slow" (the judge).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,17 @@ EMBEDDED_NAME = "fsrm-tiny"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _COMPANIONS = {"fast": "fast_data"}
-"""A file that is opened through another one: ONNX Runtime opens the external weights of a graph by itself."""
+"""Roles whose file makes its reader open a second file: ONNX Runtime opens a graph's external weights by itself.
+
+The second file is checked whenever the first one is.
+"""
 
 
 class Bundle:
     """A model bundle: its manifest, and its files by role."""
 
     def __init__(self, root: Path, manifest: Manifest, *, hub: HubSource | None = None, verify: bool = True) -> None:
-        """Use :meth:`open`."""
+        """Keep what ``open`` has found; use that instead."""
         self.root = root
         self.manifest = manifest
         self._hub = hub
@@ -48,15 +54,19 @@ class Bundle:
         token: str | bool | None = None,
         verify: bool = True,
     ) -> Bundle:
-        """Open a bundle; only its manifest is read.
+        """Open a bundle. Only its manifest is read.
 
         Args:
             source: None for the embedded model; a folder; else ``"org/name"`` on the Hugging Face hub.
-            revision: Hub branch, tag or commit.
+            revision: Branch, tag or commit on the hub.
             cache_dir: Cache folder of huggingface_hub.
             local_files_only: Never use the network.
-            token: Hub access token.
-            verify: Compare the SHA-256 of each file with the manifest when it is first asked for. Sizes always are.
+            token: Access token for the hub.
+            verify: Compare the SHA-256 of each file with the manifest when the file is first asked for. Sizes are
+                compared in any case.
+
+        Returns:
+            The bundle.
 
         Raises:
             BundleError: If there is no such bundle, or its manifest is malformed or of an unknown format version.
@@ -73,7 +83,7 @@ class Bundle:
             if local.is_dir():
                 return cls(local, read_manifest(local), verify=verify)
             exists = local.exists()
-        except (OSError, RuntimeError) as error:  # a name too long for the system; "~" of nobody
+        except (OSError, RuntimeError) as error:  # a name too long for the system; "~name" of a user who does not exist
             raise BundleError(
                 f"cannot look for the model {short(source)}: {error.args[-1]}; expected a bundle folder or 'org/name'"
             ) from error
@@ -85,20 +95,25 @@ class Bundle:
             )
         hub = HubSource(source, revision, None if cache_dir is None else Path(cache_dir), local_files_only, token)
         folder = fetch(hub, MANIFEST_NAME).parent
-        # From here on every file comes from the commit that the manifest came from, even if the branch moves.
+        # All other files are taken from the commit that the manifest came from, even if the branch moves on.
         if _COMMIT.fullmatch(folder.name):
             hub = replace(hub, revision=folder.name)
         return cls(folder, read_manifest(folder), hub=hub, verify=verify)
 
     def has(self, role: str) -> bool:
-        """Whether the manifest lists a file for ``role``; nothing is looked for on disk."""
+        """Return whether the manifest lists a file for ``role``. The file itself is not looked for."""
         return role in self.manifest.files
 
     def path(self, role: str) -> Path:
-        """Return the file of a role: fetched if need be, its size and SHA-256 compared with the manifest once.
+        """Return the path of a role's file, after fetching it from the hub if need be.
+
+        The first time, its size and SHA-256 are compared with the manifest.
 
         Args:
             role: "tokenizer", "fast", "slow", ...
+
+        Returns:
+            The path of a file on this machine.
 
         Raises:
             BundleError: If the bundle has no such role, or the file is missing, altered or cannot be fetched.
@@ -115,16 +130,18 @@ class Bundle:
         """Fetch and check every file that the manifest lists.
 
         Raises:
-            BundleError: Naming the first file that is missing or altered.
+            BundleError: If a file is missing or altered; the message names the first one.
         """
         for role in self.manifest.files:
             self.path(role)
 
     def _obtain(self, role: str) -> Path:
+        """Find or fetch the file of a role, check it, and return its path."""
         entry = self.manifest.files.get(role)
         if entry is None:
             raise BundleError(
-                f"the bundle {self.manifest.name!r} has no {role!r} file; it has {', '.join(self.manifest.files) or 'none'}"
+                f"the bundle {self.manifest.name!r} has no {role!r} file; "
+                f"it has {', '.join(self.manifest.files) or 'none'}"
             )
         path = _inside(self.root, entry.path) if self._hub is None else fetch(self._hub, entry.path)
         check_file(path, entry, digest=self._verify)
@@ -132,7 +149,7 @@ class Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``fsrm.json`` of a bundle folder.
+    """Read and check ``fsrm.json`` in a bundle's folder.
 
     Raises:
         BundleError: If it is missing, not JSON, malformed, or names a file outside the folder.
@@ -154,18 +171,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str]) -> Manifest:
-    """Hash the files of a bundle and write its ``fsrm.json``.
+    """Write the ``fsrm.json`` of a bundle, with the size and SHA-256 of each of its files.
 
     Args:
-        folder: Root of the bundle; the files must be in place.
+        folder: The bundle's folder; the files must be in it already.
         manifest: Everything but ``files``, which is replaced.
-        files: Role to path relative to ``folder``, with forward slashes.
+        files: From role to path relative to ``folder``, with forward slashes.
 
     Returns:
         The manifest as written.
 
     Raises:
-        BundleError: If a file is missing or the manifest would not load again.
+        BundleError: If a file is missing, or the manifest would be refused when it is read again.
     """
     entries = {role: _describe(folder, path) for role, path in files.items()}
     complete = replace(manifest, files=entries)
@@ -176,32 +193,40 @@ def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str]) -
 
 
 def check_file(path: Path, entry: FileEntry, *, digest: bool = True) -> None:
-    """Compare a file with what the manifest says of it.
+    """Compare a file with what the manifest says about it.
+
+    Args:
+        path: The file.
+        entry: Its entry in the manifest.
+        digest: Compare the SHA-256 too, not only the size.
 
     Raises:
-        BundleError: Naming the file, what was expected and what was found.
+        BundleError: If it is missing or differs; the message names the file, what was expected and what was found.
     """
     if not path.is_file():
         raise BundleError(f"the bundle's file {path} is missing; copy or download the bundle again")
     size = path.stat().st_size
     if size != entry.bytes:
         raise BundleError(
-            f"the bundle's file {path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}; delete it, then copy or download it again"
+            f"the bundle's file {path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}; "
+            "delete it, then copy or download it again"
         )
     actual = file_sha256(path) if digest else entry.sha256
     if actual != entry.sha256:
         raise BundleError(
-            f"the bundle's file {path} was altered: sha256 {actual}, {MANIFEST_NAME} says {entry.sha256}; delete it, then copy or download it again"
+            f"the bundle's file {path} was altered: sha256 {actual}, {MANIFEST_NAME} says {entry.sha256}; "
+            "delete it, then copy or download it again"
         )
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
+    """Return the SHA-256 of a file in hex, without reading the whole file into memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(folder: Path, relative: str) -> FileEntry:
+    """Return the manifest's entry for a file."""
     path = _inside(folder, relative)
     if not path.is_file():
         raise BundleError(f"cannot list {path} in {MANIFEST_NAME}: there is no such file")
@@ -209,7 +234,10 @@ def _describe(folder: Path, relative: str) -> FileEntry:
 
 
 def _inside(root: Path, relative: str) -> Path:
-    """``root / relative``; a manifest, which may come from anywhere, must not reach outside its folder."""
+    """Return ``root / relative``, or raise a ``BundleError`` if that is not a plain path inside ``root``.
+
+    A manifest may come from anyone, and must not reach files outside its folder.
+    """
     pure = PurePosixPath(relative)
     if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or ":" in relative:
         raise BundleError(

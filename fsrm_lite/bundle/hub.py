@@ -1,6 +1,7 @@
-"""Fetches single files of a bundle from the Hugging Face hub, or from the hub client's cache.
+"""Fetches single files of a bundle from the Hugging Face hub, or from the cache of its client.
 
-``huggingface_hub`` is imported only when a hub name is used, and the network only when a file is not in the cache.
+``huggingface_hub`` is imported only when a model is named as ``"org/name"``. The network is used only for a file that
+is not in the cache.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from fsrm_lite.errors import BundleError, one_line
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """Where the files of a hub bundle come from.
+    """Where the files of a bundle on the hub come from.
 
     Attributes:
         name: ``"org/name"``.
         revision: Branch, tag or commit; None is the main branch.
         cache_dir: Cache folder of huggingface_hub; None is its default.
         local_files_only: Never use the network.
-        token: Access token; None is the one that the user is logged in with.
+        token: Access token; None is that of the user who is logged in.
     """
 
     name: str
@@ -32,13 +33,22 @@ class HubSource:
 
 
 def fetch(hub: HubSource, filename: str) -> Path:
-    """Return a file of a hub repository: from the cache without any network call, else downloaded."""
+    """Return the path of a file from a hub repository. What is not in the cache is downloaded.
+
+    Args:
+        hub: Where the file comes from.
+        filename: Its path in the repository.
+
+    Raises:
+        BundleError: If there is no such repository, revision or file, access to it is restricted, or it cannot be
+            downloaded.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     cache = None if hub.cache_dir is None else str(hub.cache_dir)
     try:
-        # Not the download with local_files_only: that may ask the hub for the client's own lists all the same.
+        # hf_hub_download(local_files_only=True) may use the network all the same, for lists of the client's own.
         found = try_to_load_from_cache(hub.name, filename, cache_dir=cache, revision=hub.revision)
         if isinstance(found, str):
             return Path(found)
@@ -49,11 +59,12 @@ def fetch(hub: HubSource, filename: str) -> Path:
                 hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"
             )
         )
-    except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
+    except Exception as error:  # the client raises its own errors, httpx's and the system's; each becomes a BundleError
         raise _hub_error(hub, filename, error) from error
 
 
 def _hub_error(hub: HubSource, filename: str, error: Exception) -> BundleError:
+    """Return the ``BundleError`` that says, in one line, why a file could not be fetched."""
     from huggingface_hub import constants, errors
 
     where = f"{hub.name}" + (f" (revision {hub.revision})" if hub.revision else "")

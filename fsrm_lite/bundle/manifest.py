@@ -1,7 +1,8 @@
-"""``fsrm.json``, the manifest of a bundle: its schema, checked on load, and nothing about files on disk.
+"""``fsrm.json``, the manifest of a bundle: what is in it, and the checks when it is read.
 
-The manifest is the one place that knows which tokens mean what: label ids and verdict ids are resolved at export and
-written down here; the runtime never guesses a token.
+The manifest alone says which tokens mean what. The ids of labels and verdicts are looked up when a model is exported
+and are written down here, so that a token's meaning is never guessed later. The files on disk are the business of
+``fsrm_lite.bundle.files``.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ SLOTS = {
     "pairwise_slow": frozenset({"prompt", "response_a", "response_b"}),
     "solve": frozenset({"prompt"}),
 }
-"""The templates a manifest may have, and the slots each must name exactly once. Only the first is required."""
+"""The templates that a manifest may have, and the slots that each must name exactly once. Only the first is needed."""
 
 _SLOT = re.compile(r"\{(\w*)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One fast label: its word, its token id, its numeric value."""
+    """One label of the fast model: a word such as "yes", its token id, and its numeric value.
+
+    The fast score is made of the probabilities of the labels as the first token of an answer.
+    """
 
     text: str
     id: int
@@ -41,15 +45,15 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class VerdictTemplate:
-    r"""How a slow template ends: ``close + prefix + choice + suffix``.
+    r"""How the judge's answer to a template ends: ``close + prefix + choice + suffix``.
 
     Attributes:
         close: Text that ends a thought, for example ``"</think>\n\n"``.
         prefix: Text between the end of the thought and the choice, for example ``"\\boxed{Assistant "``.
-        choices: The words the judge chooses from; for a pair, first then second.
-        choice_ids: Token id of each choice as it stands behind ``prefix``.
+        choices: The words that the judge chooses from. For a pair: first response, then second.
+        choice_ids: Token id of each choice as it stands after ``prefix``.
         suffix: Text after the choice.
-        values: Numeric value per choice, or empty for a pair.
+        values: Numeric value of each choice; empty for a pair.
     """
 
     close: str
@@ -62,7 +66,7 @@ class VerdictTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prompt template: text with ``{slots}``, special tokens written out, and the form of its verdict."""
+    """A prompt template: text with ``{slots}`` and special tokens written out, and how the judge's answer ends."""
 
     text: str
     verdict: VerdictTemplate | None = None
@@ -70,12 +74,13 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class JudgeDefaults:
-    """How the judge decodes unless the caller says otherwise.
+    """How the judge writes unless the caller says otherwise.
 
     Attributes:
-        votes: Chains of thought per pair *and order*, or per response.
+        votes: Thoughts per pair *and order*, or per response.
         temperature: Sampling temperature; 0 is greedy.
-        top_p: Nucleus, in (0, 1]; applied after the temperature, as Hugging Face does.
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1]. It is applied after
+            the temperature, as Hugging Face does.
         top_k: Keep the k likeliest tokens; 0 keeps all.
     """
 
@@ -85,19 +90,19 @@ class JudgeDefaults:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise an ``InputError`` on values out of range."""
         expect_decoding(self.votes, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes the model was made for, in tokens."""
+    """Sizes that the model was made for, in tokens: its context, and the longest thought."""
 
     context: int
     thinking_tokens: int
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise an ``InputError`` on values out of range."""
         expect(
             is_whole(self.context) and self.context >= 16,
             "limits.context",
@@ -114,7 +119,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file of the bundle: path relative to its root, size in bytes, SHA-256 in hex."""
+    """One file of the bundle: its path relative to the bundle's folder, its size in bytes, its SHA-256 in hex."""
 
     path: str
     bytes: int
@@ -123,20 +128,21 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The parsed ``fsrm.json``.
+    """The contents of ``fsrm.json``.
 
     Attributes:
-        name: Model name.
-        labels: Fast labels, at least two.
-        templates: By name, see ``SLOTS``.
-        special_tokens: Text to id of every control token a template or verdict may use.
-        stop_ids: Ids at which generation ends.
-        limits: Context and thinking budget.
-        vocab_size: Size of the model's output distribution.
-        gate: Thresholds of the dual-confidence gate.
-        judge: Decoding defaults.
+        name: Name of the model.
+        labels: Labels of the fast model, at least two.
+        templates: By name; see ``SLOTS``.
+        special_tokens: From text to id, for every control token that a template or verdict may use.
+        stop_ids: Ids at which a text that the model writes ends.
+        limits: Sizes of the context and of a thought.
+        vocab_size: Number of tokens in the model's output distribution.
+        gate: Settings of the gate.
+        judge: How the judge writes by default.
         files: By role: ``tokenizer``, ``fast``, ``fast_data`` (optional), ``slow`` (optional).
-        card: ``license``, ``architecture``, ``provenance``, ``parity``, ``evaluation``: shown, never acted on.
+        card: ``license``, ``architecture``, ``provenance``, ``parity``, ``evaluation`` and the like. It is shown to
+            people and changes nothing about scores.
     """
 
     name: str
@@ -152,18 +158,26 @@ class Manifest:
     card: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, data: Any) -> Manifest:  # noqa: ANN401 - arbitrary JSON, checked here
+    def from_dict(cls, data: object) -> Manifest:
         """Check and parse the JSON form.
 
+        Args:
+            data: What ``json.loads`` returned.
+
+        Returns:
+            The manifest.
+
         Raises:
-            BundleError: On an unknown format version, a missing or ill-typed entry, or a template with wrong slots.
+            BundleError: On an unknown format version, an entry that is missing or of the wrong type, or a template with
+                wrong slots.
         """
         if not isinstance(data, dict):
             raise BundleError(f"fsrm.json holds a {type(data).__name__}, expected an object")
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"fsrm.json has format_version {version!r}, this package reads {FORMAT_VERSION}; install a matching fsrm-lite"
+                f"fsrm.json has format_version {version!r}, this package reads {FORMAT_VERSION}; "
+                "install a matching fsrm-lite"
             )
         try:
             manifest = _parse(data)
@@ -174,7 +188,7 @@ class Manifest:
         return manifest
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; ``from_dict`` of it gives an equal manifest."""
+        """Return the JSON form, from which ``from_dict`` makes an equal manifest."""
         return {
             "format_version": FORMAT_VERSION,
             "name": self.name,
@@ -197,10 +211,14 @@ def template_slots(text: str) -> list[str]:
 
 
 def check_template(name: str, text: str) -> None:
-    """Refuse a template that is unknown or does not name each of its slots exactly once.
+    """Raise unless the template is a known one and names each of its slots exactly once.
+
+    Args:
+        name: Name of the template.
+        text: Its text.
 
     Raises:
-        BundleError: Naming the template and the slot.
+        BundleError: If it is not; the message names the template and the slot.
     """
     if name not in SLOTS:
         raise BundleError(f"template {name!r} is unknown, expected one of {', '.join(SLOTS)}")
@@ -216,6 +234,7 @@ def check_template(name: str, text: str) -> None:
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
+    """Return the manifest that a JSON object describes. Whether its entries fit together is checked by ``_check``."""
     return Manifest(
         name=str(data["name"]),
         labels=tuple(Label(str(x["text"]), int(x["id"]), float(x["value"])) for x in data["labels"]),
@@ -232,6 +251,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
 
 
 def _parse_template(data: dict[str, Any]) -> Template:
+    """Return a template from its JSON form."""
     raw = data.get("verdict")
     verdict = None
     if raw is not None:
@@ -247,6 +267,7 @@ def _parse_template(data: dict[str, Any]) -> Template:
 
 
 def _template_dict(template: Template) -> dict[str, Any]:
+    """Return the JSON form of a template."""
     data: dict[str, Any] = {"text": template.text}
     if template.verdict is not None:
         v = template.verdict
@@ -262,6 +283,7 @@ def _template_dict(template: Template) -> dict[str, Any]:
 
 
 def _check(manifest: Manifest) -> None:
+    """Raise a ``BundleError`` unless the manifest's entries fit together."""
     if "pointwise_fast" not in manifest.templates:
         raise BundleError("fsrm.json has no template 'pointwise_fast'; every bundle needs one")
     if len(manifest.labels) < 2:
@@ -275,7 +297,8 @@ def _check(manifest: Manifest) -> None:
             raise BundleError(f"template {name!r} has no verdict form; a slow template needs one")
         if verdict is not None and not len(verdict.choices) == len(verdict.choice_ids) >= 2:
             raise BundleError(
-                f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, expected equal and >= 2"
+                f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, "
+                "expected equal and >= 2"
             )
         if verdict is not None and len(set(verdict.choice_ids)) != len(verdict.choice_ids):
             raise BundleError(f"template {name!r} gives two verdict choices the same token id")

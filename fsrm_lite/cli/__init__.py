@@ -1,4 +1,15 @@
-"""The ``fsrm-lite`` command: one module per group of commands, loaded when a command of it is called."""
+"""The ``fsrm-lite`` command. There is one module per group of commands, which is loaded when one of them is called.
+
+===================  ==================================================================================
+``scoring``          score, compare, rank, best-of-n
+``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal
+``exporting``        export
+``reasoning``        distill, fit-critic
+``inspection``       inspect, doctor
+``models``           the options by which every command names its model
+``progress``         shows how far a command has come
+===================  ==================================================================================
+"""
 
 from __future__ import annotations
 
@@ -33,26 +44,26 @@ COMMANDS = {
     "distill": "reasoning:distill",
     "fit-critic": "reasoning:fit_critic",
 }
-"""Command to ``module:attribute`` within this package."""
+"""From each command to ``module:attribute`` within this package."""
 
 BAD_INPUT = (InputError, BundleError, GateSpecError, CalibrationError, UnsupportedCheckpointError)
-"""Errors that end with exit status 2, like a wrong option; every other error of the package ends with 1."""
+"""Errors that end with exit status 2, like a wrong option. Every other error of the package ends with 1."""
 
 _HELP: tuple[type[Exception], ...] = (
     (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
 )
-"""Not an error, although click 8.2 and later count it as one."""
+"""What click 8.2 and later raise where a group is called without a command. It shows the help and is no error here."""
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for, and turns our errors into one line."""
+    """A group that imports a command's module when the command is called, and shows an error on one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
+        """Return the names of the commands, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import one command."""
+        """Import a command and return it; None if there is none of that name."""
         if name not in COMMANDS:
             return None
         module, attribute = COMMANDS[name].split(":")
@@ -60,7 +71,7 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
-        """Run, and show an error or a warning as one line on standard error."""
+        """Run the command. An error or a warning becomes one line on standard error."""
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
@@ -75,13 +86,14 @@ class LazyGroup(click.Group):
             _note("Error", error)
             ctx.exit(2 if isinstance(error, BAD_INPUT) else 1)
         except BrokenPipeError:
-            raise  # click ends quietly when the reader of a pipe has gone
+            raise  # click ends without a message when nobody reads the pipe any more
         except OSError as error:
             _note("Error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             ctx.exit(2)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:  # noqa: ANN401 - where it was raised helps no user of the shell
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:  # noqa: ANN401 - as ``warnings`` calls it
+    # Where in the code it was raised, which the other arguments say, would not help a user of the shell.
     _note("Warning", message)
 
 

@@ -1,4 +1,8 @@
-"""``fsrm-lite calibrate``, ``eval`` and ``gate``: thresholds from labelled data, what they are worth, and who agrees."""
+"""``fsrm-lite calibrate``, ``eval`` and ``gate``: what the gate should be, and what it is worth.
+
+``calibrate`` chooses its thresholds from labelled data, ``eval`` measures a model on a benchmark, and ``gate`` checks
+whether another build decides alike.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +79,9 @@ PATHS = ("intuition", "distribution", "joint")
 def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Choose the gate's thresholds from LABELLED items.
 
-    Rows are {"prompt", "response", "label"}, {"prompt", "chosen", "rejected"} or {"prompt", "response_a",
-    "response_b", "label"}; or what --record wrote, which needs no model. Exactly one of --risk, --budget, --within and
-    --pareto. The judge thinks about every item, unless the goal is a risk and --judge is not "always".
+    Rows are {"prompt", "response", "label"}, {"prompt", "chosen", "rejected"} or {"prompt", "response_a", "response_b",
+    "label"}; or what --record wrote, for which no model is needed. Give exactly one of --risk, --budget, --within and
+    --pareto. The judge thinks about every item, unless the goal is --risk and --judge is not "always".
     """
     from fsrm_lite.measure.calibration import Goal
     from fsrm_lite.measure.calibration import calibrate as run
@@ -142,8 +146,9 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
 def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Measure a model on DATA: a benchmark's original file or folder (JSON, JSONL, CSV, plain or .gz).
 
-    --judge always thinks about every item and compares always-fast, gated and always-slow; auto thinks where the gate
-    fires; never does not. With --truncate an item whose prompt alone is too long counts as a tie.
+    With --judge always, the judge thinks about every item, and always-fast, gated and always-slow are compared. With
+    auto it thinks where the gate says so, with never not at all. With --truncate, an item whose prompt alone is too
+    long counts as a tie.
     """
     from fsrm_lite.measure.benchmark_formats import load_benchmark
     from fsrm_lite.measure.evaluation import EvalOptions
@@ -186,13 +191,14 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     click.echo(json.dumps(report) if options["as_json"] else evaluation_text(report))
 
 
-# Everywhere else "auto" is the default; a measurement wants all three policies side by side.
+# All other commands have the default "auto". A measurement compares all three policies, for which the judge must think
+# about every item.
 next(p for p in evaluate.params if p.name == "judge").default = "always"
 
 
 @click.group()
 def gate() -> None:
-    """The gate, and whether another build decides alike."""
+    """Check whether another build's gate decides like this one's."""
 
 
 @gate.command()
@@ -206,10 +212,11 @@ def gate() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance: float, as_json: bool) -> None:
-    """Read another build's logits and decisions, and report any that differ from this one's.
+    """Read another build's logits and decisions, and report those that differ from this build's.
 
     Rows are {"label_values", "responses": [{"label_logits", "log_mass", "entropy"}], "vocab_size", "gate", "decision"},
-    or only {"id", "decision"} for a vector of `fsrm-lite gate vectors`. Exits with status 1 when something differs.
+    or only {"id", "decision"} for a row that `fsrm-lite gate vectors` printed. Exits with status 1 when something
+    differs.
     """
     from fsrm_lite.measure.conformance import check as run
     from fsrm_lite.measure.data_files import read_rows
@@ -237,7 +244,7 @@ def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance:
 
 @gate.command()
 def vectors() -> None:
-    """Print the conformance vectors, one JSON object per line."""
+    """Print the conformance vectors (inputs of the gate with its decisions), one JSON object per line."""
     from fsrm_lite.measure.conformance import shipped_vectors
 
     for row in shipped_vectors():
@@ -245,7 +252,7 @@ def vectors() -> None:
 
 
 def _labelled_items(files: list[Path | None], slow: bool, options: dict[str, Any]) -> list[list[Any]]:
-    """The items of each file; the model is opened only if one of them was not recorded before."""
+    """Return the items of each file. The model is opened only if some item was not recorded before."""
     from fsrm_lite.measure.labelled import LabelledItem
     from fsrm_lite.measure.labelled_rows import collect, read_labelled
 
@@ -277,7 +284,7 @@ def _read_gate(path: Path) -> GateSpec:
 
 
 def _gate_of_model(model: str) -> tuple[GateSpec, dict[str, Any]]:
-    """A bundle's gate, and what its rows of logits need not repeat."""
+    """Return a bundle's gate, and what rows of logits made with that bundle need not repeat."""
     manifest = Bundle.open(model).manifest
     return manifest.gate, {
         "label_values": [label.value for label in manifest.labels],
@@ -298,7 +305,7 @@ def _write_gate(folder: Path, spec: GateSpec) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file, whole or not at all."""
     try:
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
@@ -307,7 +314,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Refuse, before any work is done, an output that is an input or has no folder."""
+    """Raise an ``InputError``, before any work is done, if an output is an input or has no folder."""
     for output in (path for path in outputs if path is not None):
         if not output.parent.is_dir():
             raise InputError(f"cannot write {output}: there is no folder {output.parent}")
@@ -316,7 +323,7 @@ def _check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]
 
 
 class _RunningFigures:
-    """The running accuracy of the gated answers and the escalation rate, shown behind the progress bar."""
+    """Accuracy of the gated answers and share of escalated items so far, shown after the progress bar."""
 
     def __init__(self, pairwise: bool) -> None:
         self._pairwise = pairwise
@@ -331,7 +338,7 @@ class _RunningFigures:
         self._escalated += any(record.escalated)
 
     def text(self) -> str:
-        """Return the figures as they stand."""
+        """Return the figures so far."""
         if not self._done:
             return ""
         right, escalated = (100 * part / self._done for part in (self._right, self._escalated))

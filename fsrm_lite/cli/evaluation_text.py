@@ -1,4 +1,4 @@
-"""Reports as text for a terminal."""
+"""Writes the reports of ``calibrate`` and ``eval`` as text for a terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ _POLICIES = {"always_fast": "always fast", "gated": "gated", "always_slow": "alw
 
 
 def calibration_text(report: dict[str, Any]) -> str:
-    """Render what ``calibrate`` found, most important first."""
+    """Return what ``calibrate`` found as lines of text, the most important first."""
     lines = []
     if report["guarantee"] is not None:
         g = report["guarantee"]
         lines += [f"guarantee     {g['statement']}", f"  assumed     {g['assumes']}"]
         lines.append(
-            f"  proof       {g['errors']} errors in {g['accepted']} accepted of {g['tested_items']} tested: at most {100 * g['upper_bound']:.1f} %"
+            f"  proof       {g['errors']} errors in {g['accepted']} accepted of {g['tested_items']} tested: "
+            f"at most {100 * g['upper_bound']:.1f} %"
         )
         lines.append(
-            f"  feasibility base risk {100 * g['base_risk']:.1f} %: at least {100 * g['least_escalation']:.1f} % must escalate"
+            f"  feasibility base risk {100 * g['base_risk']:.1f} %: "
+            f"at least {100 * g['least_escalation']:.1f} % must escalate"
         )
         if not g["enough_items"]:
             lines.append(
-                f"  feasibility {g['tested_items']} items cannot prove it; at least {g['least_items']} accepted ones without an error are needed"
+                f"  feasibility {g['tested_items']} items cannot prove it; "
+                f"at least {g['least_items']} accepted ones without an error are needed"
             )
     if report["gate"] is not None:
         lines.append(f"gate          {gate_text(report['gate'])}")
@@ -33,7 +36,8 @@ def calibration_text(report: dict[str, Any]) -> str:
     lines.append(f"always fast   {percent(report['always_fast']['accuracy'])}")
     if report["always_slow"] is not None:
         lines.append(
-            f"always slow   {percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item"
+            f"always slow   {percent(report['always_slow']['accuracy'])} at "
+            f"{report['always_slow']['tokens']['value']:.1f} tokens per item"
         )
     for name, c in report["confidences"].items():
         line = f"{name:<13} AUROC {_number(c['auroc'])}, AURC {_number(c['aurc'])}, AUGRC {_number(c['augrc'])}"
@@ -44,7 +48,8 @@ def calibration_text(report: dict[str, Any]) -> str:
     )
     if report["gate"] is None:
         lines += [
-            f"  {100 * p['accuracy']:5.1f} % at {p['tokens']:7.1f} tokens, {100 * p['escalated']:5.1f} % escalated: {gate_text(p['gate'])}"
+            f"  {100 * p['accuracy']:5.1f} % at {p['tokens']:7.1f} tokens, "
+            f"{100 * p['escalated']:5.1f} % escalated: {gate_text(p['gate'])}"
             for p in report["front"]
         ]
     lines += [f"warning       {w}" for w in report["warnings"]]
@@ -52,7 +57,7 @@ def calibration_text(report: dict[str, Any]) -> str:
 
 
 def evaluation_text(report: dict[str, Any]) -> str:
-    """Render what ``eval`` measured: one line per policy and figure, then the subsets."""
+    """Return what ``eval`` measured as lines of text: one per policy and figure, then the subsets."""
     lines = [f"{report['format']}: {report['items']} items, {percent(report['escalated'])} escalated"]
     for name, label in _POLICIES.items():
         policy = report["policies"].get(name)
@@ -81,26 +86,31 @@ def evaluation_text(report: dict[str, Any]) -> str:
 
 
 def _at_gate(where: str, at: dict[str, Any]) -> list[str]:
+    """Return the lines that say what a gate costs and is worth on some items."""
     lines = [f"  {where}: {percent(at['escalated'])} escalated; {percent(at['selective_risk'])} wrong among the rest"]
     if "accuracy" in at:
         share = 100 * at["token_share_of_slow"]["value"] if at["token_share_of_slow"]["value"] is not None else 0.0
         lines.append(
-            f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item ({share:.0f} % of always slow)"
+            f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item "
+            f"({share:.0f} % of always slow)"
         )
         lines.append(f"  random escalation at equal cost {percent(at['random_at_equal_cost'])}")
     return lines
 
 
 def gate_text(gate: dict[str, Any]) -> str:
-    """Say in words when a gate escalates."""
+    """Say in words when a gate asks for slow thinking."""
     if gate["always"]:
         return "always escalate"
     cuts = {name: gate[f"{name}_threshold"] for name in ("intuition", "distribution")}
-    # A threshold of 0 escalates nothing: under "any" it does not matter, under "all" nothing else does.
+    # No confidence is below a threshold of 0. So with "any" it makes no difference, and with "all" nothing escalates.
     live = [f"{name} confidence < {cut:.4f}" for name, cut in cuts.items() if cut > 0]
     if not live or (gate["combine"] == "all" and len(live) < 2):
         return "never escalate"
-    return f"escalate when {(' or ' if gate['combine'] == 'any' else ' and ').join(live)}, at temperature {gate['temperature']:.3f}"
+    return (
+        f"escalate when {(' or ' if gate['combine'] == 'any' else ' and ').join(live)}, "
+        f"at temperature {gate['temperature']:.3f}"
+    )
 
 
 def _number(interval: dict[str, float | None] | None) -> str:

@@ -1,4 +1,4 @@
-"""``fsrm-lite export``: a trainer's checkpoint becomes a bundle, with a parity table."""
+"""``fsrm-lite export``: makes a bundle of a trained checkpoint, with a table that shows how alike the two decide."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SLOW_KINDS = ("q8_0", "q4_k_m", "q5_k_m", "q6_k", "f16", "none")
 
 
 def _read_tolerances(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """Return the tolerances of ``--tolerance NAME=VALUE``, by name."""
     tolerances = {}
     for value in values:
         name, _, number = value.partition("=")
@@ -70,8 +71,8 @@ def export(
 ) -> None:
     """Turn CHECKPOINT (a Hugging Face folder) into a bundle, and measure how alike the two decide.
 
-    Prints the parity table. Exits with status 1 when the files are out of tolerance, 2 on bad input; nothing is
-    written then.
+    Prints a parity table, which compares the two. Exits with status 1 when the files are out of tolerance and with 2 on
+    bad input; nothing is written then.
     """
     try:
         from fsrm_lite.export.card import parity_summary, parity_table

@@ -30,10 +30,10 @@ CPU_FLAGS = (
     "asimddp",
     "i8mm",
 )
-"""Instruction sets that make int8 or bf16 products fast on some processor."""
+"""Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
 
 GOLDEN_TOLERANCE = 0.02
-"""How far the self-test's scores may be from the bundle's golden ones: int8 kernels differ between processors."""
+"""How far the self-test's scores may be from the bundle's recorded ones: int8 arithmetic differs between processors."""
 
 
 @click.command()
@@ -74,9 +74,10 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(model: str | None, revision: str | None, local_files_only: bool, as_json: bool) -> None:
-    """Check this machine: versions, CPU, threads, whether the judge can be used, and a golden-score self-test.
+    """Check this machine: versions, CPU, threads, whether the judge can be used, and a self-test of the scores.
 
-    MODEL is a bundle folder or org/name; by default the embedded model.
+    MODEL is a bundle folder or org/name; by default the embedded model. The self-test scores the examples recorded in
+    its manifest and compares the scores with the recorded ones.
     """
     from fsrm_lite.runtimes.llama.engine import why_not
 
@@ -101,23 +102,29 @@ def doctor(model: str | None, revision: str | None, local_files_only: bool, as_j
 
 
 def _kernels() -> str:
-    """Whether the fast path has its compiled operators, and what to do where it has not."""
+    """Return whether the fast path has its compiled operators, and if not, how to get them."""
     if kernels.library() is not None:
         return "built"
     if os.environ.get(kernels.SWITCH) == "0":
         return f"unused, {kernels.SWITCH} is 0"
-    return "not built, so the fast path is slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir fsrm-lite"
+    return (
+        "not built, so the fast path is slower; with a C compiler: "
+        "pip install --force-reinstall --no-deps --no-cache-dir fsrm-lite"
+    )
 
 
-def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:  # noqa: ANN401 - options of from_pretrained
-    """Score the manifest's golden examples and compare."""
+def _self_test(model: str | None, *, judge: bool, revision: str | None, local_files_only: bool) -> dict[str, Any]:
+    """Score the examples recorded in the manifest, and return how far the scores are from the recorded ones."""
     from fsrm_lite.scorer import FastSlowRM
 
     try:
-        with FastSlowRM.from_pretrained(model, **hub) as rm:
+        with FastSlowRM.from_pretrained(model, revision=revision, local_files_only=local_files_only) as rm:
             golden = rm.bundle.manifest.card.get("golden", [])
             if not golden:
-                return {"passed": True, "note": "this bundle has no golden scores; its files are intact"}
+                return {
+                    "passed": True,
+                    "note": "this bundle has no golden scores; its fast file and tokenizer are intact",
+                }
             scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
             worst = max(abs(s.score - g["score"]) for s, g in zip(scores, golden, strict=True))
             result: dict[str, Any] = {
@@ -134,7 +141,7 @@ def _self_test(model: str | None, *, judge: bool, **hub: Any) -> dict[str, Any]:
 
 
 def _show(value: dict[str, Any], indent: int = 0) -> None:
-    """Print nested figures, one a line, rounded; long lists are counted (``--json`` has them whole)."""
+    """Print nested figures, rounded, one per line. Of a long list only the length is shown: ``--json`` has the rest."""
     for name, item in value.items():
         if isinstance(item, dict) and set(item) == {"value", "low", "high"}:
             click.echo(f"{' ' * indent}{name:<28} {item['value']:.4g} [{item['low']:.4g}, {item['high']:.4g}]")
@@ -161,7 +168,7 @@ def _version(package: str) -> str:
 
 
 def _cpu_features() -> list[str]:
-    """The instruction sets in ``CPU_FLAGS`` that Linux reports; empty where it does not say."""
+    """Return which of ``CPU_FLAGS`` Linux reports for this processor; none where the system does not say."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             words = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())

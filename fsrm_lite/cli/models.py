@@ -1,4 +1,4 @@
-"""How commands name a model and say how it should think."""
+"""The options by which commands name a model and say how it should think."""
 
 from __future__ import annotations
 
@@ -44,17 +44,20 @@ _OPTIONS = (
 
 
 def model_options(command: _Command) -> _Command:
-    """Add the model options to a click command; it gets them as keywords for :func:`open_model`."""
+    """Add the model options to a click command, which passes what it gets on to ``open_model``."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def model_argument(command: _Command) -> _Command:
-    """Add ``[MODEL]`` to a command about one model; ``--model``, as the other commands have it, is understood too."""
+    """Add the argument ``[MODEL]`` to a command about one model.
+
+    ``--model``, by which the other commands name it, is accepted too.
+    """
 
     @wraps(command)
-    def named_once(model: str | None, named: str | None, **options: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
+    def named_once(model: str | None, named: str | None, **options: Any) -> Any:  # noqa: ANN401 - as the command
         if model is not None and named is not None:
             raise click.UsageError("name the model once, as MODEL or with --model")
         return command(model=named if model is None else model, **options)
@@ -69,7 +72,7 @@ def model_argument(command: _Command) -> _Command:
 
 
 def open_model(options: dict[str, Any]) -> FastSlowRM:
-    """Open the model that the options of :func:`model_options` name, taking them out of ``options``."""
+    """Open the model that the options of ``model_options`` name. These options are removed from ``options``."""
     names = (
         "revision",
         "local_files_only",

@@ -1,4 +1,4 @@
-"""How far a command has come, on standard error, where a person is watching: nothing is shown when it is no terminal."""
+"""Shows on standard error how far a command has come. Where that is no terminal, bars and counts are left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 class Step(Protocol):
-    """Tells a progress display that more is done."""
+    """Tells a progress display that more work is done."""
 
     def __call__(self, count: int = 1) -> None:
         """Count ``count`` more."""
@@ -19,12 +19,12 @@ class Step(Protocol):
 
 @contextmanager
 def progress(what: str, total: int | None = None, note: Callable[[], str] | None = None) -> Iterator[Step]:
-    """Show a bar, or a running count where the total is not known.
+    """Show a progress bar, or a running count where the total is not known.
 
     Args:
         what: Label of the bar, or what is counted.
         total: Number of steps; None when it is not known.
-        note: Gives a text to show behind the bar, for example running figures.
+        note: Returns a text to show after the bar, for example figures measured so far.
 
     Yields:
         A function to call with the number of steps just done.
@@ -48,7 +48,7 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
 
 
 class Stages:
-    """Shows each stage of a long command on a line of standard error; counts up in place on a terminal."""
+    """Shows the stages of a long command on standard error: a percentage on a terminal, else one line per stage."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -62,7 +62,7 @@ class Stages:
             click.echo(err=True)
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """Say that ``done`` of ``total`` steps of a stage are over."""
+        """Show that ``done`` of ``total`` steps of a stage are done."""
         if self._live:
             start = "\n" if self._stage and stage != self._stage else ""
             click.echo(f"{start}\r{stage:<24} {100 * done // max(1, total):3d} %", nl=False, err=True)

@@ -1,4 +1,8 @@
-"""``fsrm-lite distill`` and ``fsrm-lite fit-critic``: from a reasoner's own traces to a critic, without human labels."""
+"""``fsrm-lite distill`` and ``fsrm-lite fit-critic``: make a critic from a reasoner's own traces, without human labels.
+
+A *reasoner* is a model or program that answers questions. A *trace* is one of its responses, labelled by whether the
+answer in it is right. A *critic* is a small head that learns from traces to tell right ones from wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.jsonl import read_rows
+
+if TYPE_CHECKING:
+    from fsrm_lite.loops.reasoners import Reasoner
 
 
 @click.command()
@@ -65,10 +72,10 @@ from fsrm_lite.jsonl import read_rows
     help="What to do with rows without one usable answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Run a reasoner over QUESTIONS (rows {"question", "answer"}) and label its responses by their answers.
+def distill(questions: Path, output: Path, reasoner: str, model: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Run a reasoner over QUESTIONS (rows {"question", "answer"}) and label its responses as right or wrong.
 
-    A run that was cut off goes on where it stopped when it is started again with the same arguments.
+    A run that was interrupted goes on where it stopped when it is started again with the same arguments.
     """
     from fsrm_lite.loops.distill import distill as run
     from fsrm_lite.loops.opening import open_reasoner
@@ -130,7 +137,10 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 def fit_critic(
     traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool
 ) -> None:
-    """Fit a critic on TRACES: a small head on the frozen model's hidden state, calibrated, measured on held-out questions."""
+    """Fit a critic on TRACES, the output of distill.
+
+    It is a small head on the frozen model's hidden state, calibrated, and measured on held-out questions.
+    """
     from fsrm_lite.export.critic_head import fit_critic as fit
     from fsrm_lite.loops.distill import read_traces
 
@@ -148,7 +158,7 @@ def fit_critic(
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file, or of standard input for ``-``; one at a time."""
+    """Yield the rows of a JSONL file, or of standard input for ``-``, one at a time."""
     with click.open_file(str(path), "rb") as file:
         for row in read_rows(file):
             if row.error:
@@ -158,7 +168,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
-    """A loaded model, closed afterwards; None when none is wanted."""
+    """Yield a loaded model and close it afterwards. Yield None when no model is wanted."""
     if not wanted:
         if model is not None:
             raise InputError("--model is for the reasoner 'solve' only")
@@ -174,8 +184,8 @@ def _opened(model: str | None, *, wanted: bool = True) -> Iterator[Any]:
 
 
 @contextmanager
-def _closed(reasoner: Any) -> Iterator[Any]:  # noqa: ANN401 - any reasoner
-    """A reasoner, closed afterwards if it is one that holds a model."""
+def _closed(reasoner: Reasoner) -> Iterator[Reasoner]:
+    """Yield a reasoner, and close it afterwards if it holds a model."""
     try:
         yield reasoner
     finally:

@@ -54,26 +54,27 @@ _OPTIONS = (
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON.")
 
 
-def _job_options(command: _Command) -> _Command:
+def _row_options(command: _Command) -> _Command:
+    """Add the options that all commands of this module have."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 _Texts: TypeAlias = tuple[Prompt, list[str]]
-"""A prompt and its responses, as a row gives them."""
+"""A prompt and its responses, as a row has them."""
 
 _Encoded: TypeAlias = tuple[Prompt, list[Response]]
-"""The same as they will be scored; an empty response of ``best-of-n`` stays text."""
+"""A prompt and its responses as they will be scored. An empty response of ``best-of-n`` stays text."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What one command does with its rows.
+class _Operation:
+    """What a command does with its rows.
 
     Attributes:
-        texts: Takes the texts out of a row.
-        run: Answers a batch with the fields to add to each row.
+        texts: Returns the texts of a row.
+        run: Answers a batch, with the fields to add to each row.
         allow_empty: Whether a response may be empty.
     """
 
@@ -83,7 +84,7 @@ class _Job:
 
 
 @click.command()
-@_job_options
+@_row_options
 @click.option("--prompt", help="Score one response: what was asked ...")
 @click.option("--response", help="... and the response.")
 @_json_option
@@ -94,18 +95,18 @@ def score(prompt: str | None, response: str | None, **options: Any) -> None:  # 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [score.to_dict() for score in rm.score_many([(p, responses[0]) for p, responses in batch])]
 
-    job = _Job(lambda row: _texts(row, ("response",)), run)
-    _run(job, _single(prompt=prompt, response=response), options)
+    operation = _Operation(lambda row: _texts(row, ("response",)), run)
+    _run(operation, _single(prompt=prompt, response=response), options)
 
 
 @click.command()
-@_job_options
+@_row_options
 @click.option("--prompt", help="Compare two responses: what was asked,")
 @click.option("--first", help="the one")
 @click.option("--second", help="and the other.")
 @_json_option
 @model_options
-def compare(prompt: str | None, first: str | None, second: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+def compare(prompt: str | None, first: str | None, second: str | None, **options: Any) -> None:  # noqa: ANN401
     """Compare pairs: rows {"prompt", "response_a", "response_b"} or {"prompt", "chosen", "rejected"}."""
 
     def texts(row: dict[str, Any]) -> _Texts:
@@ -115,45 +116,46 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, a, b) for p, (a, b) in batch])]
 
-    _run(_Job(texts, run), _single(prompt=prompt, first=first, second=second), options)
+    _run(_Operation(texts, run), _single(prompt=prompt, first=first, second=second), options)
 
 
 @click.command()
-@_job_options
+@_row_options
 @model_options
 def rank(**options: Any) -> None:  # noqa: ANN401 - click's options
     """Rank responses by score: rows {"prompt", "responses": [...]}.
 
-    Each response is scored by itself, as FastSlowRM.rank does in Python. best-of-n also lets those that are close meet
-    in pairs.
+    Each response is scored by itself, as FastSlowRM.rank does in Python. best-of-n also compares in pairs those whose
+    scores are close.
     """
 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         scores = iter(rm.score_many([(p, response) for p, responses in batch for response in responses]))
         return [_ranking_fields(list(islice(scores, len(responses)))) for _, responses in batch]
 
-    _run(_Job(_listed_texts, run), None, options)
+    _run(_Operation(_listed_texts, run), None, options)
 
 
 @click.command("best-of-n")
-@_job_options
+@_row_options
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="gated", show_default=True, help="Who meets whom.")
 @model_options
 def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Choose the best of N responses: rows {"prompt", "responses": [...]}.
 
-    All responses are scored, and those that the gate cannot tell from the best meet in matches that the judge decides, as
-    FastSlowRM.best_of_n does in Python. With --judge always everyone meets; with --strategy fast the scores decide.
+    All responses are scored. Those that the gate cannot tell from the best one are then compared in pairs (matches),
+    which the judge decides, as FastSlowRM.best_of_n does in Python. With --judge always, all responses meet in matches;
+    with --strategy fast, the scores decide.
     """
 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_selection_fields(rm.best_of_n(p, responses, strategy=strategy)) for p, responses in batch]
 
-    _run(_Job(_listed_texts, run, allow_empty=True), None, options)
+    _run(_Operation(_listed_texts, run, allow_empty=True), None, options)
 
 
-def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
-    """Answer one row given by options, or all rows of a file."""
+def _run(operation: _Operation, single: _Texts | None, options: dict[str, Any]) -> None:
+    """Answer the one row that the options give, or all rows of a file."""
     as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
         raise click.UsageError("give either IN.jsonl (- for standard input) or the texts of a single call")
@@ -163,8 +165,8 @@ def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
     with open_model(options) as rm:
         if single is not None:
-            texts, cut = _encoded(rm, single, job.allow_empty)
-            fields = job.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
+            texts, cut = _encoded(rm, single, operation.allow_empty)
+            fields = operation.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
             click.echo(
                 json.dumps(fields, ensure_ascii=False)
                 if as_json
@@ -172,18 +174,18 @@ def _run(job: _Job, single: _Texts | None, options: dict[str, Any]) -> None:
             )
             return
         with _Lines(source) as lines, _Writer(output, source, resume, overwrite) as writer:
-            _Rows(rm, job, prefix, on_error == "skip").run(read_rows(lines), writer, size)
+            _Rows(rm, operation, prefix, on_error == "skip").run(read_rows(lines), writer, size)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A usable row.
+    """A row that can be scored.
 
     Attributes:
-        line: Its number.
-        row: Its object.
+        line: Number of its line.
+        row: Its JSON object.
         texts: Its texts as they will be scored.
-        cut: [kept, given] characters of each response that was cut, by position.
+        cut: For each response that was cut, by position: [characters kept, characters given].
     """
 
     line: int
@@ -193,23 +195,24 @@ class _Asked:
 
 
 class _Rows:
-    """Runs a job over rows, batch by batch."""
+    """Runs a command over rows, batch by batch."""
 
-    def __init__(self, rm: FastSlowRM, job: _Job, prefix: str, skip: bool) -> None:
-        self._rm, self._job, self._prefix, self._skip = rm, job, prefix, skip
+    def __init__(self, rm: FastSlowRM, operation: _Operation, prefix: str, skip: bool) -> None:
+        self._rm, self._operation, self._prefix, self._skip = rm, operation, prefix, skip
         self._skipped: list[tuple[int, str]] = []
         self._stopped: DataFormatError | None = None
         self._stop_line: float = math.inf
         self._cut = 0
 
     def run(self, rows: Iterator[Row], writer: _Writer, size: int) -> None:
-        """Write one output row per usable input row, in order; report what was skipped or cut."""
+        """Write one output row per usable input row, in order, and report what was skipped or cut."""
         usable = self._usable(rows)
         for number, written in enumerate(writer.done, start=1):  # rows that an earlier run has answered
             answered = f"{self._prefix}tokens_read" in written  # every command adds this field
             if not answered or not self._found(written, usable):
                 raise DataFormatError(
-                    f"row {number} of the output is not this input's; give the input and options it was made with, or --overwrite"
+                    f"row {number} of the output is not this input's; "
+                    "give the input and options it was made with, or --overwrite"
                 )
         while batch := list(islice(usable, size)):
             for asked, fields in zip(batch, self._answers(batch), strict=False):
@@ -224,7 +227,8 @@ class _Rows:
             raise self._stopped
         if self._cut:
             click.echo(
-                f"{self._cut} rows had responses cut to fit the context; their field 'truncated' says how much was kept",
+                f"{self._cut} rows had responses cut to fit the context; "
+                "their field 'truncated' says how much was kept",
                 err=True,
             )
         if self._skipped:
@@ -236,7 +240,11 @@ class _Rows:
             raise click.exceptions.Exit(1)
 
     def _found(self, written: dict[str, Any], usable: Iterator[_Asked]) -> bool:
-        """Go on to the input row that this output row answers; rows passed over turned out to be bad only when they were answered."""
+        """Go on to the input row that an output row answers, and return whether there is one.
+
+        Input rows before it have no answer: when the interrupted run came to score them, it found them to be bad and
+        skipped them.
+        """
         for asked in usable:
             if asked.row.items() <= written.items():
                 return True
@@ -246,12 +254,16 @@ class _Rows:
         return False
 
     def _usable(self, rows: Iterator[Row]) -> Iterator[_Asked]:
-        """Rows that can be scored; ends at the first bad one unless bad ones are skipped, so that those before it are kept."""
+        """Yield the rows that can be scored.
+
+        Bad rows are skipped, if that was asked for. Otherwise the first one ends the iteration without an error, so
+        that the rows before it are still answered.
+        """
         for row in rows:
             try:
                 if row.error:
                     raise DataFormatError(row.error)
-                texts, cut = _encoded(self._rm, self._job.texts(row.data), self._job.allow_empty)
+                texts, cut = _encoded(self._rm, self._operation.texts(row.data), self._operation.allow_empty)
             except InputError as error:
                 self._bad(row.line, error)
             else:
@@ -260,24 +272,24 @@ class _Rows:
                 return
 
     def _answers(self, batch: list[_Asked]) -> list[dict[str, Any] | None]:
-        """Answer a batch; None for a row that turns out to be bad only when it is answered."""
+        """Answer a batch. A row that turns out to be bad only now gets None."""
 
         def run(part: list[_Asked]) -> list[dict[str, Any]]:
-            return self._job.run(self._rm, [asked.texts for asked in part])
+            return self._operation.run(self._rm, [asked.texts for asked in part])
 
         return each_or_none(run, batch, InputError, lambda position, error: self._bad(batch[position].line, error))
 
     def _bad(self, line: int, error: InputError) -> None:
-        """Take note of a bad row: it is skipped, or it ends the run behind the rows before it."""
-        why = str(error).removeprefix("item 0: ")  # its place in a call of the model; the line number says it better
+        """Note a bad row: either it is skipped, or the run ends with its error after the rows before it."""
+        why = str(error).removeprefix("item 0: ")  # that is its place in a call of the model; the line number is added
         if self._skip:
             self._skipped.append((line, why))
-        elif line < self._stop_line:  # rows are read ahead of their answers: the first bad one in the file counts
+        elif line < self._stop_line:  # rows are read ahead, so an earlier row may turn out to be bad after a later one
             self._stop_line = line
             self._stopped = DataFormatError(f"line {line}: {why}")
 
     def _merged(self, asked: _Asked, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """The output row, or None for a row that has a field of that name already."""
+        """Return the output row; None if the input row already has a field of that name."""
         named = {
             self._prefix + name: value
             for name, value in (fields | ({"truncated": asked.cut} if asked.cut else {})).items()
@@ -295,7 +307,7 @@ class _Rows:
 
 
 class _Writer:
-    """Standard output, or a results file with what an earlier run left in it."""
+    """Writes to standard output, or to a results file in which an earlier run may have left rows (``done``)."""
 
     def __init__(self, output: Path, source: Path, resume: bool, overwrite: bool) -> None:
         self._file: IO[str]
@@ -318,12 +330,12 @@ class _Writer:
         self._file.write(dump_row(row))
 
     def flush(self) -> None:
-        """Hand the rows of a batch to the system, so that a broken-off run keeps them."""
+        """Pass the rows written so far on to the system, so that they are kept if the run is interrupted."""
         self._file.flush()
 
 
 def _standard_output() -> IO[str]:
-    """Standard output in UTF-8, whatever the locale says: JSON is."""
+    """Return standard output in UTF-8, which JSON needs whatever the locale says."""
     if sys.stdout is None:
         raise DataFormatError("standard output is closed; name an output with -o")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -332,7 +344,10 @@ def _standard_output() -> IO[str]:
 
 
 class _Lines:
-    """The lines of a file or of standard input, with a progress bar by bytes where a person is watching."""
+    """The lines of a file or of standard input.
+
+    For a file, a progress bar counts bytes where standard error is a terminal.
+    """
 
     def __init__(self, source: Path) -> None:
         self._source = source
@@ -350,6 +365,7 @@ class _Lines:
         return self._watched()
 
     def _watched(self) -> Iterator[bytes]:
+        """Yield the lines of the file, moving the progress bar."""
         with progress(self._source.name, self._source.stat().st_size) as step:
             for line in self._file:
                 yield line
@@ -361,7 +377,7 @@ class _Lines:
 
 
 def _single(**texts: str | None) -> _Texts | None:
-    """The texts of a single call from the options of these names, or None where none was given."""
+    """Return the texts of a single call from its options, or None if none of these options was given."""
     if all(text is None for text in texts.values()):
         return None
     missing = [f"--{name}" for name, text in texts.items() if text is None]
@@ -372,7 +388,7 @@ def _single(**texts: str | None) -> _Texts | None:
 
 
 def _texts(row: dict[str, Any], names: tuple[str, ...]) -> _Texts:
-    """Take the prompt and the responses under these names out of a row."""
+    """Return the prompt of a row and the responses in the named fields."""
     missing = [name for name in ("prompt", *names) if name not in row]
     if missing:
         raise DataFormatError(f"missing field {missing[0]!r}; the row has {', '.join(sorted(row)) or 'none'}")
@@ -380,7 +396,7 @@ def _texts(row: dict[str, Any], names: tuple[str, ...]) -> _Texts:
 
 
 def _listed_texts(row: dict[str, Any]) -> _Texts:
-    """Take the prompt and the list of responses out of a row."""
+    """Return the prompt of a row and its list of responses."""
     responses = row.get("responses")
     if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
         raise DataFormatError("field 'responses' is missing or not a non-empty list of strings")
@@ -391,7 +407,8 @@ def _encoded(rm: FastSlowRM, texts: _Texts, allow_empty: bool) -> tuple[_Encoded
     """Check the texts of a row and turn them into ids, once.
 
     Returns:
-        The texts as they will be scored, and [kept, given] characters of each response that was cut, by position.
+        The texts as they will be scored; and for each response that was cut, by position, [characters kept, characters
+        given].
     """
     prompt, given = texts
     responses: list[Response] = []
@@ -408,6 +425,7 @@ def _encoded(rm: FastSlowRM, texts: _Texts, allow_empty: bool) -> tuple[_Encoded
 
 
 def _ranking_fields(scores: list[Score]) -> dict[str, Any]:
+    """Return the fields that ``rank`` adds to a row."""
     return {
         "ranking": best_first(scores),
         "scores": [score.score for score in scores],
@@ -418,6 +436,7 @@ def _ranking_fields(scores: list[Score]) -> dict[str, Any]:
 
 
 def _comparison_fields(comparison: Comparison) -> dict[str, Any]:
+    """Return the fields that ``compare`` adds to a row."""
     fields = comparison.to_dict()
     votes, scores = fields.pop("votes"), fields.pop("scores")
     del fields["pair"]
@@ -426,6 +445,7 @@ def _comparison_fields(comparison: Comparison) -> dict[str, Any]:
 
 
 def _selection_fields(selection: Selection) -> dict[str, Any]:
+    """Return the fields that ``best-of-n`` adds to a row."""
     return {
         "best": selection.index,
         "ranking": list(selection.ranking),

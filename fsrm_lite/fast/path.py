@@ -1,4 +1,8 @@
-"""The fast path as the scorer sees it: a text is checked, cut and turned into ids once; its ids are read into a score."""
+"""The fast path as the scorer sees it.
+
+A prompt and a response are checked and turned into token ids once. The fast model reads the ids and predicts the next
+token, and from that prediction (a *reading*) comes the score.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from fsrm_lite.types import Prompt, Score
 
 @dataclass(frozen=True, slots=True)
 class EncodedResponse:
-    """A response to a prompt, ready to be read.
+    """A response together with its prompt, ready for the fast model.
 
     Attributes:
         prompt: What was asked, as it was given.
-        text: The response as it will be scored: cut at its end where that was asked for and needed.
-        ids: Token ids of both in the bundle's fast template.
+        text: The response as it will be scored. Its end is missing if it was too long and cutting was allowed.
+        ids: Token ids of the bundle's fast template, filled in with both.
     """
 
     prompt: Prompt
@@ -37,8 +41,8 @@ class FastPath:
         Args:
             bundle: An open bundle.
             encoder: Its tokenizer and templates.
-            threads: See :class:`FastModel`.
-            truncate: Cut the end off a response that is too long, instead of raising.
+            threads: See ``FastModel``.
+            truncate: Cut the end off a response that is too long, instead of raising an error.
 
         Raises:
             BundleError: If the fast file is missing, altered, unreadable, or not the one that the manifest describes.
@@ -51,11 +55,19 @@ class FastPath:
         self._model.check(manifest.vocab_size, [label.id for label in manifest.labels])
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
-        """Check one prompt and response and turn them into ids.
+        """Check a prompt and a response and turn them into ids.
+
+        Args:
+            prompt: What was asked.
+            response: The response.
+
+        Returns:
+            The response with its ids.
 
         Raises:
             InputError: If a text is unusable.
-            ContextOverflowError: If it does not fit, and ``truncate`` is off or the prompt alone fills the context.
+            ContextOverflowError: If both do not fit into the context, and ``truncate`` is off or the prompt alone is
+                too long.
         """
         try:
             return EncodedResponse(prompt, response, tuple(self._encoder.pointwise_fast(prompt, response)))
@@ -66,19 +78,22 @@ class FastPath:
         return EncodedResponse(prompt, text, tuple(ids))
 
     def read(self, items: Sequence[EncodedResponse], temperature: float) -> list[Score]:
-        """Return the fast scores, in input order; candidates of one prompt share its computation.
+        """Return the fast scores, in input order. Responses to one prompt share the work of reading it.
 
         Args:
-            items: Any number, of any mix of prompts.
-            temperature: Of the gate; see :func:`score_of`.
+            items: Any number of responses, to any mix of prompts.
+            temperature: The gate's temperature; see ``score_of``.
+
+        Returns:
+            One score per item.
         """
         readings = self._model.read([item.ids for item in items]) if items else []
         return [score_of(reading, self._values, self._vocab_size, temperature) for reading in readings]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
-        """Return the runtime's own readings, for a critic that looks at hidden states; see :meth:`FastModel.read`."""
+        """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""
         return self._model.read(sequences, hidden=hidden)
 
     def close(self) -> None:
-        """Release the model. Safe to repeat."""
+        """Free the model. Safe to repeat."""
         self._model.close()

@@ -1,4 +1,8 @@
-"""From what the runtime reads to what the caller gets: a reading becomes a score, two scores become a comparison."""
+"""Makes a score of a reading, and a comparison of two scores.
+
+A *reading* is what the runtime returns for one row of token ids: the logits of the label tokens, and the log-mass and
+entropy of the first token's whole distribution.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,16 @@ if TYPE_CHECKING:
 
 
 def score_of(reading: FastReading, label_values: Sequence[float], vocab_size: int, temperature: float) -> Score:
-    """Return the score that a first-token reading stands for.
+    """Return the score that a reading stands for.
 
     Args:
-        reading: Logits of the labels, and log-mass and entropy of the whole distribution.
+        reading: The runtime's reading of one response.
         label_values: Numeric value of each label, in the order of the reading's logits.
-        vocab_size: Size of the whole distribution.
-        temperature: Of the gate; the intuition confidence is taken of the logit divided by it.
+        vocab_size: Number of tokens in the distribution.
+        temperature: The gate's temperature, by which the logit is divided for the intuition confidence.
+
+    Returns:
+        The score, with both confidences.
     """
     s = signals(
         reading.label_logits, label_values, log_mass=reading.log_mass, entropy=reading.entropy, vocab_size=vocab_size
@@ -35,13 +42,13 @@ def score_of(reading: FastReading, label_values: Sequence[float], vocab_size: in
 
 
 def compare_scores(first: Score, second: Score, gate: Gate, *, tokens_read: int = 0) -> tuple[Comparison, Decision]:
-    """Compare two responses by their fast scores (Bradley-Terry), and ask the gate what it thinks of that.
+    """Compare two responses by their fast scores (Bradley-Terry), and ask the gate about the pair.
 
     Args:
         first: Fast score of the first response.
         second: Fast score of the second response.
-        gate: Decides whether the difference is decided enough.
-        tokens_read: Tokens that count for this comparison; none where the scores are counted elsewhere.
+        gate: Decides whether slow thinking is worth its tokens for this pair.
+        tokens_read: Tokens to count for this comparison; 0 where the scores are counted elsewhere.
 
     Returns:
         The fast comparison, and the gate's decision.

@@ -1,4 +1,4 @@
-"""The shape of sentence-transformers' ``CrossEncoder``: rerank with a reward model where a cross-encoder stood."""
+"""A reward model with the methods of sentence-transformers' ``CrossEncoder``, for code that reranks with one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from fsrm_lite.types import Prompt
 
 
 class CrossEncoderRM(LazyModel):
-    """``predict`` and ``rank`` as ``CrossEncoder`` has them. Fast scores only: they are independent of each other, as there."""
+    """``predict`` and ``rank`` as ``CrossEncoder`` has them.
 
-    def predict(self, sentences: Sequence[Any], **_: Any) -> NDArray[np.float32]:  # noqa: ANN401 - CrossEncoder's own options
+    The judge is never asked. A fast score depends on one response alone, as a cross-encoder's score does.
+    """
+
+    def predict(self, sentences: Sequence[Any], **_: object) -> NDArray[np.float32]:
         """Return the scores of (prompt, response) pairs.
 
         Args:
-            sentences: One pair, or a list of pairs.
-            **_: ``batch_size``, ``show_progress_bar`` and alike, without effect.
+            sentences: One (prompt, response), or a list of them.
+            **_: ``CrossEncoder``'s other options, such as ``batch_size``; they have no effect.
 
         Returns:
-            float32 in [0, 1]: shape [N] in input order, or a scalar array for one pair.
+            float32 in [0, 1]: shape [N] in input order, or shape [] if a single one was passed without a list.
         """
         single = len(sentences) == 2 and isinstance(sentences[0], str) and isinstance(sentences[1], str)
         pairs = [tuple(sentences)] if single else [(pair[0], pair[1]) for pair in sentences]
@@ -38,16 +41,20 @@ class CrossEncoderRM(LazyModel):
         documents: Sequence[str],
         top_k: int | None = None,
         return_documents: bool = False,
-        **_: Any,  # noqa: ANN401
+        **_: object,
     ) -> list[dict[str, Any]]:
-        """Return ``[{"corpus_id", "score", "text"}, ...]``, best first, earliest first on ties.
+        """Rank responses to one prompt.
 
         Args:
-            query: What the responses answer.
+            query: The prompt.
             documents: The responses.
             top_k: How many to return; None for all.
-            return_documents: Whether to add ``"text"``.
-            **_: CrossEncoder's other options, without effect.
+            return_documents: Whether to return the texts too.
+            **_: ``CrossEncoder``'s other options; they have no effect.
+
+        Returns:
+            ``{"corpus_id": position, "score": score}`` per response, with ``"text"`` if asked for; best first. Of equal
+            scores, the earlier response comes first.
         """
         scores = self.predict([(query, document) for document in documents]).tolist()
         order = sorted(range(len(documents)), key=lambda i: -scores[i])[:top_k]

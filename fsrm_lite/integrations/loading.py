@@ -1,14 +1,14 @@
-"""A reward model that is loaded when it is first needed, and that travels to other processes without its files' contents."""
+"""A reward model that is loaded when it is first needed, and what the adapters share."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from fsrm_lite.errors import InputError
-from fsrm_lite.types import Prompt
+from fsrm_lite.types import LoadSettings, Prompt
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
@@ -18,12 +18,13 @@ Source: TypeAlias = "FastSlowRM | str | Path | None"
 
 
 class LazyModel:
-    """Holds a model or the way to load it.
+    """Holds a model, or what is needed to load it.
 
-    A copy made by pickle keeps the way and loads the model again where it arrives: a process pool, a Ray actor.
+    Pickle copies only what is needed to load it. A copy in another process (of a process pool or a Ray actor) loads the
+    model again there.
     """
 
-    def __init__(self, source: Source = None, **load_options: Any) -> None:  # noqa: ANN401 - passed on as they are
+    def __init__(self, source: Source = None, **load_options: Unpack[LoadSettings]) -> None:
         """Keep the source; nothing is loaded yet.
 
         Args:
@@ -41,7 +42,7 @@ class LazyModel:
 
     @property
     def model(self) -> FastSlowRM:
-        """The model, loaded now if it was not."""
+        """The model. It is loaded by the first access."""
         with self._lock:
             if self._model is None:
                 from fsrm_lite.scorer import FastSlowRM
@@ -57,7 +58,11 @@ class LazyModel:
 
 
 def text_of(completion: object) -> str:
-    """Return the text of a completion: a string, one chat message, or a list of them (the contents joined by line breaks).
+    """Return the text of a completion.
+
+    Args:
+        completion: A string, a chat message, or a list of chat messages, whose texts are joined by line breaks. A
+            message's content may be a text or a list of parts, of which those with a text count.
 
     Raises:
         InputError: If it is none of these, or a content is not text.
@@ -66,7 +71,7 @@ def text_of(completion: object) -> str:
         return completion
     if isinstance(completion, dict):
         content = completion.get("content")
-        # OpenAI's and TRL's structured form: a list of parts, of which the text parts count.
+        # OpenAI and TRL also allow a list of parts, some of which may be images; those with a text count.
         return (
             text_of(content)
             if not isinstance(content, list)
@@ -78,7 +83,7 @@ def text_of(completion: object) -> str:
 
 
 def check_lengths(prompts: Sequence[Prompt], completions: Sequence[object]) -> None:
-    """Refuse lists that do not belong together.
+    """Check that there are as many prompts as completions.
 
     Raises:
         InputError: If the lengths differ.

@@ -1,32 +1,48 @@
-"""Inference-time scaling in other people's harnesses: its_hub's outcome reward model, lm-eval's filter.
+"""A reward model for two libraries that let a model answer many times and keep the best answer.
 
-Neither library is imported; both call what has the right methods.
+``OutcomeRewardModel`` is for its_hub, ``BestOfFilter`` for lm-eval. Neither library is imported: both accept any object
+with the methods that they call.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from fsrm_lite.errors import InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, text_of
-from fsrm_lite.types import JudgePolicy, Message, Prompt, Strategy
+from fsrm_lite.types import JudgePolicy, LoadSettings, Message, Prompt, Strategy
 
 
 class OutcomeRewardModel(LazyModel):
-    """its_hub's ``AbstractOutcomeRewardModel``: scores a conversation by its last message."""
+    """What its_hub calls an ``AbstractOutcomeRewardModel``: it scores the last message of a conversation."""
 
-    def __init__(self, source: Source = None, *, judge: JudgePolicy = "never", **load_options: Any) -> None:  # noqa: ANN401
-        """Keep the settings; see :class:`~fsrm_lite.integrations.loading.LazyModel`."""
+    def __init__(
+        self, source: Source = None, *, judge: JudgePolicy = "never", **load_options: Unpack[LoadSettings]
+    ) -> None:
+        """Keep the settings; the model is loaded at the first call.
+
+        Args:
+            source: A loaded model, a bundle folder, a hub name, or None for the embedded model.
+            judge: When to ask the judge: "never", "auto" (where the gate says so) or "always".
+            **load_options: For ``FastSlowRM.from_pretrained``, for example ``threads=2``.
+        """
         super().__init__(source, **load_options)
         self._judge = judge
 
-    def score(self, messages: Sequence[Any], **_: Any) -> list[float] | float:  # noqa: ANN401 - one or many conversations
-        """Score one conversation (a list of messages) or many (a list of lists); the answer has the same form.
+    def score(self, messages: Sequence[Any], **_: object) -> list[float] | float:
+        """Score the last message of one conversation, or of each of several.
+
+        Args:
+            messages: A list of chat messages, or a list of such lists.
+            **_: its_hub's other options; they have no effect.
+
+        Returns:
+            The score in [0, 1]; for a list of conversations a list of scores, in order.
 
         Raises:
-            InputError: If a conversation does not end with an assistant message behind a request.
+            InputError: If a conversation does not end with an assistant's message that has another message before it.
         """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: list[list[Message]] = [list(messages)] if single else [list(m) for m in messages]
@@ -34,8 +50,8 @@ class OutcomeRewardModel(LazyModel):
         scores = [s.score for s in self.model.score_many(items, judge=self._judge)] if items else []
         return scores[0] if single else scores
 
-    async def ascore(self, messages: Sequence[Any], **_: Any) -> list[float] | float:  # noqa: ANN401 - as score
-        """Like :meth:`score`, in a worker thread."""
+    async def ascore(self, messages: Sequence[Any], **_: object) -> list[float] | float:
+        """Do the same as ``score``, in a thread of its own."""
         return await asyncio.to_thread(self.score, messages)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,10 +59,10 @@ class OutcomeRewardModel(LazyModel):
 
 
 class BestOfFilter(LazyModel):
-    """lm-eval's ``custom`` filter: of the repeats of each document keep the best.
+    """A filter for lm-eval: of several responses to a document (one item of a task) it keeps the best.
 
-    In a task: ``filter_list: [{name: best, filter: [{function: custom, filter_fn: !function my.best}]}]`` with
-    ``best = BestOfFilter(prompt=lambda doc: doc["question"])`` and ``repeats: 8``.
+    Put ``best = BestOfFilter(prompt=lambda doc: doc["question"])`` into a module ``my``, and into the task's file
+    ``repeats: 8`` and ``filter_list: [{name: best, filter: [{function: custom, filter_fn: !function my.best}]}]``.
     """
 
     def __init__(
@@ -55,14 +71,14 @@ class BestOfFilter(LazyModel):
         *,
         prompt: Callable[[Any], Prompt],
         strategy: Strategy = "gated",
-        **load_options: Any,  # noqa: ANN401 - passed on as they are
+        **load_options: Unpack[LoadSettings],
     ) -> None:
         """Keep the settings.
 
         Args:
             source: A loaded model, a bundle folder, a hub name, or None for the embedded model.
-            prompt: From a document of the task to what the responses answer.
-            strategy: See :func:`fsrm_lite.ranking.tournament.select`.
+            prompt: Function from a document to the prompt that the responses answer.
+            strategy: How the best is found; see ``fsrm_lite.ranking.tournament``.
             **load_options: For ``FastSlowRM.from_pretrained``.
         """
         super().__init__(source, **load_options)

@@ -1,25 +1,25 @@
-"""Rewards for TRL's trainers: a GRPO reward function, and the shape of TRL's former pairwise judges.
+"""A reward model for TRL: a reward function for its trainers, and a judge of pairs like those of earlier versions.
 
-Nothing of TRL is imported: its trainers take any callable of this form. Checked with TRL 1.16.
+TRL is not imported: its trainers accept any callable of this form. Checked with TRL 1.16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import FsrmError, InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths, text_of
-from fsrm_lite.types import JudgePolicy, Prompt, Score
+from fsrm_lite.types import JudgePolicy, LoadSettings, Prompt, Score
 
 
 class RewardFunction(LazyModel):
-    """A reward function for ``GRPOTrainer(reward_funcs=...)``, ``RLOOTrainer`` and alike.
+    """A reward function for ``GRPOTrainer(reward_funcs=...)``, ``RLOOTrainer`` and similar trainers.
 
-    Picklable: a copy in another process loads its own model. An empty completion has the reward 0 (or the lowest logit),
-    so that a policy does not learn to say nothing; one that cannot be scored, because it is too long for the reward model
-    or is not valid text, has the reward None, which TRL leaves out.
+    An empty completion gets the lowest reward (score 0, or logit -50), so that the trained model does not learn to say
+    nothing. A completion that cannot be scored, because it is too long for the reward model or not valid text, gets
+    None, which TRL leaves out. The function can be pickled; a copy in another process loads its own model.
     """
 
     def __init__(
@@ -29,15 +29,16 @@ class RewardFunction(LazyModel):
         judge: JudgePolicy = "never",
         scale: Literal["score", "logit"] = "score",
         name: str = "fsrm_reward",
-        **load_options: Any,  # noqa: ANN401 - passed on as they are
+        **load_options: Unpack[LoadSettings],
     ) -> None:
         """Keep the settings; the model is loaded at the first call.
 
         Args:
             source: A loaded model, a bundle folder, a hub name, or None for the embedded model.
-            judge: When to think slowly: "never" (default: a training step waits for its rewards), "auto" or "always".
-            scale: "score" in [0, 1], or "logit", its log-odds in [-50, 50].
-            name: Name in the trainer's logs.
+            judge: When to ask the judge: "never" (the default, because a training step waits for its rewards), "auto"
+                (where the gate says so) or "always".
+            scale: What to return: "score", in [0, 1], or "logit", the score's log-odds, in [-50, 50].
+            name: Name of the reward in the trainer's logs.
             **load_options: For ``FastSlowRM.from_pretrained``, for example ``threads=2``.
         """
         super().__init__(source, **load_options)
@@ -47,13 +48,16 @@ class RewardFunction(LazyModel):
         self._judge = judge
         self._scale = scale
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[object], **_: Any) -> list[float | None]:  # noqa: ANN401
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[object], **_: object) -> list[float | None]:
         """Return one reward per completion, in order.
 
         Args:
-            prompts: Strings or message lists.
-            completions: As many strings or message lists.
-            **_: Whatever else the trainer passes (dataset columns, trainer state).
+            prompts: Strings or lists of chat messages.
+            completions: As many strings or lists of chat messages.
+            **_: Whatever else the trainer passes (dataset columns, trainer state); it has no effect.
+
+        Returns:
+            One reward per completion, in order; None for one that cannot be scored.
 
         Raises:
             InputError: If the lengths differ or a completion is neither text nor messages.
@@ -75,22 +79,27 @@ class RewardFunction(LazyModel):
 
 
 class PairwiseJudge(LazyModel):
-    """The shape of TRL's former ``BasePairwiseJudge``: ``judge(prompts, completions, shuffle_order=True) -> list[int]``."""
+    """A judge of pairs with the method of ``BasePairwiseJudge``, which earlier versions of TRL had."""
 
-    def __init__(self, source: Source = None, *, judge: JudgePolicy = "auto", **load_options: Any) -> None:  # noqa: ANN401
-        """Keep the settings; arguments as for :class:`RewardFunction`."""
+    def __init__(
+        self, source: Source = None, *, judge: JudgePolicy = "auto", **load_options: Unpack[LoadSettings]
+    ) -> None:
+        """Keep the settings; arguments as for ``RewardFunction``."""
         super().__init__(source, **load_options)
         self._judge = judge
 
     def judge(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[object]], shuffle_order: bool = True
     ) -> list[int]:
-        """Return 0 or 1 per pair: the position of the better completion; -1 where there is no judgement.
+        """Compare two completions per prompt.
 
         Args:
-            prompts: Strings or message lists.
+            prompts: Strings or lists of chat messages.
             completions: Two completions per prompt.
-            shuffle_order: Accepted and without effect: a slow comparison asks for both orders, a fast one has none.
+            shuffle_order: Has no effect. The judge is always asked about both orders, and fast scores know no order.
+
+        Returns:
+            Per prompt, the position of the better completion, 0 or 1; -1 where the comparison failed.
 
         Raises:
             InputError: If the lengths differ or there are not two completions.

@@ -1,4 +1,7 @@
-"""A reasoner that writes answers, a critic that accepts or rejects them, and the loop between the two (DRR).
+"""A reasoner that writes answers, a critic that accepts or rejects them, and the loop between the two.
+
+The method is DRR (Distillation-Reinforcement-Reasoning, arXiv 2501.01457): a small critic is trained on a reasoner's
+own answers to questions with known results, and then tells the reasoner when to try again.
 
 ==================  ================================================================================
 ``reasoners``       whatever writes answers: a function, the bundle itself, an HTTP endpoint

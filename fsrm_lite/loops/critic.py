@@ -1,7 +1,9 @@
-"""Critics: whatever accepts or rejects a reasoner's response. A fitted head, the reward model itself, or the reasoner.
+"""Critics. A critic reads a question and a reasoner's response to it, and accepts or rejects the response.
 
-The fitted head is DRR's lightweight discriminative model (arXiv 2501.01457): a small ONNX network on the last hidden
-state of the frozen, quantized fast model. It is fitted by :mod:`fsrm_lite.export.critic_head`; here it is only run.
+There are three: the reward model itself (``RewardCritic``), the reasoner asked about its own answer (``SelfCritic``),
+and a fitted head (``HeadCritic``). The head is a small ONNX network that reads the last hidden state of the fast
+model, whose own weights stay as they are. This is the lightweight critic of DRR (arXiv 2501.01457).
+``fsrm_lite.export.critic_head`` fits it; here it is only run.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import BundleError, InputError, JudgeError
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
-from fsrm_lite.types import JudgePolicy, Score
+from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
 
 if TYPE_CHECKING:
     from fsrm_lite.runtimes.onnx.session import FastReading
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 CRITIC_FORMAT = 1
 READ_AT_ONCE = 64
-"""Responses per call of the fast model: bounds the memory for hidden states."""
+"""Responses per call of the fast model. It limits the memory that hidden states take."""
 
 SELF_CRITIQUE = "Question: {question}\nAnswer: {response}\nIs the answer correct?"
 
@@ -38,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A critic's word on one response.
+    """What a critic says about one response.
 
     Attributes:
-        accept: Whether the loop may end with it.
-        score: How likely it is right, in [0, 1]; ranks responses when none is accepted.
+        accept: Whether the loop may end with this response.
+        score: How likely the response is right, in [0, 1]. When no response is accepted, the scores rank them.
         tokens_generated: Tokens the critic wrote.
-        tokens_read: Prompt tokens it computed.
+        tokens_read: Prompt tokens the critic computed.
     """
 
     accept: bool
@@ -54,44 +56,53 @@ class Review:
 
 
 class Critic(Protocol):
-    """Reviews responses."""
+    """Anything that reviews responses."""
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """Return one verdict per (question, response), in order; what cannot be read is rejected with score 0."""
+        """Return one review per (question, response), in order. What cannot be read is rejected with score 0."""
         ...
 
 
 REJECTED = Review(False, 0.0)
-"""What a critic says of a response it cannot read: empty, too long, or not valid text."""
+"""The review of a response that a critic cannot read: it is empty, too long, or not valid text."""
 
 
 class RewardCritic:
-    """The reward model itself: its pointwise score, thinking slowly where its gate says so."""
+    """The reward model as a critic: it accepts a response whose score reaches a threshold."""
 
     def __init__(
-        self, model: FastSlowRM, *, threshold: float = 0.5, judge: JudgePolicy = "auto", **options: Any
+        self,
+        model: FastSlowRM,
+        *,
+        threshold: float = 0.5,
+        judge: JudgePolicy = "auto",
+        **options: Unpack[JudgeSettings],
     ) -> None:
         """Keep the settings.
 
         Args:
             model: A loaded reward model.
             threshold: Accept from this score on, in [0, 1].
-            judge: When to think slowly.
+            judge: When the reward model asks its judge: "auto" (where its gate says so), "always" or "never".
             **options: For ``FastSlowRM.score_many``, for example ``votes`` and ``seed``.
 
         Raises:
             InputError: If an option is unknown or out of range.
         """
-        model.score_many(
-            [], judge=judge, **options
-        )  # refuses bad options now; later they would look like bad responses
+        # Scoring nothing checks the options. Found only in review(), a bad option would look like a bad response.
+        model.score_many([], judge=judge, **options)
         self._model = model
         self._threshold = _check_threshold(threshold)
         self._judge = judge
         self._options = options
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`. When the judge fails, the fast scores decide, and the log says so; with "always" it raises."""
+        """Return one review per (question, response), in order; see ``Critic``.
+
+        Raises:
+            JudgeError: If the judge fails and is always to be asked. With another setting the fast scores decide
+                instead, and a warning is logged.
+        """
         scores = each_or_none(self._scores, items, InputError)
         return [
             REJECTED if s is None else Review(s.score >= self._threshold, s.score, s.tokens_generated, s.tokens_read)
@@ -109,22 +120,26 @@ class RewardCritic:
 
 
 class SelfCritic:
-    """The reasoner's own word: asked in plain text whether its answer is right, it answers in plain text."""
+    """A reasoner as a critic: it is asked in plain text whether an answer is right, and replies in plain text."""
 
     def __init__(self, reasoner: Reasoner, *, sampling: Sampling | None = None, prompt: str = SELF_CRITIQUE) -> None:
         """Keep the settings.
 
         Args:
-            reasoner: The one that wrote the responses, or any other.
-            sampling: How it is asked; by default once, greedily, with 64 tokens.
-            prompt: With ``{question}`` and ``{response}``; the first yes or no of the reply counts.
+            reasoner: The reasoner to ask: the one that wrote the responses, or another.
+            sampling: How it is asked; by default once, at temperature 0, with up to 64 tokens.
+            prompt: The text to ask with; ``{question}`` and ``{response}`` in it are replaced. The first "yes" or "no"
+                of a reply counts.
         """
         self._reasoner = reasoner
         self._sampling = sampling or Sampling(temperature=0.0, max_tokens=64)
         self._prompt = prompt
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`; the score is the share of yes among the replies, and half or more accepts."""
+        """Return one review per (question, response), in order; see ``Critic``.
+
+        The score is the share of "yes" among the replies that say "yes" or "no". A share of at least one half accepts.
+        """
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
         tasks = [
@@ -141,15 +156,15 @@ class SelfCritic:
 
 
 class HeadCritic:
-    """A fitted head on a bundle's hidden state: one fast reading per response, no generated token."""
+    """A small network on the fast model's hidden state. It costs one fast reading per response and writes no token."""
 
     def __init__(self, folder: str | Path, model: FastSlowRM, *, threshold: float | None = None) -> None:
         """Load ``critic.json`` and ``critic.onnx``.
 
         Args:
-            folder: What ``fsrm-lite fit-critic`` wrote.
+            folder: The folder that ``fsrm-lite fit-critic`` wrote.
             model: The reward model whose hidden states the head was fitted on.
-            threshold: Accept from this score on, in [0, 1]; None takes the critic's own.
+            threshold: Accept from this score on, in [0, 1]; None takes the threshold stored in ``critic.json``.
 
         Raises:
             BundleError: If the critic is missing, altered, of an unknown format, or was fitted on another model.
@@ -160,7 +175,7 @@ class HeadCritic:
         self._session = _open_session(Path(folder) / "critic.onnx")
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
-        """See :class:`Critic`."""
+        """Return one review per (question, response), in order; see ``Critic``."""
         readings = self._reader.read(items)
         found = [r.hidden for r in readings if r is not None and r.hidden is not None]
         scores = iter(self.score(np.stack(found)).tolist() if found else [])
@@ -172,20 +187,33 @@ class HeadCritic:
         return verdicts
 
     def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probability of being right, shape [N], from hidden states of shape [N, H]."""
+        """Return the probability that each response is right.
+
+        Args:
+            hidden: Hidden states, float32, shape [N, H]: N responses, H numbers each.
+
+        Returns:
+            float32, shape [N], in [0, 1].
+        """
         return np.asarray(self._session.run(["probability"], {"hidden": hidden})[0], dtype=np.float32)[:, 0]
 
 
 class HiddenReader:
-    """Reads (question, response) pairs with the fast model and keeps the last hidden state."""
+    """Reads responses with the fast model and keeps the last hidden state of each.
+
+    The last hidden state is the vector from which the model computes the logits of its first output token.
+    """
 
     def __init__(self, model: FastSlowRM) -> None:
-        """Use a loaded model's fast path and its pointwise prompt."""
+        """Use a loaded model's fast path and its prompt for a single response."""
         self._fast = model.fast
         self._encoder = model.encoder
 
     def read(self, items: Sequence[tuple[str, str]]) -> list[FastReading | None]:
-        """Return one reading per pair, in order; None where the text cannot be read (empty, too long, invalid)."""
+        """Return one reading per (question, response), in order.
+
+        Where the text cannot be read (it is empty, too long or not valid text) there is None instead.
+        """
         encoded = each_or_none(lambda part: [self._encoder.pointwise_fast(*item) for item in part], items, InputError)
         where = [i for i, ids in enumerate(encoded) if ids is not None]
         sequences = [ids for ids in encoded if ids is not None]
@@ -198,10 +226,18 @@ class HiddenReader:
 
 
 def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
-    """Return ``critic.json``, checked against its network's hash and the model it was fitted on.
+    """Read ``critic.json``.
+
+    Args:
+        folder: The folder that ``fsrm-lite fit-critic`` wrote.
+        model: The reward model that the critic is to be used with.
+
+    Returns:
+        The contents of ``critic.json``.
 
     Raises:
-        BundleError: If anything does not fit.
+        BundleError: If a file is missing or malformed, ``critic.onnx`` does not have the recorded hash, or the critic
+            was fitted on another fast model.
     """
     try:
         info = json.loads((folder / "critic.json").read_text("utf-8"))
@@ -210,7 +246,8 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
         _check_threshold(info["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{folder} is not a critic ({error}); expected critic.json and critic.onnx, as fsrm-lite fit-critic writes them"
+            f"{folder} is not a critic ({error}); "
+            "expected critic.json and critic.onnx, as fsrm-lite fit-critic writes them"
         ) from error
     if version != CRITIC_FORMAT:
         raise BundleError(
@@ -220,13 +257,17 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
         raise BundleError(f"{folder}/critic.onnx is not the file its critic.json describes; fit it again")
     if backbone != backbone_hash(model):
         raise BundleError(
-            f"the critic {folder} was fitted on {info.get('backbone', 'another model')!r}, another fast model than this one; fit it again"
+            f"the critic {folder} was fitted on {info.get('backbone', 'another model')!r}, "
+            "another fast model than this one; fit it again"
         )
     return dict(info)
 
 
 def backbone_hash(model: FastSlowRM) -> str:
-    """Hash of the fast model's files, graph and weights: hidden states of another model mean something else."""
+    """Return a hash of the fast model's files (graph and weights).
+
+    A critic keeps it, because the hidden states of another model mean something else.
+    """
     files = model.bundle.manifest.files
     return hashlib.sha256(
         "".join(files[role].sha256 for role in ("fast", "fast_data") if role in files).encode()
@@ -237,7 +278,7 @@ def _open_session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime ships no typ
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a few thousand multiplications are not worth a second thread
+    options.intra_op_num_threads = 1  # the network is so small that a second thread would not pay
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

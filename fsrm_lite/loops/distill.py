@@ -1,7 +1,12 @@
-"""DRR's first step: run a reasoner over questions with known answers, and label what it writes by its answer alone.
+"""Collects traces, the training data of a critic: the first step of DRR (arXiv 2501.01457).
 
-No human labels: a trace is right when its extracted answer is the reference's. The output is JSONL, one trace a line,
-appended as it comes; a run that was cut off goes on where it stopped, and the half line it left is taken away.
+A trace is one response of a reasoner with a label, right or wrong. The reasoner is run over questions with known
+answers, and its own answer alone gives the label, so that no human has to: a response is right when the answer
+extracted from it equals the one extracted from the known answer (the reference). ``fsrm_lite.ranking.answers`` says
+how answers are extracted.
+
+The output is a JSONL file, one trace per line, written as the traces come. A run that broke off continues where it
+stopped; a half-written last line is removed first.
 """
 
 from __future__ import annotations
@@ -23,23 +28,23 @@ from fsrm_lite.ranking.answers import Extractor, find_extractor
 GIVE_UP_AFTER = 16
 """A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""
 
-_START = b'{"question": "'  # of every line
+_START = b'{"question": "'  # how every line begins
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One response of a reasoner, labelled.
+    """One response of a reasoner with its label.
 
     Attributes:
-        question: The text.
+        question: The question's text.
         reference: The known answer.
-        sample: Number of this response among those to the question.
+        sample: Number of this response among the responses to the question, from 0.
         response: What the reasoner wrote.
-        answer: The answer extracted from it, or None.
-        label: 1 when the answer is the reference's, else 0.
-        tokens_generated: Tokens it took.
+        answer: The answer extracted from the response, or None if it has none.
+        label: 1 when that answer equals the reference's, else 0.
+        tokens_generated: Tokens the reasoner wrote.
     """
 
     question: str
@@ -53,14 +58,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class DistillReport:
-    """What a run did.
+    """What a run of ``distill`` did.
 
     Attributes:
-        written: Traces written now.
-        kept: Traces that an earlier run had written.
-        right: Of those written now, how many are right.
-        skipped: Questions left out for want of one usable answer.
-        failed: Questions the reasoner failed on; a further run tries them again.
+        written: Traces that this run wrote.
+        kept: Traces that the output file held before.
+        right: How many of the written traces are right.
+        skipped: Rows left out because they have no usable answer, or another one than their question had before.
+        failed: Questions the reasoner failed on; the next run tries them again.
     """
 
     written: int
@@ -81,23 +86,31 @@ def distill(
     skip_unanswered: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> DistillReport:
-    """Write labelled traces; of those done only a short key each stays in memory.
+    """Run a reasoner over questions with known answers and write one labelled trace per response.
+
+    Of each finished trace only a short key stays in memory, so the number of questions does not matter.
 
     Args:
         questions: Rows with ``question`` (or ``prompt``) and ``answer`` (or ``reference``); other fields are ignored.
-        reasoner: Asked ``sampling.n`` times per question.
-        output: JSONL file; what it already holds is kept and not asked again.
+        reasoner: Asked for ``sampling.n`` responses per question.
+        output: JSONL file. The traces it already holds are kept and not asked for again.
         sampling: How the reasoner samples; by default 4 samples at temperature 0.8.
-        extractor: From a response, and from a reference, to a canonical answer.
-        batch_size: Questions per call of the reasoner, >= 1; one that answers them one by one gets one at a time.
-        skip_unanswered: Leave out questions without a usable answer, or with another than before, instead of raising.
-        progress: Called with the number of questions done since the last call.
+        extractor: Function (or its name) from a text to its answer; used on responses and on references.
+        batch_size: Questions per call of the reasoner, at least 1. A reasoner that answers one by one gets one at a
+            time.
+        skip_unanswered: Leave out a row without a usable answer, or with another answer than its question had before,
+            instead of raising.
+        progress: Called after each batch with the number of questions in it.
+
+    Returns:
+        Counts of what was written, kept, skipped and failed.
 
     Raises:
-        DataFormatError: On a row without a question, or, unless ``skip_unanswered``, without a usable answer or with another
-            answer than its question had before, here or in ``output``; or when ``output`` holds something that is not a
-            trace, or was labelled by another extractor.
-        ReasonerError: If the reasoner fails on the first questions, all of them.
+        InputError: If ``batch_size`` is below 1 or the folder of ``output`` does not exist.
+        DataFormatError: If a row has no question, or ``output`` holds something that is not a trace or was labelled by
+            another extractor. Unless ``skip_unanswered`` is set, also if a row has no usable answer, or another answer
+            than its question had before (in this run or in ``output``).
+        ReasonerError: If the reasoner fails on all of the first questions (16 or more) and nothing has been written.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected at least 1")
@@ -122,10 +135,12 @@ def distill(
 
 
 def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
-    """Parse traces, one a line; a last line without its line break is one that a run was cut off in, and is left out.
+    """Yield the traces on the lines of a file.
+
+    A last line without a line break was left half-written by a run that broke off; it is left out, with a warning.
 
     Raises:
-        DataFormatError: Naming the line that is not a trace.
+        DataFormatError: If a line is not a trace; the message names it.
     """
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n"):
@@ -136,7 +151,7 @@ def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
 
 
 class _Run:
-    """One run of :func:`distill`: settings, counts, and what is done."""
+    """One run of ``distill``: its settings, its counts, and which traces are finished."""
 
     def __init__(self, reasoner: Reasoner, sampling: Sampling, extractor: Extractor, skip_unanswered: bool) -> None:
         self._reasoner = reasoner
@@ -148,18 +163,19 @@ class _Run:
         self.written = self.right = self.skipped = self.failed = 0
 
     def resume(self, output: Path) -> int:
-        """Take note of the traces already there, and return their number; a half-written last line is cut off."""
+        """Note the traces that ``output`` already holds, remove a half-written last line, and return their number."""
         for number, trace in _kept(output):
             if self._extract(trace.response) != trace.answer:
                 raise DataFormatError(
-                    f"{output}, line {number} was labelled by another extractor; go on with that one, or name another output"
+                    f"{output}, line {number} was labelled by another extractor; "
+                    "go on with that one, or name another output"
                 )
             self._done.add(_key(trace.question, trace.sample))
             self._references[_key(trace.question)] = self._extract(trace.reference)
         return len(self._done)
 
     def answer(self, batch: list[tuple[int, Mapping[str, Any]]]) -> Iterator[Trace]:
-        """Yield the traces of one batch that are not done yet, and mark them done."""
+        """Yield the new traces of one batch of numbered rows."""
         known: dict[str, str] = {}
         for number, row in batch:
             if (pair := self._check(number, row)) is not None:
@@ -175,6 +191,7 @@ class _Run:
                     yield self._label(question, known[question], sample, proposal)
 
     def _check(self, number: int, row: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return a row's question and reference, or None if the row is to be skipped."""
         question = row.get("question", row.get("prompt"))
         if not isinstance(question, str) or not question.strip():
             raise DataFormatError(f"row {number} has no question; expected a text under 'question' or 'prompt'")
@@ -187,10 +204,12 @@ class _Run:
         if not self._skip_unanswered:
             if answer is None:
                 raise DataFormatError(
-                    f"row {number} has no usable answer ({reference!r}); expected one that the extractor reads, or skip such rows"
+                    f"row {number} has no usable answer ({reference!r}); "
+                    "expected one that the extractor reads, or skip such rows"
                 )
             raise DataFormatError(
-                f"row {number} has the answer {answer!r}, but its question had {before!r} before; name another output, or skip it"
+                f"row {number} has the answer {answer!r}, but its question had {before!r} before; "
+                "name another output, or skip it"
             )
         self.skipped += 1
         return None
@@ -204,7 +223,7 @@ class _Run:
 
 
 def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
-    """Yield the numbered traces already there; a half-written last line is cut off then."""
+    """Yield the traces that a file already holds, with their line numbers, then remove a half-written last line."""
     if output.exists():
         for number, line in complete_lines(output, _START):
             if line.strip():
@@ -212,6 +231,7 @@ def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
 
 
 def _parse(line: str, number: int) -> Trace:
+    """Return the trace on a line; refuse a line that is not one."""
     try:
         trace = Trace(**json.loads(line))
     except (ValueError, TypeError) as error:
@@ -223,7 +243,8 @@ def _parse(line: str, number: int) -> Trace:
         or not isinstance(trace.sample, int)
     ):
         raise DataFormatError(
-            f"line {number} is not a trace: question, reference and response must be texts, label 0 or 1, sample a number"
+            f"line {number} is not a trace: "
+            "question, reference and response must be texts, label 0 or 1, sample a number"
         )
     return trace
 

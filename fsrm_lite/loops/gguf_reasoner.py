@@ -1,8 +1,9 @@
-"""A bare GGUF file as a reasoner: no bundle, but the file's own chat template and llama.cpp's tokenizer.
+"""A reasoner from a single GGUF file, without a bundle. It uses the file's own chat template and llama.cpp's tokenizer.
 
-A prompt is put together as a bundle's is (see :mod:`fsrm_lite.bundle.encoder`): only the template's own special tokens become ids;
-questions and rejected answers stay text, whatever they spell. The template is run in Jinja's sandbox, with a mark in the place
-of each message, so that it never even sees the messages.
+Questions and rejected answers are untrusted text: even one that spells a special token such as ``<|im_end|>`` must stay
+text. So the template is rendered (in Jinja's sandbox) with a mark in the place of each message, and never sees the
+messages. Special tokens that come out are the template's own and become single ids. Only then do the messages take the
+place of the marks, and they are tokenized as plain text. ``fsrm_lite.bundle.encoder`` does the same for a bundle.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 class GgufReasoner:
-    """A language model in a GGUF file, sampled through llama.cpp. Any number of threads may call it, one is answered at a time."""
+    """A language model in a GGUF file, sampled through llama.cpp.
+
+    Any number of threads may call it; one is answered at a time.
+    """
 
     def __init__(self, path: str | Path, *, template: str | None = None, threads: int | None = None) -> None:
         r"""Load the model.
 
         Args:
             path: The GGUF file.
-            template: The prompt with ``{prompt}`` in it, for example ``"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"``;
-                its model is then asked the bare question each time. None takes the file's own chat template, which tells
-                in the conversation what was rejected.
-            threads: Compute threads; None for one per core this process may use (one in all for a small model).
+            template: The prompt with ``{prompt}`` in the place of the question, for example
+                ``"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"``. The model then gets the question
+                alone, not the answers that were rejected. None takes the file's own chat template, which shows the
+                model the rejected answers as a conversation.
+            threads: Compute threads; None for one per core that this process may use (a small model gets one thread).
 
         Raises:
             BundleError: If the file is damaged or of an unusable kind.
@@ -52,7 +57,8 @@ class GgufReasoner:
         chat = entries.get("tokenizer.chat_template")
         if template is None and not chat:
             raise InputError(
-                f"{path} has no chat template; give the prompt it was trained on as a template, with {PROMPT_SLOT} in it"
+                f"{path} has no chat template; "
+                f"give the prompt it was trained on as a template, with {PROMPT_SLOT} in it"
             )
         if template is not None and PROMPT_SLOT not in template:
             raise InputError(f"the template has no {PROMPT_SLOT}, the place of the question")
@@ -64,13 +70,13 @@ class GgufReasoner:
             self._prompts = _Prompts(
                 self._tokenizer, _plain(template) if template is not None else _chat(str(chat), self._tokenizer)
             )
-            self._prompts.ids(Task("question"))  # a template that does not work is refused now
+            self._prompts.ids(Task("question"))  # so that a template that does not work is refused now
         except BaseException:
             self.close()
             raise
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`~fsrm_lite.loops.reasoners.Reasoner`; one batch of decoding for all tasks."""
+        """Return ``sampling.n`` proposals per task, in order; see ``Reasoner``. All tasks are decoded in one batch."""
         with self._lock:
             if self._runner is None:
                 raise ReasonerError("this reasoner is closed; open another one")
@@ -86,6 +92,7 @@ class GgufReasoner:
         return [proposals[i : i + sampling.n] for i in range(0, len(proposals), sampling.n)]
 
     def _job(self, task: Task, sampling: Sampling, number: int) -> Job:
+        """Return the job that writes one proposal; it may write no more than the context has room for."""
         ids = tuple(self._prompts.ids(task))
         room = self._context - len(ids)
         if room < 1:
@@ -93,7 +100,7 @@ class GgufReasoner:
         return Job(ids, vote_key(sampling.seed, ids, number), min(sampling.max_tokens, room))
 
     def close(self) -> None:
-        """Free the model, after the call that runs. Safe to repeat."""
+        """Free the model, once a call that is running has ended. Closing twice is allowed."""
         with self._lock:
             if self._runner is not None:
                 self._runner.close()
@@ -101,15 +108,20 @@ class GgufReasoner:
 
 
 class _Prompts:
-    """Tasks to token ids, by one template."""
+    """Turns tasks into token ids by one template."""
 
     def __init__(self, tokenizer: LlamaTokenizer, render: Callable[[int], str]) -> None:
-        """Keep the tokenizer and ``render``: from a number of messages to the prompt, with a mark for each message's text."""
+        """Keep the tokenizer and the template.
+
+        Args:
+            tokenizer: The model's.
+            render: From a number of messages to the prompt, with a mark in the place of each message's text.
+        """
         self._tokenizer = tokenizer
         self._special = {token.id for token in tokenizer.special.values()}
         names = sorted(
             tokenizer.special, key=len, reverse=True
-        )  # longest first: none may be taken for the start of another
+        )  # longest first, because one name may be the beginning of another
         tokens = [tokenizer.special[name] for name in names]
         spaced = [
             r"\s*" * t.strips_left + re.escape(name) + r"\s*" * t.strips_right
@@ -120,7 +132,7 @@ class _Prompts:
         self._pieces = cache(lambda messages: self._cut(render(messages)))
 
     def ids(self, task: Task) -> list[int]:
-        """Ids of the prompt for a task."""
+        """Return the token ids of the prompt for a task."""
         texts = [prompt_text(message["content"]) for message in conversation(task)]
         ids: list[int] = []
         for piece in self._pieces(len(texts)):
@@ -129,7 +141,7 @@ class _Prompts:
         return ids if start is None or ids[:1] == [start] else [start, *ids]
 
     def _cut(self, prompt: str) -> list[int | str]:
-        """Split a rendered prompt into ids of special tokens and runs of text."""
+        """Return a rendered prompt in pieces: the id of each special token, and the text between them."""
         if not _MARK.search(prompt):
             raise InputError("the model's chat template leaves the question out; give a template")
         pieces: list[int | str] = []
@@ -140,7 +152,10 @@ class _Prompts:
         return [piece for piece in [*pieces, prompt[position:]] if piece != ""]
 
     def _text(self, text: str) -> list[int]:
-        """Ids of plain text: where a special token came out, its spelling is cut behind its first character."""
+        """Return the ids of plain text, none of which is a special token.
+
+        Where the text spells a special token, it is cut behind that token's first character and tokenized in parts.
+        """
         ids = self._tokenizer.tokenize(text)
         if self._special.isdisjoint(ids):
             return ids
@@ -153,7 +168,7 @@ def _plain(template: str) -> Callable[[int], str]:
 
 
 def _chat(template: str, tokenizer: LlamaTokenizer) -> Callable[[int], str]:
-    """Compile a chat template as Hugging Face's files have them."""
+    """Return a function from a number of messages to the prompt, from a chat template in Hugging Face's form."""
     try:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment

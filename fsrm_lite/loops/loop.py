@@ -1,7 +1,10 @@
-"""The critic in the reasoning loop: propose, accept or reject, tell the reasoner, try again.
+"""The reasoning loop: a reasoner proposes a response, a critic accepts or rejects it, and rejection means another try.
 
-Source: DRR (arXiv 2501.01457), with turns, feedback and endings of this project's own, since the paper's are not
-published. Many questions run side by side, one batch of the reasoner and one of the critic per turn.
+A turn is one proposal and its review. The loop ends when the critic accepts or the turns are used up. Many questions
+run side by side: each turn is one batch for the reasoner and one for the critic.
+
+Source: DRR (arXiv 2501.01457). How many turns there are, what the reasoner is told, and how the loop ends are this
+project's own choices, because the paper's are not published.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.ranking.answers import Extractor, find_extractor
 
 SEED_STRIDE = 1_000_003
-"""Distance between the seeds of two turns: more than anyone takes samples, so that turns never share one."""
+"""Distance between the seeds of two turns: far more than a turn takes samples, so that no two turns share a seed."""
 
 
 class LoopOutcome(StrEnum):
-    """How a loop ended."""
+    """How a loop ended: with an accepted response, with the best of the rejected ones, or with none."""
 
     ACCEPTED = "accepted"
     BEST = "best"
@@ -30,17 +33,17 @@ class LoopOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One proposal and what came of it.
+    """One proposal and its review.
 
     Attributes:
-        response: The text; empty when the reasoner failed or returned nothing.
-        accepted: The critic's decision.
+        response: The proposal's text; empty when the reasoner failed or returned nothing.
+        accepted: Whether the critic accepted it.
         score: The critic's score in [0, 1].
         tokens_generated: Tokens the reasoner wrote.
         critic_tokens_generated: Tokens the critic wrote.
         critic_tokens_read: Prompt tokens the critic computed.
-        repeated: The very text had been rejected before, so the critic was not asked again.
-        failed: The reasoner raised, hung, or returned nothing.
+        repeated: True when the same text had been rejected in an earlier turn; the critic is not asked again.
+        failed: True when the reasoner raised, did not answer in time, or returned nothing.
     """
 
     response: str
@@ -55,14 +58,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What the loop makes of one question.
+    """How the loop ended for one question, and with which response.
 
     Attributes:
-        question: The text.
+        question: The question's text.
         outcome: How the loop ended.
         response: The response it ends with; None when it abstains.
-        score: That response's score, in [0, 1]; None when it abstains.
-        turns: Everything that was tried, in order.
+        score: That response's score from the critic, in [0, 1]; None when it abstains.
+        turns: Every turn, in order.
     """
 
     question: str
@@ -73,26 +76,28 @@ class LoopResult:
 
     @property
     def tokens_generated(self) -> int:
-        """Tokens that reasoner and critic wrote."""
+        """Tokens that the reasoner and the critic wrote, together."""
         return sum(turn.tokens_generated + turn.critic_tokens_generated for turn in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain values, with the tokens in all."""
+        """Return the result as plain values, with ``tokens_generated``."""
         return asdict(self) | {"tokens_generated": self.tokens_generated}
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningLoop:
-    """Asks a reasoner until a critic accepts.
+    """Asks a reasoner again and again until a critic accepts.
 
     Attributes:
-        reasoner: Proposes; a failure is a lost turn, not the end.
-        critic: Accepts or rejects.
-        max_turns: Most proposals per question, >= 1.
-        otherwise: When nothing was accepted: "best" ends with the best-scored response, "abstain" with none.
-        sampling: How the reasoner samples; one proposal per turn, with a new seed.
-        extractor: With one (a name or a function), "best" is decided between answers, each with the sum of its responses' scores: that several
-            turns came to the same answer is evidence too. None decides between single responses.
+        reasoner: Writes the proposals. Where it fails, one turn is lost, and the loop continues.
+        critic: Accepts or rejects them.
+        max_turns: Most proposals per question, at least 1.
+        otherwise: What happens when no proposal was accepted: "best" ends with the best-scored response, "abstain" with
+            none.
+        sampling: How the reasoner samples. Each turn takes one proposal, with a seed of its own.
+        extractor: Function (or its name) from a response to its final answer, used for "best". Responses with the same
+            answer add up their scores, because it speaks for an answer when several turns come to it; the best-scored
+            response of the answer with the largest sum is taken. None compares single responses.
     """
 
     reasoner: Reasoner
@@ -126,7 +131,10 @@ class ReasoningLoop:
         return self.run_many([question])[0]
 
     def run_many(self, questions: Sequence[str]) -> list[LoopResult]:
-        """Run the loop for many questions side by side; results in their order.
+        """Run the loop for many questions side by side.
+
+        Returns:
+            One result per question, in order.
 
         Raises:
             InputError: If the questions are not a list of texts.
@@ -143,6 +151,7 @@ class ReasoningLoop:
         return [self._result(question, tuple(done)) for question, done in zip(questions, turns, strict=True)]
 
     def _turn(self, tasks: list[Task], before: list[list[Turn]], number: int) -> list[Turn]:
+        """Return turn ``number`` of each task; ``before`` holds the earlier turns of each."""
         sampling = replace(self.sampling, n=1, seed=self.sampling.seed + SEED_STRIDE * number)
         proposals = [group[0] if group else Proposal("", 0) for group in ask(self.reasoner, tasks, sampling)]
         earlier = [{turn.response: turn for turn in done} for done in before]
@@ -152,6 +161,7 @@ class ReasoningLoop:
         return [_make_turn(p, verdicts.get(i), earlier[i]) for i, p in enumerate(proposals)]
 
     def _result(self, question: str, turns: tuple[Turn, ...]) -> LoopResult:
+        """Return what the loop ends with after all of a question's turns."""
         if turns[-1].accepted:
             return LoopResult(question, LoopOutcome.ACCEPTED, turns[-1].response, turns[-1].score, turns)
         usable = [turn for turn in turns if not turn.failed]
@@ -161,11 +171,11 @@ class ReasoningLoop:
         extracted = [extract(turn.response) for turn in usable]
         answers = [
             number if answer is None else answer for number, answer in enumerate(extracted)
-        ]  # without an answer: on its own
+        ]  # a response without an answer stands for itself, under its number
         worth = {
             answer: sum(t.score for t, a in zip(usable, answers, strict=True) if a == answer) for answer in answers
         }
-        # max() takes the earliest of equals.
+        # Of responses that are equally good, max() takes the earliest.
         best, _ = max(zip(usable, answers, strict=True), key=lambda pair: (worth[pair[1]], pair[0].score))
         return LoopResult(question, LoopOutcome.BEST, best.response, best.score, turns)
 
@@ -175,6 +185,7 @@ def _rejected(turns: list[Turn]) -> tuple[str, ...]:
 
 
 def _make_turn(proposal: Proposal, verdict: Review | None, earlier: dict[str, Turn]) -> Turn:
+    """Return the turn of a proposal. Without a review it was empty, or repeats one of the ``earlier`` turns."""
     if not proposal.text.strip():
         return Turn("", REJECTED.accept, REJECTED.score, proposal.tokens_generated, failed=True)
     if verdict is None:

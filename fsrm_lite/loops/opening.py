@@ -24,15 +24,15 @@ def open_reasoner(
     """Return a reasoner from its name on the command line.
 
     Args:
-        spec: ``"solve"`` (the bundle's own), ``"model.gguf"`` (a file), ``"http://.../v1"`` (an endpoint), or
-            ``"package.module:function"``.
-        model: For ``"solve"``.
-        template: For a GGUF file: see :class:`~fsrm_lite.loops.gguf_reasoner.GgufReasoner`.
-        timeout_s: Per call of an endpoint or a function.
-        api_key: For an endpoint.
+        spec: ``"solve"`` (the bundle's own ability to answer questions), ``"model.gguf"`` (a file), ``"http://.../v1"``
+            (an endpoint), or ``"package.module:function"`` (a Python function).
+        model: The loaded bundle; needed for ``"solve"``.
+        template: The prompt's template, only for a GGUF file; see ``GgufReasoner``.
+        timeout_s: Longest time for one call of an endpoint or a function, in seconds.
+        api_key: Sent to an endpoint as a bearer token; None sends none.
 
     Raises:
-        InputError: If the spec is none of these, or a template is given to another kind.
+        InputError: If the name is none of these, or a template is given for anything but a GGUF file.
     """
     if spec.lower().endswith(".gguf"):
         return GgufReasoner(spec, template=template)

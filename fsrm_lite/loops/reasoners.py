@@ -1,7 +1,11 @@
-"""Reasoners: whatever writes an answer to a question. A Python function, a bundle's own *solve* ability, an endpoint, a GGUF file.
+"""Reasoners. A reasoner is whatever writes answers to questions.
 
-A reasoner answers a batch of tasks with several proposals each. Everything that goes wrong in one (it raises, hangs, or
-returns nothing) comes out as :class:`~fsrm_lite.errors.ReasonerError`, in bounded time.
+It may be a Python function (``CallableReasoner``), a bundle's own ability to answer questions (``SolveReasoner``), an
+HTTP endpoint (``EndpointReasoner``) or a GGUF file (``fsrm_lite.loops.gguf_reasoner``).
+
+A reasoner gets a batch of tasks and returns several proposals for each. A task is a question with the responses to it
+that were rejected so far; a proposal is one response. Whatever goes wrong in a reasoner (it raises, takes too long, or
+returns nothing) is raised as ``ReasonerError``.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, as JSON's escapes can spell
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character; JSON escapes can spell one, UTF-8 cannot
 
 MAX_REPLY_BYTES = 16 * 2**20
-"""An endpoint's reply beyond this is refused: no batch of answers is that long."""
+"""A longer reply of an endpoint is refused: no batch of answers is that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ class Task:
     """What a reasoner is asked.
 
     Attributes:
-        question: The text.
-        rejected: Responses to it that a critic has turned down, oldest first.
+        question: The question's text.
+        rejected: Responses to it that a critic has rejected, oldest first.
     """
 
     question: str
@@ -47,7 +51,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One response of a reasoner and the tokens it took; a function's and a silent endpoint's tokens are counted as words."""
+    """One response of a reasoner.
+
+    Attributes:
+        text: The response.
+        tokens_generated: Tokens written for it. Where the reasoner does not say (a function, or an endpoint that
+            reports no usage), the number of words.
+    """
 
     text: str
     tokens_generated: int
@@ -58,11 +68,11 @@ class Sampling:
     """How a reasoner samples.
 
     Attributes:
-        n: Proposals per task, >= 1.
-        temperature: >= 0; 0 is greedy.
-        top_p: In (0, 1].
-        max_tokens: Per proposal, >= 1.
-        seed: The same seed gives the same proposals where the reasoner can promise that.
+        n: Proposals per task, at least 1.
+        temperature: At least 0; 0 always takes the likeliest token.
+        top_p: Sample among the likeliest tokens whose probabilities add up to this; in (0, 1].
+        max_tokens: Most tokens of one proposal, at least 1.
+        seed: Seed of the random choices. The same seed gives the same proposals, if the reasoner can promise that.
     """
 
     n: int = 1
@@ -87,10 +97,10 @@ class Sampling:
 
 
 class Reasoner(Protocol):
-    """Answers tasks.
+    """Anything that answers tasks.
 
-    One that answers them one after another, and not in one batch, may say so by an attribute ``one_by_one = True``: it is then
-    asked one task at a time, and nothing it has answered is lost or asked again when another task fails.
+    A reasoner that answers tasks one after another, not in one batch, should have the attribute ``one_by_one = True``.
+    It is then asked one task at a time, so that an answer is not lost or asked for again when another task fails.
     """
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
@@ -103,10 +113,16 @@ class Reasoner(Protocol):
 
 
 def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-    """Ask about many tasks such that one that fails costs no other its answer.
+    """Ask a reasoner about many tasks. A task that fails does not cost the others their answers.
+
+    Args:
+        reasoner: The reasoner.
+        tasks: Any number of tasks.
+        sampling: How the reasoner samples.
 
     Returns:
-        Proposals per task, in order; none where the reasoner failed, which is logged. One that is not valid Unicode is empty.
+        A list of proposals per task, in order. Where the reasoner failed it is empty, and the failure is logged. A
+        proposal whose text is not valid Unicode has an empty text instead.
     """
 
     def propose(part: list[Task]) -> list[list[Proposal]]:
@@ -135,19 +151,25 @@ def ask(reasoner: Reasoner, tasks: Sequence[Task], sampling: Sampling) -> list[l
 
 
 class CallableReasoner:
-    """A Python function from a question to a response, called once per proposal.
+    """A Python function as a reasoner: it takes a question, returns a response, and is called once per proposal.
 
-    The function gets ``(question)``, or ``(question, rejected)`` when ``feedback`` is set. A call that outlives its timeout
-    is given up: its thread cannot be stopped, but it keeps neither the caller nor the interpreter from going on.
+    The function is called as ``function(question)``, or as ``function(question, rejected)`` when ``feedback`` is set. A
+    call that takes longer than the timeout counts as failed. Its thread cannot be stopped and runs on, but neither the
+    caller nor the end of the program waits for it.
     """
 
     one_by_one = True
 
     def __init__(self, function: Callable[..., str], *, timeout_s: float | None = 60.0, feedback: bool = False) -> None:
-        """Keep the function; ``timeout_s`` is per call, None waits for ever (and saves the thread).
+        """Keep the function.
+
+        Args:
+            function: From a question (and the rejected responses) to a response.
+            timeout_s: Longest time for one call in seconds, > 0. None waits for ever and needs no thread.
+            feedback: Also pass the rejected responses, a tuple of texts, oldest first.
 
         Raises:
-            InputError: If it is no function, or the timeout is not above 0.
+            InputError: If ``function`` cannot be called, or the timeout is not above 0.
         """
         expect(callable(function), "the reasoner", function, "a function from a question to a response")
         expect(
@@ -161,10 +183,11 @@ class CallableReasoner:
         self._feedback = feedback
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`; the function does its own sampling."""
+        """Return ``sampling.n`` proposals per task, in order; see ``Reasoner``. The function does its own sampling."""
         return [[self._call(task) for _ in range(sampling.n)] for task in tasks]
 
     def _call(self, task: Task) -> Proposal:
+        """Return what the function answers."""
         arguments = (task.question, task.rejected) if self._feedback else (task.question,)
         try:
             text = (
@@ -172,7 +195,7 @@ class CallableReasoner:
                 if self._timeout_s is None
                 else _within(self._timeout_s, lambda: self._function(*arguments))
             )
-        except Exception as error:  # as above
+        except Exception as error:  # a user's function may raise anything
             raise ReasonerError(f"the reasoner raised {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(text, str):
             raise ReasonerError(f"the reasoner returned a {type(text).__name__}, expected a string")
@@ -180,9 +203,10 @@ class CallableReasoner:
 
 
 class SolveReasoner:
-    """A bundle's own *solve* ability, sampled through llama.cpp.
+    """A bundle's own ability to answer questions (its template ``solve``), sampled through llama.cpp.
 
-    It was trained on bare questions, so it is not told what was rejected; the loop's new seed per turn makes it explore.
+    It was trained on questions alone, so it is not told what was rejected. In a loop it tries something else because
+    each turn has a new seed.
     """
 
     def __init__(self, model: FastSlowRM) -> None:
@@ -198,7 +222,7 @@ class SolveReasoner:
         self._encoder, self._judge = model.encoder, model.judge
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`; one batch of decoding for all tasks, of at most 256 proposals each."""
+        """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch."""
         expect(sampling.n <= MAX_VOTES, "sampling: n", sampling.n, f"at most {MAX_VOTES} of a bundle")
         try:
             prompts = [self._encoder.solve(task.question) for task in tasks]
@@ -216,10 +240,10 @@ class SolveReasoner:
 
 
 class EndpointReasoner:
-    """An OpenAI-compatible ``/v1/chat/completions`` endpoint, called with the standard library alone.
+    """An OpenAI-compatible ``/v1/chat/completions`` endpoint, called with Python's standard library.
 
-    What was rejected is told in the conversation. A failed call is repeated with growing pauses, at most ``retries``
-    times; a client error (4xx but 408 and 429) is not, since it would fail again.
+    The conversation shows which answers were rejected. A failed call is repeated up to ``retries`` times, with growing
+    pauses. A client error (status 4xx, except 408 and 429) is not repeated, because it would fail again.
     """
 
     one_by_one = True
@@ -237,10 +261,10 @@ class EndpointReasoner:
 
         Args:
             url: Base address, for example ``http://127.0.0.1:8080/v1``.
-            model: Name to send as ``model``.
+            model: Name of the model, sent as ``model``.
             api_key: Sent as a bearer token; None sends none.
-            timeout_s: For one call in all, > 0.
-            retries: Further tries after a failure, >= 0.
+            timeout_s: Longest time for one try in seconds, > 0.
+            retries: Further tries after a failure, at least 0.
 
         Raises:
             InputError: If the address is not http(s) or a number is out of range.
@@ -260,10 +284,14 @@ class EndpointReasoner:
         self._retries = retries
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """See :class:`Reasoner`. Servers without ``n`` (llama.cpp's among them) are asked until there are ``n``."""
+        """Return ``sampling.n`` proposals per task, in order; see ``Reasoner``."""
         return [self._answer(task, sampling) for task in tasks]
 
     def _answer(self, task: Task, sampling: Sampling) -> list[Proposal]:
+        """Return ``sampling.n`` proposals.
+
+        Some servers (llama.cpp's, for example) ignore ``n`` and return one; they are asked until there are enough.
+        """
         proposals: list[Proposal] = []
         while len(proposals) < sampling.n:
             missing = sampling.n - len(proposals)
@@ -280,6 +308,7 @@ class EndpointReasoner:
         return proposals
 
     def _post(self, body: dict[str, Any]) -> bytes:
+        """Return the body of the endpoint's reply, after as many tries as are allowed."""
         request = urllib.request.Request(self._url, json.dumps(body).encode(), self._headers)  # the scheme was checked
         tries = 0
         while True:
@@ -295,14 +324,18 @@ class EndpointReasoner:
 
 
 def _within(timeout_s: float, call: Callable[[], _T]) -> _T:
-    """Run ``call`` in a daemon thread and wait at most ``timeout_s``; its exception is raised here."""
+    """Run ``call`` in a thread of its own and return its result, or raise its exception.
+
+    After ``timeout_s`` seconds ``TimeoutError`` is raised instead. The thread is a daemon thread, so that one which
+    never ends does not keep the program from ending.
+    """
     values: list[_T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             values.append(call())
-        except BaseException as error:  # handed over to the waiting thread, whatever it is
+        except BaseException as error:  # whatever it is, the waiting thread raises it
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -324,20 +357,26 @@ def _fetch(request: urllib.request.Request, timeout_s: float) -> bytes:
 
 
 def conversation(task: Task) -> list[dict[str, str]]:
-    """Return a task as chat messages, user and assistant in turn: the question, and after each rejected answer the question again."""
+    """Return a task as chat messages, of the user and the assistant in turn.
+
+    The first one is the question. Each rejected answer follows as the assistant's, and behind it the request to try
+    again.
+    """
     messages = [{"role": "user", "content": task.question}]
     for response in task.rejected:
         messages.append({"role": "assistant", "content": response})
         messages.append(
             {
                 "role": "user",
-                "content": f"A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n{task.question}",
+                "content": "A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n"
+                f"{task.question}",
             }
         )
     return messages
 
 
 def _read_choices(data: bytes) -> list[Proposal]:
+    """Return the proposals in an endpoint's reply."""
     try:
         reply = json.loads(data)
         texts = [choice["message"]["content"] or "" for choice in reply["choices"]]
@@ -348,6 +387,6 @@ def _read_choices(data: bytes) -> list[Proposal]:
         raise ReasonerError("the endpoint returned no choices, or one whose content is not a text")
     if not isinstance(total, int):
         return [Proposal(text, len(text.split())) for text in texts]
-    # The bill covers all choices; it is shared out evenly, the rest going to the first.
+    # The reply tells the tokens of all choices together; each is given an equal share, the first one the remainder too.
     share, rest = divmod(total, len(texts))
     return [Proposal(text, share + (rest if i == 0 else 0)) for i, text in enumerate(texts)]

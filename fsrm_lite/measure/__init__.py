@@ -1,4 +1,4 @@
-"""What a model and its gate are worth: labelled data in, thresholds and figures with intervals out.
+"""Measures a model and its gate on labelled data: chooses thresholds, and computes figures with intervals.
 
 =========================  ===========================================================================
 ``calibration``            from labelled items to the gate's thresholds
@@ -7,10 +7,10 @@
 ``calibration_report``     the figures of a calibration; ``calibration_plots`` draws them
 ``evaluation``             runs a model over a benchmark; ``evaluation_records`` is its results file,
                            ``evaluation_report`` the figures made of it
-``benchmark_formats``      published benchmark files read as they are; ``benchmark_metrics`` their metrics
+``benchmark_formats``      reads the files of published benchmarks; ``benchmark_metrics`` has their metrics
 ``labelled``               labelled items as the statistics need them; ``labelled_rows`` reads them from files
 ``data_files``             rows of JSON, JSONL and CSV files
-``metrics``, ``intervals``  the statistics themselves, numpy alone
-``conformance``            proof that another build's gate decides like this one
+``metrics``, ``intervals``  the statistics themselves, with numpy alone
+``conformance``            checks that another build's gate decides like this one
 =========================  ===========================================================================
 """

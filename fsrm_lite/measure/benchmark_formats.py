@@ -1,8 +1,8 @@
-"""The field's benchmarks, read from their original files into one kind of example.
+"""Reads published benchmarks of reward models from their original files into one kind of example.
 
-No conversion step: each reader takes the rows as their authors publish them. Files whose right answer always stands
-first (chosen, rejected) are put into a fixed, even mixture of both orders, so that a preference for the first place
-gains nothing.
+Each reader takes the rows as the benchmark's authors publish them, without a conversion step before. In some files the
+right response always stands first (``chosen``, then ``rejected``). There about half of the pairs are swapped, always
+the same ones, so that a judge which prefers the first place gains nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Example:
 
     Attributes:
         id: Unique within the data.
-        prompt: The request.
-        responses: Two for a pair, else as many as are to be scored.
+        prompt: What the responses answer.
+        responses: Two for a pair, otherwise all responses that are to be scored.
         right: Positions of the right responses; empty for a pair that its annotators call a tie.
-        subset: Part of the benchmark it counts towards.
-        group: Items of one group (of one prompt) are drawn together when intervals are computed.
+        subset: Part of the benchmark that the example belongs to.
+        group: Examples with the same prompt share a group. Confidence intervals draw a group as a whole.
     """
 
     id: str
@@ -47,10 +47,10 @@ class Format:
     """How to recognise and read one benchmark.
 
     Attributes:
-        name: As on the command line.
-        pairwise: Its items are pairs to be compared; otherwise responses to be scored one by one.
-        detect: Whether a row looks like this format.
-        parse: The examples of a row.
+        name: Its name on the command line.
+        pairwise: True when its examples are pairs to be compared, False when responses are scored one by one.
+        detect: From a row to whether it is of this format.
+        parse: From a row to its examples.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A data file, read."""
+    """The examples of a data file, and the format they were read from."""
 
     format: Format
     examples: tuple[Example, ...]
@@ -71,11 +71,14 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
     """Read a benchmark's file or folder.
 
     Args:
-        path: JSON, JSONL or CSV, plain or gzipped, or a folder of such files.
-        name: One of ``FORMATS``, or "auto" to recognise it by its columns.
+        path: A JSON, JSONL or CSV file, plain or gzipped, or a folder of such files.
+        name: A name from ``FORMATS``, or "auto" to recognise the format by the columns of the first row.
+
+    Returns:
+        The format and the examples, in the order of the data.
 
     Raises:
-        DataFormatError: If the format is unknown or a row does not have it, naming file and position.
+        DataFormatError: If the format is unknown, or a row is not of this format; the message names file and position.
     """
     if name != "auto" and name not in FORMATS:
         raise DataFormatError(f"format {name!r} is unknown, expected auto, {', '.join(FORMATS)}")
@@ -96,10 +99,10 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
 
 
 def detect_format(data: Mapping[str, Any]) -> Format:
-    """Recognise a format by the columns of a row.
+    """Return the format that a row has, recognised by its columns.
 
     Raises:
-        DataFormatError: If it is none of them.
+        DataFormatError: If no format has these columns.
     """
     for form in FORMATS.values():
         if form.detect(data):
@@ -110,7 +113,7 @@ def detect_format(data: Mapping[str, Any]) -> Format:
 
 
 def _numbered(examples: Sequence[Example]) -> Iterable[Example]:
-    """Give every example an id of its own: subset, the row's id or number, and a suffix where that is not unique."""
+    """Yield the examples with unique ids: the subset, the row's id or number, and a suffix where that occurs twice."""
     seen: dict[str, int] = {}
     for number, example in enumerate(examples):
         name = "/".join(x for x in (example.subset, example.id or str(number)) if x)
@@ -120,7 +123,7 @@ def _numbered(examples: Sequence[Example]) -> Iterable[Example]:
 
 
 def _mixed(example: Example) -> Example:
-    """Swap a pair whose right answer stands first, or not, by a hash of its texts."""
+    """Return a pair whose right response stands first, swapped or not by a hash of its texts."""
     digest = hashlib.sha256("\0".join(example.responses).encode("utf-8", "surrogatepass")).digest()
     if digest[0] % 2 == 0:
         return example
@@ -128,6 +131,7 @@ def _mixed(example: Example) -> Example:
 
 
 def _pairs(row: SourceRow) -> Iterable[Example]:
+    """Yield the pair of a row in the project's own form, or in RewardBench's."""
     data = row.data
     subset, name = str(data.get("subset") or ""), str(data.get("id") if data.get("id") is not None else "")
     if "chosen" in data:
@@ -145,10 +149,11 @@ def _pairs(row: SourceRow) -> Iterable[Example]:
 
 
 def _rewardbench2(row: SourceRow) -> Iterable[Example]:
+    """Yield one prompt of RewardBench 2 with its right and wrong responses."""
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
     name, subset = str(data["id"]), str(data["subset"])
-    # In the Ties subset "ref:7" and "tied:7" are two versions of one prompt.
+    # In the subset Ties, "ref:7" and "tied:7" are two versions of one prompt, and so belong to one group.
     group = f"ties-{name.split(':')[1]}" if subset.lower() == "ties" else ""
     yield Example(
         name, data["prompt"], tuple(map(_text, (*chosen, *rejected))), tuple(range(len(chosen))), subset, group
@@ -167,6 +172,7 @@ def _rm_bench(row: SourceRow) -> Iterable[Example]:
 
 
 def _judgebench(row: SourceRow) -> Iterable[Example]:
+    """Yield one pair of JudgeBench; its subset is the category that the source of the question belongs to."""
     data = row.data
     source = str(data.get("source", ""))
     subset = next((name for start, name in _JUDGEBENCH_CATEGORIES.items() if source.startswith(start)), source)
@@ -188,9 +194,10 @@ def _llmbar(row: SourceRow) -> Iterable[Example]:
 
 
 def _pandalm(row: SourceRow) -> Iterable[Example]:
+    """Yield one pair of PandaLM's test set, labelled by the majority of its three annotators."""
     data = row.data
     votes = [int(data[f"annotator{i}"]) for i in (1, 2, 3)]
-    majority = max(votes, key=votes.count)  # the first one on a three-way split, as the authors' script has it
+    majority = max(votes, key=votes.count)  # where all three differ, the first one's vote, as in the authors' script
     subset = "tie" if majority == 0 else "unanimous" if votes.count(majority) == 3 else "majority"
     prompt = data["instruction"] + (f"\n\n{data['input']}" if data.get("input") else "")
     responses = (_text(data["response1"]), _text(data["response2"]))
@@ -198,6 +205,7 @@ def _pandalm(row: SourceRow) -> Iterable[Example]:
 
 
 def _gsm8k_solutions(row: SourceRow) -> Iterable[Example]:
+    """Yield every pair of a right and a wrong solution of one GSM8K question."""
     data = row.data
     solutions = {name: value for name, value in data.items() if isinstance(value, dict) and "is_correct" in value}
     right = [(n, _CALCULATION.sub("", v["solution"])) for n, v in solutions.items() if v["is_correct"]]
@@ -208,7 +216,10 @@ def _gsm8k_solutions(row: SourceRow) -> Iterable[Example]:
 
 
 def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
-    """A chosen/rejected row: texts, or whole conversations that differ in their last message."""
+    """Return prompt, chosen and rejected response of a row.
+
+    The row holds the two responses as texts, or as whole conversations that differ in their last message.
+    """
     data = row.data
     chosen, rejected, prompt = data["chosen"], data["rejected"], data.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -221,7 +232,7 @@ def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
 
 
 def _text(value: object) -> str:
-    """A response as text. PandaLM has six that a spreadsheet turned into the boolean True."""
+    """Return a response as text; six of PandaLM's are no texts, because a spreadsheet made the boolean True of them."""
     if isinstance(value, str | bool | int | float):
         return str(value)
     if value is None:
@@ -245,7 +256,7 @@ def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _CALCULATION = re.compile(r"<<[^>]*>>")
-"""GSM8K's calculator annotations, which its solutions carry and people do not write."""
+"""Calculator annotations such as ``<<3+4=7>>`` in GSM8K's solutions; removed, because nobody answers like that."""
 
 _JUDGEBENCH_CATEGORIES = {
     "mmlu-pro": "Knowledge",
@@ -254,7 +265,7 @@ _JUDGEBENCH_CATEGORIES = {
     "livecodebench": "Coding",
 }
 
-# In the order in which they are tried: from the most to the least particular.
+# Formats are tried in this order. One whose columns rows of other formats have as well comes after those.
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
@@ -292,7 +303,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _strings(value: Any) -> list[str]:  # noqa: ANN401
+def _strings(value: object) -> list[str]:
     try:
         return [x for x in as_list(value, "") if isinstance(x, str)]
     except DataFormatError:

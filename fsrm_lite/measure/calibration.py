@@ -1,7 +1,12 @@
-"""From labelled items to a gate: checks, temperature, thresholds by risk, budget or accuracy, and a report.
+"""Calibration: chooses a gate's thresholds from labelled items, and reports what the gate is worth.
 
-The items are split once. The *tuning* part fits the temperature and lays the path (or picks the operating point); the
-*testing* part carries the guarantee and every figure of the report. Items of one prompt stay in one part.
+A labelled item is a response or a pair whose right answer is known. The thresholds are chosen for one goal: an error
+rate that must not be exceeded, a budget of tokens, or an accuracy that must not be lost.
+
+The items are split at random into two parts; items of one prompt stay together. The tuning part may be looked at
+freely: it fits the temperature, by which score logits are divided so that confidences are neither too high nor too
+low, and it proposes thresholds. The testing part is not looked at before: it proves the guarantee, and every figure of
+the report is measured on it.
 """
 
 from __future__ import annotations
@@ -21,27 +26,32 @@ from fsrm_lite.measure.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskCont
 from fsrm_lite.measure.tradeoff import OperatingPoint, best_within_budget, cheapest_within, operate, pareto
 
 MIN_ITEMS = 50
-"""Fewer labelled items say too little to calibrate anything."""
+"""Least number of labelled items; fewer say too little to calibrate anything."""
 
 SEARCH_SHARE = 0.5
-"""Tuning share where the thresholds themselves are picked by search, and the other half only measures them."""
+"""Share of the items for tuning where the tuning part picks the thresholds, and the testing part only measures them."""
 
 TEMPERATURES = (0.05, 20.0)
-"""Range of the fitted temperature; beyond it the score is a step or a constant."""
+"""Range of the fitted temperature. Below it every score is almost 0 or 1, above it almost one half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the thresholds are chosen for: exactly one of the first four.
+    """What the thresholds are chosen for. Exactly one of the first four is given.
 
     Attributes:
-        risk: Error rate among the items decided fast, guaranteed with probability ``confidence``.
-        budget: Mean generated tokens per item; the most accurate gate within it.
-        within: Accuracy that may be lost against always thinking slowly, for example 0.005; the cheapest gate for which a
-            bound at ``confidence`` on the tuning part says so (no guarantee, see ``cheapest_within``).
-        front: The whole Pareto front instead of one gate.
-        confidence: Of the risk guarantee, over the draw of the testing part; of the bound behind ``within``.
-        paths: Threshold paths to walk for ``risk``, delta split over them; None picks one on the tuning part.
+        risk: Highest error rate among the items that the fast path decides alone, in (0, 1). It is guaranteed with
+            probability ``confidence``.
+        budget: Most generated tokens per item, on average. The most accurate gate within it is chosen.
+        within: Accuracy that may be lost compared with always thinking slowly, for example 0.005. The cheapest gate is
+            chosen for which a bound at ``confidence`` on the tuning part says so; this is no guarantee, see
+            ``cheapest_within``.
+        front: Choose no gate, but report the Pareto front: the gates that no other one beats on both accuracy and
+            tokens.
+        confidence: For ``risk``: probability with which the guarantee holds, over the random choice of the testing
+            part. For ``within``: level of the bound. In (0, 1).
+        paths: For ``risk``: names of the threshold paths to try (see ``fsrm_lite.measure.risk_control``), which share
+            the allowed probability of failure; None picks one path on the tuning part.
     """
 
     risk: float | None = None
@@ -72,12 +82,13 @@ class Calibration:
     """What ``calibrate`` found.
 
     Attributes:
-        gate: The chosen thresholds; None for the Pareto front.
+        gate: The chosen thresholds; None where only the Pareto front was asked for.
         report: Figures and statements, ready for JSON.
-        tuning: The part that was looked at freely.
-        testing: The part that carries the guarantee and the figures.
-        front: Pareto-optimal gates, measured on the testing part; empty without slow outcomes.
-        temperature: Fitted on the tuning part.
+        tuning: The items that were looked at freely.
+        testing: The items that the guarantee and the figures rest on.
+        front: The Pareto front of the tuning part, each gate measured on the testing part; empty if the judge was not
+            asked about every item.
+        temperature: The temperature fitted on the tuning part.
     """
 
     gate: GateSpec | None
@@ -100,15 +111,19 @@ def calibrate(
     """Choose the gate's thresholds from labelled items.
 
     Args:
-        items: At least 50; budget, accuracy and front goals need slow outcomes on every one.
+        items: At least 50. For every goal but ``risk`` the judge must have been asked about each of them.
         goal: What to choose the thresholds for.
-        test_items: Further items, only measured; none may be among ``items``.
-        tuning_share: Share of the items that tunes; 0.2 for a risk, 0.5 otherwise.
-        seed: Of the split and the bootstrap.
-        resamples: Bootstrap resamples behind each interval.
+        test_items: Further items on which the chosen gate is measured; none of them may be among ``items``.
+        tuning_share: Share of the items in the tuning part, in (0, 1); None takes 0.2 for a risk, 0.5 otherwise.
+        seed: Seed of the split and of the bootstrap, at least 0.
+        resamples: Bootstrap resamples behind each confidence interval.
+
+    Returns:
+        The chosen thresholds and the report.
 
     Raises:
-        CalibrationError: Too few items, one class only, contradictory or overlapping items, missing slow outcomes.
+        CalibrationError: If there are too few items, all have the same label, some contradict each other or are in both
+            lists, or slow outcomes are missing where they are needed.
     """
     if seed < 0:
         raise CalibrationError(f"the seed is {seed}, expected 0 or more")
@@ -139,11 +154,14 @@ def calibrate(
 def check_items(
     items: Sequence[LabelledItem], test_items: Sequence[LabelledItem] = ()
 ) -> tuple[list[LabelledItem], list[str]]:
-    """Return the items without repetitions, and what there is to say about them.
+    """Check labelled items before they are used.
+
+    Returns:
+        The items, each once, and remarks for the report.
 
     Raises:
-        CalibrationError: Fewer than 50 items, one class only, singles mixed with pairs, labels that disagree for the
-            same item, or items that are in the test set too.
+        CalibrationError: If fewer than 50 items are left, all responses have the same label, responses and pairs are
+            mixed, labels of the same item disagree, or an item is among ``test_items`` too.
     """
     seen: dict[str, LabelledItem] = {}
     for item in items:
@@ -163,21 +181,31 @@ def check_items(
     shared = seen.keys() & {x.key for x in test_items}
     if shared:
         raise CalibrationError(
-            f"{len(shared)} items are in both the calibration and the test set (key {min(shared)}, ...); remove them from one"
+            f"{len(shared)} items are in both the calibration and the test set (key {min(shared)}, ...); "
+            "remove them from one"
         )
     groups = len({x.group or x.key for x in kept})
     if groups < len(kept):
         notes.append(
-            f"{len(kept)} items come from {groups} prompts; a risk is proved on one item of each prompt, drawn at random"
+            f"{len(kept)} items come from {groups} prompts; "
+            "a risk is proved on one item of each prompt, drawn at random"
         )
     return kept, notes
 
 
 def split(sample: Sample, tuning_share: float, seed: int = 0) -> tuple[Sample, Sample]:
-    """Split at random into a tuning and a testing part; items of one group stay together.
+    """Split a sample at random into a tuning and a testing part. Items of one group (one prompt) stay together.
+
+    Args:
+        sample: The items.
+        tuning_share: Share of the groups in the tuning part, in (0, 1).
+        seed: Seed of the random choice.
+
+    Returns:
+        The tuning part and the testing part.
 
     Raises:
-        CalibrationError: If the share leaves a part empty.
+        CalibrationError: If the share is out of range or leaves a part empty.
     """
     if not 0 < tuning_share < 1:
         raise CalibrationError(f"the tuning share is {tuning_share!r}, expected a number strictly between 0 and 1")
@@ -190,16 +218,20 @@ def split(sample: Sample, tuning_share: float, seed: int = 0) -> tuple[Sample, S
 
 
 def one_per_group(sample: Sample, seed: int = 0) -> Sample:
-    """Return one item of each group, drawn at random: items of one prompt are not independent, and a proof counts on that."""
+    """Return one item of each group, drawn at random.
+
+    A proof of an error rate needs independent items, and items of the same prompt are not independent.
+    """
     order = np.random.default_rng(seed).permutation(len(sample))
     _, first = np.unique(sample.groups[order], return_index=True)
     return sample.take(np.sort(order[first]))
 
 
 def fit_temperature(sample: Sample) -> float:
-    """Return the temperature that makes the score likeliest: least mean of log(1 + exp(-toward/T)).
+    """Return the temperature T under which the labels are likeliest: score logits are to be divided by it.
 
-    The loss is convex in 1/T, so a golden-section search finds it.
+    It minimises the mean of ``log(1 + exp(-toward/T))``, where ``toward`` is the logit in favour of the label. This is
+    convex in 1/T, so a golden-section search finds the minimum.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
@@ -218,6 +250,7 @@ def fit_temperature(sample: Sample) -> float:
 def _choose(
     goal: Goal, tuning: Sample, testing: Sample, temperature: float, seed: int
 ) -> RiskControl | GateSpec | None:
+    """Return the gate for a goal; for a risk with what was proved about it, for the Pareto front None."""
     if goal.risk is not None:
         return control_risk(
             tuning,
@@ -242,6 +275,7 @@ def _measured_front(tuning: Sample, testing: Sample, temperature: float) -> list
 
 
 def _guarantee(testing: Sample, control: RiskControl) -> dict[str, Any]:
+    """Return the report's part about the guarantee: what was proved, on what assumption, and by which numbers."""
     feasible = feasibility(testing, control.risk, control.delta)
     step = control.step
     return {
@@ -262,10 +296,17 @@ def _guarantee(testing: Sample, control: RiskControl) -> dict[str, Any]:
 
 
 def _statement(control: RiskControl) -> str:
+    """Return the guarantee in words, or that there is none."""
     risk, confidence = control.risk, control.confidence
     if not control.proved:
-        return f"no threshold could be proved to keep the error rate at {risk:g} or less with confidence {confidence:g}: always escalate"
-    return f"among the items that the fast path decides alone, the error rate is at most {risk:g}, with probability at least {confidence:g}"
+        return (
+            f"no threshold could be proved to keep the error rate at {risk:g} or less "
+            f"with confidence {confidence:g}: always escalate"
+        )
+    return (
+        f"among the items that the fast path decides alone, the error rate is at most {risk:g}, "
+        f"with probability at least {confidence:g}"
+    )
 
 
 def _goal_dict(goal: Goal) -> dict[str, Any]:
@@ -277,6 +318,7 @@ def _goal_dict(goal: Goal) -> dict[str, Any]:
 
 
 def _point_dict(point: OperatingPoint, testing: Sample) -> dict[str, Any]:
+    """Return one gate of the front with its figures, and the accuracy of escalating at random for as many tokens."""
     never, always = operate(NEVER, testing), operate(ALWAYS, testing)
     rival = random_accuracy(point.tokens, never.accuracy, always.accuracy, always.tokens)
     measured = {

@@ -1,4 +1,9 @@
-"""A calibration as one picture of four plots, or as one self-contained HTML page. Needs matplotlib (extra ``plots``)."""
+"""Draws a calibration: a picture of four plots, or an HTML page with the picture and the main figures.
+
+The plots are: reliability (is the fast score right as often as it claims), ROC (does the confidence tell right from
+wrong), risk against coverage (the error rate of fast decisions against the share decided fast), and accuracy against
+tokens. Needs matplotlib (extra ``plots``).
+"""
 
 from __future__ import annotations
 
@@ -20,13 +25,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEAST_IN_BIN = 5
-"""Bins of fewer items are not drawn: their share is noise."""
+"""Bins of fewer items are not drawn, because their share of right answers is mostly chance."""
 
 _COLOURS = {"intuition": "#1b6ca8", "distribution": "#c0563b", "joint": "#3b8a4e"}
 
 
 def write_picture(result: Calibration, path: Path) -> None:
-    """Write the four plots to ``path``: a picture for ``.png``, a page with the figures as well for ``.html``.
+    """Write the plots to a file.
+
+    Args:
+        result: What ``calibrate`` returned.
+        path: A name that ends in ``.png`` gets the picture, one that ends in ``.html`` a page with the figures as well.
 
     Raises:
         CalibrationError: If the file name ends in neither.
@@ -44,7 +53,10 @@ def write_picture(result: Calibration, path: Path) -> None:
 
 
 def render(result: Calibration) -> bytes:
-    """Draw reliability, ROC, risk against coverage, and accuracy against tokens, and return a PNG.
+    """Draw reliability, ROC, risk against coverage, and accuracy against tokens.
+
+    Returns:
+        The picture, as the bytes of a PNG file.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -70,6 +82,7 @@ def render(result: Calibration) -> bytes:
 
 
 def _reliability(axis: Axes, result: Calibration) -> None:
+    """Draw the share of right answers against the probability that the fast score claims."""
     axis.plot([0.5, 1], [0.5, 1], color="0.6", linestyle=":", label="perfectly calibrated")
     for name, temperature, colour in (
         ("as it is", 1.0, "#c0563b"),
@@ -89,6 +102,7 @@ def _reliability(axis: Axes, result: Calibration) -> None:
 
 
 def _roc(axis: Axes, result: Calibration) -> None:
+    """Draw the right answers kept against the wrong ones kept, for every threshold of each confidence."""
     right = result.testing.fast_correct
     axis.plot([0, 1], [0, 1], color="0.6", linestyle=":")
     for name, confidence in result.testing.confidences().items():
@@ -100,11 +114,12 @@ def _roc(axis: Axes, result: Calibration) -> None:
 
 
 def _risk_coverage(axis: Axes, result: Calibration) -> None:
+    """Draw the error rate of fast decisions against the share of items decided fast, with the target and the gate."""
     testing, least = result.testing, 20
     for name, confidence in testing.confidences().items():
         curve = risk_coverage(confidence, testing.fast_correct)
         label = f"{name}, AURC {curve.aurc:.3f}, AUGRC {curve.augrc:.3f}"
-        # The first few items make a jagged line that says nothing.
+        # Error rates of fewer than 20 items jump up and down and say nothing.
         axis.plot(curve.coverage[least:], curve.selective_risk[least:], color=_COLOURS[name], label=label)
     risk = result.report["goal"].get("risk")
     if risk is not None:
@@ -123,6 +138,7 @@ def _risk_coverage(axis: Axes, result: Calibration) -> None:
 
 
 def _cost(axis: Axes, result: Calibration) -> None:
+    """Draw accuracy against generated tokens for each confidence, beside the best and the random choice of items."""
     axis.set(title="Accuracy against tokens", xlabel="generated tokens per item", ylabel="accuracy")
     testing = result.testing
     if testing.slow_correct is None or testing.slow_tokens is None:
@@ -149,6 +165,7 @@ def _cost(axis: Axes, result: Calibration) -> None:
 
 
 def _page(result: Calibration, png: bytes) -> str:
+    """Return an HTML page with the figures, the warnings and the picture in one file."""
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _summary(result)
     )
@@ -160,16 +177,19 @@ def _page(result: Calibration, png: bytes) -> str:
         "th{text-align:left;font-weight:500;padding-right:2rem;vertical-align:top}img{max-width:100%}</style>"
         f"<h1>Gate calibration</h1><table>{rows}</table>"
         + (f"<h2>Warnings</h2><ul>{notes}</ul>" if notes else "")
-        + f'<img alt="reliability, ROC, risk against coverage, accuracy against tokens" src="data:image/png;base64,{picture}"></html>'
+        + '<img alt="reliability, ROC, risk against coverage, accuracy against tokens" '
+        f'src="data:image/png;base64,{picture}"></html>'
     )
 
 
 def _summary(result: Calibration) -> list[tuple[str, str]]:
+    """Return the page's table: a name and a value per row."""
     report: dict[str, Any] = result.report
     rows = [
         (
             "items",
-            f"{report['items']['tuning']} for tuning, {report['items']['testing']} for testing; the figures are of the latter",
+            f"{report['items']['tuning']} for tuning, {report['items']['testing']} for testing; "
+            "the figures are of the latter",
         )
     ]
     if report["guarantee"] is not None:
@@ -181,7 +201,8 @@ def _summary(result: Calibration) -> list[tuple[str, str]]:
         rows.append(
             (
                 "always slow",
-                f"{percent(report['always_slow']['accuracy'])} at {report['always_slow']['tokens']['value']:.1f} tokens per item",
+                f"{percent(report['always_slow']['accuracy'])} "
+                f"at {report['always_slow']['tokens']['value']:.1f} tokens per item",
             )
         )
     at = report.get("at_gate")

@@ -1,4 +1,8 @@
-"""The figures of a calibration report: how good the confidences are, and what the gate buys against its rivals."""
+"""The figures of a calibration report: how good the confidences are, and what the gate is worth beside its rivals.
+
+The rivals are: always deciding fast, always asking the judge, and escalating items at random for as many tokens as the
+gate spends. The oracle, which knows where the judge helps, shows the best that any gate could reach.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +29,29 @@ from fsrm_lite.measure.tradeoff import escalations
 
 
 def probability_right(sample: Sample, temperature: float) -> NDArray[np.float64]:
-    """Return the probability of being right that the fast score itself claims, shape [n], in [0.5, 1]."""
+    """Return the probability of being right that the fast score claims, float64, shape [n], in [0.5, 1].
+
+    Args:
+        sample: The items.
+        temperature: Score logits are divided by this first, > 0.
+    """
     return (1.0 + sample.intuition(temperature)) / 2.0
 
 
 def figures(sample: Sample, temperature: float, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Return calibration, discrimination and cost figures of a sample, each with a 95 % bootstrap interval.
+    """Return figures about the fast score and its confidences, each with a 95 % bootstrap interval.
+
+    ``fsrm_lite.measure.metrics`` explains the figures by their names (``ece``, ``auroc``, ``aurc`` and so on).
 
     Args:
         sample: Items that the temperature was not fitted on.
-        temperature: The fitted one; its effect is shown beside none.
-        resamples: Bootstrap resamples; whole prompts are drawn.
-        seed: Of the resampling.
+        temperature: The fitted temperature; calibration is reported without it (before) and with it (after).
+        resamples: Bootstrap resamples; items of one prompt are drawn together.
+        seed: Seed of the resampling.
+
+    Returns:
+        Accuracy and tokens of always fast, always slow and the oracle; calibration before and after; and per confidence
+        how well it tells right from wrong. Ready for JSON; None where the judge was not asked about every item.
     """
 
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
@@ -70,7 +85,18 @@ def figures(sample: Sample, temperature: float, *, resamples: int = 1000, seed: 
 
 
 def gate_figures(gate: GateSpec, sample: Sample, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Return what one gate does on a sample: coverage, errors of its own decisions, and with slow outcomes its bill."""
+    """Return what one gate does on a sample, each figure with a 95 % interval.
+
+    Args:
+        gate: The thresholds.
+        sample: Items that were not used to choose them.
+        resamples: Bootstrap resamples; items of one prompt are drawn together.
+        seed: Seed of the resampling.
+
+    Returns:
+        The share of items escalated, and the selective risk, which is the error rate among the items decided fast. If
+        the judge was asked about every item, also accuracy and tokens, beside those of the rivals. Ready for JSON.
+    """
     up = escalations(gate, sample)
     kept = int((~up).sum())
     errors = int((~up & ~sample.fast_correct).sum())
@@ -107,13 +133,20 @@ def gate_figures(gate: GateSpec, sample: Sample, *, resamples: int = 1000, seed:
 
 
 def warnings_of(sample: Sample, temperature: float, tuning: Sample) -> list[str]:
-    """Return what a user should know before trusting the gate."""
+    """Return warnings about a calibration, each one sentence; an empty list if there are none.
+
+    Args:
+        sample: The testing part.
+        temperature: The fitted temperature.
+        tuning: The part it was fitted on.
+    """
     notes = []
     for name, confidence in sample.confidences().items():
         value = auroc(confidence, sample.fast_correct)
         if value < 0.5:
             notes.append(
-                f"the {name} confidence is anti-calibrated: AUROC {value:.3f} < 0.5, wrong answers are surer than right ones; do not gate on it"
+                f"the {name} confidence is anti-calibrated: AUROC {value:.3f} < 0.5, "
+                "wrong answers are surer than right ones; do not gate on it"
             )
     right = int(sample.fast_correct.sum())
     if right in (0, len(sample)):
@@ -122,7 +155,8 @@ def warnings_of(sample: Sample, temperature: float, tuning: Sample) -> list[str]
         )
     if not 0.051 < temperature < 19.9:
         notes.append(
-            f"the temperature hit the end of its range ({temperature:.3g}); {len(tuning)} tuning items do not pin it down"
+            f"the temperature hit the end of its range ({temperature:.3g}); "
+            f"{len(tuning)} tuning items do not pin it down"
         )
     if sample.slow_correct is not None and sample.slow_correct.mean() < sample.fast_correct.mean():
         notes.append("slow thinking is less accurate than the fast path on these items; escalating does not pay")
@@ -130,6 +164,10 @@ def warnings_of(sample: Sample, temperature: float, tuning: Sample) -> list[str]
 
 
 def _cost_statistics(part: Sample) -> dict[str, float]:
+    """Return accuracy and tokens of always slow and of the oracle, and each confidence's gain over random escalation.
+
+    Empty if the judge was not asked about every item.
+    """
     if part.slow_correct is None or part.slow_tokens is None:
         return {}
     best = oracle_front(part.fast_correct, part.slow_correct, part.slow_tokens)
@@ -150,7 +188,7 @@ def _cost_statistics(part: Sample) -> dict[str, float]:
 
 
 def percent(interval: dict[str, float | None] | Interval | None) -> str:
-    """Render an interval of shares as ``87.1 % [85.0, 89.3]``."""
+    """Return a share and its interval as text, for example ``87.1 % [85.0, 89.3]``."""
     values = interval.to_dict() if isinstance(interval, Interval) else interval
     if values is None or values["value"] is None:
         return "undefined"

@@ -1,10 +1,11 @@
-"""Proof that another build decides like this one: shared gate vectors, and a check of recorded decisions.
+"""Checks that the gate of another build (for example one in another language) decides like this one.
 
-A vector is one JSON object: a gate spec, the raw first-token numbers of one response, a pair or N candidates, and
-what the gate makes of them. ``gate_vectors.jsonl`` ships with the package; ``vectors`` makes it anew. A build that
-computes in float32 agrees to about 1e-6 on the confidences, and must agree on every decision.
+For that there are test vectors. A vector is one JSON object with thresholds, the numbers of a fast reading (of one
+response, of a pair or of N candidates), and what the gate decides on them. They come with the package as
+``gate_vectors.jsonl``; ``vectors`` makes them. Decisions that another build recorded on data of its own can be checked
+as well. A build that computes in float32 agrees on the confidences to about 1e-6, and must agree on every decision.
 
-JSON has no infinity: infinite logits are written as the strings ``"inf"`` and ``"-inf"``.
+JSON has no infinity, so infinite logits are written as the strings ``"inf"`` and ``"-inf"``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, signals
 
 VECTORS_FILE = "gate_vectors.jsonl"
 DEFAULT_TOLERANCE = 1e-6
-"""Largest difference between two builds' confidences that is still rounding, absolute."""
+"""Largest absolute difference between two builds' confidences that counts as rounding."""
 
 _SEED = 20260320
 _VOCAB_SIZES = (2, 1024, 151936)
@@ -34,11 +35,11 @@ class Mismatch:
     """One field of one row on which two builds disagree.
 
     Attributes:
-        row: The row's ``id``, or its 1-based position where it has none.
+        row: The row's ``id``, or its position (from 1) where it has none.
         field: ``escalate``, ``contenders``, ``intuition_confidence`` or ``distribution_confidence``.
         expected: What this package computes.
         got: What the row says.
-        borderline: A confidence lies within the tolerance of its threshold, so rounding alone can flip the decision.
+        borderline: Whether a confidence is so near to its threshold that rounding alone can change the decision.
     """
 
     row: str
@@ -50,25 +51,30 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """Outcome of ``check``: how many rows were read, and every disagreement."""
+    """What ``check`` found.
+
+    Attributes:
+        checked: Number of rows read.
+        mismatches: Every disagreement, in the order of the rows.
+    """
 
     checked: int
     mismatches: tuple[Mismatch, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differed."""
+        """Whether the two builds agree on everything."""
         return not self.mismatches
 
 
 def shipped_vectors() -> list[dict[str, Any]]:
-    """Read the vectors that ship with the package."""
+    """Return the vectors that come with the package."""
     text = files("fsrm_lite.measure").joinpath(VECTORS_FILE).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def vectors() -> Iterator[dict[str, Any]]:
-    """Make the conformance vectors: the same ones each time, in the same order."""
+    """Yield the test vectors, newly made: the same ones each time, in the same order."""
     rng = random.Random(_SEED)
     for number, row in enumerate([*_edge_rows(), *_random_rows(rng)]):
         row = {"id": f"{row['kind']}-{number:04d}", **row}
@@ -76,16 +82,16 @@ def vectors() -> Iterator[dict[str, Any]]:
 
 
 def decide(row: Mapping[str, Any], gate: GateSpec | None = None) -> dict[str, Any]:
-    """Return what this package's gate makes of a row.
+    """Return what this package's gate decides on a row.
 
     Args:
-        row: ``label_values``, ``responses`` (each with ``label_logits`` and, optionally, ``log_mass`` and
-            ``entropy``), ``vocab_size`` beside an entropy, ``gate``, and optionally ``kind``.
+        row: ``label_values``; ``responses``, each with ``label_logits`` and optionally ``log_mass`` and ``entropy``;
+            ``vocab_size``, needed beside an entropy; and optionally ``gate`` and ``kind``.
         gate: Used where the row has no ``gate`` of its own.
 
     Returns:
-        ``intuition_confidence``, ``distribution_confidence`` and ``escalate`` for one response or a pair; for N
-        candidates ``contenders``, the positions that must be thought about, best fast score first.
+        For one response or a pair ``intuition_confidence``, ``distribution_confidence`` and ``escalate``. For N
+        candidates ``contenders``: the positions that the gate cannot tell from the best, best fast score first.
 
     Raises:
         DataFormatError: If the row lacks something or is of an unknown kind.
@@ -112,11 +118,14 @@ def check(
     """Compare another build's recorded decisions with this package's.
 
     Args:
-        rows: In the form of the vectors, with the other build's answer under ``decision`` (or ``expected``). A row
-            of only ``id`` and ``decision`` answers the shipped vector of that id.
-        gate: Used for rows that carry no gate.
-        defaults: ``label_values`` and ``vocab_size`` of a model, for rows of its logits that do not repeat them.
-        tolerance: Largest absolute difference of a confidence that is not reported.
+        rows: Rows like the vectors, with the other build's decision under ``decision`` (or ``expected``). A row of only
+            ``id`` and ``decision`` is about the package's vector with that id.
+        gate: Used for rows without a gate.
+        defaults: ``label_values`` and ``vocab_size`` of a model, for rows that do not give them.
+        tolerance: Largest absolute difference of two confidences that is not reported.
+
+    Returns:
+        The number of rows read, and every disagreement.
 
     Raises:
         DataFormatError: If a row cannot be read, or there is none.
@@ -127,12 +136,13 @@ def check(
     for position, row in enumerate(rows, start=1):
         claimed = row.get(
             "decision", row.get("expected")
-        )  # of the row itself: a shipped vector brings an answer of its own
+        )  # read before the row is joined with a shipped vector, which has a decision of its own
         if "responses" not in row and "id" in row:
             known = known or {v["id"]: v for v in shipped_vectors()}
             if str(row["id"]) not in known:
                 raise DataFormatError(
-                    f"row {position}: no shipped vector has the id {row['id']!r}, and the row has no 'responses' of its own"
+                    f"row {position}: no shipped vector has the id {row['id']!r}, "
+                    "and the row has no 'responses' of its own"
                 )
             row = {**known[str(row["id"])], **row}
         row = {**(defaults or {}), **row}
@@ -155,6 +165,7 @@ def check(
 def _differences(
     name: str, row: Mapping[str, Any], claimed: Mapping[str, Any], gate: GateSpec | None, tolerance: float
 ) -> list[Mismatch]:
+    """Return the fields of one row on which ``claimed`` differs from what this package decides."""
     expected = decide(row, gate)
     verdict = "contenders" if "contenders" in expected else "escalate"
     if verdict not in claimed:
@@ -191,6 +202,7 @@ def _kind(row: Mapping[str, Any], count: int) -> str:
 
 
 def _readings(row: Mapping[str, Any]) -> list[FastSignals]:
+    """Return what the gate looks at, for each response of a row."""
     for name in ("label_values", "responses"):
         if not isinstance(row.get(name), list) or not row[name]:
             raise DataFormatError(f"the row's {name!r} is {row.get(name)!r}, expected a non-empty list")
@@ -206,13 +218,13 @@ def _readings(row: Mapping[str, Any]) -> list[FastSignals]:
     ]
 
 
-def _number(value: Any) -> float:  # noqa: ANN401 - arbitrary JSON, checked here
+def _number(value: object) -> float:
     if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("inf", "-inf")):
         raise DataFormatError(f'{value!r} is not a number, "inf" or "-inf"')
     return float(value)
 
 
-def _optional(value: Any) -> float | None:  # noqa: ANN401
+def _optional(value: object) -> float | None:
     return None if value is None else _number(value)
 
 
@@ -240,10 +252,11 @@ def _row(
 
 
 def _edge_rows() -> Iterator[dict[str, Any]]:
-    """Ties, infinities, and confidences that equal their threshold exactly in any floating-point format.
+    """Yield rows with ties, infinities, and confidences that equal their threshold exactly.
 
-    0, 1/2 and 1 are the confidences that every build can hit exactly: a tie, an entropy of log(2) over four tokens,
-    and certainty. Equality must *not* escalate, so each is tried against the threshold of the same value.
+    0, 1/2 and 1 are confidences that every build can compute exactly, in any floating-point format: they come from a
+    tie, from an entropy of log(2) over four tokens, and from certainty. A confidence equal to its threshold must *not*
+    escalate, so each is tried with the threshold of the same value.
     """
     ties, certainties = (
         ((0.0, 0.0), ("inf", "inf"), ("-inf", "-inf")),
@@ -269,6 +282,7 @@ def _edge_rows() -> Iterator[dict[str, Any]]:
 
 
 def _random_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield 420 random rows: single responses, pairs and lists of candidates in turn."""
     for number in range(420):
         kind = ("single", "pair", "candidates")[number % 3]
         count = {"single": 1, "pair": 2}.get(kind) or rng.choice((1, 2, 3, 4, 8, 16))

@@ -1,4 +1,4 @@
-"""Rows of objects from JSON, JSONL and CSV files, plain or gzipped, and from folders of them."""
+"""Reads rows from JSON, JSONL and CSV files, plain or gzipped, or from a folder of such files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
 """File types that can be read; each may end in ``.gz``."""
 
 _CELL_CHARACTERS = 2**27
-"""Longest CSV cell; the csv module's own limit of 128 KiB is less than a long response."""
+"""Longest CSV cell, in characters. The csv module's own limit, 128 KiB, is too short for a long response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class SourceRow:
 
     Attributes:
         data: The object.
-        source: The file's name without its suffixes; for the uninformative ``dataset`` or ``data``, its folder's name.
+        source: The file's name without its suffixes. The names ``dataset`` and ``data`` say nothing, so for such a file
+            it is the folder's name.
         where: File and position, for messages.
     """
 
@@ -37,10 +38,11 @@ class SourceRow:
 
 
 def read_rows(path: Path | str) -> list[SourceRow]:
-    """Read every object of a file, or of all data files of a folder in the order of their names.
+    """Return every object of a file, or of all data files in a folder and below it, in the order of their names.
 
     Raises:
-        DataFormatError: If nothing is there, the type is unknown, or a file is malformed (naming the line).
+        DataFormatError: If there is no file or no row, its type is unknown, or it is malformed; the message names the
+            line.
     """
     root = Path(path)
     if root.is_dir():
@@ -60,25 +62,31 @@ def read_rows(path: Path | str) -> list[SourceRow]:
     return rows
 
 
-def as_list(value: Any, where: str) -> list[Any]:  # noqa: ANN401 - arbitrary JSON, checked here
-    """Return a list that may have been written into a CSV cell, as JSON or as Python prints it.
+def as_list(value: object, where: str) -> list[Any]:
+    """Return a list. One that stands in a CSV cell is parsed first, as JSON or as Python prints a list.
+
+    Args:
+        value: A list, or its text.
+        where: File and position, for the message.
 
     Raises:
-        DataFormatError: If it is no list.
+        DataFormatError: If it is not a list.
     """
+    parsed = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         for parse in (json.loads, ast.literal_eval):
             try:
-                value = parse(value)
+                parsed = parse(value)
                 break
             except (ValueError, SyntaxError):
                 continue
-    if not isinstance(value, list):
-        raise DataFormatError(f"{where}: got a {type(value).__name__}, expected a list")
-    return value
+    if not isinstance(parsed, list):
+        raise DataFormatError(f"{where}: got a {type(parsed).__name__}, expected a list")
+    return parsed
 
 
 def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the objects of one file, each with its position for messages."""
     text = _read_text(path)
     suffix = _suffix(path)
     if suffix == ".csv":
@@ -87,10 +95,10 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         )
         return
     if suffix == ".json" and text.lstrip().startswith("["):
-        for position, data in enumerate(_parse(text, path.name)):
+        for position, data in enumerate(as_list(_parse(text, path.name), path.name)):
             yield _object(data, f"{path.name} item {position}"), f"{path.name} item {position}"
         return
-    # JSONL, also under the name .json, as the Hugging Face hub often has it.
+    # JSONL. Its name may end in .json, as often on the Hugging Face hub.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path.name} line {number}"
@@ -98,6 +106,7 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv_records(text: str, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file as objects; refuse a row that does not fit the header."""
     limit = csv.field_size_limit(_CELL_CHARACTERS)
     try:
         records = list(csv.DictReader(StringIO(text), strict=True))
@@ -118,14 +127,14 @@ def _read_text(path: Path) -> str:
         raise DataFormatError(f"cannot read {path}: {error}") from error
 
 
-def _parse(text: str, where: str) -> Any:  # noqa: ANN401
+def _parse(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataFormatError(f"{where}: invalid JSON ({error})") from error
 
 
-def _object(data: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
+def _object(data: object, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataFormatError(f"{where}: got a {type(data).__name__}, expected an object")
     return data

@@ -1,8 +1,11 @@
-"""Runs a model over a benchmark: one record per item, written as it goes, and continued where it was cut off.
+"""Runs a model over a benchmark and keeps one record per item.
 
-Every item is read fast. The gate then says which ones deserve slow thinking, and the judge is asked about all of them
-("always"), about those ("auto") or about none ("never"). A record holds all of that, so that always-fast, gated and
-always-slow are compared on the very same readings; ``fsrm_lite.measure.evaluation_report`` turns records into figures.
+Every item is scored by the fast model. Then the gate says which items it would escalate, and the judge is asked about
+all items ("always"), about those ("auto") or about none ("never"). A record, one line of the results file, holds all
+of it. So always fast, gated and always slow can be compared on the same readings, which
+``fsrm_lite.measure.evaluation_report`` does.
+
+Records are written batch by batch, and a run that broke off can continue its results file.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fsrm_lite.batches import each_or_none
+from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
@@ -31,12 +35,13 @@ class EvalOptions:
     """How to run a benchmark.
 
     Attributes:
-        judge: Whom the judge is asked about: "always" everyone, "auto" those the gate escalates, "never" no one.
-        votes: Chains of thought per order, or per response; None takes the model's default.
-        seed: Of the judge.
+        judge: Which items the judge is asked about: "always" all, "auto" those that the gate escalates, "never" none.
+        votes: Votes per order of a pair, or per response; None takes the model's default. A vote is one thought of the
+            judge that ends in a verdict.
+        seed: Seed of the judge.
         batch: Items per call, at least 1.
-        limit: Only the first so many items, at least 1; None for all.
-        skip_too_long: Count an item as a tie if the model cannot read all of its responses, instead of stopping.
+        limit: Take only this many items from the beginning, at least 1; None takes all.
+        skip_too_long: Count an item as a tie if one of its responses is too long for the model, instead of stopping.
     """
 
     judge: JudgePolicy = "always"
@@ -47,7 +52,8 @@ class EvalOptions:
     skip_too_long: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Refuse an unknown policy and numbers out of range."""
+        expect_one_of(("always", "auto", "never"), "judge", self.judge)
         for name in ("batch", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -56,10 +62,14 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """An example and its fast scores, None for an empty response.
+    """An example and what is known about it after the fast scores.
 
-    ``escalated`` is what the gate says, ``asked`` where the judge will be asked, ``unread`` whether a response was too
-    long to be read at all; then no score is kept.
+    Attributes:
+        example: The item.
+        scores: Fast score per response; None for an empty response, and for all if one of them is too long.
+        escalated: What the gate says: once for a pair, otherwise once per response.
+        asked: Whether the judge is to be asked: once for a pair, otherwise once per response.
+        unread: Whether a response is too long to be read.
     """
 
     example: Example
@@ -79,20 +89,23 @@ def evaluate(
     identity: str = "",
     progress: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Run a model over a benchmark and return one record per item, in the order of the data.
+    """Run a model over a benchmark.
 
     Args:
         rm: The model.
         benchmark: The data.
-        options: How to run it.
-        output: Results file, JSONL; each batch is written when it is done.
-        resume: Continue ``output``: items in it are not run again, and a half-written last line is dropped.
+        options: How to run it; None for the defaults.
+        output: Results file (JSONL). Each batch is added to it when it is finished; None writes no file.
+        resume: Continue ``output``: items in it are not run again, and a half-written last line is removed.
         identity: What else tells runs apart, for example the hashes of the model's files.
-        progress: Called with each record, also those taken over from ``output``.
+        progress: Called with each record, also with those that ``output`` already holds.
+
+    Returns:
+        One record per item, in the order of the data.
 
     Raises:
-        InputError: If ``output`` exists and ``resume`` is not set, or an item cannot be read by the model.
-        DataFormatError: If ``output`` stems from another run or other data, or is damaged elsewhere than at its end.
+        InputError: If ``output`` exists and ``resume`` is not set, or the model cannot read an item.
+        DataFormatError: If ``output`` comes from another run or other data, or is damaged elsewhere than at its end.
     """
     options = options or EvalOptions()
     examples = benchmark.examples[: options.limit]
@@ -119,6 +132,7 @@ def evaluate(
 def _run_batch(
     rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions, run: str
 ) -> list[Record]:
+    """Return the records of one batch: read fast, then judged where the options say so."""
     start = perf_counter()
     readings = _read_fast(rm, batch, pairwise, options)
     middle = perf_counter()
@@ -149,7 +163,7 @@ def _run_batch(
 
 
 def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions) -> list[_Reading]:
-    """Read every response of the batch that is not empty, in one call."""
+    """Score every response of the batch that is not empty, in one call, and return one reading per example."""
 
     def score(part: list[tuple[Prompt, str]]) -> list[Score]:
         return rm.score_many(part, judge="never")
@@ -160,7 +174,7 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
             each_or_none(score, texts, ContextOverflowError) if options.skip_too_long else score(texts) if texts else []
         )
     except InputError as error:
-        if len(batch) > 1:  # one at a time, so that the error names the item
+        if len(batch) > 1:  # try one item at a time, so that the error can name the item
             return [reading for example in batch for reading in _read_fast(rm, [example], pairwise, options)]
         raise type(error)(f"{batch[0].id}: {error}") from error
     readings = []
@@ -169,7 +183,7 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
         unread = any(s is None and response.strip() for s, response in zip(scores, example.responses, strict=True))
         scores = (None,) * len(scores) if unread else scores
         escalated = _escalations(rm, scores, pairwise)
-        # There is nothing to think about where a response is empty or the two are the same.
+        # The judge has nothing to decide where a response is empty, or both are the same.
         able = (
             [None not in scores and example.responses[0] != example.responses[1]]
             if pairwise
@@ -182,7 +196,7 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
 
 
 def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: bool) -> tuple[bool, ...]:
-    """What the gate says: about a pair once, else about each response."""
+    """Return whether the gate escalates: once for a pair, otherwise for each response."""
     if not pairwise:
         return tuple(s is not None and rm.gate.single(s).escalate for s in scores)
     first, second = scores
@@ -190,7 +204,11 @@ def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: boo
 
 
 def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
-    """Judge the pairs that are asked about, by id; None where the prompt is too long."""
+    """Ask the judge about the pairs it is to be asked about.
+
+    Returns:
+        Its answers by the examples' ids; None where the prompt is too long.
+    """
     examples = [r.example for r in readings if r.asked[0]]
 
     def compare(part: list[Example]) -> list[Comparison]:
@@ -202,7 +220,11 @@ def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOpti
 
 
 def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
-    """Judge the responses that are asked about, by example; None where one of them is too long."""
+    """Ask the judge about the responses it is to be asked about.
+
+    Returns:
+        Its answers by the examples' ids; None where the prompt of one of an example's responses is too long.
+    """
     asked = [(r, i) for r in readings for i, wanted in enumerate(r.asked) if wanted]
 
     def score(part: list[tuple[_Reading, int]]) -> list[Score]:
@@ -226,7 +248,10 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
 
 
 def _slow_pair(comparison: Comparison) -> Slow | None:
-    """The verdict of each order, by majority and then by mean probability, and of both together."""
+    """Return what the votes on a pair say: in each order, and in both together.
+
+    In each order the majority of the votes decides; where the votes are even, their mean probability does.
+    """
     if comparison.route is not Route.SLOW:
         return None
     winners: list[int | None] = []

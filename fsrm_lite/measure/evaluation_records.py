@@ -1,4 +1,4 @@
-"""The results file of an evaluation: one JSON line per item, enough to compute every figure again."""
+"""The results file of an evaluation: a record (one line of JSON) per item, from which all figures can be computed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from fsrm_lite.measure.labelled import content_key
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """What slow thinking made of one item.
+    """What the judge said about one item.
 
     Attributes:
-        winners: For a pair: preferred position per order shown, in the file's own order; None where the votes draw.
-        decision: For a pair: preferred position over both orders.
-        logits: For scored responses: one each; None where the judge was not asked about it.
-        tokens: Generated tokens, one number per response, or one for a pair.
+        winners: For a pair: the preferred position in each order in which it was shown; None where the votes prefer
+            neither. The position is always the one in the file.
+        decision: For a pair: the preferred position over both orders.
+        logits: For responses scored one by one: the score logit of each; None where the judge was not asked.
+        tokens: Tokens the judge wrote: one number for a pair, otherwise one per response.
     """
 
     winners: tuple[int | None, ...] = ()
@@ -37,23 +38,24 @@ class Record:
     """One line of a results file.
 
     Attributes:
-        run: Fingerprint of the model and the options; lines of different runs do not mix.
-        judge: Whom the judge was asked about in this run: "always", "auto" or "never".
-        id: Of the example.
-        key: Of the example's content.
-        subset: Of the example.
-        group: Of the example.
+        run: Fingerprint of the model and the options. All records of a file have the same one.
+        judge: Which items the judge was asked about in this run: "always" (all), "auto" or "never".
+        id: Id of the example.
+        key: Identity of the example's prompt and responses; see ``fsrm_lite.measure.labelled.content_key``.
+        subset: Subset of the example.
+        group: Group of the example.
         right: Positions of the right responses.
         lengths: Characters of each response.
-        logits: Fast score logits; None for an empty response, which is never read and ranks below any other; all None if unread.
-        distribution_confidences: In [0, 1], one per response; 0 for an empty one.
-        label_masses: In [0, 1], one per response; 0 for an empty one.
-        escalated: What the gate said: once for a pair, else once per response.
+        logits: Fast score logit of each response. None for an empty response, which is never read and ranks below any
+            other; all None if ``unread``.
+        distribution_confidences: Word-distribution confidence of each response, in [0, 1]; 0 for an empty one.
+        label_masses: Probability of all labels together, in [0, 1], per response; 0 for an empty one.
+        escalated: What the gate said: once for a pair, otherwise once per response.
         slow: The judge's answer; None where it was not asked or had nothing to decide.
         unread: A response was too long for the fast path; the item counts as a tie.
-        too_long: The judge was asked, and the prompt did not fit; the fast answer stands.
-        fast_seconds: Share of the batch's wall time.
-        slow_seconds: Likewise.
+        too_long: The judge was asked, but the prompt was too long for it; the fast answer stands.
+        fast_seconds: The item's share of its batch's wall time for fast scores, in seconds.
+        slow_seconds: Its share of the wall time of the judge, in seconds.
     """
 
     run: str
@@ -75,15 +77,17 @@ class Record:
     slow_seconds: float = 0.0
 
     def to_json(self) -> str:
-        """Return the line, without its end."""
+        """Return the record as a line of JSON, without a line break."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """Read a line.
+        """Return the record on a line of JSON.
 
         Raises:
-            ValueError: If it is no JSON, or not of this form (TypeError, KeyError likewise).
+            ValueError: If the line is not JSON, or its values do not fit together.
+            TypeError: If a field is unknown, missing or of a wrong type.
+            KeyError: If the field ``slow`` is missing.
         """
         data = _tuples(json.loads(line))
         record = cls(**{**data, "slow": None if data["slow"] is None else Slow(**_tuples(data["slow"]))})
@@ -92,7 +96,7 @@ class Record:
         return record
 
     def _plausible(self) -> bool:
-        """Whether every field has its kind and its length."""
+        """Return whether every field has the right type and length."""
         n = len(self.lengths)
         texts = (self.run, self.judge, self.id, self.key, self.subset, self.group)
         numbers = (*self.distribution_confidences, *self.label_masses, *(x for x in self.logits if x is not None))
@@ -107,11 +111,20 @@ class Record:
 
 
 def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, Record]:
-    """Return the finished records of an earlier, interrupted run, by id; a half-written last line is cut off the file.
+    """Read the records of a run that broke off, and remove a half-written last line from the file.
+
+    Args:
+        output: The results file.
+        run: Fingerprint that its records must have.
+        examples: The data of the run.
+
+    Returns:
+        The records of these examples, by id.
 
     Raises:
         InputError: If the file cannot be read.
-        DataFormatError: If it stems from another run or from other data, repeats an item, or is damaged elsewhere.
+        DataFormatError: If it comes from another run or other data, has an item twice, or is damaged elsewhere than at
+            its end.
     """
     wanted = {x.id: (content_key(x.prompt, x.responses), x.right) for x in examples}
     done: dict[str, Record] = {}
@@ -122,7 +135,8 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
             raise DataFormatError(f"{output} line {number} repeats the item {record.id!r}")
         if record.id in wanted and (record.key, record.right) != wanted[record.id]:
             raise DataFormatError(
-                f"{output} line {number}: the item {record.id!r} has other texts or labels in the data; start a new file"
+                f"{output} line {number}: the item {record.id!r} has other texts or labels in the data; "
+                "start a new file"
             )
         done[record.id] = record
     return {name: record for name, record in done.items() if name in wanted}
@@ -134,11 +148,14 @@ def append(output: Path, records: Sequence[Record]) -> None:
         file.writelines(r.to_json() + "\n" for r in records)
 
 
-_START = b'{"run": "'  # of every line
+_START = b'{"run": "'  # how every line begins
 
 
 def _whole_lines(output: Path) -> Iterator[tuple[int, Record]]:
-    """Yield the numbered records of a results file; once all are found to be ours, a half-written last line is cut off."""
+    """Yield the records of a results file with their line numbers.
+
+    A half-written last line is removed at the end, once every line before it has turned out to be a record.
+    """
     try:
         for number, line in complete_lines(output, _START):
             try:

@@ -1,4 +1,8 @@
-"""Figures of an evaluation: always-fast, gated and always-slow by the benchmark's own metric, beside what costs nothing."""
+"""The figures of an evaluation: each policy by the benchmark's own metric, and baselines that need no model.
+
+A policy is a way to use the model: always fast, gated, or always slow. The baselines are to prefer the longer response,
+and to toss a coin.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.intervals import bootstrap, wilson
 
 EMPTY_LOGIT = -1000.0
-"""Stands for the score of an empty response: below any other, and finite, so that margins stay defined."""
+"""Stands for the score logit of an empty response: below any other, but finite, so that differences are defined."""
 
 _COIN_ROUNDS = 100
 
@@ -26,9 +30,13 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
 
     Args:
         records: One per item, at least one.
-        form: The benchmark's format, which names the metric.
+        form: The benchmark's format, which determines the metric.
         resamples: Bootstrap resamples behind each interval; items of one group are drawn together.
-        seed: Of the resampling and of the coin.
+        seed: Seed of the resampling and of the coin.
+
+    Returns:
+        Numbers of items, the figures of each policy and baseline with 95 % intervals, the share of items escalated, how
+        often the judge says the same in both orders, and how many items were too long or had an empty response.
     """
     metric = METRICS[form.name]
     groups = [r.group for r in records]
@@ -63,12 +71,12 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
 
 
 def fast_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
-    """What the fast path alone makes of an item; equal scores are a tie."""
+    """Return what the fast scores decide on an item; equal scores are a tie."""
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in record.logits])
 
 
 def slow_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
-    """What the judge makes of an item; where it gave no answer, the fast one stands."""
+    """Return what the judge decides on an item; where it gave no answer, what the fast scores decide."""
     if record.slow is None:
         return fast_outcome(record, pairwise)
     if pairwise:
@@ -78,7 +86,10 @@ def slow_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
 
 
 def gated_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
-    """What the gate's choice between the two makes of an item, response by response where they are scored singly."""
+    """Return what the gated model decides on an item: the judge's answer where the gate escalates, else the fast one.
+
+    Where responses are scored one by one, the gate decides about each response.
+    """
     if pairwise:
         return slow_outcome(record, pairwise) if record.escalated[0] else fast_outcome(record, pairwise)
     if record.slow is None:
@@ -91,14 +102,17 @@ def gated_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
 
 
 def longer_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
-    """The longer answer wins; equal lengths are a tie."""
+    """Return what preferring the longer response decides on an item; equal lengths are a tie."""
     return _by_scores(record, pairwise, [float(n) for n in record.lengths])
 
 
 def coin_score(records: Sequence[Record], form: Format, metric: Metric, seed: int = 0) -> float:
-    """Mean score of preferring at random; exact for pairs, where it is half of what a perfect answer scores."""
+    """Return the mean score of choosing at random.
+
+    For pairs it is exact: half of what a perfect answer scores. Otherwise it is the mean of 100 random rounds.
+    """
     if form.pairwise:
-        # A coin never calls a tie: on an item that its annotators call one, any preference is wrong.
+        # A coin never calls a tie, so on an item that its annotators call a tie it is always wrong.
         best = [r.right[0] if r.right else 0 for r in records]
         perfect = [
             PolicyOutcome(r.id, r.subset, r.right, (winner,), winner) for r, winner in zip(records, best, strict=True)
@@ -113,7 +127,7 @@ def coin_score(records: Sequence[Record], form: Format, metric: Metric, seed: in
 
 
 def is_right(record: Record, pairwise: bool) -> bool:
-    """Whether the gated answer is right, for a running figure: the preferred or the best-scored response is a right one."""
+    """Return whether the gated model prefers, or scores best, a right response. A run shows this figure as it goes."""
     outcome = gated_outcome(record, pairwise)
     if pairwise:
         return outcome.decision is not None and outcome.decision in record.right
@@ -121,7 +135,7 @@ def is_right(record: Record, pairwise: bool) -> bool:
 
 
 def _policies(judge: str) -> dict[str, Callable[[Record, bool], PolicyOutcome]]:
-    """The policies that records can tell about, by whom the judge was asked about."""
+    """Return the policies whose outcomes the records hold, given which items the judge was asked about."""
     views: dict[str, Callable[[Record, bool], PolicyOutcome]] = {"always_fast": fast_outcome}
     if judge != "never":
         views["gated"] = gated_outcome
@@ -138,7 +152,7 @@ def _by_scores(record: Record, pairwise: bool, scores: Sequence[float]) -> Polic
 
 
 def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
-    """Generated tokens per item and wall time in seconds."""
+    """Return a policy's generated tokens per item, and its wall time over all items in seconds."""
     tokens = seconds = 0.0
     for r in records:
         seconds += r.fast_seconds
@@ -155,13 +169,15 @@ def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
 def _intervals(
     metric: Metric, outcomes: Sequence[PolicyOutcome], groups: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any]:
+    """Return each figure of a metric with its bootstrap interval, ready for JSON."""
+
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
         return metric([outcomes[i] for i in chosen])
 
     whole = metric(outcomes)
 
     def complete(chosen: NDArray[np.int64]) -> dict[str, float]:
-        # A resample may miss a whole section, whose figure it then leaves undefined.
+        # A resample may contain no item of a section; the figure of that section is undefined in it.
         return {**dict.fromkeys(whole, math.nan), **statistics(chosen)}
 
     return {
@@ -173,6 +189,7 @@ def _intervals(
 def _subset_scores(
     metric: Metric, outcomes: Sequence[PolicyOutcome], groups: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any]:
+    """Return each subset's number of items and its score with an interval; empty if there is only one subset."""
     positions: dict[str, list[int]] = {}
     for i, outcome in enumerate(outcomes):
         positions.setdefault(outcome.subset, []).append(i)
@@ -186,6 +203,9 @@ def _subset_scores(
 
 
 def _consistency(records: Sequence[Record]) -> dict[str, float | None] | None:
-    """Share of pairs on which the judge says the same in both orders; None if it never saw both."""
+    """Return the share of pairs on which the judge prefers the same response in both orders.
+
+    Only pairs that it saw in both orders count; None if there are none.
+    """
     both = [r.slow.winners for r in records if r.slow is not None and len(r.slow.winners) == 2]
     return wilson(sum(a == b and a is not None for a, b in both), len(both)).to_dict() if both else None

@@ -1,4 +1,4 @@
-"""Bounds and intervals: exact binomial tails in log space, Wilson intervals, and the bootstrap. Numpy only."""
+"""Confidence bounds and intervals: exact binomial bounds, Wilson intervals, and the bootstrap. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BISECTIONS = 60
-"""Halvings of [0, 1]: 60 pin a bound down to the last bit of a double."""
+"""How often [0, 1] is halved to find a bound; 60 times gives it to the last bit of a double."""
 
 _Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % interval; NaN where the data do not define it."""
+    """A figure with its 95 % interval; NaN where the data do not define it.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
 
     value: float
     low: float
@@ -34,12 +40,14 @@ class Interval:
 
 
 def log_binomial_cdf(successes: int, trials: int, p: float) -> float:
-    """Log of P(X <= successes) for X ~ Binomial(trials, p).
+    """Return the log of the probability of at most ``successes`` successes in ``trials`` independent trials.
+
+    It is a log because the probability itself can be too small for a float.
 
     Args:
-        successes: 0 to ``trials``; a negative count gives -inf.
+        successes: 0 to ``trials``; a negative number gives -inf.
         trials: At least 0.
-        p: In [0, 1].
+        p: Probability of success in one trial, in [0, 1].
     """
     if successes >= trials or p <= 0.0:
         return 0.0 if successes >= 0 else -math.inf
@@ -55,9 +63,11 @@ def log_binomial_cdf(successes: int, trials: int, p: float) -> float:
 
 
 def clopper_pearson_upper(errors: int, trials: int, delta: float) -> float:
-    """Exact upper confidence bound of an error rate: it is below the true rate with probability at most ``delta``.
+    """Return an upper bound of an error rate, from the errors counted in independent trials.
 
-    Found by bisection on the binomial tail, which falls with p. Without a trial the bound is 1.
+    The bound is exact: with probability at most ``delta`` it lies below the true error rate. It is the rate p at which
+    so few errors have probability ``delta``; that probability falls with p, so bisection finds it. Without a trial it
+    is 1.
 
     Args:
         errors: 0 to ``trials``.
@@ -76,19 +86,24 @@ def clopper_pearson_upper(errors: int, trials: int, delta: float) -> float:
 
 
 def critical_errors(max_trials: int, risk: float, delta: float) -> NDArray[np.int64]:
-    """Most errors in n trials that still prove, at level ``delta``, an error rate of at most ``risk``.
+    """Return how many errors n trials may have and still prove an error rate of at most ``risk``, for every n.
 
-    ``errors <= critical_errors(...)[n]`` is the same test as ``clopper_pearson_upper(errors, n, delta) <= risk``,
-    without a root to find per test.
+    ``errors <= critical_errors(...)[n]`` is the same test as ``clopper_pearson_upper(errors, n, delta) <= risk``, but
+    needs no bisection per test.
+
+    Args:
+        max_trials: Largest n.
+        risk: The error rate to be proved, in (0, 1).
+        delta: Probability with which the proof may be wrong, in (0, 1).
 
     Returns:
-        Shape [max_trials + 1]; -1 where not even zero errors would do.
+        int64, shape [max_trials + 1]; -1 where even zero errors would prove nothing.
     """
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max_trials + 1)))])
     result = np.full(max_trials + 1, -1, dtype=np.int64)
     log_p, log_q = math.log(risk), math.log1p(-risk)
     for n in range(1, max_trials + 1):
-        # The critical count lies below the mean, so the terms up to it are the whole search range.
+        # The number looked for lies below the mean n*risk, so the terms up to the mean are enough.
         k = np.arange(min(n, math.ceil(n * risk)) + 1)
         pmf = np.exp(log_factorial[n] - log_factorial[k] - log_factorial[n - k] + k * log_p + (n - k) * log_q)
         result[n] = int(np.searchsorted(np.cumsum(pmf), delta, side="right")) - 1
@@ -96,7 +111,7 @@ def critical_errors(max_trials: int, risk: float, delta: float) -> NDArray[np.in
 
 
 def wilson(successes: float, trials: int) -> Interval:
-    """95 % Wilson interval of a proportion; NaN without trials.
+    """Return a proportion with its 95 % Wilson interval; NaN without trials.
 
     Source: Wilson, JASA 22 (1927).
     """
@@ -116,14 +131,18 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """95 % percentile intervals of several statistics of the same items at once.
+    """Return several figures of the same items with 95 % bootstrap intervals.
+
+    The bootstrap draws as many items as there are, with replacement, again and again (each time a resample), and
+    computes the figures of each resample. An interval spans the middle 95 % of a figure's values.
 
     Args:
-        statistics: Takes positions of items, shape [n], and returns named figures; NaN where undefined.
+        statistics: Function from positions of items, shape [n], to figures by name; NaN where a figure is undefined.
         count: Number of items.
-        groups: One label per item; items of one group (say, of one prompt) are drawn together.
+        groups: A label per item. Items of one group (for example of one prompt) are drawn together; None draws each
+            item on its own.
         resamples: How many resamples to draw.
-        seed: Of the resampling.
+        seed: Seed of the drawing.
     """
     point = statistics(np.arange(count))
     rng = np.random.default_rng(seed)
@@ -156,6 +175,6 @@ def _clusters(groups: Sequence[Any]) -> list[NDArray[np.int64]]:
 
 @lru_cache(maxsize=64)
 def _log_choose(trials: int) -> NDArray[np.float64]:
-    """Log of "trials choose k" for k = 0..trials."""
+    """Return the log of "trials choose k" for k = 0 to ``trials``."""
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     return np.asarray(log_factorial[-1] - log_factorial - log_factorial[::-1])

@@ -1,4 +1,8 @@
-"""Labelled items: what calibration and the model card know of one response or pair, and the same as arrays."""
+"""Labelled items, and the same items as arrays (a sample).
+
+A labelled item is a response or a pair whose right answer is known, with its fast readings and, where the judge was
+asked, the judge's answer. Calibration and the figures of a model are computed from them.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,25 @@ from fsrm_lite.gate import FastSignals
 from fsrm_lite.types import Comparison, Prompt, Score
 
 CONFIDENCE_NAMES = ("intuition", "distribution", "joint")
-"""The two confidences of the gate, and the smaller of their ranks: what one threshold on each, moved together, sees."""
+"""The gate's two confidences, and a third one made of both: the smaller of the two ranks.
+
+A gate whose two thresholds are raised together, from rank to rank, escalates items in the order of the third.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledItem:
-    """One response or one pair, read fast, labelled, and where it was tried, judged slowly.
+    """One response or one pair with its label, its fast readings and, where the judge was asked, the judge's answer.
 
     Attributes:
         key: Identity of the content; equal keys are the same item (see ``content_key``).
         readings: Fast readings: one for a single response, two for a pair.
-        label: A single response: 1 when it is good, 0 when not. A pair: position of the better response, 0 or 1.
-        slow_correct: Whether slow thinking got it right; None when it was not asked.
-        slow_tokens: Tokens that slow thinking wrote; None when it was not asked.
-        group: Items that share a prompt share a group; they are never split between tuning and testing.
-        subset: Free name for reports.
+        label: For a single response 1 when it is good, 0 when it is not. For a pair the position of the better
+            response, 0 or 1.
+        slow_correct: Whether the judge was right; None when it was not asked.
+        slow_tokens: Tokens that the judge wrote; None when it was not asked.
+        group: Items with the same prompt share a group. A group is never split between tuning and testing.
+        subset: Any name, for reports.
     """
 
     key: str
@@ -53,17 +61,17 @@ class LabelledItem:
 
     @property
     def logit(self) -> float:
-        """Score logit of a single response, or first minus second of a pair."""
+        """Score logit of a single response; for a pair the first response's minus the second's."""
         return self.readings[0].logit - (self.readings[1].logit if len(self.readings) == 2 else 0.0)
 
     @property
     def distribution_confidence(self) -> float:
-        """The smaller one of the readings', in [0, 1]."""
+        """The word-distribution confidence in [0, 1]; for a pair the smaller one of both responses."""
         return min(r.distribution_confidence for r in self.readings)
 
     @property
     def fast_correct(self) -> bool:
-        """Whether the fast score is on the right side; a tie is not."""
+        """Whether the fast score agrees with the label; a tie does not."""
         toward_one = self.logit if len(self.readings) == 1 else -self.logit
         return toward_one > 0 if self.label == 1 else toward_one < 0
 
@@ -71,10 +79,17 @@ class LabelledItem:
     def from_comparison(
         cls, key: str, comparison: Comparison, label: int, *, group: str = "", subset: str = ""
     ) -> LabelledItem:
-        """Build an item from a comparison that was made with ``judge="always"`` (or, without a slow side, "never").
+        """Make an item from the comparison of a pair.
+
+        Args:
+            key: Identity of the pair; see ``content_key``.
+            comparison: Made with ``judge="always"``, or with "never" if the judge's answer is not wanted.
+            label: Position of the better response, 0 or 1.
+            group: Identity of the prompt; see ``group_key``.
+            subset: Any name, for reports.
 
         Raises:
-            CalibrationError: If the comparison carries no fast scores.
+            CalibrationError: If the comparison has no fast scores.
         """
         if comparison.scores is None:
             raise CalibrationError(f"item {key!r}: the comparison carries no fast scores")
@@ -90,15 +105,16 @@ class LabelledItem:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, one row of a recorded file."""
+        """Return the item as plain values: one row of the file that ``calibrate --record`` writes."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelledItem:
-        """Read the JSON form.
+        """Make an item from its plain values.
 
         Raises:
             DataFormatError: If something is missing or of a wrong type.
+            CalibrationError: If the label or the number of readings is out of range.
         """
         try:
             readings = tuple(FastSignals(**{k: float(v) for k, v in r.items()}) for r in data["readings"])
@@ -123,13 +139,13 @@ class Sample:
     """Labelled items as arrays, each of shape [n].
 
     Attributes:
-        logit: float64.
+        logit: Score logit, or difference of the score logits of a pair; float64.
         distribution: Word-distribution confidence, float64 in [0, 1].
-        toward: Logit in favour of the label, float64: ``logit`` with the sign that makes positive right.
-        fast_correct: bool.
-        slow_correct: bool, or None when slow thinking was not asked about every item.
-        slow_tokens: float64, or None likewise.
-        groups: Group label per item, str.
+        toward: Logit in favour of the label, float64: the logit with its sign chosen so that positive means right.
+        fast_correct: Whether the fast score agrees with the label, bool.
+        slow_correct: Whether the judge was right, bool; None unless it was asked about every item.
+        slow_tokens: Tokens that the judge wrote, float64; None unless it was asked about every item.
+        groups: Group of each item, str.
     """
 
     logit: NDArray[np.float64]
@@ -145,7 +161,7 @@ class Sample:
 
     @classmethod
     def of(cls, items: Sequence[LabelledItem]) -> Sample:
-        """Gather items; the slow side is there only if every item has it."""
+        """Make a sample of items. It has the judge's answers only if every item has one."""
         logit = np.array([x.logit for x in items], dtype=np.float64)
         sign = np.array([1.0 if (x.label == 1) == (len(x.readings) == 1) else -1.0 for x in items])
         slow = bool(items) and all(x.slow_correct is not None and x.slow_tokens is not None for x in items)
@@ -160,7 +176,7 @@ class Sample:
         )
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> Sample:
-        """Return the items at ``positions``."""
+        """Return the items at the positions (or where the flags are true) as a sample of their own."""
         return Sample(
             self.logit[positions],
             self.distribution[positions],
@@ -172,12 +188,18 @@ class Sample:
         )
 
     def intuition(self, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Intuition confidence of each item at a temperature, shape [n], in [0, 1]."""
+        """Return the intuition confidence of each item at a temperature, float64, shape [n], in [0, 1].
+
+        It says how decided the score is: 0 for a score of one half (or a tied pair), 1 for a score of 0 or 1.
+        """
         return np.abs(np.tanh(self.logit / (2.0 * temperature)))
 
     def confidences(self) -> dict[str, NDArray[np.float64]]:
-        """Return the confidences by name, each of shape [n]; only their order matters (a temperature does not change it)."""
-        # Not the intuition confidence itself: it rounds to 1 for all large logits, which would tie what can be told apart.
+        """Return the three confidences by name (``CONFIDENCE_NAMES``), each float64 of shape [n].
+
+        Only the order of their values counts, which no temperature changes.
+        """
+        # The size of the logit gives the same order as the intuition confidence, but does not round to 1 where large.
         intuition = np.abs(self.logit)
         return {
             "intuition": intuition,
@@ -187,22 +209,22 @@ class Sample:
 
 
 def fast_signals(score: Score) -> FastSignals:
-    """The gate's view of a fast score."""
+    """Return what the gate looks at in a fast score."""
     return FastSignals(score.logit, score.score, score.distribution_confidence, score.label_mass)
 
 
 def content_key(prompt: Prompt, responses: Iterable[str]) -> str:
-    """Identity of an item: the same prompt with the same responses, in whatever order, gives the same key."""
+    """Return the identity of an item: the same prompt and responses, in any order, have the same key."""
     text = json.dumps([prompt, sorted(responses)], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def group_key(prompt: Prompt) -> str:
-    """Identity of a prompt."""
+    """Return the identity of a prompt."""
     return content_key(prompt, ())
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of values below each one, shape [n]; ties share a rank."""
+    """Return the rank of each value: the share of values below it, float64, shape [n]. Equal values share a rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - counts)[inverse] / len(values))

@@ -1,4 +1,4 @@
-"""The labelled file of ``calibrate``: its rows, and what a model makes of them."""
+"""Reads the labelled file of ``calibrate``, and runs a model over its rows to make labelled items of them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class LabelledRow:
     """One labelled response or pair, before any model has seen it.
 
     Attributes:
-        prompt: The request.
-        responses: One response, or two.
-        label: 1 good and 0 bad for a response; position of the better one for a pair.
-        subset: Free name for reports.
+        prompt: What the responses answer.
+        responses: One response, or the two of a pair.
+        label: For a single response 1 when it is good, 0 when it is bad. For a pair the position of the better
+            response.
+        subset: Any name, for reports.
     """
 
     prompt: Prompt
@@ -39,19 +40,25 @@ class LabelledRow:
 
     @property
     def key(self) -> str:
-        """Identity of the content, whatever the order of a pair."""
+        """Identity of the content; the order of a pair does not matter."""
         return content_key(self.prompt, self.responses)
 
 
 def read_labelled(path: Path | str) -> list[LabelledRow] | list[LabelledItem]:
-    """Read labelled rows, or items that were recorded before (``calibrate --record``) and need no model.
+    """Read labelled rows, or the items that an earlier ``calibrate --record`` made of such rows and that need no model.
 
-    Rows are ``{"prompt", "response", "label"}`` with a label of 0/1 or false/true; ``{"prompt", "chosen",
-    "rejected"}``; or ``{"prompt", "response_a", "response_b", "label"}`` with 0/1, "a"/"b" or "A>B"/"B>A".
+    A row has one of these forms:
+
+    - ``{"prompt", "response", "label"}`` with a label of 0/1 or false/true;
+    - ``{"prompt", "chosen", "rejected"}``;
+    - ``{"prompt", "response_a", "response_b", "label"}`` with a label of 0/1, "a"/"b" or "A>B"/"B>A".
+
+    Args:
+        path: A JSON, JSONL or CSV file, plain or gzipped, or a folder of such files.
 
     Raises:
-        DataFormatError: If a row is of no such form.
-        CalibrationError: If the same item carries two labels.
+        DataFormatError: If a row has none of these forms.
+        CalibrationError: If the same item has two different labels.
     """
     rows = read_rows(path)
     if "readings" in rows[0].data:
@@ -78,16 +85,19 @@ def collect(
     batch: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> list[LabelledItem]:
-    """Read every row fast and, if asked, judge it slowly; items come back in the order of the rows.
+    """Score every row with the fast model and, if wanted, ask the judge about it.
 
     Args:
         rm: The model.
-        rows: All singles or all pairs.
-        slow: Also think about every row (needed for budgets and fronts, not for a risk target).
-        votes: Chains of thought per order; None takes the model's default.
-        seed: Of the judge.
-        batch: Rows per call.
-        progress: Called with the number of rows just done.
+        rows: All of them single responses, or all of them pairs.
+        slow: Also ask the judge about every row. Every goal of a calibration but a risk needs that.
+        votes: Votes per order of a pair, or per response; None takes the model's default.
+        seed: Seed of the judge.
+        batch: Rows per call, at least 1.
+        progress: Called after each call with its number of rows.
+
+    Returns:
+        One labelled item per row, in order.
     """
     items: list[LabelledItem] = []
     for start in range(0, len(rows), batch):
@@ -114,6 +124,7 @@ def _pairs(rm: FastSlowRM, rows: Sequence[LabelledRow], slow: bool, votes: int |
 def _singles(
     rm: FastSlowRM, rows: Sequence[LabelledRow], slow: bool, votes: int | None, seed: int
 ) -> list[LabelledItem]:
+    """Return the labelled items of rows with a single response."""
     asked = [(r.prompt, r.responses[0]) for r in rows]
     fast = rm.score_many(asked, judge="never")
     judged = rm.score_many(asked, judge="always", votes=votes, seed=seed) if slow else [None] * len(rows)
@@ -132,6 +143,7 @@ def _singles(
 
 
 def _parse(row: SourceRow) -> LabelledRow:
+    """Return a row of any of the three forms; refuse another one."""
     data = row.data
     prompt = data.get("prompt")
     if not isinstance(prompt, str | list):
@@ -139,14 +151,15 @@ def _parse(row: SourceRow) -> LabelledRow:
     subset = str(data.get("subset") or "")
     if "chosen" in data:
         chosen = LabelledRow(prompt, _texts(row, "chosen", "rejected"), 0, subset)
-        # Half of the pairs are turned round, so that a judge that leans to the first place gains nothing.
+        # About half of the pairs are swapped, so that a judge which prefers the first place gains nothing.
         return chosen if int(chosen.key, 16) % 2 else LabelledRow(prompt, chosen.responses[::-1], 1, subset)
     if "response_a" in data:
         return LabelledRow(prompt, _texts(row, "response_a", "response_b"), _label(row, _FIRST, _SECOND), subset)
     if "response" in data:
         return LabelledRow(prompt, _texts(row, "response"), _label(row, _BAD, _GOOD), subset)
     raise DataFormatError(
-        f"{row.where}: expected 'response' and 'label', 'chosen' and 'rejected', or 'response_a', 'response_b' and 'label'"
+        f"{row.where}: expected 'response' and 'label', 'chosen' and 'rejected', "
+        "or 'response_a', 'response_b' and 'label'"
     )
 
 

@@ -1,7 +1,12 @@
-"""How far a confidence can be trusted, and what a gate buys: figures of arrays, numpy only.
+"""Figures that say how far a confidence can be trusted, and what a gate gains. They are computed with numpy alone.
 
-Everywhere ``confidence`` has shape [n] (higher is surer) and ``correct`` has shape [n] (true or 1 where the fast answer is
-right). Items of equal confidence cannot be told apart by a threshold, so every curve treats them as one block.
+Some words: an item is *accepted* when its confidence reaches the threshold, so that the fast path decides it alone, and
+*escalated* to the judge otherwise. *Coverage* is the share of items accepted. *Selective risk* is the error rate among
+the accepted items.
+
+In every function ``confidence`` has shape [n] (higher is surer), and ``correct`` has shape [n] (true or 1 where the
+fast answer is right). A threshold cannot separate items of equal confidence, so every curve takes them together, as
+one block.
 """
 
 from __future__ import annotations
@@ -17,19 +22,20 @@ Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 
 ECE_BINS = 15
-"""Equal-width bins of the expected calibration error, as Guo et al. (ICML 2017) use."""
+"""Number of equal-width bins of the expected calibration error, as in Guo et al. (ICML 2017)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RiskCoverage:
-    """Error among the accepted items as more and more are accepted, surest first.
+    """The error rate among the accepted items as more and more of them are accepted, the surest first.
 
     Attributes:
-        coverage: Share accepted, shape [n], 1/n to 1.
-        selective_risk: Error rate among the accepted, shape [n].
-        aurc: Mean selective risk over all coverages; lower is better.
-        augrc: Mean over all coverages of P(accepted and wrong); lower is better. Unlike AURC it does not overweigh
-            the first few items (Traub et al., NeurIPS 2024).
+        coverage: Share of items accepted, float64, shape [n], from 1/n to 1.
+        selective_risk: Error rate among the accepted items, float64, shape [n].
+        aurc: Area under the risk-coverage curve: the mean of the selective risk over all coverages. Lower is better.
+        augrc: Area under the generalized risk-coverage curve: the mean over all coverages of the share of items that
+            are accepted and wrong. Lower is better. Unlike AURC it does not give the first few items too much weight
+            (Traub et al., NeurIPS 2024).
     """
 
     coverage: Floats
@@ -40,12 +46,12 @@ class RiskCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Accuracy against cost as more and more items are escalated, least sure first.
+    """Accuracy and tokens as more and more items are escalated, the least sure first.
 
     Attributes:
-        tokens: Mean generated tokens per item, shape [k], from 0 (always fast) upwards.
-        accuracy: Shape [k].
-        escalated: Share of the items escalated, shape [k], 0 to 1.
+        tokens: Mean generated tokens per item, float64, shape [k], from 0 (always fast) to always slow.
+        accuracy: Share of items that are right, float64, shape [k].
+        escalated: Share of items escalated, float64, shape [k], from 0 to 1.
     """
 
     tokens: Floats
@@ -54,12 +60,20 @@ class Front:
 
 
 def brier(probability: Floats, outcome: Flags) -> float:
-    """Mean squared difference of a probability and what happened; lower is better."""
+    """Return the Brier score: the mean squared difference of a probability and the outcome, 0 or 1. Lower is better."""
     return float(np.mean((probability - outcome) ** 2)) if len(outcome) else math.nan
 
 
 def ece(probability: Floats, outcome: Flags, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over equal-width bins, weighted by their size.
+    """Return the expected calibration error: how far claimed probabilities are from what happens. Lower is better.
+
+    Items are sorted into bins of equal width by their claimed probability. The error is the mean over the bins,
+    weighted by their size, of the difference between the mean probability and the accuracy in the bin.
+
+    Args:
+        probability: Claimed probability of being right, shape [n], in [0, 1].
+        outcome: Whether it was right, shape [n].
+        bins: Number of bins.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
@@ -71,7 +85,7 @@ def ece(probability: Floats, outcome: Flags, bins: int = ECE_BINS) -> float:
 
 
 def reliability(probability: Floats, outcome: Flags, bins: int = ECE_BINS) -> list[tuple[float, float, int]]:
-    """Mean probability, accuracy and size of each bin that is not empty."""
+    """Return mean probability, accuracy and number of items of each bin (see ``ece``) that is not empty."""
     where = np.minimum((probability * bins).astype(np.int64), bins - 1)
     return [
         (float(probability[where == b].mean()), float(outcome[where == b].mean()), int((where == b).sum()))
@@ -81,7 +95,11 @@ def reliability(probability: Floats, outcome: Flags, bins: int = ECE_BINS) -> li
 
 
 def auroc(confidence: Floats, correct: Flags) -> float:
-    """P(confidence of a right item > confidence of a wrong one), ties counting half; NaN with one class only."""
+    """Return the area under the ROC curve: how well a confidence tells right items from wrong ones.
+
+    It is the probability that a right item has a higher confidence than a wrong one, ties counting half: 0.5 for a
+    confidence that says nothing, 1 for a perfect one. NaN if all items are right or all are wrong.
+    """
     right = int(np.count_nonzero(correct))
     wrong = len(correct) - right
     if not right or not wrong:
@@ -92,7 +110,7 @@ def auroc(confidence: Floats, correct: Flags) -> float:
 
 
 def roc(confidence: Floats, correct: Flags) -> tuple[Floats, Floats]:
-    """Points of the curve behind ``auroc``: share of wrong items kept, share of right items kept, each shape [k]."""
+    """Return the ROC curve, whose area is ``auroc``: shares of wrong and of right items accepted, each of shape [k]."""
     order = np.argsort(-confidence, kind="stable")
     last = np.append(np.diff(confidence[order]) != 0, True)
     flags = np.asarray(correct, dtype=np.float64)[order]
@@ -101,7 +119,7 @@ def roc(confidence: Floats, correct: Flags) -> tuple[Floats, Floats]:
 
 
 def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
-    """Curve and areas of selective prediction; within a block of ties, errors are spread evenly."""
+    """Return the risk-coverage curve and its areas. Within a block of equal confidence, errors are spread evenly."""
     n = len(correct)
     _, block, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
     block_errors = np.bincount(block, weights=1.0 - np.asarray(correct, dtype=np.float64))
@@ -111,7 +129,14 @@ def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
 
 
 def front(confidence: Floats, fast_correct: Flags, slow_correct: Flags, slow_tokens: Floats) -> Front:
-    """Accuracy and tokens when the items below a threshold are escalated, for every threshold that differs."""
+    """Return accuracy and tokens for every threshold: items below it are escalated.
+
+    Args:
+        confidence: Shape [n].
+        fast_correct: Whether the fast answer is right, shape [n].
+        slow_correct: Whether the judge's answer is right, shape [n].
+        slow_tokens: Tokens that the judge wrote, shape [n].
+    """
     n = len(fast_correct)
     order = np.argsort(confidence, kind="stable")
     last = np.append(np.diff(confidence[order]) != 0, True)
@@ -122,7 +147,12 @@ def front(confidence: Floats, fast_correct: Flags, slow_correct: Flags, slow_tok
 
 
 def oracle_front(fast_correct: Flags, slow_correct: Flags, slow_tokens: Floats) -> Front:
-    """The best front there is: escalate first what slow thinking repairs, last what it spoils, cheap before dear."""
+    """Return the best front that is possible, that of an oracle which knows where the judge helps.
+
+    It escalates first the items that the judge corrects, then those where it changes nothing, and last those that it
+    spoils. Of equals the cheap ones come first, but of those that the judge spoils the dear ones. The arguments are
+    those of ``front``.
+    """
     gain = np.asarray(slow_correct, dtype=np.float64) - np.asarray(fast_correct, dtype=np.float64)
     tokens = np.asarray(slow_tokens, dtype=np.float64)
     rank = np.empty(len(gain))
@@ -131,15 +161,23 @@ def oracle_front(fast_correct: Flags, slow_correct: Flags, slow_tokens: Floats) 
 
 
 def random_accuracy(tokens: float, fast_accuracy: float, slow_accuracy: float, mean_slow_tokens: float) -> float:
-    """Expected accuracy of escalating items at random at the same mean cost."""
+    """Return the expected accuracy of escalating items at random until ``tokens`` per item are spent.
+
+    Args:
+        tokens: Mean generated tokens per item that may be spent.
+        fast_accuracy: Accuracy of always fast.
+        slow_accuracy: Accuracy of always slow.
+        mean_slow_tokens: Mean generated tokens per item of always slow.
+    """
     share = min(1.0, tokens / mean_slow_tokens) if mean_slow_tokens > 0 else 1.0
     return fast_accuracy + share * (slow_accuracy - fast_accuracy)
 
 
 def area_above_random(curve: Front) -> float:
-    """Mean accuracy by which a front lies above random escalation, over all costs from none to always slow.
+    """Return how much accuracy a front gains over random escalation, as the mean over all costs from 0 to always slow.
 
-    Both are joined by straight lines: a point between two thresholds is reached by tossing a coin between them.
+    The points of a front are joined by straight lines, because a point between two thresholds can be reached by
+    tossing a coin between them. NaN if always slow costs nothing.
     """
     if curve.tokens[-1] <= 0:
         return math.nan

@@ -1,16 +1,23 @@
-"""Thresholds with a guarantee: Learn-then-Test by fixed-sequence testing along a path of thresholds.
+"""Chooses thresholds with a guarantee: the error rate of fast decisions stays below a target, with a given confidence.
 
-A path is a sequence of threshold pairs from strict to loose. It is laid down, and its starting point and (where one of
-several is to be chosen) the path itself are picked, on a *tuning* part of the labelled items. On the other, untouched
-*testing* part the walk starts at the starting point and loosens as long as the exact binomial test proves the error
-rate of the accepted items to be at most the target. The first threshold whose true error rate exceeds the target is
-passed with probability at most delta, whatever comes after it, so no correction for the number of thresholds is needed.
+The method is Learn-then-Test: propose thresholds on one part of the labelled items, then test them on the other part.
 
-Assumed: the items of the testing part and those to come are exchangeable (drawn alike, independently).
+1. On the tuning part a path is laid: a sequence of steps from strict to loose thresholds, with one threshold for each
+   of the gate's confidences. A strict step accepts few items (lets the fast path decide them), the last step accepts
+   all. The tuning part also says at which step to start and, if there is a choice, on which path.
+2. On the testing part, which was not looked at before, the walk begins at that step and goes on to looser ones. Each
+   step must pass a test: from the errors among the accepted items, an exact binomial test must prove that their true
+   error rate is at most the target. The walk ends at the first step that fails; the last one that passed is chosen.
 
-Source: Angelopoulos et al., "Learn then Test" (arXiv 2110.01052); Jung et al., "Trust or Escalate" (arXiv 2407.18370). Where
-the walk fails at once, the answer here is "always escalate"; the released code of the latter returns its strictest
-threshold, for which nothing has been proved.
+The test is wrong with probability at most delta, which is 1 minus the confidence. The choice is wrong only if the walk
+passed a step whose true error rate is above the target. Then it passed the first such step on its way, and that happens
+with probability at most delta. So no correction for the number of steps is needed.
+
+It is assumed that the items to come are drawn like those of the testing part, independently (they are exchangeable).
+
+Source: Angelopoulos et al., "Learn then Test" (arXiv 2110.01052); Jung et al., "Trust or Escalate" (arXiv 2407.18370).
+Where the first step fails, the answer here is "always escalate". The released code of the latter returns its strictest
+threshold then, for which nothing has been proved.
 """
 
 from __future__ import annotations
@@ -31,26 +38,26 @@ from fsrm_lite.measure.metrics import risk_coverage
 
 PATH_NAMES = CONFIDENCE_NAMES
 ALWAYS = GateSpec(1.0, 1.0, "any", always=True)
-"""What is returned when nothing could be proved."""
+"""Escalates everything: what is returned when nothing could be proved."""
 
 NEVER = GateSpec(0.0, 0.0)
-"""Never escalates."""
+"""Escalates nothing."""
 
 TUNING_SHARE = 0.2
-"""Share of the items that lays the path; the rest tests it. More testing items prove more."""
+"""Share of the items in the tuning part. It is small, because more items in the testing part prove more."""
 
 PATH_STEPS = 100
-"""Thresholds on a path: one per cent of the tuning part between two of them."""
+"""Steps on a path. Between two of them lies one per cent of the tuning part."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Threshold pairs from strict to loose; the last one accepts everything.
+    """A sequence of k steps from strict to loose thresholds; the last one accepts everything.
 
     Attributes:
-        name: "intuition" and "distribution" move one threshold, "joint" both at the same rank.
-        intuition: Non-increasing, shape [k], in [0, 1].
-        distribution: Non-increasing, shape [k], in [0, 1].
+        name: "intuition" and "distribution" move only that threshold; "joint" moves both, from quantile to quantile.
+        intuition: Intuition threshold of each step, float64, shape [k], in [0, 1], never rising.
+        distribution: Word-distribution threshold of each step, float64, shape [k], in [0, 1], never rising.
     """
 
     name: str
@@ -58,8 +65,8 @@ class Path:
     distribution: NDArray[np.float64]
 
     def counts(self, sample: Sample, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return how many items each step accepts, and how many of those are wrong, each of shape [k]."""
-        # An item is accepted from the first step on whose two thresholds it reaches.
+        """Return how many items each step accepts, and how many of those are wrong; each int64, shape [k]."""
+        # ``first`` is the first step whose two thresholds an item reaches; it is accepted from there on.
         first = np.maximum(
             np.searchsorted(-self.intuition, -sample.intuition(temperature), side="left"),
             np.searchsorted(-self.distribution, -sample.distribution, side="left"),
@@ -71,14 +78,15 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One test of the walk.
+    """One step of a path and its test.
 
     Attributes:
         intuition_threshold: In [0, 1].
         distribution_threshold: In [0, 1].
         accepted: Items of the testing part that the fast path decides alone.
-        errors: Wrong ones among them.
-        upper_bound: Clopper-Pearson bound of their error rate at the level of the test.
+        errors: How many of them it decides wrongly.
+        upper_bound: Upper bound of their true error rate (Clopper-Pearson), which is too low with probability at most
+            delta.
         passed: Whether the bound is at most the target.
     """
 
@@ -92,17 +100,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class RiskControl:
-    """What the walk proved.
+    """The chosen thresholds, and what was proved about them.
 
     Attributes:
-        gate: The loosest proved thresholds, or ``always=True`` when nothing could be proved.
-        path: Name of the path they lie on; None when nothing could be proved.
-        proved: Whether a threshold passed.
-        risk: The target.
-        confidence: Probability with which the target holds.
-        delta: Level of each walk: 1 - confidence, split over the paths that were walked.
+        gate: The loosest thresholds that passed, or a gate that always escalates when nothing could be proved.
+        path: Name of their path; None when nothing could be proved.
+        proved: Whether any step passed.
+        risk: The target: the error rate that must not be exceeded.
+        confidence: Probability with which it is not exceeded.
+        delta: Allowed probability of failure per path: 1 - confidence, divided by the number of paths walked.
         tested: Number of items in the testing part.
-        step: The chosen step, or the first failed one when nothing could be proved.
+        step: The chosen step; the one that failed first when nothing could be proved.
     """
 
     gate: GateSpec
@@ -117,12 +125,12 @@ class RiskControl:
 
 @dataclass(frozen=True, slots=True)
 class Feasibility:
-    """What can be said before any threshold is tried.
+    """What a target demands, whatever the thresholds.
 
     Attributes:
         base_risk: Error rate of the fast path when it decides everything.
-        least_escalation: Share that must escalate at least, even with a perfect confidence.
-        least_items: Error-free accepted items that the test needs at the very least.
+        least_escalation: Share of items that must be escalated at least, even by a perfect confidence.
+        least_items: Accepted items that a proof needs at least, if none of them is wrong.
     """
 
     base_risk: float
@@ -131,10 +139,16 @@ class Feasibility:
 
 
 def feasibility(sample: Sample, risk: float, delta: float) -> Feasibility:
-    """Say what share must escalate at least, and how many items a proof takes.
+    """Return what share of items must be escalated at least, and how many items a proof needs.
 
-    If a share e escalates and all of it would have been wrong, the rest errs at (mu - e)/(1 - e): so e must be at
-    least (mu - risk)/(1 - risk).
+    Let mu be the error rate of the fast path on all items. If a share e is escalated, and all of it would have been
+    wrong, the error rate of the rest is (mu - e)/(1 - e). For that to be at most ``risk``, e must be at least
+    (mu - risk)/(1 - risk).
+
+    Args:
+        sample: The items.
+        risk: The target error rate, in (0, 1).
+        delta: Allowed probability of failure, in (0, 1).
     """
     base = 1.0 - float(np.mean(sample.fast_correct))
     items = math.ceil(math.log(delta) / math.log1p(-risk))
@@ -142,7 +156,13 @@ def feasibility(sample: Sample, risk: float, delta: float) -> Feasibility:
 
 
 def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_STEPS) -> Path:
-    """Lay a path through the quantiles of the tuning part's confidences.
+    """Return a path through the quantiles of the tuning part's confidences.
+
+    Args:
+        name: One of ``PATH_NAMES``.
+        tuning: Items that may be looked at freely.
+        temperature: Of the intuition confidence, > 0.
+        steps: Number of steps.
 
     Raises:
         CalibrationError: If the name is unknown.
@@ -168,12 +188,16 @@ def control_risk(
 
     Args:
         tuning: Items that may be looked at freely; none of them may be in ``testing``.
-        testing: Items that are only used for the tests.
+        testing: Items that are only used for the tests. They must be independent: one per prompt.
         risk: Target error rate among the items that the fast path decides alone, in (0, 1).
-        confidence: Probability, over the draw of ``testing``, with which the target holds, in (0, 1).
-        temperature: Of the intuition confidence; must not stem from ``testing``.
-        paths: Walk all of these, delta split evenly, and keep the one that accepts most. None walks the single path
-            with the smallest AURC on the tuning part, at full delta.
+        confidence: Probability with which the target holds, over the random choice of ``testing``; in (0, 1).
+        temperature: Of the intuition confidence; must not be fitted on ``testing``.
+        paths: Names of paths. All of them are walked, each with an equal part of delta, and the one that accepts most
+            is kept. None walks one path with the whole delta: the one with the smallest AURC (see
+            ``fsrm_lite.measure.metrics.RiskCoverage``) on the tuning part.
+
+    Returns:
+        The thresholds, or a gate that always escalates, and what was proved.
 
     Raises:
         CalibrationError: If a part is empty or an argument is out of range.
@@ -199,7 +223,7 @@ def control_risk(
 def _walk(
     path: Path, tuning: Sample, testing: Sample, temperature: float, risk: float, delta: float
 ) -> tuple[int, bool]:
-    """Return the last step that passed and True, or the starting step and False."""
+    """Return the last step that passed and True, or, if none did, the step where the walk began and False."""
     start = _start(path, tuning, temperature, risk)
     accepted, errors = path.counts(testing, temperature)
     passed = errors <= _critical(len(testing), risk, delta)[accepted]
@@ -209,16 +233,16 @@ def _walk(
 
 
 def _start(path: Path, tuning: Sample, temperature: float, risk: float) -> int:
-    """The step with the strongest evidence on the tuning part: there the walk is likeliest to begin well.
+    """Return the step to begin at: the one likeliest to pass its test, going by the tuning part.
 
-    Evidence is by how many standard deviations the errors stay below what the target allows.
+    That is the step whose errors lie furthest, in standard deviations, below the number that the target allows.
     """
     accepted, errors = path.counts(tuning, temperature)
     return int(np.argmax((risk * accepted - errors) / np.sqrt(np.maximum(accepted, 1) * risk * (1 - risk))))
 
 
 def _sharpest(tuning: Sample) -> str:
-    """The path whose confidence sorts the tuning part's errors out best."""
+    """Return the name of the path whose confidence tells right from wrong best (smallest AURC) on the tuning part."""
     return min(tuning.confidences().items(), key=lambda named: risk_coverage(named[1], tuning.fast_correct).aurc)[0]
 
 

@@ -1,4 +1,8 @@
-"""Accuracy against tokens over the whole grid of threshold pairs: the best gate for a budget, and the Pareto front."""
+"""Weighs accuracy against tokens: the best gate for a budget, and the Pareto front.
+
+An operating point is a gate together with its accuracy and its tokens on a sample. All gates on a grid of thresholds
+are measured. The Pareto front holds those that no other gate beats on both accuracy and tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.labelled import Sample
 
 GRID = 64
-"""Thresholds per confidence: quantiles, so that steps hold about equally many items."""
+"""Steps of the grid per confidence. They are quantiles, so that about equally many items lie between two thresholds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +28,9 @@ class OperatingPoint:
 
     Attributes:
         gate: The thresholds.
-        accuracy: Share right after the gate.
+        accuracy: Share of items that the gated model gets right.
         tokens: Mean generated tokens per item.
-        escalated: Share escalated.
+        escalated: Share of items that the gate escalates.
     """
 
     gate: GateSpec
@@ -36,7 +40,7 @@ class OperatingPoint:
 
 
 def escalations(gate: GateSpec, sample: Sample) -> NDArray[np.bool_]:
-    """Whether the gate escalates each item, shape [n]; agrees with ``Gate`` item by item."""
+    """Return whether the gate escalates each item, bool, shape [n]. ``Gate`` decides the same about each item."""
     if gate.always:
         return np.ones(len(sample), dtype=np.bool_)
     unsure = sample.intuition(gate.temperature) < gate.intuition_threshold
@@ -45,10 +49,10 @@ def escalations(gate: GateSpec, sample: Sample) -> NDArray[np.bool_]:
 
 
 def operate(gate: GateSpec, sample: Sample) -> OperatingPoint:
-    """Measure a gate on a sample.
+    """Return a gate with its accuracy and tokens on a sample.
 
     Raises:
-        CalibrationError: If slow outcomes are unknown.
+        CalibrationError: If the judge was not asked about every item.
     """
     slow_correct, slow_tokens = _slow(sample)
     up = escalations(gate, sample)
@@ -59,10 +63,15 @@ def operate(gate: GateSpec, sample: Sample) -> OperatingPoint:
 def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
     """Return the gates that no other one beats on both accuracy and tokens, cheapest first.
 
-    Every pair of thresholds on a grid of quantiles is tried, under both combination rules, beside always-slow.
+    Every pair of thresholds on a grid of quantiles is tried, with both rules of the gate ("any" and "all"), and always
+    slow as well.
+
+    Args:
+        sample: The items.
+        temperature: Of the intuition confidence, > 0.
 
     Raises:
-        CalibrationError: If slow outcomes are unknown.
+        CalibrationError: If the judge was not asked about every item.
     """
     _slow(sample)
     points = [operate(GateSpec(0.0, 0.0, "any", temperature, always=True), sample)]
@@ -76,7 +85,7 @@ def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
 
 
 def best_within_budget(front: Sequence[OperatingPoint], tokens: float) -> OperatingPoint:
-    """Return the most accurate point of at most ``tokens`` mean generated tokens per item.
+    """Return the most accurate point of a front that generates at most ``tokens`` per item, on average.
 
     Raises:
         CalibrationError: If the budget is negative.
@@ -87,21 +96,31 @@ def best_within_budget(front: Sequence[OperatingPoint], tokens: float) -> Operat
 
 
 def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float, confidence: float) -> OperatingPoint:
-    """Return the cheapest point that loses at most ``loss`` of always-slow's accuracy; always-slow itself if none is sure to.
+    """Return the cheapest point of a front that loses at most ``loss`` of the accuracy of always slow.
 
-    The point that merely looks good enough on the items that it was picked on is as a rule too cheap (the winner's curse). So
-    the mean of the paired differences, with one lost item added (few items prove little), must stay above ``-loss`` by its
-    normal lower bound at ``confidence``; items of one group vary together. That is a bound for one gate, and many were looked
-    at, so the loss is exceeded more often than ``confidence`` says. A guarantee is what
-    :func:`fsrm_lite.measure.risk_control.control_risk` is for.
+    Of many points, the cheapest one that just looks good enough owes that partly to chance (the winner's curse). So a
+    margin is demanded: the mean difference between the gate and always slow, item by item, must be at least ``-loss``
+    by its normal lower bound at ``confidence``. One lost item is added, because few items prove little, and the items
+    of a group count as varying together. The bound holds for one gate, but many are looked at here, so the loss is
+    exceeded more often than ``confidence`` says. For a guarantee there is
+    ``fsrm_lite.measure.risk_control.control_risk``.
+
+    Args:
+        front: From ``pareto``, cheapest first.
+        sample: The items that the front was measured on.
+        loss: Accuracy that may be lost, for example 0.005; at least 0.
+        confidence: Level of the bound, in (0, 1).
+
+    Returns:
+        The point, measured on ``sample``; always slow if no point meets the bound.
 
     Raises:
-        CalibrationError: If slow outcomes are unknown.
+        CalibrationError: If the judge was not asked about every item.
     """
     slow_correct, _ = _slow(sample)
     z = NormalDist().inv_cdf(confidence)
     names, member = np.unique(sample.groups, return_inverse=True)
-    group = np.append(member, len(names))  # the lost item is a group of its own
+    group = np.append(member, len(names))  # the added lost item is a group of its own
     for point in front:
         right = np.where(escalations(point.gate, sample), slow_correct, sample.fast_correct)
         gain = np.append(right.astype(np.float64) - slow_correct, -1.0)
@@ -112,10 +131,11 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
 
 
 def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) -> list[OperatingPoint]:
+    """Return the operating points of all pairs of thresholds on the grid, under one rule of the gate."""
     slow_correct, slow_tokens = _slow(sample)
     signals = (sample.intuition(temperature), sample.distribution)
     cuts = [np.unique(np.concatenate([[0.0], np.quantile(s, np.arange(1, GRID) / GRID), [1.0]])) for s in signals]
-    # Bin b of an item: it reaches the thresholds cuts[:b] and no later one, so threshold i escalates bins <= i.
+    # An item in bin b reaches the thresholds cuts[:b] and no later one, so threshold i escalates the bins up to i.
     rows, columns = (np.searchsorted(c, s, side="right") for c, s in zip(cuts, signals, strict=True))
     shape = (len(cuts[0]) + 1, len(cuts[1]) + 1)
     gain = slow_correct.astype(np.float64) - sample.fast_correct

@@ -3,7 +3,7 @@
 ==============  =================================================================================
 ``order``       the order of responses that were scored one by one
 ``tournament``  which comparisons a strategy asks for, and what it concludes from them
-``ratings``     Bradley-Terry ratings on the Elo scale, from games
-``answers``     final answers out of free text, so that answers can be counted and checked
+``ratings``     Bradley-Terry ratings on the Elo scale, from the results of matches
+``answers``     final answers from free text, so that answers can be counted and checked
 ==============  =================================================================================
 """

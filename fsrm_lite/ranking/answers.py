@@ -1,8 +1,9 @@
-r"""Final answers out of free text, so that answers can be counted and checked without a human.
+r"""Final answers from free text, so that answers can be counted and checked without a human.
 
-An *extractor* is any function from text to a canonical answer, or None when the text holds none. Two texts agree when
-their canonical answers are equal strings. ``numeric``, ``exact`` and ``final`` cover numbers and short words; anything else plugs
-in as a callable, or from the command line as ``package.module:function``.
+An extractor is a function that takes a text and returns its final answer in a fixed spelling, or None when the text
+holds no answer. Two texts agree when their answers are equal strings. Three extractors are built in: ``numeric`` for
+numbers, ``exact`` for short words, and ``final`` for either, but strict about where the answer stands. Any other
+function can be passed in its place, on the command line as ``package.module:function``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeAlias
 from fsrm_lite.errors import InputError
 
 Extractor: TypeAlias = Callable[[str], str | None]
-"""From a response (or a reference answer) to its canonical answer; None when there is none."""
+"""Takes a response (or a known answer) and returns its final answer in a fixed spelling; None when there is none."""
 
 _NUMBER = re.compile(r"[-+\u2212]?\$?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
@@ -28,14 +29,16 @@ _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 
 
 def numeric(text: str) -> str | None:
-    r"""Return the last number of the marked answer, or else of the whole text, in canonical form.
+    r"""Return the number that a text gives as its answer, in a fixed spelling; None if it has no number.
 
-    Marked means ``\boxed{...}``, ``#### ...`` or ``answer is ...``, the last such mark winning. Thousands separators, a
-    dollar sign and trailing zeros do not matter: ``"$1,250.00"`` and ``"1250"`` are one answer.
+    An answer is marked when it stands in ``\boxed{...}`` or behind ``####`` or ``answer is``. A box is preferred to
+    ``####`` and that to ``answer is``; of several marks of one kind the last one counts. The result is the first number
+    in the marked answer or, if it has none, the last number of the text. Thousands separators, a dollar sign and
+    trailing zeros do not matter: ``"$1,250.00"`` and ``"1250"`` are the same answer.
     """
     marked = _marked(text)
     if marked is not None:
-        # Behind "answer is" the first number is the answer; what follows is prose ("12, because 3 of the 4 ...").
+        # Behind "answer is" the first number is the answer; what follows explains it ("12, because 3 of the 4 ...").
         found = _NUMBER.search(marked)
         if found:
             return _canonical_number(found.group())
@@ -44,7 +47,10 @@ def numeric(text: str) -> str | None:
 
 
 def exact(text: str) -> str | None:
-    """Return the marked answer, or else the last non-empty line, without case, outer punctuation and extra spaces."""
+    """Return the marked answer (see ``numeric``), or else the last line that is not empty; None if nothing is left.
+
+    Upper and lower case, punctuation at both ends and extra spaces do not matter.
+    """
     marked = _marked(text)
     if marked is None:
         lines = [line for line in _after_thought(text).splitlines() if line.strip()]
@@ -53,10 +59,11 @@ def exact(text: str) -> str | None:
 
 
 def final(text: str) -> str | None:
-    """Return the marked answer, its number if it has one, else its words; without a mark only a text of at most 3 words.
+    """Return the marked answer (see ``numeric``): its number if it has one, else its words; None if nothing is marked.
 
-    Stricter than the other two: a working that stops before its conclusion has no answer. A unit behind a number does not
-    matter: ``"The answer is 12 pens."`` and ``"12"`` are one answer.
+    A text of at most three words counts as marked. This is stricter than the other two extractors: a text that works
+    towards an answer but stops before it has none. A unit behind a number does not matter: ``"The answer is 12 pens."``
+    and ``"12"`` are the same answer.
     """
     marked = _marked(text)
     if marked is None:
@@ -72,10 +79,14 @@ EXTRACTORS: dict[str, Extractor] = {"numeric": numeric, "exact": exact, "final":
 
 
 def find_extractor(extractor: str | Extractor) -> Extractor:
-    """Return an extractor from its name, from ``"package.module:function"``, or as it is.
+    """Return an extractor.
+
+    Args:
+        extractor: A name from ``EXTRACTORS``, a path ``"package.module:function"``, or a function, which is returned as
+            it is.
 
     Raises:
-        InputError: If the name is unknown or nothing callable is found there.
+        InputError: If the name is unknown or the path does not lead to a function.
     """
     if callable(extractor):
         return extractor
@@ -88,15 +99,15 @@ def find_extractor(extractor: str | Extractor) -> Extractor:
 
 
 def load_attribute(path: str, what: str, expected: str = "package.module:name") -> object:
-    """Import ``package.module:name``.
+    """Import and return the object at ``package.module:name``.
 
     Args:
-        path: Module and attribute, with a colon between them.
-        what: What is looked for, for the message.
-        expected: What would have been accepted, for the message.
+        path: Module and name, with a colon between them.
+        what: What is looked for, for the error message.
+        expected: What would have been accepted, for the error message.
 
     Raises:
-        InputError: If the module or the attribute does not exist.
+        InputError: If the path has no colon, or the module or the name does not exist.
     """
     module, _, name = path.partition(":")
     if not module or not name:
@@ -109,13 +120,16 @@ def load_attribute(path: str, what: str, expected: str = "package.module:name") 
 
 
 def agrees(text: str, reference: str, extractor: Extractor) -> bool:
-    """Whether ``text`` has an answer and it is the reference's; a reference without one agrees with nothing."""
+    """Return whether ``text`` has an answer and it equals the answer in ``reference``.
+
+    A reference without an answer agrees with nothing.
+    """
     answer = extractor(text)
     return answer is not None and answer == extractor(reference)
 
 
 def _marked(text: str) -> str | None:
-    """What stands behind the last answer mark; None without a mark."""
+    """Return what the last answer mark marks; None without a mark."""
     text = _after_thought(text)
     for pattern in _MARKERS:
         found: list[str] = pattern.findall(text)
@@ -125,7 +139,7 @@ def _marked(text: str) -> str | None:
 
 
 def _after_thought(text: str) -> str:
-    """Leave out a thought: numbers in it are not the answer."""
+    """Return the text without its thought (all up to ``</think>``): a number in the thought is not the answer."""
     return _THOUGHT.sub("", text)
 
 

@@ -1,4 +1,4 @@
-"""The order of scored responses, in one place, so that it is the same in Python, in the shell and over HTTP."""
+"""The order of scored responses. It is defined here alone, so that Python, the shell and HTTP rank alike."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from fsrm_lite.types import Score
 
 
 def best_first(scores: Sequence[Score]) -> list[int]:
-    """Return the positions of the scores, best first; equal ones in the order of the input."""
+    """Return the positions of the scores, best first; equal scores stay in the order of the input."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i].logit, i))

@@ -1,8 +1,12 @@
-"""Ratings from games: Bradley-Terry by maximum likelihood, on the Elo scale, and which games to play next.
+"""Ratings of players from the games between them, and which games to play next.
 
-Numpy only. A *game* is (first, second, outcome) with the outcome in [0, 1] from the first player's side: 1 a win, 0 a
-loss, anything between a probability or a share of votes. Strengths are in nats: the chance that i beats j is
-``sigmoid(strength[i] - strength[j])``.
+A player is a response; a game is the result of one match as numbers: (first player, second player, outcome). The
+outcome is in [0, 1] and belongs to the first player: 1 is a win, 0 a loss, and what lies between is a probability or a
+share of votes.
+
+The Bradley-Terry model gives each player a strength such that i beats j with probability
+``sigmoid(strength[i] - strength[j])``; the unit of a strength is the nat (natural logarithm of odds). The strengths
+that fit the games best are found here, and shown on the Elo scale known from chess. Numpy is all that is needed.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ Array: TypeAlias = NDArray[np.float64]
 ELO_MEAN = 1500.0
 ELO_PER_NAT = 400.0 / math.log(10.0)
 PRIOR_PRECISION = 0.1
-"""Of the normal prior on strengths, per nat squared: standard deviation 3.2 nats, 550 Elo points. Keeps an unbeaten player finite."""
+"""Precision (1/variance) of the normal distribution assumed for the strengths before any game, per nat squared.
 
-_WORTH_PLAYING = 0.5  # of the best game's worth, see informative_pairs()
+Its standard deviation is 3.2 nats or 550 Elo points. Without it the strength of an unbeaten player would be infinite.
+"""
+
+_WORTH_PLAYING = 0.5  # share of the best game's worth, see informative_pairs()
 _MAX_RANGE_STEP = 0.69  # see strengths()
 _ITERATIONS = 200
 _Z95 = 1.959964
@@ -34,12 +41,12 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Strengths with their uncertainty, as a normal approximation.
+    """The strengths of n players and how certain they are, as a normal distribution.
 
     Attributes:
-        mean: Shape [n], nats, summing to zero.
-        covariance: Shape [n, n], nats squared.
-        games: Shape [n], games per player.
+        mean: The strengths, float64, shape [n], in nats; they sum to zero.
+        covariance: Float64, shape [n, n], in nats squared.
+        games: Games per player, int64, shape [n].
     """
 
     mean: Array
@@ -54,12 +61,16 @@ class Posterior:
 
 
 def win_matrix(players: int, games: Iterable[Game]) -> Array:
-    """Return shape [n, n]: entry [i, j] is what i won against j, in games.
+    """Add up the outcomes of games by pairs of players.
 
-    The sum does not depend on the order of the games, not even in its last bit.
+    The games are sorted first, so that their order does not change even the last bit of a sum.
+
+    Returns:
+        Float64, shape [n, n]: entry [i, j] is the sum of the outcomes of i against j, from the side of i.
 
     Raises:
-        InputError: If a game names a player out of range or one against itself, or an outcome out of [0, 1].
+        InputError: If a game names a player that does not exist or has a player meet itself, or its outcome is not in
+            [0, 1].
     """
     wins = np.zeros((players, players))
     for first, second, outcome in sorted(games):
@@ -73,17 +84,18 @@ def win_matrix(players: int, games: Iterable[Game]) -> Array:
 
 
 def strengths(wins: Array, *, precision: float = PRIOR_PRECISION) -> Array:
-    """Fit Bradley-Terry strengths: the mode of the likelihood times a normal prior around zero.
+    """Find the strengths that are most probable, given the games and a normal prior around zero.
 
-    Newton's method. A step is scaled down so that no difference of strengths moves by more than 0.69 nats: within that
-    distance no curvature ``p*(1-p)`` grows by a factor of 2, so every step goes uphill and none can diverge.
+    Newton's method finds them. Each step is scaled down so that no difference of two strengths changes by more than
+    0.69 nats. Within that distance the curvature that a game adds, ``p*(1-p)`` for a probability p of winning it, grows
+    by less than a factor of 2. So every step is an improvement, and the method cannot diverge.
 
     Args:
-        wins: Shape [..., n, n] from :func:`win_matrix`; leading axes are independent tournaments.
-        precision: Of the prior, > 0.
+        wins: Shape [..., n, n] from ``win_matrix``; leading axes are independent tournaments.
+        precision: Precision of the prior, per nat squared, > 0.
 
     Returns:
-        Shape [..., n], nats, summing to zero.
+        Float64, shape [..., n], in nats; the strengths of a tournament sum to zero.
     """
     games = wins + np.swapaxes(wins, -1, -2)
     theta: Array = np.zeros(wins.shape[:-1])
@@ -105,12 +117,15 @@ def bradley_terry(players: int, games: Iterable[Game], *, precision: float = PRI
     """Rate players from their games; the order of the games does not matter.
 
     Args:
-        players: How many there are; some may have no game.
-        games: Any number of games; a pair may meet more than once.
-        precision: Of the prior, per nat squared, > 0.
+        players: Number of players; some may have no game.
+        games: Any number of games; the same two players may meet more than once.
+        precision: Precision of the prior, per nat squared, > 0.
+
+    Returns:
+        The strengths and how certain they are.
 
     Raises:
-        InputError: On a malformed game or a precision that is not positive.
+        InputError: If a game is malformed, or the precision is not a finite number above 0.
     """
     if not (precision > 0 and math.isfinite(precision)):
         raise InputError(f"precision is {precision!r}, expected a finite number above 0")
@@ -118,8 +133,8 @@ def bradley_terry(players: int, games: Iterable[Game], *, precision: float = PRI
     mean = strengths(wins, precision=precision)
     total = wins + wins.T
     inverse = np.linalg.solve(_information(total, _win_probability(mean), precision), np.eye(players))
-    # Moving all players together changes no game, so the prior alone speaks of it, with variance 1/(precision*n); the mean
-    # is fixed at zero, so that part goes.
+    # Adding the same number to all strengths changes no game, so the games say nothing about the mean of the strengths.
+    # The prior gives it a variance of 1/(precision*n). Here the mean is fixed at zero, so that part is taken off.
     covariance = np.asarray(inverse - 1.0 / (precision * max(players, 1)), dtype=np.float64)
     return Posterior(mean, covariance, np.rint(total.sum(-1)).astype(np.int64))
 
@@ -127,17 +142,21 @@ def bradley_terry(players: int, games: Iterable[Game], *, precision: float = PRI
 def informative_pairs(
     posterior: Posterior, played: set[frozenset[int]], seeds: Sequence[int], limit: int
 ) -> list[tuple[int, int]]:
-    """Choose the next batch of games, those that say most about who is best: pairs without a common player.
+    """Choose the next batch of games: those that tell most about who is best. No player is in two of them.
 
-    A game's worth is the variance of the difference times ``p*(1-p)`` (how much its outcome narrows the difference) times
-    each player's chance of being at least as good as the leader (how much that matters). A game worth less than half of the
-    best one waits for a later batch, when more is known.
+    The worth of a game is a product. One part is how much the outcome narrows down the difference of the two strengths:
+    the variance of that difference times ``p*(1-p)``, where p is the probability that the first player wins. The other
+    part is how much that matters: each player's chance of being at least as good as the leader. A game worth less than
+    half of the best one is left for a later batch, when more is known.
 
     Args:
         posterior: What is known so far.
-        played: Pairs that have met; a seeded judge would only repeat itself.
-        seeds: Players, best guess first; settles equal worth.
+        played: Pairs that have met. They do not meet again, because a judge with a seed would repeat itself.
+        seeds: The players, the one expected to be best first; of games of equal worth, the earlier players' come first.
         limit: Most pairs to return.
+
+    Returns:
+        Pairs of players, the most telling game first.
     """
     n = len(seeds)
     order = np.asarray(seeds)
@@ -148,7 +167,7 @@ def informative_pairs(
     hope = np.array([0.5 * math.erfc(-x / math.sqrt(2.0)) for x in z])
     p = _win_probability(mean)
     worth = p * (1.0 - p) * variance * hope[:, None] * hope[None, :]
-    # Rounded, so that equal worth is equal whatever the order of the floating-point sums.
+    # Rounded, because two games of equal worth may differ in their last bits by the order of the sums.
     pairs = sorted((-round(float(worth[i, j]), 12), i, j) for i in range(n) for j in range(i + 1, n))
     chosen: list[tuple[int, int]] = []
     busy: set[int] = set()
@@ -165,13 +184,13 @@ def informative_pairs(
 
 
 def _win_probability(theta: Array) -> Array:
-    """Shape [..., n, n]: chance that i beats j."""
+    """Return the probability that i beats j, shape [..., n, n]."""
     p: Array = 0.5 * (1.0 + np.tanh(0.5 * (theta[..., :, None] - theta[..., None, :])))
     return p
 
 
 def _information(games: Array, p: Array, precision: float) -> Array:
-    """Negative second derivative of the log posterior, shape [..., n, n]."""
+    """Return the negative second derivative of the log posterior, shape [..., n, n]."""
     weight = games * p * (1.0 - p)
     diagonal = weight.sum(-1) + precision
     information: Array = np.eye(games.shape[-1]) * diagonal[..., None] - weight

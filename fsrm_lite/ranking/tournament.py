@@ -1,11 +1,20 @@
-"""The best of N responses: which comparisons to ask for, and what to conclude from them.
+"""The best of N responses: which comparisons a strategy asks for, and what it concludes from them.
 
-Pure strategy over fast scores and a callback that judges a *batch* of pairs; nothing here reads a model. Every strategy
-asks for whole rounds at once, so that the judge can decode them together. Responses that are the same text (or the same
-by the caller's ``key``) are one *team*: its best member plays for it, and its members never meet.
+A strategy starts from the fast scores of the responses. It may ask for matches, each a comparison of two responses by
+the judge:
 
-Source of the strategies: RRM (arXiv 2505.14674) for knockout and Elo, PairJudge (arXiv 2501.13007) for teams and byes;
-``gated`` is this project's.
+- ``fast`` asks for none: the best score wins.
+- ``knockout`` pairs all responses; the loser of a match is out, and the winners meet again until one is left.
+- ``gated`` is a knockout among the responses that the gate cannot tell from the best-scored one.
+- ``elo`` lets everyone meet everyone (or only some, within a budget) and rates them by the results.
+- ``majority`` asks for none: the final answer that most responses give wins (self-consistency).
+
+Nothing here runs a model. Matches go to a function that judges a whole batch of pairs, and a strategy asks for whole
+rounds at once, so that the judge can decode them together. Responses with the same text (or the same value of the
+caller's ``key``) form a team: its best member plays for all of them, and members of a team never meet.
+
+Source: RRM (arXiv 2505.14674) for knockout and Elo; PairJudge (arXiv 2501.13007) for teams and for resting in a round
+when the number of players is odd. ``gated`` is this project's own.
 """
 
 from __future__ import annotations
@@ -26,7 +35,10 @@ from fsrm_lite.types import Comparison, JudgePolicy, Rating, Score, Selection, S
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 Play: TypeAlias = Callable[[Sequence[tuple[int, int]]], list[Comparison]]
-"""Judges a batch of pairs of positions: one comparison per pair, in order. Fast readings are not counted again in its tokens."""
+"""Judges a batch of matches, given as pairs of positions, and returns one comparison per pair, in order.
+
+The tokens of a comparison do not include those of the fast readings, which are counted with the scores.
+"""
 
 BLANK_SCORE = Score(
     score=0.0,
@@ -36,7 +48,7 @@ BLANK_SCORE = Score(
     label_mass=0.0,
     reasons=("the response is empty",),
 )
-"""What an empty response is worth in a tournament: less than any text, and no reading."""
+"""The score of an empty response in a tournament: below any text's, without a reading by the model."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +58,17 @@ class TournamentOptions:
     """How a strategy plays.
 
     Attributes:
-        key: Responses with equal keys are one team; by default the text without outer white space.
-        on_judge_error: "raise" lets the judge's error through; "fast" decides that round by the fast scores instead, and says
-            so in each comparison's ``reasons`` and in the log.
-        budget: For "elo": most games to play, chosen round by round for what they tell; None plays everyone against everyone.
-        precision: For "elo": precision of the prior on strengths, per nat squared, > 0.
-        extractor: For "majority": from a response to its answer; a name or a function, see :mod:`fsrm_lite.ranking.answers`.
-        weighted: For "majority": an answer's votes weigh as much as their fast scores.
+        key: Function of a response. Responses with equal keys are one team; by default the key is the text without
+            white space at its ends.
+        on_judge_error: "raise" passes the judge's error on. "fast" decides the round by the fast scores instead; the
+            ``reasons`` of each comparison and the log say so.
+        budget: For "elo": most matches to play. They are chosen round by round, those that tell most first. None plays
+            everyone against everyone.
+        precision: For "elo": precision of the prior on strengths, per nat squared, > 0; see
+            ``fsrm_lite.ranking.ratings``.
+        extractor: For "majority": function (or its name) from a response to its final answer; see
+            ``fsrm_lite.ranking.answers``.
+        weighted: For "majority": a response counts for its answer as much as its fast score, not as 1.
     """
 
     key: Callable[[str], Hashable] = str.strip
@@ -97,17 +113,16 @@ def select(
     """Choose the best of N responses.
 
     Args:
-        strategy: "fast" (scores alone), "gated" (only those that the gate cannot tell from the best meet, in a
-            knockout), "knockout" (everyone, n-1 matches), "elo" (round robin), "majority" (self-consistency, no judge).
-        scores: Fast score per response; an empty response has :data:`BLANK_SCORE`.
+        strategy: "fast", "gated", "knockout" (n-1 matches), "elo" or "majority"; the module's docstring explains them.
+        scores: Fast score per response; an empty response has ``BLANK_SCORE``.
         responses: The texts, at least one.
-        gate: Finds the contenders of "gated".
-        play: Judges a batch of pairs.
-        judge: With "always", everyone is a contender of "gated". What "never" means for a match is ``play``'s business.
-        **options: Fields of :class:`TournamentOptions`.
+        gate: Finds who takes part in "gated".
+        play: Judges a batch of matches.
+        judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided.
+        **options: Fields of ``TournamentOptions``.
 
     Returns:
-        The selection; its ranking orders all N positions, teams together.
+        The selection. Its ranking holds all N positions, best first, with the members of a team next to each other.
 
     Raises:
         InputError: If there is no response, the lengths differ, or a strategy or option is unknown or out of range.
@@ -138,19 +153,22 @@ def select(
 
 @dataclass(slots=True)
 class _Field:
-    """The teams of one tournament and the games they have played."""
+    """The teams of one tournament and the matches they have played."""
 
     scores: list[Score]
     responses: list[str]
     gate: Gate
     play: Play
-    everyone: bool  # is a contender, whatever the gate says
+    everyone: bool  # takes part in "gated", whatever the gate says
     options: TournamentOptions
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
-    """Captain (best member) to members, best first; captains themselves come best first. This is the seeding."""
+    """Maps each team's captain (its best member) to all its members, best first.
+
+    The captains themselves come best first too. A captain's place here is its seed.
+    """
     blank: set[int] = field(init=False)
-    """Captains with nothing to read: they lose without a game."""
+    """Captains whose response is empty: they lose without a match."""
 
     def __post_init__(self) -> None:
         """Form the teams."""
@@ -163,11 +181,11 @@ class _Field:
         self.blank = {captain for captain in self.teams if empty[captain]}
 
     def seeds(self) -> list[int]:
-        """Captains who can play, best first."""
+        """Return the captains who can play, best fast score first."""
         return [captain for captain in self.teams if captain not in self.blank]
 
     def judge(self, pairs: list[tuple[int, int]]) -> list[Comparison]:
-        """Play one round and keep its comparisons."""
+        """Return the comparisons of one round of matches, in the order of the pairs, and keep them."""
         if not pairs:
             return []
         try:
@@ -212,11 +230,13 @@ def _knockout(tournament: _Field) -> _Result:
 
 
 def _knockout_of(tournament: _Field, players: list[int]) -> list[int]:
-    """Knock out until one is left: best seed against worst, the top seed resting when the number is odd.
+    """Play rounds until one player is left. The best seed meets the worst; with an odd number the best seed rests.
+
+    A player's seed is its place by fast score.
 
     Returns:
-        All captains: the winner, then the players by how far they came, then everyone else; in the order of the seeds
-        where nothing else decides.
+        All captains: the winner first, then the players by how many rounds they lasted, then those who did not play.
+        Where nothing else decides, the better seed comes first.
     """
     seed = {captain: place for place, captain in enumerate(tournament.teams)}
     alive, out = list(players), list[int]()
@@ -231,6 +251,7 @@ def _knockout_of(tournament: _Field, players: list[int]) -> list[int]:
 
 
 def _elo(tournament: _Field) -> _Result:
+    """Play all matches, or as many as the budget allows, and return the captains by rating, with all ratings."""
     seeds, options = tournament.seeds(), tournament.options
     everyone = [(a, b) for k, a in enumerate(seeds) for b in seeds[k + 1 :]]
     n = len(tournament.responses)
@@ -239,7 +260,7 @@ def _elo(tournament: _Field) -> _Result:
     else:
         _play_informative(tournament, seeds, options.budget)
     ratings = bradley_terry(n, _games(tournament), precision=options.precision).ratings()
-    # Rounded, so that two equal records stay equal and the fast score decides between them.
+    # Rounded, so that players with equal results stay equal, and the fast score decides between them.
     order = sorted(seeds, key=lambda i: -round(ratings[i].rating, 6))
     captain = {member: lead for lead, members in tournament.teams.items() for member in members}
     return [*order, *(i for i in tournament.teams if i in tournament.blank)], tuple(
@@ -259,7 +280,10 @@ def _games(tournament: _Field) -> list[Game]:
 
 
 def _majority(tournament: _Field) -> _Result:
-    """Rank answers by their votes, ties by the first seen; within an answer, captains by their seed."""
+    """Count a vote per response for its final answer, and return the captains by the votes of their answers.
+
+    Of answers with equal votes, the one seen first comes first. Captains with the same answer come in seed order.
+    """
     extract = find_extractor(tournament.options.extractor)
     answers = [extract(r) for r in tournament.responses]
     votes: dict[str, float] = {}

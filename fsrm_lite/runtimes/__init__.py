@@ -1,5 +1,6 @@
-"""Where token ids become numbers: ONNX Runtime (``onnx``) and llama.cpp (``llama``).
+"""The runtimes, which take token ids to numbers: ONNX Runtime (``onnx``) and llama.cpp (``llama``).
 
-A runtime knows ids, logits and threads. It knows nothing of prompts, labels' values, scores, votes or gates: those are
-the business of the two paths that stand on it, ``fsrm_lite.fast`` and ``fsrm_lite.slow``.
+``threads`` says how many threads they use. A runtime knows ids, logits and threads. Prompts, the values of labels,
+scores, votes and the gate are the business of the two paths that use the runtimes, ``fsrm_lite.fast`` and
+``fsrm_lite.slow``.
 """

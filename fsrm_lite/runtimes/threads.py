@@ -1,4 +1,4 @@
-"""How many threads are worth starting: physical cores that this process may use, and no more."""
+"""Says how many threads are worth starting: as many as there are physical cores that this process may use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return the physical cores this process may use, at least 1.
+    """Return the number of physical cores that this process may use, at least 1.
 
-    Counts cores, not hyperthreads, among the CPUs of the affinity mask, and rounds a cgroup's CPU quota (version 1 or 2,
-    any level above this process) down to whole cores. Where the system tells nothing, all logical CPUs count.
+    Counted are the cores, not the hyperthreads, among the CPUs of the process's affinity mask. If the CPU quota of a
+    cgroup (version 1 or 2, at any level above this process) is less, that quota counts, rounded down to whole cores.
+    Where the system says nothing about cores, each logical CPU counts as one.
 
     Args:
-        root: Where ``proc`` and ``sys`` are mounted; tests give a folder.
+        root: The folder in which ``proc`` and ``sys`` are mounted. Tests pass another one.
     """
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     cores = len({_siblings(root, cpu) for cpu in cpus})
@@ -22,7 +23,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _siblings(root: Path, cpu: int) -> str:
-    """Return a name that hyperthreads of one core share."""
+    """Return a name that the hyperthreads of one core have in common."""
     try:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text("ascii").strip()
     except (OSError, ValueError):
@@ -30,12 +31,13 @@ def _siblings(root: Path, cpu: int) -> str:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Return the smallest CPU quota, in cores, of the cgroups this process is in, or None."""
+    """Return the smallest CPU quota, in cores, among the cgroups of this process; None where there is none."""
     quotas = [q for folder in _cgroup_folders(root) if (q := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
+    """Return the folders in which a CPU quota of this process may be written."""
     mount = root / "sys/fs/cgroup"
     folders = [mount, mount / "cpu", mount / "cpu,cpuacct"]
     try:
@@ -55,6 +57,7 @@ def _cgroup_folders(root: Path) -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
+    """Return the CPU quota, in cores, that a cgroup's folder states (in the form of version 2, else 1), or None."""
     try:
         quota, period = (folder / "cpu.max").read_text("ascii").split()[:2]
         return None if quota == "max" else int(quota) / int(period)

@@ -1,1 +1,6 @@
-"""A loaded model over HTTP, in the shapes that other rerankers and reasoners have."""
+"""A loaded model over HTTP.
+
+========  ===================================================================================================
+``http``  answers to the requests of known reranking and chat services, as functions, and a small server
+========  ===================================================================================================
+"""

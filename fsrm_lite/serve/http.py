@@ -1,7 +1,9 @@
-"""HTTP shapes: vLLM's ``/score`` and ``/rerank``, TEI's ``/rerank``, OpenAI's ``/v1/chat/completions``, and a tiny server.
+"""Answers requests in the form of known HTTP services, so that their clients can use a reward model.
 
-The shapes are pure functions from a request's JSON to a response's JSON, to be put behind any web framework. The server
-is the standard library's, meant for a loopback address: no authentication, no TLS.
+The services are vLLM's ``/score`` and ``/rerank``, the ``/rerank`` of TEI (Text Embeddings Inference), and OpenAI's
+``/v1/chat/completions``. For each there is a function that takes the JSON of a request and returns the JSON of the
+reply; any web framework can call it. ``make_server`` calls them from the standard library's server. That server has no
+authentication and no TLS, and is meant for clients on the same machine.
 """
 
 from __future__ import annotations
@@ -28,12 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 def score(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer vLLM's ``/score``: ``text_1`` (or ``queries``) against ``text_2`` (or ``documents``).
+    """Answer a request to vLLM's ``/score``.
 
-    One text on the left is scored with each on the right; otherwise the two lists must be equally long.
+    Args:
+        model: The reward model.
+        request: ``text_1`` (or ``queries``) holds the prompts, ``text_2`` (or ``documents``) the responses. A single
+            prompt is scored with each response; otherwise both lists must be equally long.
+
+    Returns:
+        The reply: a fast score in [0, 1] per response, in order, and the tokens read.
 
     Raises:
-        InputError: On a malformed request.
+        InputError: If the request is malformed.
     """
     left = _texts(request, "text_1", "queries")
     right = _texts(request, "text_2", "documents")
@@ -52,10 +60,18 @@ def score(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def rerank(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer vLLM's (and Jina's, and Cohere's) ``/rerank``: ``query``, ``documents``, ``top_n``. Best first.
+    """Answer a request to vLLM's ``/rerank``, whose form Jina and Cohere share.
+
+    Args:
+        model: The reward model.
+        request: ``query`` is the prompt, ``documents`` are the responses, ``top_n`` is how many to return (missing or 0
+            for all).
+
+    Returns:
+        The reply: the responses with their fast scores, best first, and the tokens read.
 
     Raises:
-        InputError: On a malformed request.
+        InputError: If the request is malformed.
     """
     query, documents = _text(request, "query"), _texts(request, "documents")
     top_n = request.get("top_n") or len(documents)  # vLLM's default, 0, means all
@@ -70,12 +86,18 @@ def rerank(model: FastSlowRM, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def tei_rerank(model: FastSlowRM, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Answer Text Embeddings Inference's ``/rerank``: ``query``, ``texts``, ``raw_scores``, ``return_text``. Best first.
+    """Answer a request to the ``/rerank`` of Text Embeddings Inference.
 
-    ``raw_scores`` gives log-odds instead of scores in [0, 1].
+    Args:
+        model: The reward model.
+        request: ``query`` is the prompt, ``texts`` are the responses. ``raw_scores`` asks for log-odds instead of
+            scores in [0, 1], ``return_text`` for the texts.
+
+    Returns:
+        The reply: positions of the responses and their fast scores, best first.
 
     Raises:
-        InputError: On a malformed request.
+        InputError: If the request is malformed.
     """
     query, texts = _text(request, "query"), _texts(request, "texts")
     scores = model.score_many([(query, t) for t in texts], judge="never")
@@ -87,12 +109,19 @@ def tei_rerank(model: FastSlowRM, request: dict[str, Any]) -> list[dict[str, Any
 
 
 def chat_completion(reasoner: Reasoner, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer OpenAI's ``/v1/chat/completions`` with a reasoner, such as a bundle's own *solve* ability.
+    """Answer a request to OpenAI's ``/v1/chat/completions`` with a reasoner, such as a bundle that can solve problems.
 
-    The last user message is the question; the assistant's earlier messages are what was rejected.
+    Args:
+        reasoner: Writes the answers; see ``fsrm_lite.loops.reasoners``.
+        request: In ``messages``, the first message of the user is the question, and the assistant's messages are
+            answers that were rejected. The fields of ``fsrm_lite.loops.reasoners.Sampling`` are taken over; others are
+            ignored.
+
+    Returns:
+        The reply: one choice per answer. Prompt tokens are given as 0, because a reasoner does not report them.
 
     Raises:
-        InputError: On a malformed request.
+        InputError: If the request is malformed.
         ReasonerError: If the reasoner fails.
     """
     messages = request.get("messages")
@@ -123,13 +152,16 @@ def chat_completion(reasoner: Reasoner, request: dict[str, Any]) -> dict[str, An
 def make_server(
     model: FastSlowRM, *, reasoner: Reasoner | None = None, host: str = "127.0.0.1", port: int = 0
 ) -> ThreadingHTTPServer:
-    """Return a server that is bound but not yet running; ``serve_forever()`` runs it, ``server_port`` tells its port.
+    """Return a server that is bound to its port but not yet running.
 
     Args:
-        model: Scores; its fast path is safe to call from the server's threads.
-        reasoner: Answers ``/v1/chat/completions``; without one that address is not found.
+        model: Scores the responses; its fast path is safe to call from the server's threads.
+        reasoner: Answers ``/v1/chat/completions``; without one the server replies 404 there.
         host: Address to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 takes a free one.
+
+    Returns:
+        The server. ``serve_forever()`` runs it, and ``server_port`` is its port.
     """
     routes: dict[str, Callable[[dict[str, Any]], Any]] = {
         "/score": lambda request: score(model, request),
@@ -145,19 +177,19 @@ def make_server(
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """JSON in, JSON out; ``/v1`` and ``/v2`` before an address make no difference."""
+    """Takes JSON and replies JSON. A path may start with ``/v1`` or ``/v2``, which makes no difference."""
 
     table: dict[str, Callable[[dict[str, Any]], Any]]
-    timeout = 60  # seconds without a byte, after which a stuck client loses its thread
+    timeout = 60  # seconds; a client that sends nothing for so long is disconnected, which frees its thread
 
     def do_GET(self) -> None:
-        """Answer a health check."""
+        """Answer ``/health`` with status 200."""
         self._reply(200, {"status": "ok"}) if self.path == "/health" else self._reply(
             404, {"error": {"message": f"no such address {self.path}"}}
         )
 
     def do_POST(self) -> None:
-        """Answer one of the shapes."""
+        """Answer a request by the function for its path: 404 without one, 400 for bad input, 500 if the model fails."""
         route = self.table.get("/" + self.path.removeprefix("/v1").removeprefix("/v2").strip("/"))
         if route is None:
             self._reply(404, {"error": {"message": f"no such address {self.path}; there are {', '.join(self.table)}"}})
@@ -174,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug(format, *args)
 
     def _body(self) -> dict[str, Any]:
+        """Return the JSON object in the request's body; refuse any other body."""
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             raise InputError(f"Content-Length is {length!r}, expected a number up to {MAX_BODY_BYTES}")
@@ -202,12 +235,16 @@ def _text(request: dict[str, Any], name: str) -> str:
 
 
 def _texts(request: dict[str, Any], *names: str) -> list[str]:
-    """A string or a list of strings (or of ``{"text": ...}``, as rerankers allow) under the first name that is there."""
+    """Return the texts under the first of the names that the request has.
+
+    They may be one string, a list of strings, or a list of ``{"text": ...}`` objects, which rerankers allow too.
+    """
     value = next((request[name] for name in names if name in request), None)
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list):
         raise InputError(
-            f"{names[0]} is {'missing' if value is None else 'a ' + type(value).__name__}, expected a string or a list of strings"
+            f"{names[0]} is {'missing' if value is None else 'a ' + type(value).__name__}, "
+            "expected a string or a list of strings"
         )
     texts = [t for v in values if isinstance(t := v.get("text") if isinstance(v, dict) else v, str)]
     if len(texts) != len(values):

@@ -1,4 +1,4 @@
-"""A child process that serves the judge, as its parent sees it, and the messages between the two."""
+"""The child process in which the judge can run, as its parent sees it, and the messages between the two."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ _EXIT_SECONDS = 5.0
 
 
 class Child:
-    """One child process and the two pipes to it; every message is a length and a pickle."""
+    """One child process and the two pipes to it. Every message is its length followed by a pickle."""
 
     vocab_size: int
 
     def __init__(self) -> None:
-        """Start it; it waits for its first message."""
+        """Start the child, which then waits for its first message."""
         program = f"import sys; sys.path[:] = {sys.path!r}; from fsrm_lite.slow.worker import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C at the terminal is the parent's to handle
+            start_new_session=True,  # so that Ctrl-C at the terminal reaches the parent only
         )
         self._finalizer = weakref.finalize(self, _end, self._process)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The child's process id."""
         return self._process.pid
 
-    def ask(self, message: object, *, patience: float | None = None) -> Any:  # noqa: ANN401 - whatever the child answers
-        """Send a message, wait for the answer, and raise it if it is an error.
+    def ask(self, message: object, *, patience: float | None = None) -> Any:  # noqa: ANN401 - any kind of answer
+        """Send a message to the child and wait for its answer. An answer that is an exception is raised.
 
         Args:
             message: What to send.
-            patience: Seconds after which the child is killed; None to wait for as long as it lives.
+            patience: Seconds after which the child is killed if it has not answered; None to wait for as long as it
+                lives.
+
+        Returns:
+            The answer.
 
         Raises:
-            JudgeCrashed: If it died or was killed.
+            JudgeCrashed: If the child died or was killed.
         """
         try:
             with self._watched(patience) as late:
@@ -61,7 +65,10 @@ class Child:
 
     @contextlib.contextmanager
     def _watched(self, patience: float | None) -> Iterator[threading.Event]:
-        """Kill the child after ``patience`` seconds, and set the event then: a stopped process answers nothing and closes no pipe."""
+        """Kill the child when ``patience`` seconds have passed within this block, and set the yielded event then.
+
+        A stopped process neither answers nor closes its pipe, so that the parent would wait for ever.
+        """
         late = threading.Event()
 
         def give_up() -> None:
@@ -80,15 +87,17 @@ class Child:
             watch.cancel()
             watch.join()
             if late.is_set():
-                self.end()  # also where its answer came at the last moment: the next call must not find it dying
+                self.end()  # even if its answer came just in time: the next call must not meet a child that is dying
 
     def _exchange(self, message: object) -> object:
+        """Send a message and return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         send(self._process.stdin, message)
         return receive(self._process.stdout)
 
     def _how(self) -> str:
+        """Return in words how the child ended."""
         try:
             status = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -96,39 +105,40 @@ class Child:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
     def is_dead(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the child has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """Kill it; whoever waits for its answer gets JudgeCrashed."""
+        """Kill the child. Whoever waits for its answer gets ``JudgeCrashed``."""
         self._process.kill()
 
     def end(self) -> None:
-        """Kill it, take its exit status, close the pipes."""
+        """Kill the child, collect its exit status and close the pipes."""
         self._finalizer()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Do what ``Child.end`` says; safe to repeat."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with contextlib.suppress(OSError):  # bytes that were still to be sent to the dead
+            with contextlib.suppress(OSError):  # closing sends what is still buffered, and no one reads it any more
                 pipe.close()
 
 
 def send(pipe: IO[bytes], message: object) -> None:
-    """Write a message."""
+    """Write a message to a pipe."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     pipe.write(struct.pack("<Q", len(data)) + data)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> Any:  # noqa: ANN401
-    """Read a message.
+    """Read a message from a pipe.
 
     Raises:
-        EOFError: If the pipe ends before it does.
+        EOFError: If the pipe is closed before the message is complete.
     """
     header = pipe.read(8)
     if len(header) < 8:

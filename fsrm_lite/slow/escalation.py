@@ -1,7 +1,8 @@
-"""The slow path as the scorer sees it: a judge that is loaded at the first escalation, or done without.
+"""The slow path as the scorer sees it: loads the judge when it is first needed, or does without one.
 
-Where there is no judge (llama-cpp-python missing, a bundle without a slow file) and slow thinking was optional, the
-fast result stands, with one warning. An item that is too long for the judge's context stays fast in the same way.
+There may be no judge, because llama-cpp-python is missing or the bundle has no slow file. Where slow thinking was only
+the gate's wish, the fast result then stands, and one warning is given. An item that is too long for the judge's context
+keeps its fast result as well.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class SlowPath:
-    """Owns the judge of one model: loads it when first asked, falls back where the policy allows it."""
+    """Owns the judge of one model.
+
+    If there is no judge, the fast results stand, unless the policy is "always": then an error is raised. A slow file
+    that is there but damaged is always an error.
+    """
 
     def __init__(
         self,
@@ -43,7 +48,14 @@ class SlowPath:
         process: Literal["inline", "subprocess"],
         on_crash: Literal["raise", "fast"],
     ) -> None:
-        """Keep the settings; nothing is loaded, and llama_cpp is not imported.
+        """Keep the settings. Nothing is loaded yet, and llama_cpp is not imported.
+
+        Args:
+            bundle: An open bundle.
+            encoder: Its tokenizer and templates.
+            threads: Compute threads of the judge; see ``Judge``.
+            process: "inline" or "subprocess"; see ``Judge``.
+            on_crash: With "raise" a crash of the judge is raised; with "fast" the fast results stand.
 
         Raises:
             InputError: If ``process`` or ``on_crash`` is unknown.
@@ -58,7 +70,7 @@ class SlowPath:
 
     @property
     def judge(self) -> Judge:
-        """The judge, loaded now if it was not yet; see :attr:`FastSlowRM.judge`."""
+        """The judge, which is loaded now if it was not yet; see ``FastSlowRM.judge``."""
         from fsrm_lite.slow.judge import Judge
 
         with self._lock:
@@ -74,14 +86,32 @@ class SlowPath:
     def score(
         self, items: Mapping[int, tuple[Prompt, str]], options: JudgeOptions, policy: JudgePolicy
     ) -> dict[int, PointJudgement]:
-        """Judge single responses, by number; those that keep their fast result are left out."""
+        """Judge single responses.
+
+        Args:
+            items: (prompt, response) by number.
+            options: How to judge.
+            policy: When the caller wanted slow thinking.
+
+        Returns:
+            The judgements by number. Items that keep their fast result are missing.
+        """
         judge = self._available(policy, "pointwise_slow") if items else None
         return self._ask(lambda chosen: judge.score(chosen, options), items, policy) if judge is not None else {}
 
     def compare(
         self, items: Mapping[int, tuple[Prompt, str, str]], options: JudgeOptions, policy: JudgePolicy
     ) -> dict[int, PairJudgement]:
-        """Judge pairs, by number, in one batch; those that keep their fast result are left out."""
+        """Judge pairs, all in one batch.
+
+        Args:
+            items: (prompt, first response, second response) by number.
+            options: How to judge.
+            policy: When the caller wanted slow thinking.
+
+        Returns:
+            The judgements by number. Items that keep their fast result are missing.
+        """
         judge = self._available(policy, "pairwise_slow") if items else None
         return self._ask(lambda chosen: judge.compare(chosen, options), items, policy) if judge is not None else {}
 
@@ -94,25 +124,32 @@ class SlowPath:
                 self._judge = None
 
     def _available(self, policy: JudgePolicy, template: str) -> Judge | None:
-        """The judge, or None with one warning where "auto" has to do without."""
+        """Return the judge, or None (after one warning) if there is none and the policy is not "always".
+
+        A slow file that is there but damaged raises an error with any policy.
+        """
         able = self._bundle.has("slow") and template in self._bundle.manifest.templates
         try:
             if able:
                 return self.judge
-            why = f"the bundle {self._bundle.manifest.name!r} has no slow file or no {template!r} template; it can only score fast"
+            why = (
+                f"the bundle {self._bundle.manifest.name!r} has no slow file or no {template!r} template; "
+                "it can only score fast"
+            )
             raise BundleError(why)
         except JudgeUnavailableError as error:
             if policy == "always":
                 raise
             self._warn(error)
         except BundleError as error:
-            # A damaged slow file is never passed over in silence; a bundle made without one may score fast.
+            # A bundle that was made without a slow file may score fast. A slow file that is damaged is always an error.
             if policy == "always" or able:
                 raise
             self._warn(error)
         return None
 
     def _warn(self, error: Exception) -> None:
+        """Give a warning, the first time only."""
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -122,7 +159,16 @@ class SlowPath:
     def _ask(
         self, call: Callable[[list[_Item]], list[_Judgement]], items: Mapping[int, _Item], policy: JudgePolicy
     ) -> dict[int, _Judgement]:
-        """Judge all items in one call; those that keep their fast result (too long, or a crash) are left out."""
+        """Judge all items in one call.
+
+        Args:
+            call: The judge's method, from a list of items to their judgements.
+            items: The items by number.
+            policy: With "always" an item that is too long is an error; else it keeps its fast result.
+
+        Returns:
+            The judgements by number. Items that keep their fast result (too long, or the judge crashed) are missing.
+        """
         numbers = list(items)
 
         def crash_tolerant(part: list[_Item]) -> Sequence[_Judgement | None]:
@@ -144,7 +190,10 @@ class SlowPath:
 
 
 def with_thought(fast: Score, judgement: PointJudgement) -> Score:
-    """A fast score after slow thinking: the judge's score, the fast confidences, the tokens of both."""
+    """Return a fast score as it is after slow thinking.
+
+    Score and verdict are the judge's, the confidences stay those of the fast score, and the tokens of both are added.
+    """
     answer = {
         "score": judgement.score,
         "logit": judgement.logit,
@@ -155,11 +204,15 @@ def with_thought(fast: Score, judgement: PointJudgement) -> Score:
 
 
 def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
-    """A fast comparison after slow thinking: the judge's winner and votes, the fast confidences, the tokens of both.
+    """Return a fast comparison as it is after slow thinking.
 
-    Votes that are even (as a rule because each order prefers what it was shown first) say nothing, and where the thoughts came
-    to their end their mean probability differs from a half by rounding alone. There the fast decision and its probability
-    stand, unless it is even too; what the judge said is in the votes.
+    Winner and votes are the judge's, the confidences stay those of the fast comparison, and the tokens of both are
+    added.
+
+    Where the votes are even, they say nothing: as a rule each order of the pair has then preferred the response that it
+    showed first. If the thoughts ended by themselves, the mean probability differs from a half by rounding alone. So
+    the fast winner and its probability stand, unless they are even too. What the judge said can still be seen in the
+    votes.
     """
     even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
     winner, p_first = (
@@ -177,7 +230,10 @@ def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
 
 
 def _joined(fast: _Result, judgement: PointJudgement | PairJudgement, answer: dict[str, Any] | None) -> _Result:
-    """Add the judge's tokens and answer; a deadline that left no answer leaves the fast one, with ``complete=False``."""
+    """Return a fast result with the judge's answer and tokens.
+
+    If a deadline left no answer (``answer`` is None), the fast answer stands, with ``complete=False``.
+    """
     route, complete = (fast.route, False) if answer is None else (Route.SLOW, judgement.complete)
     read, written = fast.tokens_read + judgement.tokens_read, judgement.tokens_generated
     return replace(fast, route=route, complete=complete, tokens_read=read, tokens_generated=written, **(answer or {}))

@@ -1,13 +1,15 @@
-"""The judge: what to ask, how often, in which order, and what the answers mean.
+"""The judge: what to ask the slow model, how often and in which order, and what its answers mean.
 
-A pair is asked in both orders, K votes each, all in one batch. A vote is a chain of thought and a verdict; a thought
-that reaches its budget is closed and its verdict read from the logits, so that every vote counts. A verdict is read
-behind the thought only: a verdict form quoted inside it, or inside a response, is just text.
+About a pair of responses the judge is asked in both orders, K times each, all in one batch. Each time it writes a
+*vote*: a chain of thought (a *thought*), and then a verdict. When a thought has used up its budget of tokens, it is
+*closed*: the end of the thought is written for the model, and the verdict is read from the logits. So every vote
+counts. Only what follows the thought is taken as a verdict; the same words within the thought, or within a response,
+are just text.
 
-Determinism: the same calls with the same files, settings, seed and thread count give the same results, in one process
-or another, inline or in a child process, from one caller thread or many. Not promised: the same votes when other pairs
-are in the same call, or another number of votes is asked. The random numbers of a vote do not depend on that, but
-llama.cpp's arithmetic may, in the last bits, with the number of rows in a batch (on K-quants most of all).
+Determinism: the same calls with the same files, settings, seed and number of threads give the same results, whether the
+judge runs in this process or in a child, and however many threads call it. The votes on a pair may change when other
+pairs are in the same call, or when another number of votes is asked for. Their random numbers do not depend on that.
+But the last bits of llama.cpp's arithmetic may depend on the number of rows in a batch, most of all with K-quants.
 """
 
 from __future__ import annotations
@@ -57,13 +59,16 @@ class Judge:
         Args:
             gguf_path: The slow file of a bundle.
             encoder: The tokenizer and templates of the same bundle.
-            threads: Compute threads; None for one per core this process may use (one in all for a small model).
-            process: "inline" runs llama.cpp in this process, on a thread of its own; "subprocess" in a child, so that whatever
-                kills llama.cpp raises :class:`JudgeCrashed` here, and the next call starts a fresh child. A child that is still
-                silent 20 seconds after the deadline of a call (stopped, frozen) is killed.
+            threads: Compute threads. None takes one per core that this process may use, or a single one for a small
+                model.
+            process: "inline" runs llama.cpp in this process, on a thread of its own. "subprocess" runs it in a child
+                process: whatever kills llama.cpp then raises ``JudgeCrashed`` here, and the next call starts a new
+                child. A child that has not answered 20 seconds after the deadline of a call (because it is stopped or
+                hangs) is killed.
 
         Raises:
             BundleError: If the model is damaged, of an unusable kind, or has another vocabulary than the manifest.
+            InputError: If ``process`` is unknown.
             JudgeUnavailableError: If llama-cpp-python cannot be used here.
         """
         if process not in ("inline", "subprocess"):
@@ -76,24 +81,25 @@ class Judge:
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()
             raise BundleError(
-                f"{gguf_path} has a vocabulary of {self._runner.vocab_size} tokens, fsrm.json says {self._manifest.vocab_size}; export again"
+                f"{gguf_path} has a vocabulary of {self._runner.vocab_size} tokens, "
+                f"fsrm.json says {self._manifest.vocab_size}; export again"
             )
 
     def compare(
         self, pairs: Sequence[tuple[Prompt, str, str]], options: JudgeOptions | None = None
     ) -> list[PairJudgement]:
-        """Judge pairs of responses, all pairs, orders and votes in one batch.
+        """Judge pairs of responses: all pairs, orders and votes in one batch.
 
         Args:
             pairs: (prompt, first response, second response) each.
-            options: How to judge.
+            options: How to judge; None for the bundle's own settings.
 
         Returns:
             One judgement per pair, in order.
 
         Raises:
-            ContextOverflowError: If a pair leaves no room to think in the context; nothing has been decoded then.
-            InputError: If a text or an option is unusable.
+            ContextOverflowError: If a pair leaves no room for a thought in the context. Nothing has been decoded then.
+            InputError: If a text is unusable.
             JudgeCrashed: If the judge's process died.
         """
         options = options or JudgeOptions()
@@ -113,18 +119,19 @@ class Judge:
         return [self._pair(cast, options, complete) for cast in votes]
 
     def score(self, items: Sequence[tuple[Prompt, str]], options: JudgeOptions | None = None) -> list[PointJudgement]:
-        """Judge single responses: the distribution over the verdict's choices after a thought.
+        """Judge single responses by the probabilities of the verdict's choices after a thought.
 
         Args:
             items: (prompt, response) each.
-            options: How to judge; ``both_orders``, ``adaptive`` and ``error_rate`` do not apply.
+            options: How to judge; None for the bundle's own settings. ``both_orders``, ``adaptive`` and ``error_rate``
+                have no meaning here.
 
         Returns:
             One judgement per item, in order.
 
         Raises:
-            ContextOverflowError: If an item leaves no room to think in the context; nothing has been decoded then.
-            InputError: If a text or an option is unusable.
+            ContextOverflowError: If an item leaves no room for a thought in the context. Nothing has been decoded then.
+            InputError: If a text is unusable.
             JudgeCrashed: If the judge's process died.
         """
         options = options or JudgeOptions()
@@ -146,18 +153,18 @@ class Judge:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[Generation]]:
-        """Let the model write ``n`` texts behind each prompt, to a stop token or ``max_tokens``.
+        """Let the model continue each prompt ``n`` times, until a stop token or for ``max_tokens``.
 
         Args:
-            prompt_ids: Prompts as token ids, none empty.
+            prompt_ids: Prompts as token ids; none may be empty.
             n: Texts per prompt, 1 to 256.
-            max_tokens: At least 1; cut to what the context leaves.
-            temperature: 0 is greedy.
-            top_p: Nucleus, in (0, 1].
-            seed: Seed of the draws.
+            max_tokens: Most tokens of one text, at least 1; less where the context leaves less room.
+            temperature: Sampling temperature; 0 is greedy.
+            top_p: Keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
+            seed: Seed of the sampling.
 
         Returns:
-            Per prompt, in order, its texts.
+            For each prompt, in order, its texts.
 
         Raises:
             ContextOverflowError: If a prompt fills the context.
@@ -176,14 +183,15 @@ class Judge:
         return [texts[i : i + n] for i in range(0, len(texts), n)]
 
     def close(self) -> None:
-        """Free the model, ending a call that runs in another thread. Safe to repeat."""
+        """Free the model. A call that runs in another thread ends with an error. Safe to repeat."""
         self._runner.close()
 
     def _votes(self, options: JudgeOptions) -> int:
+        """Return the number of votes per pair and order, or of thoughts per response."""
         return options.votes if options.votes is not None else self._manifest.judge.votes
 
     def _form(self, name: str) -> VerdictForm:
-        """Resolve a template's verdict to ids, once."""
+        """Return how the verdict of a template is written, as ids. This is worked out once per template."""
         if name not in self._forms:
             template = self._manifest.templates.get(name)
             if template is None or template.verdict is None:
@@ -192,19 +200,20 @@ class Judge:
         return self._forms[name]
 
     def _job(self, prompt: tuple[int, ...], vote: int, form: VerdictForm | None, options: JudgeOptions) -> Job:
-        """Return the job of one vote, its budget cut to the room that the prompt leaves."""
+        """Return the job for one vote. Its budget is cut down to the room that the prompt leaves in the context."""
         limits = self._manifest.limits
         around = len(prompt) + (len(form.forced) + ANSWER_TOKENS if form else 0)
         room = limits.context - around
         if room < 1:
             raise ContextOverflowError(
-                f"the judge's prompt has {len(prompt)} tokens and needs {around - len(prompt)} more for a verdict; the context holds {limits.context}"
+                f"the judge's prompt has {len(prompt)} tokens and needs {around - len(prompt)} more for a verdict; "
+                f"the context holds {limits.context}"
             )
         budget = min(options.thinking_tokens or limits.thinking_tokens, room)
         return Job(prompt, vote_key(options.seed, prompt, vote), budget, form)
 
     def _run(self, jobs: list[Job], options: JudgeOptions) -> tuple[list[Completion | None], bool]:
-        """Have the jobs written; see :data:`fsrm_lite.slow.worker.Answer`."""
+        """Have the jobs written, and return what ``fsrm_lite.slow.worker.Answer`` describes."""
         if not jobs:
             return [], True
         defaults = self._manifest.judge
@@ -217,7 +226,13 @@ class Judge:
         return self._runner.run(Request(tuple(jobs), decoding, stop_ids, options.deadline, *rule))
 
     def _pair(self, asked: list[tuple[Job, Completion | None]], options: JudgeOptions, complete: bool) -> PairJudgement:
-        """Return what the votes on one pair say together; ``complete`` is False where a deadline cut the call off."""
+        """Return what the votes on one pair say together.
+
+        Args:
+            asked: The jobs of the pair, each with what was written for it.
+            options: How the pair was judged.
+            complete: False if a deadline cut something off in this call.
+        """
         cast = [(job, c) for job, c in asked if c is not None and c.finished]
         votes = tuple(self._vote(c, job.swapped) for job, c in cast)
         orders = [[v for v in votes if v.swapped is swapped] for swapped in (False, True)]
@@ -239,7 +254,7 @@ class Judge:
         )
 
     def _vote(self, completion: Completion, swapped: bool) -> Vote:
-        """Return one finished completion as a vote, in the caller's order of the two responses."""
+        """Return a finished completion as a vote, in the caller's order of the two responses."""
         p_shown_first = probabilities(completion.logits)[0]
         return Vote(
             swapped=swapped,
@@ -251,10 +266,11 @@ class Judge:
         )
 
     def _rationale(self, completion: Completion) -> str:
+        """Return the thought of a completion as text."""
         return self._encoder.decode(list(completion.ids[: completion.thought])).strip()
 
     def _point(self, completions: list[Completion | None]) -> PointJudgement:
-        """Return what the thoughts about one response say together: the mean distribution over the verdict's choices."""
+        """Return what the thoughts about one response say together, as the mean of their probabilities."""
         verdict = self._manifest.templates["pointwise_slow"].verdict
         assert verdict is not None  # checked when the manifest was read
         started = [c for c in completions if c is not None]
@@ -276,9 +292,17 @@ class Judge:
 
 
 def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictForm:
-    """Resolve a verdict form to ids.
+    """Return how a verdict is written, as ids.
 
-    The head is the part of the close that ends a thought by itself: its first special token, or all of it.
+    The head of the form is the part of ``close`` that ends a thought by itself: everything up to its first special
+    token, or all of it if it has none.
+
+    Args:
+        verdict: The manifest's description, as text.
+        encoder: The bundle's tokenizer.
+
+    Raises:
+        BundleError: If ``close`` is empty.
     """
     close = encoder.encode_template(verdict.close)
     forced = encoder.encode_template(verdict.close + verdict.prefix)

@@ -1,8 +1,12 @@
-"""Many thoughts at once: one decode call per step, one row per live thought, whatever pair or order it belongs to.
+"""Writes many texts at once: in each step, one decode call computes the next token of every text that is running.
 
-New work is admitted as thoughts finish; a prompt that another stream already holds, wholly or in front, is copied
-instead of read again. A thought that reaches its budget is closed and its verdict read from the logits. What to ask
-next, and what has become pointless, is decided by the :class:`Feed`; what the answers mean, by its owner.
+Each running text has a *stream*, one sequence in llama.cpp's context with the keys and values of its tokens. When a
+text ends, a new job takes its stream. If another stream already holds the prompt of the new job, or the beginning of
+it, that part is copied instead of being computed again.
+
+A thought that has used up its budget is *closed*: the words that lead to its verdict (see ``VerdictForm``) are put
+after it, and the verdict is read from the logits of the choices. The ``Feed`` decides what is written next and what has
+become needless. What the verdicts mean is none of this module's business.
 """
 
 from __future__ import annotations
@@ -20,39 +24,39 @@ from fsrm_lite.slow.sampling import draw
 from fsrm_lite.slow.streams import Streams
 from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm
 
-_WORTH_COPYING = 16  # tokens; copying a stream costs about as much as computing this many
+_WORTH_COPYING = 16  # tokens; to copy a stream takes about as long as to compute this many
 
 ToText = Callable[[list[int]], str]
-"""Token ids to text, control tokens left out."""
+"""Turns token ids into text, without control tokens."""
 
 
 _Texts = dict[int, tuple[int, NDArray[np.int32]]]
-"""Ids to be read without logits, by stream: where they start, and what they are."""
+"""Ids to be computed without returning logits, by stream: the position of the first one, and the ids."""
 
 
 class Feed(Protocol):
-    """Who gives out jobs and takes what was written."""
+    """Gives out jobs and takes what was written for them."""
 
     def next(self) -> tuple[int, Job] | None:
-        """Return a job to start now and its number, or None when nothing may start before a running one ends."""
+        """Return a job to start now with its number, or None if nothing may start before a running job ends."""
 
     def take(self, number: int, completion: Completion) -> Iterable[int]:
-        """Take what was written; return numbers of running jobs that need not go on."""
+        """Take what was written for a job, and return the numbers of running jobs that are needless now."""
 
 
 @dataclass(slots=True)
 class _Running:
-    """What the arrays do not hold of one running job."""
+    """What is known of one running job, beside what stands in the arrays of ``Streams``."""
 
     number: int
     job: Job
     tokens_read: int
-    limit: int  # tokens it may have written: its budget, and once the thought has ended, what the answer may come to
-    thought: int | None = None  # length of the thought, once it has ended
-    reading: bool = False  # closed: the next row gives the verdict
-    pending: bool = False  # the next token stands where a choice belongs
-    choice: int | None = None
-    logits: tuple[float, ...] = ()
+    limit: int  # most tokens that it may write: its budget; after its thought, ANSWER_TOKENS more than the thought has
+    thought: int | None = None  # tokens of the thought, once it has ended
+    reading: bool = False  # the thought was closed, and the logits of the next step give the verdict
+    pending: bool = False  # the next token is a verdict, if it is one of the choices
+    choice: int | None = None  # index of the last verdict that the model wrote itself
+    logits: tuple[float, ...] = ()  # logits of the choices at the verdict
 
 
 @dataclass(slots=True)
@@ -60,12 +64,12 @@ class Scheduler:
     """Runs jobs on an engine.
 
     Attributes:
-        engine: The engine; this thread owns it.
-        to_text: Ids to text.
+        engine: The engine, which is used by no other thread meanwhile.
+        to_text: Turns ids into text.
         decoding: How tokens are drawn.
         stop_ids: Ids at which a text ends.
-        streams: How many jobs run at once, at most.
-        cells: Tokens per stream; no job may need more.
+        streams: Most jobs that run at once.
+        cells: Tokens that a stream can hold; no job may need more.
     """
 
     engine: Engine
@@ -77,23 +81,25 @@ class Scheduler:
     _slots: list[_Running | None] = field(init=False)
     _held: list[NDArray[np.int32]] = field(init=False)
     _closing: _Texts = field(init=False, default_factory=dict)
-    _changed: bool = field(init=False, default=True)  # a stream is free, or has a text to read: the feed is asked again
+    # Whether a stream has become free or has ids to be computed, so that ``_admit`` is called before the next step.
+    _changed: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
-        """Reserve the streams and the per-row state."""
+        """Reserve the streams."""
         self.engine.prepare(self.streams, self.cells)
         self._slots = [None] * self.streams
-        self._held = [np.zeros(0, np.int32)] * self.streams  # the prompt ids whose keys and values each stream holds
+        self._held = [np.zeros(0, np.int32)] * self.streams  # the prompt whose keys and values each stream holds
 
     def run(self, feed: Feed, *, deadline: float | None = None) -> bool:
-        """Run until the feed has nothing left.
+        """Run until the feed has no more jobs.
 
         Args:
-            feed: Gives jobs, takes every completion exactly once.
-            deadline: ``time.monotonic()`` value at which running jobs are cut off.
+            feed: Gives out the jobs, and takes each completion exactly once.
+            deadline: Value of ``time.monotonic()`` at which running jobs are cut off; None for no limit.
 
         Returns:
-            False when the deadline cut something off; what was running has then been handed to the feed unfinished.
+            False if the deadline, or an interrupt of the engine, cut something off. What was running has then been
+            handed to the feed unfinished.
         """
         rows = Streams(self.streams, self.cells, self.engine.vocab_size)
         rows.wake[list(self.stop_ids)] = True
@@ -116,7 +122,7 @@ class Scheduler:
             return False
 
     def _admit(self, feed: Feed, rows: Streams) -> int:
-        """Fill free streams with new jobs, close the gaps, and return how many run."""
+        """Give free streams new jobs, move running texts together, and return how many run."""
         planned: _Texts = {}
         started: dict[int, Job] = {}
         for i, slot in enumerate(self._slots):
@@ -136,7 +142,7 @@ class Scheduler:
         self._closing.clear()
         self._changed = False
         live = sum(slot is not None for slot in self._slots)
-        # llama.cpp computes a run of neighbouring streams together: the running ones must be 0, 1, 2, ...
+        # llama.cpp computes neighbouring streams together, so the running ones must have the numbers 0, 1, 2, ...
         gaps = [i for i in range(live) if self._slots[i] is None]
         for gap, last in zip(
             gaps, (i for i in range(self.streams - 1, live - 1, -1) if self._slots[i] is not None), strict=True
@@ -148,9 +154,14 @@ class Scheduler:
         return live
 
     def _start(self, i: int, number: int, job: Job, planned: _Texts, rows: Streams) -> None:
-        """Put a job on stream ``i``: copy what some stream holds of its prompt, and plan to read the rest."""
+        """Put a job on stream ``i``.
+
+        What some stream already holds of its prompt is copied. The rest is added to ``planned``, the prompts that are
+        going to be computed together. If a planned prompt would be the one to copy from, the planned ones are computed
+        at once.
+        """
         prompt = np.asarray(job.prompt, np.int32)
-        body = prompt[:-1]  # the last token is the first row of the decoding steps
+        body = prompt[:-1]  # the last token is computed in the first decoding step, which needs its logits
         shares = [_common(held, body) for held in self._held]
         donor = max(range(self.streams), key=lambda s: (shares[s], s == i))
         if (
@@ -176,7 +187,7 @@ class Scheduler:
             rows.wake[job.form.head[-1]] = True
 
     def _read(self, texts: _Texts) -> None:
-        """Run texts through the model, packed, without logits."""
+        """Run ids through the model, all streams together, without returning logits."""
         if not texts:
             return
         tokens = np.concatenate([ids for _, ids in texts.values()])
@@ -189,14 +200,22 @@ class Scheduler:
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
 
     def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Streams) -> None:
-        """Handle a row at which something happens: the end of a thought, a verdict, a stop, a spent budget."""
+        """Handle a text that may have ended its thought, given its verdict, stopped, or used up its budget.
+
+        Args:
+            i: The stream.
+            token: The token just drawn for it.
+            logits: float32 [vocabulary], the logits from which it was drawn.
+            feed: Takes the completion, if the text has ended.
+            rows: The state of the streams.
+        """
         slot = self._slots[i]
-        if slot is None:  # dropped by a completion handled before it in this step
+        if slot is None:  # dropped in this same step, when another vote decided its pair
             return
         form, stopped = slot.job.form, token in self.stop_ids
         if slot.reading and form:
             slot.logits = tuple(logits[list(form.choices)].tolist())
-            rows.unwrite(i)  # that row's draw was not wanted
+            rows.unwrite(i)  # only the logits were wanted, not the token drawn from them
             self._finish(i, feed, rows)
             return
         if stopped:
@@ -219,7 +238,7 @@ class Scheduler:
                 self._close(i, slot, form, rows)
 
     def _end_of_thought(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
-        """See whether the ids just written end the thought; if so, open the answer."""
+        """Check whether the ids just written end the thought; if so, note its length and how much may follow it."""
         written = rows.written(i)
         if tuple(written[-len(form.head) :].tolist()) == form.head:
             slot.thought = len(written) - len(form.head)
@@ -227,16 +246,19 @@ class Scheduler:
             rows.watch(i, 0)
 
     def _choice_is_next(self, answer: NDArray[np.int32], form: VerdictForm) -> bool:
-        """Return whether a verdict's choice belongs behind the ids written since the end of the thought."""
+        """Return whether the next token would be a verdict, given the ids written after the end of the thought."""
         text = self.to_text(answer.tolist())
         return text.endswith(form.prefix) if form.prefix else text == form.tail
 
     def _close(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
-        """Close a thought for the model, dropping whatever stands behind it, so that the next row gives the verdict."""
+        """Close a thought, so that the logits of the next step give its verdict.
+
+        Whatever the model wrote after the thought is removed, and the ids that lead to the verdict are put there.
+        """
         if slot.thought is None:
             slot.thought = rows.count(i)
         at = len(slot.job.prompt) + slot.thought
-        fed = min(at, int(rows.position[i]))  # the newest token of the thought may not have been through the model yet
+        fed = min(at, int(rows.position[i]))  # the newest token may not have been computed yet
         ids = np.concatenate(
             [rows.written(i)[fed - len(slot.job.prompt) : slot.thought], np.asarray(form.forced, np.int32)]
         )
@@ -250,7 +272,7 @@ class Scheduler:
         slot.tokens_read += len(form.forced)
 
     def _finish(self, i: int, feed: Feed, rows: Streams, *, finished: bool = True) -> None:
-        """Hand over what was written, free the stream, and drop the jobs that have become pointless."""
+        """Hand over what was written on stream ``i``, free the stream, and end the jobs that have become needless."""
         slot = self._slots[i]
         if slot is None:
             return
@@ -260,7 +282,7 @@ class Scheduler:
         ids = tuple(rows.written(i).tolist())
         thought = len(ids) if slot.thought is None else slot.thought
         dropped = feed.take(slot.number, Completion(ids, thought, slot.choice, slot.logits, slot.tokens_read, finished))
-        self.engine.cut(i, len(self._held[i]))  # the prompt stays, for the next job that shares it
+        self.engine.cut(i, len(self._held[i]))  # the prompt is kept, for the next job that has the same one
         for number in dropped if finished else ():
             for k, other in enumerate(self._slots):
                 if other is not None and other.number == number:
@@ -268,7 +290,7 @@ class Scheduler:
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Return the length of the longest common prefix."""
+    """Return how many ids ``a`` and ``b`` have in common at their beginning."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]
     return int(different[0]) if len(different) else n

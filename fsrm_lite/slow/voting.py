@@ -1,4 +1,7 @@
-"""Which votes to ask for, when a pair is decided, and what the votes say together. No model in here."""
+"""Decides which votes to ask for, when a pair is decided, and what its votes say together. No model is used here.
+
+A *vote* is one thought of the judge about a pair, with its verdict.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from fsrm_lite.types import Completion, Job, Request, Vote
 
 
 def majority(votes: Sequence[Vote]) -> int:
-    """Return the winner of some votes: most votes, then the larger mean probability, then the first response.
+    """Return the winner of some votes.
+
+    It is the response with more votes; if they tie, the one with the larger mean probability; if that ties too, the
+    first.
 
     Args:
-        votes: At least one.
+        votes: At least one vote.
 
     Returns:
-        0 or 1.
+        0 for the first response, 1 for the second.
     """
     second = sum(v.winner for v in votes)
     if 2 * second != len(votes):
@@ -25,11 +31,18 @@ def majority(votes: Sequence[Vote]) -> int:
 
 
 def decided(first: int, second: int, total: int, error_rate: float = 0.0) -> bool:
-    """Return whether the majority of ``total`` votes is settled after ``first`` votes for one side and ``second`` for the other.
+    """Return whether the majority of ``total`` votes is settled after the votes so far.
 
-    With ``error_rate`` 0 it is settled when the leader has more than half of all votes. With a larger one it is settled
-    as well when the leader would end without more than half with at most that probability, under a uniform prior on the
-    share of votes (the number of the missing votes that go to the other side is then beta-binomial).
+    With ``error_rate`` 0 it is settled when the leader has more than half of all votes. With a larger one it is also
+    settled when the leader would fail to get more than half with at most that probability. The share of votes for each
+    side is taken to be uniformly distributed before the first vote, so that the number of missing votes that go to the
+    other side is beta-binomial.
+
+    Args:
+        first: Votes for the first response so far.
+        second: Votes for the second response so far.
+        total: How many votes can be asked for in all.
+        error_rate: In [0, 0.5).
     """
     lead, trail = max(first, second), min(first, second)
     if 2 * lead > total:
@@ -42,7 +55,7 @@ def decided(first: int, second: int, total: int, error_rate: float = 0.0) -> boo
 
 
 def _beta_binomial(k: int, n: int, a: int, b: int) -> float:
-    """Probability of k successes in n trials whose chance is Beta(a, b)."""
+    """Return the probability of ``k`` successes in ``n`` trials whose chance of success is Beta(a, b)."""
 
     def log_beta(x: int, y: int) -> float:
         return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
@@ -52,12 +65,12 @@ def _beta_binomial(k: int, n: int, a: int, b: int) -> float:
 
 @dataclass(slots=True)
 class _Tally:
-    """How far the voting on one pair has come.
+    """The state of the voting on one pair.
 
     Attributes:
         numbers: Numbers of the pair's jobs, in the order in which they are asked.
-        adaptive: See :class:`Request`.
-        asked: How many of them were asked.
+        adaptive: See ``Request``.
+        asked: How many of them have been asked.
         counts: Votes for the first and for the second response.
         running: Numbers of the jobs that are being written.
         over: Whether the pair is decided.
@@ -72,14 +85,14 @@ class _Tally:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no further vote will be asked."""
+        """Whether no further vote will be asked for."""
         return self.over or self.asked == len(self.numbers)
 
     def may_ask(self) -> bool:
-        """Whether to ask one more vote now.
+        """Return whether to ask for one more vote now.
 
-        Adaptive voting has no more votes running at a time than the leader still needs: a vote that turns out to be
-        needless has been paid for.
+        Adaptive voting runs at most as many votes at a time as the leader still needs for a majority. A vote that turns
+        out to be needless would have cost its tokens all the same.
         """
         if self.exhausted:
             return False
@@ -88,14 +101,14 @@ class _Tally:
 
 
 class Referee:
-    """Gives out the jobs of a request and collects what was written: the feed of one scheduler run.
+    """Gives out the jobs of a request and collects what was written: the ``Feed`` of one run of the scheduler.
 
-    Pairs are asked in order, each to its end before the next where streams are scarce, so that the votes on a pair
-    find its prompt still held.
+    Pairs are asked about in order. Where streams are scarce, one pair is finished before the next is begun, so that all
+    votes on a pair find its prompt still in the cache.
     """
 
     def __init__(self, request: Request) -> None:
-        """Start with nothing asked."""
+        """Begin with no job given out."""
         self.completions: list[Completion | None] = [None] * len(request.jobs)
         self._request = request
         votes: dict[int, list[int]] = {}
@@ -107,7 +120,10 @@ class Referee:
         self._single = iter([number for number, job in enumerate(request.jobs) if job.pair is None])
 
     def next(self) -> tuple[int, Job] | None:
-        """Return the next job and its number, or None when every open pair waits for a completion."""
+        """Return the next job with its number.
+
+        None means that no other job is left and every undecided pair waits for a running vote.
+        """
         jobs = self._request.jobs
         self._open = [tally for tally in self._open if not tally.exhausted]
         for tally in self._open:
@@ -120,7 +136,15 @@ class Referee:
         return (number, jobs[number]) if number >= 0 else None
 
     def take(self, number: int, completion: Completion) -> Iterable[int]:
-        """Count a completion; when that decides its pair, return the numbers of the votes that are still being written."""
+        """Count a completion.
+
+        Args:
+            number: Number of its job.
+            completion: What was written.
+
+        Returns:
+            If this vote decides its pair, the numbers of the pair's votes that are still being written; else nothing.
+        """
         self.completions[number] = completion
         job, request = self._request.jobs[number], self._request
         if job.pair is None:
@@ -137,14 +161,17 @@ class Referee:
 
 
 def choice_of(completion: Completion) -> int:
-    """Index of the choice that a finished completion stands for: the word the model wrote, else the likeliest."""
+    """Return the index of the choice that a finished completion stands for.
+
+    It is the verdict that the model wrote itself; if there is none, the likeliest choice.
+    """
     if completion.choice is not None:
         return completion.choice
     return max(range(len(completion.logits)), key=lambda i: (completion.logits[i], -i))
 
 
 def probabilities(logits: Sequence[float]) -> list[float]:
-    """Softmax over the choices of one verdict."""
+    """Return the probabilities of a verdict's choices, as the softmax of their logits."""
     top = max(logits)
     weights = [math.exp(x - top) for x in logits]
     return [w / sum(weights) for w in weights]

@@ -1,8 +1,8 @@
-"""Where the judge's engine runs: on a thread of its own in this process, or in a child process that may die.
+"""Where the judge's engine runs: on a thread of its own in this process, or in a child process.
 
-Both answer one :class:`~fsrm_lite.types.Request` at a time, whoever asks, because one context must never see two threads; so callers
-may be as many threads as they like. The child is a plain new interpreter (never a fork of a threaded process), quiet,
-deaf to Ctrl-C, and ends when its parent does.
+Any number of threads may ask. They are answered one after another, because a llama.cpp context must never be used by
+two threads at once. The child process protects the caller from a crash of llama.cpp. It is a new interpreter, not a
+fork (a fork of a process with threads is not safe), prints nothing, ignores Ctrl-C, and ends when its parent does.
 """
 
 from __future__ import annotations
@@ -25,35 +25,47 @@ from fsrm_lite.slow.voting import Referee
 from fsrm_lite.types import Completion, Request
 
 MAX_PARALLEL = 32
-"""Texts written at once at most: throughput grows little beyond (2 cores, 0.6 B: 16 texts 3.3x, 32 texts 3.7x one)."""
+"""Most texts that are written at once.
 
-_CACHE_SHARE = 4  # the streams' keys and values may take a quarter of the machine's memory
+More would gain little: on 2 cores with a model of 0.6 billion parameters, 16 texts at once are written 3.3 times as
+fast as one by one, and 32 texts 3.7 times.
+"""
+
+_CACHE_SHARE = 4  # keys and values of all streams may take one part in four of the machine's memory
 GRACE_SECONDS = 20.0
-"""A child that has not answered this long after its deadline is taken for dead. Opening a context of gigabytes, which nothing
-can interrupt, may take several seconds of it."""
+"""A child that has not answered this many seconds after its deadline is taken to be dead.
+
+Opening a context of several gigabytes cannot be interrupted and may take some of these seconds.
+"""
 
 
 Answer = tuple[list[Completion | None], bool]
-"""Completions by job number (None: never started), and whether no deadline cut anything off."""
+"""The completions by job number (None: never started), and False if a deadline cut anything off."""
 
 
 class Runner(Protocol):
-    """Something that answers requests, from any thread."""
+    """Answers requests from any thread."""
 
     vocab_size: int
 
     def run(self, request: Request) -> Answer:
-        """Answer a request."""
+        """Answer a request; see ``Answer``."""
 
     def close(self) -> None:
-        """Free everything; a running request ends with an error. Safe to repeat."""
+        """Free everything. A running request ends with an error. Safe to repeat."""
 
 
 class InlineRunner:
-    """Runs the engine on one thread of this process."""
+    """Runs the engine on one thread of this process, the owner thread."""
 
     def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
-        """Start the owner thread and load the model on it. See :class:`Engine` for what can go wrong."""
+        """Start the owner thread and load the model on it. ``Engine`` says which errors there may be.
+
+        Args:
+            path: The GGUF file.
+            to_text: Turns token ids into text.
+            threads: Compute threads; see ``Engine``.
+        """
         self._to_text = to_text
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="fsrm-judge")
         self._lock = threading.Lock()
@@ -68,10 +80,20 @@ class InlineRunner:
         self.vocab_size = self.tokenizer.size
 
     def run(self, request: Request) -> Answer:
-        """Answer a request on the owner thread. Ctrl-C stops the decoding before it goes on its way.
+        """Answer a request on the owner thread. Ctrl-C stops the decoding and is then raised.
 
-        One thing cannot be stopped: the opening of a context, half a second or more per gigabyte of its cache, at the first call
-        and where it has to grow. The call ends at once then too; the process, when the context stands.
+        One thing cannot be interrupted: opening a context, which takes half a second or more per gigabyte of its cache.
+        It happens in the first call, and when the context has to become larger. On Ctrl-C the call ends at once even
+        then, but the process can end only when the context is open.
+
+        Args:
+            request: What to write.
+
+        Returns:
+            What was written, by job number, and whether it is complete.
+
+        Raises:
+            JudgeError: If the runner is closed, or llama.cpp fails.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         future: Future[Answer] = Future()
@@ -82,7 +104,7 @@ class InlineRunner:
         try:
             try:
                 return future.result(_left(due))
-            except TimeoutError:  # behind another call until its own time was up, or its alarm is ringing now
+            except TimeoutError:  # either it still waits behind another call, or it runs and is being interrupted
                 return ([None] * len(request.jobs), False) if future.cancel() else future.result()
         except BaseException:
             with self._lock:
@@ -91,25 +113,26 @@ class InlineRunner:
             raise
 
     def _answer(self, future: Future[Answer], request: Request, due: float | None) -> None:
-        """Decode for one caller; what it raises, the caller gets."""
+        """Answer one caller's request. An exception is passed on to the caller."""
         with self._lock:
             if not future.set_running_or_notify_cancel():
                 return
             self._current = future
             if not self._closed:
-                self._engine.resume()  # whoever interrupts from here on means this call
+                self._engine.resume()  # an interrupt before this was meant for an earlier call
         try:
             answer = self._decode_all(request, due)
             if self._closed:
                 raise JudgeError("the judge was closed while it was thinking")
             future.set_result(answer)
-        except BaseException as error:  # handed over, whatever it is: the caller waits for it
+        except BaseException as error:  # the caller waits for an answer, so it gets any exception there is
             future.set_exception(error)
         finally:
             with self._lock:
                 self._current = None
 
     def _decode_all(self, request: Request, due: float | None) -> Answer:
+        """Write all jobs of a request, and return what was written. At ``due`` an alarm interrupts the engine."""
         jobs, engine = request.jobs, self._engine
         cells = max(job.room for job in jobs)
         affordable = _memory_bytes() // _CACHE_SHARE // max(cells * engine.cell_bytes, 1)
@@ -124,10 +147,10 @@ class InlineRunner:
             return referee.completions, scheduler.run(referee, deadline=due)
         finally:
             alarm.cancel()
-            alarm.join()  # an alarm that rings late must not stop the next call
+            alarm.join()  # an alarm that still ran would interrupt the next call
 
     def close(self) -> None:
-        """End a running request, free the engine, end the thread."""
+        """End a running request, free the engine and end the thread."""
         with self._lock:
             if self._closed:
                 return
@@ -138,10 +161,16 @@ class InlineRunner:
 
 
 class SubprocessRunner:
-    """Runs an :class:`InlineRunner` in a child process, and starts a fresh one after a crash."""
+    """Runs an ``InlineRunner`` in a child process. After a crash it starts a new one."""
 
     def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
-        """Start the child and have it load the model."""
+        """Start the child and let it load the model.
+
+        Args:
+            path: The GGUF file.
+            to_text: Turns token ids into text.
+            threads: Compute threads; see ``Engine``.
+        """
         self._settings = (path, to_text, threads)
         self._lock = threading.Lock()
         self._child: Child | None = None
@@ -152,14 +181,21 @@ class SubprocessRunner:
     def run(self, request: Request) -> Answer:
         """Answer a request in the child.
 
+        Args:
+            request: What to write.
+
+        Returns:
+            What was written, by job number, and whether it is complete.
+
         Raises:
-            JudgeCrashed: If the child died, or did not answer ``GRACE_SECONDS`` after its deadline and was killed for that; the
-                next call starts another.
+            JudgeCrashed: If the child died, or was killed because it had not answered ``GRACE_SECONDS`` after its
+                deadline. The next call starts a new child.
+            JudgeError: If the runner is closed, or llama.cpp fails.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         left = _left(due)
-        if not self._lock.acquire(timeout=-1 if left is None else left):  # behind another call until its time was up
-            return [None] * len(request.jobs), False
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            return [None] * len(request.jobs), False  # its time was up while another call was running
         try:
             if self._closed:
                 raise JudgeError("this judge is closed; open another one")
@@ -170,7 +206,7 @@ class SubprocessRunner:
                     replace(request, deadline=left), patience=None if left is None else left + GRACE_SECONDS
                 )
             except BaseException as error:
-                # Dead, or (Ctrl-C) still thinking: then its answer would be taken for the next one's.
+                # The child is dead; or, after Ctrl-C, it is still working on an answer, which the next call would get.
                 if isinstance(error, JudgeCrashed) or not isinstance(error, FsrmError):
                     self._discard()
                 raise
@@ -179,7 +215,8 @@ class SubprocessRunner:
             self._lock.release()
 
     def _started(self) -> Child:
-        if self._child is not None and self._child.is_dead():  # it died between two calls: no call is lost
+        """Return the child, after starting a new one and loading the model in it if there is none."""
+        if self._child is not None and self._child.is_dead():  # it died between two calls, so no answer was lost
             self._discard()
         if self._child is None:
             child = Child()
@@ -196,12 +233,13 @@ class SubprocessRunner:
         return self._child
 
     def _discard(self) -> None:
+        """End the child, if there is one."""
         if self._child is not None:
             self._child.end()
             self._child = None
 
     def close(self) -> None:
-        """Kill the child. A request that runs in another thread raises JudgeCrashed."""
+        """Kill the child. A request that runs in another thread raises ``JudgeCrashed``."""
         self._closed = True
         child = self._child
         if child is not None:
@@ -211,10 +249,10 @@ class SubprocessRunner:
 
 
 def serve() -> None:
-    """Be the child: load the model that the first message names, then answer requests until the pipe closes."""
+    """Run as the child: load the model that the first message names, then answer requests until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code that prints must not break the protocol
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what native code prints must not get between the messages
     requests: ThreadPoolExecutor = ThreadPoolExecutor(1)
     runner: InlineRunner | None = None
 
@@ -228,7 +266,7 @@ def serve() -> None:
     try:
         path, to_text, threads = receive(incoming)
         try:
-            load_llama(probe=False)  # if it kills this process, that is what this process is for
+            load_llama(probe=False)  # no trial first: if the import kills this process, the parent survives it
             runner = InlineRunner(path, to_text, threads=threads)
         except BaseException as error:
             send(outgoing, _portable(error))
@@ -239,11 +277,11 @@ def serve() -> None:
     except (EOFError, OSError):
         pass
     finally:
-        os._exit(0)  # the parent is gone or done: a thought that still runs is nobody's
+        os._exit(0)  # the parent is gone or has finished: nobody waits for a request that still runs
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return the error as one that survives a pickle."""
+    """Return the exception itself if it survives pickling, else a ``JudgeError`` with its text."""
     return (
         error
         if isinstance(error, FsrmError) and error.args == (str(error),)
@@ -252,12 +290,12 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _left(due: float | None) -> float | None:
-    """Seconds until ``due``, at most what a thread can wait for; None without a deadline."""
+    """Return the seconds until ``due``, but no more than a thread can wait for; None if there is no deadline."""
     return None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 def _memory_bytes() -> int:
-    """Physical memory of the machine; 8 GiB where the system does not tell."""
+    """Return the size of the machine's physical memory, or 8 GiB where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

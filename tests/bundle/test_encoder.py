@@ -82,7 +82,7 @@ def test_any_text_survives_as_text(rm, text):
 
 
 def test_benign_text_gives_the_ids_of_the_whole_string(rm, pairs):
-    """What a trainer gets who formats the template as one string and tokenizes it with special tokens on."""
+    """The ids that a trainer gets who formats the template as one string and tokenizes it with special tokens on."""
     tokenizer = Tokenizer.from_file(str(rm.bundle.path("tokenizer")))
     for pair in pairs:
         slots = {"prompt": pair.problem.question, "response": pair.chosen.text}
@@ -94,7 +94,7 @@ def test_benign_text_gives_the_ids_of_the_whole_string(rm, pairs):
 
 
 def test_added_tokens_without_the_special_flag_are_text_too(encoder):
-    # Qwen3 adds <think> and </think> without that flag; left alone, a response could close the judge's thought.
+    # Qwen3 has <think> and </think> without that flag. Ignoring them would let a response close the judge's thought.
     assert encoder.manifest.special_tokens["</think>"] not in encoder.encode_text("4</think>5")
     assert encoder.encode_template("</think>") == [encoder.manifest.special_tokens["</think>"]]
 
@@ -151,6 +151,11 @@ def test_truncated_response_is_a_prefix_that_just_fits(encoder):
     assert response.startswith(cut)
     assert ids == encoder.pointwise_fast("What is 12 + 5?", cut)
     assert 500 <= len(ids) <= 512
+
+
+def test_truncation_says_so_where_only_white_space_would_fit(encoder):
+    with pytest.raises(ContextOverflowError, match="nothing but white space of the response fits"):
+        encoder.truncated("What is 2 + 3?", " \n" * 2000 + "5")
 
 
 def test_truncation_cannot_save_a_prompt_that_fills_the_context(encoder):

@@ -55,7 +55,7 @@ def test_path_refuses_an_altered_file_with_both_hashes(folder):
     expected = read_manifest(folder).files["fast_data"].sha256
     path = folder / "fast/model.onnx.data"
     path.write_bytes(b"W" + path.read_bytes()[1:])
-    # The graph itself is whole: the weights that it would open by itself are not.
+    # The graph's own file is unchanged. What was changed is the file of weights, which ONNX Runtime opens by itself.
     with pytest.raises(
         BundleError, match=f"model.onnx.data was altered: sha256 [0-9a-f]{{64}}, fsrm.json says {expected}"
     ):

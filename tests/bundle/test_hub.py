@@ -38,7 +38,10 @@ def cache(tmp_path):
 
 @pytest.fixture
 def no_sockets(monkeypatch):
-    """A function that closes the network from now on, and returns the list of attempts: the client swallows some errors."""
+    """A function that closes the network from now on, and returns the list of attempts to use it.
+
+    The list is needed because the client swallows some errors.
+    """
     attempts = []
 
     def refuse(*args, **kwargs):
@@ -120,7 +123,11 @@ def test_offline_mode_is_honoured(hub, cache, monkeypatch):
 
 
 def test_the_offline_variable_stops_a_fresh_process(hub, cache):
-    code = "import sys; from fsrm_lite.bundle.files import Bundle\ntry: Bundle.open('org/name', cache_dir=sys.argv[1])\nexcept Exception as e: print(e)"
+    code = (
+        "import sys; from fsrm_lite.bundle.files import Bundle\n"
+        "try: Bundle.open('org/name', cache_dir=sys.argv[1])\n"
+        "except Exception as e: print(e)"
+    )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
     done = subprocess.run(
         [sys.executable, "-c", code, str(cache)], env=environment, capture_output=True, text=True, check=True
@@ -214,7 +221,10 @@ def test_an_unreachable_hub_is_one_line(hub, cache, monkeypatch):
 
 
 def test_the_default_cache_is_huggingface_hubs_own(hub, tmp_path):
-    code = "from fsrm_lite.bundle.files import Bundle; import json; print(json.dumps(str(Bundle.open('org/name').path('tokenizer'))))"
+    code = (
+        "from fsrm_lite.bundle.files import Bundle; import json; "
+        "print(json.dumps(str(Bundle.open('org/name').path('tokenizer'))))"
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     path = json.loads(done.stdout)

@@ -39,7 +39,10 @@ def test_score_keeps_order_and_extra_fields(source, tmp_path):
     out = tmp_path / "out.jsonl"
     assert run("score", source, "-o", out, *FAST).exit_code == 0
     assert [r["id"] for r in rows(out)] == [0, 1, 2]
-    wanted = "score logit intuition_confidence distribution_confidence label_mass route escalated rationale tokens_read tokens_generated"
+    wanted = (
+        "score logit intuition_confidence distribution_confidence label_mass "
+        "route escalated rationale tokens_read tokens_generated"
+    )
     assert set(wanted.split()) <= set(rows(out)[0])
     assert rows(out)[0]["score"] > rows(out)[1]["score"]
 
@@ -176,7 +179,8 @@ def test_bad_rows_can_be_skipped_and_are_listed(source, tmp_path):
 
 def test_skipped_rows_are_listed_in_the_order_of_the_file(tmp_path):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "", "responses": [""]}\n{"prompt": "q"}\n')  # the first is found only when it is answered
+    # The first row's fault is found only when it is answered, the second's already when it is read.
+    path.write_text('{"prompt": "", "responses": [""]}\n{"prompt": "q"}\n')
     result = run("best-of-n", path, "--on-error", "skip", *FAST)
     assert result.stderr.index("line 1: the prompt is empty") < result.stderr.index("line 2: field 'responses'")
 

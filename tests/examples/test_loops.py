@@ -36,7 +36,7 @@ def reasoning_loop():
 
 
 class Guesser:
-    """Right with probability 0.4 on "1"; a right response has more ``+`` than a wrong one, as a rule."""
+    """A reasoner whose answer is right ("1") with probability 0.4. A right response usually has more ``+``."""
 
     def __init__(self):
         self.rng = random.Random(0)

@@ -20,7 +20,7 @@ def load_benchmark(name):
 
 
 def make_items(count, *, seed=0, sharpness=1.0, base=None, slow=True, prompts=None):
-    """Pairs whose fast answer is right with probability sigmoid(sharpness * |margin|), or ``base`` whatever the margin."""
+    """Pairs whose fast answer is right with probability sigmoid(sharpness * |margin|), or with probability ``base``."""
     rng = np.random.default_rng(seed)
     items = []
     for i in range(count):
@@ -35,10 +35,10 @@ def make_items(count, *, seed=0, sharpness=1.0, base=None, slow=True, prompts=No
 
 
 class StandIn:
-    """Has the two methods of ``FastSlowRM`` that evaluation needs; knows the truth through ``quality`` of a response.
+    """A stand-in for ``FastSlowRM`` with the two methods that evaluation needs.
 
-    The fast score is the quality plus noise that grows with ``noise``; the judge is right, except that with
-    ``first=True`` it always prefers what it is shown first.
+    It knows the truth from ``quality``, a function of a response. The fast score is the quality plus noise, which grows
+    with ``noise``. The judge is always right, but with ``first=True`` it prefers what it is shown first instead.
     """
 
     def __init__(self, quality, *, noise=0.0, first=False, gate=None, tokens=20):
@@ -91,7 +91,9 @@ class StandIn:
         if judge == "never":
             return fast
         better = 0 if self.quality(prompt, a) >= self.quality(prompt, b) else 1
-        winners = (0, 1) if self.first else (better, better)  # in the caller's terms, plain order then swapped
+        winners = (
+            (0, 1) if self.first else (better, better)
+        )  # positions as the caller gave them; then the swapped order
         votes = tuple(
             Vote(swapped, w, 1.0 - w, "thought", self.tokens // 2)
             for swapped, w in zip((False, True), winners, strict=True)

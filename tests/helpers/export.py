@@ -22,8 +22,14 @@ CORPUS = [
 ]
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 
-FAST = "<|im_start|>user\nQuestion: {prompt}\nAnswer: {response}\nIs the answer correct?<|im_end|>\n<|im_start|>assistant\n"
-SLOW = "<|im_start|>user\nQuestion: {prompt}\nAnswer: {response}\nThink, then say.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+FAST = (
+    "<|im_start|>user\nQuestion: {prompt}\nAnswer: {response}\nIs the answer correct?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+SLOW = (
+    "<|im_start|>user\nQuestion: {prompt}\nAnswer: {response}\nThink, then say.<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n"
+)
 PAIR = (
     "<|im_start|>user\nQuestion: {prompt}\nAssistant 1: {response_a}\nAssistant 2: {response_b}\n"
     "Choose the better one.<|im_end|>\n<|im_start|>assistant\n<think>\n"
@@ -138,7 +144,7 @@ def make_checkpoint(
 
 
 def make_hostile(folder: Path, factor: float = 300.0) -> Path:
-    """Rescale channels of a checkpoint so that its float32 function stays and int8 activations break.
+    """Rescale channels of a checkpoint: in float32 it computes the same, but int8 activations become useless.
 
     A few channels of each norm are multiplied and the columns behind them divided; a few rows of up_proj multiplied and
     the columns of down_proj divided.

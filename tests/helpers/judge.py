@@ -75,7 +75,10 @@ def write_tiny_gguf(
 
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-PAIRWISE = "<|im_start|>user\nQuestion: {prompt}\nAssistant 1: {response_a}\nAssistant 2: {response_b}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+PAIRWISE = (
+    "<|im_start|>user\nQuestion: {prompt}\nAssistant 1: {response_a}\nAssistant 2: {response_b}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n"
+)
 POINTWISE = "<|im_start|>user\nQuestion: {prompt}\nAnswer: {response}<|im_end|>\n<|im_start|>assistant\n<think>\n"
 
 

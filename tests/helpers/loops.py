@@ -58,14 +58,14 @@ class FakeRM:
 
 
 def load_fake(source=None, **options):
-    """What the adapters' ``FastSlowRM.from_pretrained`` is replaced by."""
+    """Replaces ``FastSlowRM.from_pretrained`` in the adapters."""
     rm = FakeRM()
     rm.bundle.root = source or "/embedded"
     return rm
 
 
 class CountingFast:
-    """A fast model whose hidden state counts the ``+`` tokens, beside seven entries of noise that depend on the text."""
+    """A fast model whose hidden state is the number of ``+`` tokens and seven entries of noise made from the text."""
 
     def __init__(self, plus_id):
         self.plus_id = plus_id

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """The documented chat template of the embedded model's family, as GGUF files carry it."""
@@ -62,7 +64,10 @@ def main(model: str) -> None:
 
 
 def _keep_amx_off(llama) -> None:
-    """Builds made with GCC die in their AMX kernels (see fsrm_lite.runtimes.llama.engine), and the server has no switch for them."""
+    """Turn off llama.cpp's AMX kernels, in which builds made with GCC crash; the server has no option for that.
+
+    ``fsrm_lite.runtimes.llama.engine`` says more about it.
+    """
     default = llama.llama_model_default_params
 
     def without_amx():

@@ -102,7 +102,7 @@ def test_the_conversation_tells_what_was_rejected(reasoner, rm):
 
 
 class Letters:
-    """A vocabulary of one id per character, with special tokens that swallow white space and one that starts every prompt."""
+    """A tokenizer with one id per character. Some special tokens swallow white space, and one starts every prompt."""
 
     start = -1
 
@@ -133,7 +133,10 @@ def test_special_tokens_swallow_white_space_in_templates_only():
 
 
 def test_a_prompt_starts_only_once():
-    template = "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{% endfor %}{{ strftime_now('%%') }}{{ [1] | tojson }}"
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{% endfor %}"
+        "{{ strftime_now('%%') }}{{ [1] | tojson }}"
+    )
     assert _Prompts(Letters(), _chat(template, Letters())).ids(Task("q")) == [-1, *map(ord, "q%[1]")]
 
 
@@ -155,7 +158,7 @@ PIECES = ["▁", "▁q", "q", "</", "</s", "<s", ">", "<", "/", "s", "h", "i", "
 
 
 class SentencePieceWriter(gguf.GGUFWriter):
-    """Writes the tokenizer of Llama 2's kind, whatever it is told."""
+    """A GGUF writer that writes a tokenizer of Llama 2's kind (SentencePiece), whichever one it is given."""
 
     tokens = ("<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *PIECES, "<|user|>")
 
@@ -179,10 +182,10 @@ class SentencePieceWriter(gguf.GGUFWriter):
         )
 
     def add_tokenizer_pre(self, _):
-        """SentencePiece has none."""
+        """Write nothing: a SentencePiece tokenizer has no merges."""
 
     def add_token_merges(self, _):
-        """Scores instead."""
+        """Write scores, which a SentencePiece tokenizer has instead."""
 
 
 def test_sentencepiece_spells_control_tokens_but_a_prompt_does_not(tmp_path, monkeypatch):

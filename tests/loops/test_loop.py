@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from helpers.loops import FakeRM, readable_model
 
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
 from fsrm_lite.loops.critic import REJECTED, Review, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import Trace, distill, read_traces
@@ -23,7 +22,10 @@ from fsrm_lite.ranking.answers import final
 
 
 class Script:
-    """A reasoner that reads its answers off lists: question -> one response per turn, the last for ever. None fails."""
+    """A reasoner that takes its answers from a list per question, one response per turn.
+
+    After the list's end it repeats the last one. Where the list has None, it fails.
+    """
 
     def __init__(self, **answers):
         self.answers = answers
@@ -41,7 +43,7 @@ class Script:
 
 
 class Plus:
-    """A critic that accepts a ``+`` and scores by length; one token each."""
+    """A critic that accepts a response with a ``+``, scores by length, and counts one token per review."""
 
     def __init__(self):
         self.seen = []
@@ -49,23 +51,6 @@ class Plus:
     def review(self, items):
         self.seen.append(list(items))
         return [Review("+" in response, len(response) / 100, 1, 10) for _, response in items]
-
-
-# --- batches ---
-
-
-def test_each_or_none_isolates_the_bad_items(caplog):
-    def call(items):
-        if any(i < 0 for i in items):
-            raise InputError(f"negative {min(items)}")
-        return [i * i for i in items]
-
-    with caplog.at_level(logging.WARNING, logger="fsrm_lite.batches"):
-        assert each_or_none(call, [1, -2, 3, 4, -5], InputError) == [1, None, 9, 16, None]
-    assert "negative -2" in caplog.text
-    assert each_or_none(call, [], InputError) == []
-    with pytest.raises(ZeroDivisionError):
-        each_or_none(lambda items: [1 // i for i in items], [0], InputError)
 
 
 # --- reasoners ---
@@ -227,7 +212,7 @@ def test_endpoint_reasoner_bad_settings(url, options):
 
 
 class Replies(http.server.BaseHTTPRequestHandler):
-    """Answers with the next (status, body) of the server's list; a number of seconds instead of a status waits."""
+    """Answers with the next (status, body) of the server's list. Seconds in the place of the status make it wait."""
 
     def do_POST(self):
         self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))

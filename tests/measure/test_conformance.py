@@ -16,7 +16,7 @@ VECTORS = shipped_vectors()
 
 
 def confidences(response, values, vocab_size):
-    """The definitions of the README once more, in another form: log-odds, score and peakedness of one response."""
+    """Compute the logit and the word-distribution confidence of one response in another way than the package does."""
     logits = np.clip([float(x) for x in response["label_logits"]], -1e4, 1e4)
     unit = (np.array(values) - min(values)) / (max(values) - min(values))
     with np.errstate(divide="ignore"):

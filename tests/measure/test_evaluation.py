@@ -122,7 +122,7 @@ def test_rm_bench_by_hand():
 
 def test_judgebench_counts_games():
     assert judgebench([pair(0, 0, 0), pair(0, 0, 1), pair(0, 1, 1), pair(0, 0, None)])["score"] == 0.5
-    assert judgebench([pair(0, 0), pair(1, 0)])["score"] == 0.5  # a scalar model plays one game
+    assert judgebench([pair(0, 0), pair(1, 0)])["score"] == 0.5  # fast scores decide a pair once
 
 
 def test_llmbar_averages_over_the_orders():
@@ -319,7 +319,7 @@ def test_resume_survives_a_half_written_last_line(tmp_path):
 def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text):
     output = tmp_path / "precious.json"
     output.write_text(text)
-    with pytest.raises(DataFormatError, match="not a row|is not a result of this command"):
+    with pytest.raises(DataFormatError, match=r"not a row|is not a result of this command"):
         run(StandIn(knows), output, resume=True)
     assert output.read_text() == text
 
@@ -414,5 +414,5 @@ def test_the_longer_answer_wins_as_often_as_counted_by_hand(folder, figure, shar
     longer = report["baselines"]["longer"]["metrics"][figure]["value"]
     assert longer == pytest.approx(share, abs=1e-12)
     assert report["items"] == count
-    # a model that scores by length is the same judge, but for the empty responses that it never sees
+    # a model that scores by length decides the same, except on empty responses, which it never sees
     assert report["policies"]["always_fast"]["metrics"][figure]["value"] == pytest.approx(longer, abs=1e-12)

@@ -39,7 +39,7 @@ def test_gated_answers_are_those_of_the_models_own_gate(rm, rows):
     records = evaluate(rm, benchmark, options)
     own = rm.compare_many([(x.prompt, *x.responses) for x in benchmark.examples[:16]], judge="auto", seed=0)
     assert [r.escalated[0] for r in records] == [c.escalated for c in own]
-    # Sampled thoughts depend on what else is in the batch only through rounding; the fast answers not at all.
+    # What else is in a batch changes fast answers not at all, and sampled thoughts only by rounding.
     fast = [(gated_outcome(r, True).decision, c.winner) for r, c in zip(records, own, strict=True) if not c.escalated]
     assert all(a == b for a, b in fast)
     report = summarize(records, benchmark.format, resamples=10)

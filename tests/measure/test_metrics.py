@@ -53,10 +53,10 @@ def test_log_binomial_cdf_agrees_with_scipy(p):
 def test_critical_errors_are_the_same_test_as_the_bound():
     table = critical_errors(300, 0.1, 0.1)
     for n in range(1, 301, 7):
-        most = int(table[n])  # the bound rises with the errors, so its two neighbours tell all
+        most = int(table[n])  # the bound rises with the errors, so it is enough to check this number and the next one
         assert most == -1 or clopper_pearson_upper(most, n, 0.1) <= 0.1
         assert clopper_pearson_upper(most + 1, n, 0.1) > 0.1
-    assert table[21] == -1  # 0.9 ** 21 > 0.1: not even a clean sheet of 21 proves a risk of 0.1
+    assert table[21] == -1  # 0.9 ** 21 > 0.1: even 21 items without an error do not prove a risk of 0.1
     assert table[22] == 0
 
 
@@ -133,7 +133,7 @@ def test_oracle_repairs_first_and_spoils_last():
 
 def test_area_above_random_by_hand():
     curve = front(np.array([0.9, 0.8, 0.1, 0.1]), FAST, SLOW, TOKENS)
-    # gate minus the chord, at costs 0, 2/3, 5/6, 1: 0, 1/3, 1/24, 0
+    # accuracy of the gate minus that of random escalation, at costs 0, 2/3, 5/6, 1: 0, 1/3, 1/24, 0
     area = (1 / 3) / 2 * (2 / 3) + (1 / 3 + 1 / 24) / 2 / 6 + (1 / 24) / 2 / 6
     assert area_above_random(curve) == pytest.approx(area)
     assert area_above_random(front(np.zeros(4), FAST, SLOW, TOKENS)) == pytest.approx(0.0)

@@ -120,7 +120,7 @@ def test_batches_are_deterministic_and_packed_without_mixing(tokenizer_path):
             inside = batch.segments[row] == segment
             assert batch.ids[row][inside][0] == start
             assert batch.positions[row][inside].tolist() == list(range(inside.sum()))
-            assert batch.weights[row][inside][-1] == 0.0  # nothing is predicted across a border
+            assert batch.weights[row][inside][-1] == 0.0  # an example's last token does not predict the next example
 
 
 def test_verdict_stands_behind_the_trained_form(tokenizer_path):

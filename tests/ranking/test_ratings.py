@@ -121,7 +121,7 @@ def test_informative_pairs_leave_the_beaten_alone():
 
 
 def test_informative_pairs_little_worth_waits():
-    # After one round, winners meet winners; a game between two beaten players is worth too little to fill the batch with.
+    # After one round winners meet winners. A game between two beaten players is worth too little to be played now.
     posterior = bradley_terry(8, [(0, 1, 1.0), (2, 3, 1.0), (4, 5, 1.0), (6, 7, 1.0)])
     played = {frozenset(pair) for pair in ((0, 1), (2, 3), (4, 5), (6, 7))}
     assert informative_pairs(posterior, played, list(range(8)), 9) == [(0, 2), (4, 6)]

@@ -278,7 +278,7 @@ def test_elo_round_robin_is_one_batch_and_has_intervals():
 
 
 def test_elo_round_robin_winner_has_most_wins_on_every_table():
-    # In a full round robin the number of wins is sufficient for the strengths: brute force over all 1,024 tables.
+    # When everyone has met everyone, the order by strength is the order by wins: shown on all 1,024 tables.
     logits = [0.5, 0.4, 0.3, 0.2, 0.1]
     for table in outcome_tables(5):
         wins = [sum(table[a, b] if i == a else not table[a, b] for a, b in table if i in (a, b)) for i in range(5)]
@@ -294,7 +294,7 @@ def test_elo_finds_the_best_more_often_than_knockout_and_knockout_than_fast():
     upper = np.triu(rng.random((runs, n, n)) < 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None])), 1)
     wins = upper + np.tril(~np.swapaxes(upper, 1, 2), -1)
     best = strength.argmax(1)
-    rated = strengths(wins.astype(float)) + 1e-6 * fast  # the fast score settles equal records
+    rated = strengths(wins.astype(float)) + 1e-6 * fast  # where results are equal, the fast score decides
     alive = np.argsort(-fast, axis=1)
     rows = np.arange(runs)[:, None]
     while alive.shape[1] > 1:
@@ -308,7 +308,7 @@ def test_elo_finds_the_best_more_often_than_knockout_and_knockout_than_fast():
         "elo": (rated.argmax(1) == best).mean(),
     }
     assert odds["fast"] + 0.05 < odds["knockout"] < odds["elo"]
-    # The library itself on the first 200 of the same tables agrees with the vectorised account, game by game.
+    # On the first 200 of these tables the package's own tournaments agree with the vectorised computation above.
     for run in range(200):
         for strategy, expected in (("knockout", alive[run, 0]), ("elo", rated[run].argmax())):
             judge = TableJudge(lambda a, b, run=run: wins[run, a, b])

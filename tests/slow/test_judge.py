@@ -257,7 +257,7 @@ def test_a_deadline_beyond_what_threads_can_wait_for_is_none(judge, capfd):
 
 
 def test_a_deadline_in_the_middle_keeps_what_is_finished(judge):
-    """So many votes that they cannot all be cast in the time; those that were are real votes."""
+    """There are more votes than can be cast in the time; those that were cast are whole votes."""
     options = JudgeOptions(votes=256, deadline=0.25, adaptive=False)
     judgements = judge.compare(PAIRS * 4, options)
     assert any(not j.complete for j in judgements)
@@ -365,7 +365,7 @@ def embedded():
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_a_thousand_comparisons_of_the_embedded_model(embedded):
-    """All of them different; what the allocator keeps settles during the warm-up."""
+    """The pairs all differ. What memory the allocator keeps for later stops growing during the first 100 of them."""
     pairs = held_out_pairs(1100)
     options = JudgeOptions(votes=1, thinking_tokens=6)
     for pair in pairs[:100]:

@@ -24,7 +24,7 @@ def test_draw_follows_the_softmax_at_any_vocabulary_size(vocabulary):
 
 @pytest.mark.parametrize("lead", [0.0, 4.0, 8.0, 16.0])
 def test_a_draw_is_the_place_where_the_running_sum_exceeds_the_number(lead):
-    """Whether the likeliest token leads by much or not: then the sum itself is not asked for."""
+    """The result is the same whether the likeliest token leads by much or not; if it does, the sum is not computed."""
     rng = np.random.default_rng(int(lead))
     logits = rng.normal(size=(400, 500)).astype(np.float32)
     logits[np.arange(400), rng.integers(0, 500, 400)] += np.float32(lead)

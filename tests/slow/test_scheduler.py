@@ -1,4 +1,7 @@
-"""The scheduler on a fake engine that keeps every stream's tokens as a list: any slip in sharing, moving or closing changes them."""
+"""The scheduler on a fake engine, which keeps the tokens of every stream in a list.
+
+A mistake in sharing, moving or closing streams shows in these lists.
+"""
 
 import hashlib
 import math
@@ -73,7 +76,7 @@ def run(jobs, next_token=hashed, streams=4, stop=(STOP,), error_rate=0.0, **engi
 
 
 def alone(job):
-    """What a model that runs nothing else would write."""
+    """Return what the model would write for a job that it runs alone."""
     tokens, out = list(job.prompt), []
     while len(out) < job.budget and (token := hashed(tuple(tokens))) != STOP:
         tokens.append(token)

@@ -15,7 +15,7 @@ def completion(choice, finished=True):
 
 
 def referee_for(votes, adaptive=True, error_rate=0.0, pairs=1):
-    """A referee over some pairs with as many votes each, in alternating orders."""
+    """Return a referee over some pairs, each with the same number of votes, which alternate between the two orders."""
     jobs = tuple(Job((1,), 0, 4, pair=pair, swapped=bool(n % 2)) for pair in range(pairs) for n in range(votes))
     return Referee(Request(jobs, Decoding(), (), adaptive=adaptive, error_rate=error_rate))
 

@@ -82,7 +82,7 @@ def test_a_child_answers_as_this_process_would(judge, files):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_a_killed_child_raises_and_the_next_call_starts_afresh(judge, how):
-    """By the out-of-memory killer, by an assertion of llama.cpp, by a wild pointer."""
+    """The signals are those of the out-of-memory killer, a failed assertion of llama.cpp, and a bad pointer."""
     expected = judge.compare(PAIRS, OPTIONS)
     error = kill_while_thinking(judge, how)
     assert isinstance(error, JudgeCrashed)
@@ -172,7 +172,7 @@ def test_a_deadline_counts_the_wait_behind_another_call(judge):
 
 @pytest.mark.parametrize("pairs", [PAIRS, PAIRS * 300])
 def test_a_stopped_child_does_not_outlive_a_deadline(judge, monkeypatch, pairs):
-    """It reads nothing either: the longer request does not fit into the pipe."""
+    """A stopped child does not read either. The longer request does not fit into the pipe, so writing it blocks."""
     monkeypatch.setattr(worker, "GRACE_SECONDS", 0.5)
     expected, stopped = judge.compare(PAIRS, OPTIONS), pid_of(judge)
     os.kill(stopped, signal.SIGSTOP)
@@ -195,7 +195,7 @@ def test_a_child_stopped_in_the_middle_of_a_thought_does_not_outlive_a_deadline(
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
 def test_a_child_that_is_only_slow_is_waited_for(judge, monkeypatch, deadline):
-    """Without a deadline for ever, with one for as long as it and the time of grace take."""
+    """Without a deadline the wait has no end; with one, it lasts until the deadline and the time of grace are over."""
     monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
     expected, pid = judge.compare(PAIRS, OPTIONS), pid_of(judge)
     os.kill(pid, signal.SIGSTOP)
@@ -228,7 +228,7 @@ def test_eight_threads_share_one_child(judge):
 
 @pytest.mark.parametrize("process", ["inline", "subprocess"])
 def test_a_runtime_built_for_another_cpu_is_explained(files, tmp_path, process):
-    """Importing it kills whoever does so: never this process."""
+    """Importing such a runtime kills the process that does so; it must never be the caller's."""
     (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     script = judge_script(files, "", tmp_path, process)
     script.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{script.read_text()}")
@@ -240,11 +240,11 @@ def test_a_runtime_built_for_another_cpu_is_explained(files, tmp_path, process):
 
 
 def judge_script(files, body, folder, process="subprocess"):
-    """A program that opens a judge and runs ``body``."""
+    """Write a program that opens a judge and runs ``body``, and return its path."""
     path = folder / f"script_{process}.py"
     path.write_text(
         "import signal, sys\n"
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        # A shell starts background jobs so that they ignore SIGINT, and their children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from pathlib import Path\n"
@@ -271,7 +271,8 @@ def test_ctrl_c_in_the_middle_of_a_thought_ends_the_process(files, tmp_path, pro
     body = (
         "print('thinking', flush=True)\n"
         "try:\n"
-        "    judge.compare([('q', 'a', 'b')], JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0))\n"
+        "    judge.compare([('q', 'a', 'b')], "
+        "JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0))\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
@@ -289,7 +290,8 @@ def test_ctrl_c_in_the_middle_of_a_thought_ends_the_command(tmp_path, process):
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fsrm_lite.cli import main\n"
-        f"main(['-v', 'compare', {str(path)!r}, '-o', '-', '--judge', 'always', '--judge-process', {process!r}, '--votes', '200'])\n"
+        f"main(['-v', 'compare', {str(path)!r}, '-o', '-', '--judge', 'always', "
+        f"'--judge-process', {process!r}, '--votes', '200'])\n"
     )
     program = started(script)
     while "loading the judge" not in program.stderr.readline():
@@ -303,7 +305,10 @@ def started(script):
 
 
 def interrupted(program):
-    """Press Ctrl-C, and return how the program ended. That takes a tenth of a second; the bound leaves room for a busy machine."""
+    """Press Ctrl-C, and return how the program ended.
+
+    It takes a tenth of a second; the limit is longer because the machine may be busy.
+    """
     start = time.monotonic()
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
@@ -318,7 +323,8 @@ def test_a_call_works_again_after_ctrl_c(files, tmp_path):
         "import threading, signal, os\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
-        "    judge.compare([('q', 'a', 'b')], JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0))\n"
+        "    judge.compare([('q', 'a', 'b')], "
+        "JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0))\n"
         "except KeyboardInterrupt:\n"
         "    print(judge.compare([('q', 'a', 'b')])[0].complete)\n"
     )

@@ -1,4 +1,4 @@
-"""llama.cpp: loads a GGUF model and decodes many streams of tokens together.
+"""The llama.cpp runtime: loads a GGUF model and decodes many sequences of tokens together.
 
 ===============  ===================================================================================
 ``engine``       the one module that imports llama_cpp: loading, quantizing, decoding, interrupting

@@ -1,8 +1,9 @@
-"""llama.cpp, made safe: loading, quantizing, and one decoding context per :class:`Engine`.
+"""llama.cpp, made safe to call: loading, quantizing and decoding.
 
-The only file that imports llama_cpp, and only when it is used. Everything that makes llama.cpp abort the process
-(a batch over its size, logits asked of too many rows, a partial copy in a split cache, two threads in one context)
-is refused here in Python, as an exception. What to decode, and when, is :mod:`fsrm_lite.slow.scheduler`'s business.
+This is the only module that imports llama_cpp, and it does so when it is first needed. Some mistakes make llama.cpp
+abort the whole process: a batch that is too large, logits asked for too many rows, a partial copy in a split cache, two
+threads in one context. They are refused here in Python, as exceptions. What to decode, and when, is decided in
+``fsrm_lite.slow.scheduler``.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ QUANTIZATIONS = {
     "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M",
     "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",
 }
-"""File types :func:`quantize` can write, and their names in llama_cpp."""
+"""The file types that ``quantize`` can write, with their names in llama_cpp."""
 
 MAX_STREAMS = 256
-"""Sequences per context: llama.cpp's compiled limit."""
+"""Most sequences that one context can hold, a limit compiled into llama.cpp."""
 
 BATCH_TOKENS = 512
-"""Tokens per decode call at most; wide enough to fill the matrix products, and more rows than MAX_STREAMS."""
+"""Most tokens per decode call: enough to make good use of matrix products, and not less than ``MAX_STREAMS``."""
 
 SMALL_BYTES = 32 << 20
-"""A model this small does a step in a few milliseconds, hundreds of barriers included: more threads mostly wait for each other."""
+"""A model whose file is at most this large gets one thread.
+
+One step of it takes a few milliseconds, in which threads meet at hundreds of barriers: more threads would mostly wait
+for each other.
+"""
 
 _PROBE_SECONDS = 60
 _loading = threading.Lock()
@@ -57,16 +62,16 @@ _ERROR = 4  # llama.cpp's log level of errors
 
 
 def available() -> bool:
-    """Return whether the judge's runtime can be used here. The first call starts a short-lived child process."""
+    """Return whether llama-cpp-python can be used here. The first call starts a short-lived child process."""
     return why_not() is None
 
 
 @cache
 def why_not() -> str | None:
-    """Return why llama-cpp-python cannot be used here, with the line that mends it; None when it can.
+    """Return why llama-cpp-python cannot be used here, with the command that helps; None when it can.
 
-    A build for another CPU dies of an illegal instruction, which no ``except`` catches, so the import is tried
-    in a child process first. The answer is remembered.
+    A build for another CPU ends the process with an illegal instruction, which Python cannot catch. So the import is
+    tried in a child process first. The answer is remembered.
     """
     if "llama_cpp" in sys.modules:
         return None
@@ -88,19 +93,22 @@ def why_not() -> str | None:
 
 
 def load_llama(*, probe: bool = True) -> Any:  # noqa: ANN401 - the module, which ships no types
-    """Import llama_cpp, silence it, and return the module.
+    """Import llama_cpp, keep it from printing, and return the module.
 
     Args:
-        probe: Try the import in a child process first; without, a bad build may kill this one.
+        probe: Try the import in a child process first. Without that, a bad build may end this process.
+
+    Returns:
+        The module ``llama_cpp``.
 
     Raises:
-        JudgeUnavailableError: If it is missing or unusable; the message names the cause and the command.
+        JudgeUnavailableError: If it is missing or unusable; the message names the cause and the command that helps.
     """
     reason = why_not() if probe else None
     if reason is not None:
         raise JudgeUnavailableError(reason)
     with _loading:
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a failed assertion starts a debugger
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # otherwise a failed assertion starts a debugger
         try:
             with short_spins():
                 import llama_cpp
@@ -109,16 +117,19 @@ def load_llama(*, probe: bool = True) -> Any:  # noqa: ANN401 - the module, whic
                 f"llama-cpp-python cannot be imported ({error}); run: {INSTALL_LINE}"
             ) from error
         if not _keep_alive:
-            _keep_alive.append(
-                llama_cpp.llama_log_callback(_listen)
-            )  # a collected callback would be called after its death
+            # llama.cpp goes on calling the callback, so Python must never free it.
+            _keep_alive.append(llama_cpp.llama_log_callback(_listen))
             llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(_keep_alive[0], None)  # every time: importing or using the high-level API sets its own
+        # Set anew by every call, because llama_cpp's high-level API replaces it when it is imported or used.
+        llama_cpp.llama_log_set(_keep_alive[0], None)
     return llama_cpp
 
 
 def _listen(level: int, text: bytes, user_data: object) -> None:
-    """Print nothing, and remember the last errors, which say why a call that returned NULL did so."""
+    """Remember llama.cpp's last error messages, and print nothing.
+
+    A call of llama.cpp that fails returns NULL; the messages say why.
+    """
     if level == _ERROR and text:
         _log.append(text.decode("utf-8", "replace").strip())
 
@@ -127,11 +138,11 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
     """Write a quantized copy of a GGUF file.
 
     Args:
-        src: GGUF with F32, F16 or BF16 weights.
+        src: GGUF file with F32, F16 or BF16 weights.
         dst: File to write. It appears only when it is complete.
-        kind: One of ``QUANTIZATIONS``, in any case. Tensors whose rows are not divisible by 256 fall back to a
-            neighbouring type within the K-quants, as llama.cpp does.
-        threads: Worker threads; None for one per core this process may use.
+        kind: One of ``QUANTIZATIONS``, in upper or lower case. With a K-quant, tensors whose rows are not divisible by
+            256 get a neighbouring type instead, as llama.cpp does it.
+        threads: Worker threads; None for one per core that this process may use.
 
     Returns:
         The path of ``dst``.
@@ -162,15 +173,17 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
 
 
 class Interrupted(JudgeError):
-    """A decode was stopped from outside: a deadline, a closing judge, Ctrl-C."""
+    """Decoding was stopped from outside: by a deadline, by closing the judge, or by Ctrl-C."""
 
 
 class Engine:
-    """One loaded model with one decoding context: streams of tokens, decoded together.
+    """One loaded model with one decoding context, which holds several sequences of tokens.
 
-    Not thread-safe, except for :meth:`interrupt`: one thread owns it. Streams are numbered from 0, and each holds
-    the keys and values of its own tokens (split cache: a row attends to its own stream only, so a step costs the
-    same however many streams there are beside it).
+    Such a sequence is called a *stream*. Streams are numbered from 0. Each has the keys and values of its own tokens
+    (llama.cpp's split cache) and attends to no other stream, so that a step of one stream costs the same however many
+    streams there are.
+
+    Not thread-safe, except for ``interrupt``: all other calls must come from one thread.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
@@ -178,11 +191,13 @@ class Engine:
 
         Args:
             path: The GGUF file.
-            threads: Compute threads; None for one per core this process may use, and one for a file below ``SMALL_BYTES``.
+            threads: Compute threads. None takes one per core that this process may use, or one for a file of at most
+                ``SMALL_BYTES``.
 
         Raises:
-            BundleError: If the file is damaged, of an unknown or unusable architecture, or lacks its pre-tokenizer.
-            InputError: If ``threads`` is not positive.
+            BundleError: If the file is damaged, of an unknown or unusable architecture, or does not name its
+                pre-tokenizer.
+            InputError: If ``threads`` is below 1.
             JudgeUnavailableError: If llama-cpp-python cannot be used here.
         """
         if threads is not None and threads < 1:
@@ -206,11 +221,12 @@ class Engine:
         self.vocab_size = self.tokenizer.size
 
     def _load(self) -> Any:  # noqa: ANN401 - an opaque pointer
+        """Load the model, and return llama.cpp's pointer to it."""
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
         if b"AMX_INT8 = 1" in self._llama.llama_print_system_info():
-            # The AMX kernels of builds made with GCC load a tile configuration that the compiler has optimized away, and die
-            # (llama.cpp pull request 26954); so the AVX kernels do the work.
+            # In builds made with GCC the AMX kernels crash, because the compiler has optimized away the tile
+            # configuration that they load (llama.cpp pull request 26954). So the AVX kernels do the work instead.
             params.use_extra_bufts = False
             overrides = repacking(self._llama.llama_cpp._lib, self._header.tensors)
             params.tensor_buft_overrides = ctypes.addressof(overrides) if overrides else None
@@ -219,11 +235,13 @@ class Engine:
         if not model:
             why = "; ".join(_log) or "no reason given"
             raise BundleError(
-                f"llama.cpp cannot load {self.path}: {why}; the file is damaged or of an unknown kind, export the bundle again"
+                f"llama.cpp cannot load {self.path}: {why}; "
+                "the file is damaged or of an unknown kind, export the bundle again"
             )
         return model
 
     def _check_model(self) -> None:
+        """Raise a ``BundleError`` if the loaded model cannot serve as a judge."""
         llama = self._llama
         architecture, entries = self._architecture, self._header.entries
         if not llama.llama_model_has_decoder(self._model) or entries.get(f"{architecture}.attention.causal") is False:
@@ -236,7 +254,8 @@ class Engine:
             or llama.llama_model_is_diffusion(self._model)
         ):
             raise BundleError(
-                f"{self.path} holds a {architecture} model; the judge needs plain attention, whose cache can be shared and cut back"
+                f"{self.path} holds a {architecture} model; "
+                "the judge needs plain attention, whose cache can be shared and cut back"
             )
         if entries.get("tokenizer.ggml.model") == "gpt2" and not entries.get("tokenizer.ggml.pre"):
             raise BundleError(
@@ -245,7 +264,7 @@ class Engine:
 
     @property
     def cell_bytes(self) -> int:
-        """Bytes of cache per token and stream (float16 keys and values of every layer)."""
+        """Bytes of cache per token of a stream: the float16 keys and values of every layer."""
         heads = self._llama.llama_model_n_head_kv(self._model)
         width = self._llama.llama_model_n_embd(self._model) // max(self._llama.llama_model_n_head(self._model), 1)
         sizes = [
@@ -255,10 +274,14 @@ class Engine:
         return int(2 * self._llama.llama_model_n_layer(self._model) * heads * sum(sizes))
 
     def prepare(self, streams: int, cells: int) -> None:
-        """Empty every stream, and grow the context to at least ``streams`` streams of ``cells`` tokens each.
+        """Empty every stream, and enlarge the context if it has fewer than ``streams`` streams of ``cells`` tokens.
+
+        Args:
+            streams: How many streams are needed.
+            cells: How many tokens each of them must be able to hold.
 
         Raises:
-            InputError: If that is beyond what llama.cpp can hold.
+            InputError: If that is more than llama.cpp can hold.
             JudgeError: If there is not enough memory for it.
         """
         if not 1 <= streams <= MAX_STREAMS:
@@ -269,6 +292,7 @@ class Engine:
         self._llama.llama_memory_clear(self._memory, False)
 
     def _open(self, streams: int, cells: int) -> None:
+        """Replace the context with one of ``streams`` streams of ``cells`` tokens each."""
         llama = self._llama
         self._release_context()
         params = llama.llama_context_default_params()
@@ -277,13 +301,13 @@ class Engine:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = False
-        params.flash_attn_type = (
-            llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )  # measured slower than plain attention on CPUs, at every batch size
+        # Flash attention was measured to be slower than plain attention on CPUs, at every batch size.
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.offload_kqv = params.op_offload = False
         params.no_perf = True
-        # llama.cpp asks this function before every node of its graph whether to stop. Python would answer too slowly, so it is
-        # the C library's strlen on our two-byte buffer: an empty string is "go on".
+        # llama.cpp calls this function before every node of its graph, and stops if it returns anything but 0. A Python
+        # function would be too slow for that. The C library's strlen on our two-byte buffer does it: an empty string
+        # has the length 0, which means "go on".
         params.abort_callback = (
             ctypes.cast(ctypes.CDLL(None).strlen, type(params.abort_callback))
             if os.name == "posix"
@@ -293,7 +317,8 @@ class Engine:
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
             raise JudgeError(
-                f"llama.cpp cannot open a context of {streams} streams of {cells} tokens ({streams * cells * self.cell_bytes >> 20} MiB)"
+                f"llama.cpp cannot open a context of {streams} streams of {cells} tokens "
+                f"({streams * cells * self.cell_bytes >> 20} MiB)"
             )
         self.streams, self.cells = streams, cells
         self._memory = llama.llama_get_memory(self._context)
@@ -304,19 +329,19 @@ class Engine:
     def decode(
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool
     ) -> NDArray[np.float32]:
-        """Run tokens through the model.
+        """Run tokens through the model, each at the end of its stream.
 
         Args:
-            tokens: int32 [n], n at most ``BATCH_TOKENS``.
-            positions: int32 [n], each the next free position of its stream.
-            streams: int32 [n], below ``self.streams``; rising where ``outputs`` is asked.
-            outputs: Whether the next-token logits of every row are wanted.
+            tokens: int32 [n], token ids; n is at most ``BATCH_TOKENS``, and at most ``self.streams`` with ``outputs``.
+            positions: int32 [n], for each token the next free position of its stream.
+            streams: int32 [n], the stream of each token, below ``self.streams``; in rising order with ``outputs``.
+            outputs: Whether to return the next-token logits of every token.
 
         Returns:
-            float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. A view, valid until the next call.
+            float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. It is a view, valid until the next call.
 
         Raises:
-            Interrupted: If :meth:`interrupt` was called.
+            Interrupted: If ``interrupt`` was called.
             JudgeError: If llama.cpp refuses the batch.
         """
         if not self._model:
@@ -335,7 +360,9 @@ class Engine:
         return self._view()[:n] if outputs else self._rows[1][:0]
 
     def _view(self) -> NDArray[np.float32]:
-        # The rows asked for lie one after another, in batch order; the buffer moves only when the context is made anew.
+        """Return llama.cpp's buffer of logits as an array [streams, vocabulary]."""
+        # The rows that were asked for lie one after another, in the order of the batch. The buffer changes its address
+        # only when the context is replaced, so the array is made once per context.
         address = self._logits(self._context)
         if address != self._rows[0]:
             array = (ctypes.c_float * (self.streams * self.vocab_size)).from_address(address)
@@ -343,22 +370,25 @@ class Engine:
         return self._rows[1]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make ``target`` hold the first ``length`` tokens of ``source``. A split cache copies whole streams only, so it is cut after."""
+        """Make ``target`` hold the first ``length`` tokens of ``source``.
+
+        A split cache can copy whole streams only, so the rest is cut off afterwards.
+        """
         self._check_open(source, target)
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.cut(target, length)
 
     def cut(self, stream: int, length: int) -> None:
-        """Forget what ``stream`` holds from position ``length`` on."""
+        """Remove the tokens of ``stream`` from position ``length`` on."""
         self._check_open(stream)
         self._llama.llama_memory_seq_rm(self._memory, stream, length, -1)
 
     def interrupt(self) -> None:
-        """Make a running :meth:`decode`, and every later one until :meth:`resume`, stop. Any thread may call this."""
+        """Stop ``decode``, now and in later calls, until ``resume`` is called. Any thread may call this."""
         self._stop[0] = b"\1"
 
     def resume(self) -> None:
-        """Take back an :meth:`interrupt`."""
+        """Undo ``interrupt``."""
         self._stop[0] = b"\0"
 
     def close(self) -> None:
@@ -369,11 +399,13 @@ class Engine:
             self._model = None
 
     def _check_open(self, *streams: int) -> None:
-        # llama.cpp does not check these: a freed model or an unknown stream would end the process.
+        """Raise a ``JudgeError`` if the engine is closed or there is no such stream."""
+        # llama.cpp does not check this: a freed model or an unknown stream would end the process.
         if not self._model:
             raise JudgeError("this engine is closed")
         if any(not 0 <= stream < self.streams for stream in streams):
-            raise JudgeError(f"streams {streams} asked for; the context has {self.streams}")
+            asked = ", ".join(map(str, streams))
+            raise JudgeError(f"asked for stream {asked}; the context has {self.streams}, counted from 0")
 
     def _release_context(self) -> None:
         if self._context:

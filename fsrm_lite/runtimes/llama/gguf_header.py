@@ -1,7 +1,8 @@
-"""Reading the header of a GGUF file, so that what would make llama.cpp abort is an error before llama.cpp sees it.
+"""Reads the header of a GGUF file, so that a damaged file raises an error here instead of making llama.cpp abort.
 
-Source: the GGUF specification, version 3 (ggml, docs/gguf.md). Only what is needed here: the metadata and the table of
-tensors; never their data.
+Only the metadata and the table of tensors are read, never the tensors themselves.
+
+Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ _DUPLICATES_MATTER = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One entry of the tensor table: ggml's number of its type, and its sizes, the row length first."""
+    """One entry of the table of tensors.
+
+    Attributes:
+        type: ggml's number of its data type.
+        shape: Its sizes, the row length first.
+    """
 
     type: int
     shape: tuple[int, ...]
@@ -33,9 +39,9 @@ class Header:
     """What a GGUF file says about itself.
 
     Attributes:
-        entries: Metadata; of arrays only the number of elements.
-        tensors: By name.
-        tokens: Number of different token strings.
+        entries: The metadata; for an array, only its number of elements.
+        tensors: The table of tensors, by name.
+        tokens: How many different texts the tokens of the vocabulary have.
     """
 
     entries: dict[str, Any] = field(default_factory=dict)
@@ -44,10 +50,16 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header.
+    """Read and check the header of a GGUF file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The header.
 
     Raises:
-        BundleError: If the file cannot be read, is no GGUF file, ends early, or has two tokens of the same text.
+        BundleError: If the file cannot be read, is no GGUF file, ends too early, or has two tokens of the same text.
     """
     try:
         with path.open("rb") as file:
@@ -69,13 +81,14 @@ def read_header(path: Path) -> Header:
 
 
 class _Reader:
-    """Walks over the bytes of a header."""
+    """Walks through the bytes of a header. What is wrong with them is raised as a built-in exception."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._at = 4
 
     def header(self) -> Header:
+        """Return the header, whose first four bytes have been read already."""
         version = self._take("I")
         if version not in (2, 3):
             raise ValueError(f"version {version}, expected 2 or 3")
@@ -97,11 +110,13 @@ class _Reader:
         return Header(found, table, tokens)
 
     def _take(self, code: str) -> Any:  # noqa: ANN401
+        """Return one number of the format ``code`` (see the module ``struct``), and go on behind it."""
         value = struct.unpack_from("<" + code, self._data, self._at)[0]
         self._at += struct.calcsize("<" + code)
         return value
 
     def _bytes(self) -> bytes:
+        """Return a text as bytes, and go on behind it. In front of it stands its length."""
         size = self._take("Q")
         if size > len(self._data) - self._at:
             raise ValueError("a text runs over the end of the file")
@@ -112,6 +127,7 @@ class _Reader:
         return self._bytes().decode()
 
     def _value(self, kind: int) -> Any:  # noqa: ANN401
+        """Return a metadata value of the given kind. An array of numbers becomes a list of as many None."""
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:

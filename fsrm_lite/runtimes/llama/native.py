@@ -1,6 +1,7 @@
-"""Around llama.cpp: its C structures over numpy memory, its tokenizer, how its threads wait, how its import fails.
+"""Helpers for calling llama.cpp.
 
-Never imports llama_cpp: the engine hands in what is needed of it.
+They are its C structures over numpy memory, its tokenizer, the way its threads wait, and the reasons why its import can
+fail. The module never imports llama_cpp: the engine passes in what is needed of it.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from fsrm_lite.runtimes.llama.gguf_header import Tensor
 
 
 class Batch:
-    """A llama_batch over numpy arrays: filling it is four array copies, whatever its size."""
+    """A ``llama_batch`` over numpy arrays. Filling it takes four array copies, whatever its size."""
 
     def __init__(self, kind: type[ctypes.Structure], size: int) -> None:
-        """Allocate room for ``size`` tokens of the structure ``kind``."""
+        """Allocate a batch.
+
+        Args:
+            kind: The structure ``llama_batch`` of llama_cpp.
+            size: Most tokens that the batch can hold.
+        """
         self._tokens, self._positions, self._streams = (np.zeros(size, np.int32) for _ in range(3))
         self._outputs = np.zeros(size, np.int8)
         self._counts = np.ones(size, np.int32)
-        self._pointers = self._streams.ctypes.data + 4 * np.arange(
-            size, dtype=np.uintp
-        )  # one stream per token, and where it stands
+        # Each token has a list of streams in C. Here it has one entry, at this address.
+        self._pointers = self._streams.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
         self.struct: Any = kind()
         ints = ctypes.POINTER(ctypes.c_int32)
         self.struct.token = self._tokens.ctypes.data_as(ints)
@@ -42,7 +47,14 @@ class Batch:
     def fill(
         self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], outputs: bool
     ) -> None:
-        """Set the batch to these rows."""
+        """Put tokens into the batch.
+
+        Args:
+            tokens: int32 [n], token ids.
+            positions: int32 [n], position of each token in its stream.
+            streams: int32 [n], stream of each token.
+            outputs: Whether llama.cpp is to return logits for each token.
+        """
         n = self.struct.n_tokens = len(tokens)
         self._tokens[:n] = tokens
         self._positions[:n] = positions
@@ -52,29 +64,49 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A control or added token: its id, and whether it swallows the white space before and behind it."""
+    """A control token or an added token of a vocabulary.
+
+    Attributes:
+        id: Its id.
+        strips_left: Whether it removes the white space in front of it.
+        strips_right: Whether it removes the white space after it.
+    """
 
     id: int
     strips_left: bool
     strips_right: bool
 
 
-_CONTROL, _ADDED, _LEFT, _RIGHT = 1 << 3, 1 << 4, 1 << 7, 1 << 8  # llama.cpp's token attributes
+_CONTROL, _ADDED, _LEFT, _RIGHT = 1 << 3, 1 << 4, 1 << 7, 1 << 8  # bits of llama.cpp's token attributes
 
 
 class LlamaTokenizer:
-    """llama.cpp's own tokenizer of one loaded model, for files without a ``tokenizer.json``. Not to be used after its engine is closed."""
+    """llama.cpp's own tokenizer of a loaded model, for models without a ``tokenizer.json``.
+
+    It must not be used after the engine that loaded the model is closed.
+    """
 
     def __init__(self, llama: Any, model: Any) -> None:  # noqa: ANN401 - the llama_cpp module and an opaque pointer
-        """Look at the vocabulary of ``model``."""
+        """Find the vocabulary of a model.
+
+        Args:
+            llama: The module ``llama_cpp``.
+            model: llama.cpp's pointer to the model.
+        """
         self._llama = llama
         self._pointer = llama.llama_model_get_vocab(model)
         self.size: int = llama.llama_vocab_n_tokens(self._pointer)
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of ``text``, control tokens not asked for. Added tokens come out all the same, as do control tokens of SentencePiece."""
+        """Return the ids of ``text``. llama.cpp is told to recognize no special tokens in it.
+
+        It recognizes added tokens nevertheless, and in a SentencePiece vocabulary control tokens as well.
+
+        Raises:
+            ValueError: If llama.cpp cannot tokenize the text.
+        """
         data = text.encode()
-        room = len(data) + 8  # no tokenizer makes more tokens than bytes, but for a space it puts in front
+        room = len(data) + 8  # no tokenizer makes more tokens than bytes, apart from a space that it may put in front
         ids = (ctypes.c_int32 * room)()
         count = self._llama.llama_tokenize(self._pointer, data, len(data), ids, room, False, False)
         if count < 0:
@@ -82,7 +114,7 @@ class LlamaTokenizer:
         return list(ids[:count])
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; control tokens are left out."""
+        """Return the text of ``ids``, without control tokens."""
         array = (ctypes.c_int32 * len(ids))(*ids)
         room = 16 * len(ids) + 16
         while True:
@@ -94,7 +126,7 @@ class LlamaTokenizer:
 
     @cached_property
     def special(self) -> dict[str, SpecialToken]:
-        """Control and added tokens by their text, but for added white space, which is ordinary text."""
+        """The control tokens and added tokens, by their text. Added white space is left out: it is ordinary text."""
         found = {}
         for token in range(self.size):
             kind = self._llama.llama_vocab_get_attr(self._pointer, token)
@@ -106,47 +138,49 @@ class LlamaTokenizer:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Ids at which a text ends."""
+        """The ids at which a text ends."""
         return tuple(token for token in range(self.size) if self._llama.llama_vocab_is_eog(self._pointer, token))
 
     @property
     def start(self) -> int | None:
-        """Id that every prompt starts with, where the model has one."""
+        """The id with which every prompt starts; None if the model has none."""
         return (
             self._llama.llama_vocab_bos(self._pointer) if self._llama.llama_vocab_get_add_bos(self._pointer) else None
         )
 
     def name(self, role: str) -> str:
-        """Text of the token that begins ("bos") or ends ("eos") a text; empty where there is none."""
+        """Return the text of the token that begins ("bos") or ends ("eos") a text; empty if there is no such token."""
         token = getattr(self._llama, f"llama_vocab_{role}")(self._pointer)
         return self._llama.llama_vocab_get_text(self._pointer, token).decode("utf-8", "replace") if token >= 0 else ""
 
 
 class _BufferOverride(ctypes.Structure):
-    """llama_model_tensor_buft_override: tensors whose name matches go into this type of buffer."""
+    """``llama_model_tensor_buft_override``: puts tensors whose name matches a pattern into a certain type of buffer."""
 
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
+# ggml's numbers of Q4_0, Q4_K and IQ4_NL: the types of which x86 kernels interleave the rows, eight at a time.
 _REPACKED = {
     2,
     12,
     20,
-}  # ggml's numbers of Q4_0, Q4_K, IQ4_NL: the types whose rows x86 kernels interleave, eight at a time
+}
 
 
 def repacking(library: ctypes.CDLL, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - a ctypes array
-    """Return overrides that put 4-bit matrices, and nothing else, into llama.cpp's interleaved buffer.
+    """Return overrides that put the 4-bit matrices, and nothing else, into llama.cpp's buffer of interleaved rows.
 
-    llama.cpp does this by itself, but only together with AMX (one switch turns on both), and AMX may have to stay off.
+    llama.cpp uses that faster layout by itself, but one switch turns on both it and AMX, and AMX may have to stay off.
 
     Args:
-        library: The loaded ``libllama``; the symbol is looked up in what it has loaded, never in another copy.
-        tensors: The model's tensor table.
+        library: The loaded ``libllama``. The function is looked up in what it has loaded, never in another copy of
+            ggml.
+        tensors: The model's table of tensors.
 
     Returns:
-        An array for ``tensor_buft_overrides`` that must live as long as the loading takes; None when there is nothing to
-        interleave or this build does not offer the buffer.
+        An array for ``tensor_buft_overrides``, which must be kept until the model is loaded. None when there is nothing
+        to interleave, or when this build of llama.cpp has no such buffer.
     """
     names = [
         n
@@ -162,18 +196,20 @@ def repacking(library: ctypes.CDLL, tensors: Mapping[str, Tensor]) -> Any:  # no
         return None
     buffer_type = get_type()
     rows = [_BufferOverride(f"^{re.escape(name)}$".encode(), buffer_type) for name in names]
-    return (_BufferOverride * (len(rows) + 1))(*rows)  # the last one stays empty: it ends the list
+    return (_BufferOverride * (len(rows) + 1))(*rows)  # an empty one at the end marks the end of the list
 
 
-_SPINS = "2000"  # about 0.1 ms
+_SPINS = "2000"  # rounds of the waiting loop, about 0.1 ms
 
 
 @contextmanager
 def short_spins() -> Iterator[None]:
-    """Have libgomp, which reads its settings as it is loaded, wait at barriers by sleeping after a short spin.
+    """Make llama.cpp's threads wait for each other in a loop for a short time only, and then sleep.
 
-    Its default is to spin for milliseconds, which on a busy machine takes the core that the awaited thread needs; not to
-    spin at all means to wake a thread hundreds of times per token, which is as slow on an idle one. What the user has set stays.
+    The setting is that of the OpenMP library libgomp, which reads it when it is loaded: import llama_cpp within this
+    block. By default libgomp loops for milliseconds, which on a busy machine takes the core away from the thread that
+    is waited for. Without any loop, threads would be woken hundreds of times per token, which is just as slow on an
+    idle machine. If the user has set either of libgomp's variables, nothing is changed.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
@@ -186,13 +222,27 @@ def short_spins() -> Iterator[None]:
 
 
 def explain_failure(status: int, stderr: str) -> str:
-    """Turn the end of a failed probe into a cause and a command."""
-    rebuild = "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
+    """Return the cause and the cure of a failed import of llama_cpp in a child process.
+
+    Args:
+        status: Exit status of the child; below 0 the number of the signal that ended it.
+        stderr: What the child wrote to standard error.
+    """
+    rebuild = (
+        "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir "
+        "--no-binary llama-cpp-python llama-cpp-python"
+    )
     if status == -4:
         return f"llama-cpp-python was built for another CPU (illegal instruction); rebuild it here: {rebuild}"
     if status < 0:
         return f"importing llama-cpp-python dies of signal {-status}; rebuild it here: {rebuild}"
     last = stderr.strip().splitlines()[-1] if stderr.strip() else f"exit status {status}"
     if "libgomp" in stderr:
-        return f"llama-cpp-python needs the OpenMP library libgomp ({last}); run: apt-get install libgomp1 (or your system's equivalent)"
-    return f"llama-cpp-python is installed but cannot be imported ({last}); run: pip install --force-reinstall --no-cache-dir 'fsrm-lite[judge]'"
+        return (
+            f"llama-cpp-python needs the OpenMP library libgomp ({last}); "
+            "run: apt-get install libgomp1 (or your system's equivalent)"
+        )
+    return (
+        f"llama-cpp-python is installed but cannot be imported ({last}); "
+        "run: pip install --force-reinstall --no-cache-dir 'fsrm-lite[judge]'"
+    )

@@ -1,7 +1,11 @@
-"""Which tokens are computed together: shared prefixes, packed rows, chunks. Pure planning, no model.
+"""Plans which tokens are computed together; no model is in here.
 
-A plan depends on the sequences of the call alone, never on what happens to be cached: cached and computed prefixes are
-then the same bits, and so are two equal calls.
+Three things save work. What several sequences have in common at their beginning, a *prefix*, is computed once. Short
+sequences are *packed* into one row, in which each token sees its own sequence only. And a long prefix is computed in
+*passes*, one chunk after the other, because attention over a past that grows leaves out half of the products.
+
+A plan depends on the sequences of the call alone, never on what happens to be kept from earlier calls. So a prefix that
+was kept has the same bits as one that is computed, and two equal calls give equal bits.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ MASKED = -1.0e9
 
 Ids = tuple[int, ...]
 
-_DEPTH = 16  # Levels of families within families that are looked for.
+_DEPTH = 16  # levels of prefixes within prefixes that are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,11 @@ class Widths:
     """Sizes that steer the planning, in tokens.
 
     Attributes:
-        chunk: Prefixes are read in pieces of this many tokens: wide enough for fast products, and attention over the
-            growing past does the lower triangle only.
-        row: Most new tokens that are packed into one row.
-        keep: Shortest common prefix that gets a pass of its own (and can be kept); shorter ones are shared inside rows.
-        split: Tokens that a sub-family must save to get a prefix of its own.
+        chunk: Tokens of one pass of a prefix: enough for the matrix products to be fast.
+        row: New tokens that are packed into one row, at most.
+        keep: Length from which on a common prefix gets a pass of its own, and can be kept for later calls. Shorter ones
+            are shared inside a row.
+        split: Tokens that a group of sequences with a longer prefix in common must save, to get that prefix.
     """
 
     chunk: int = 128
@@ -41,7 +45,12 @@ class Widths:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A past: its ids, and the lengths at which it was cut into passes (ascending, the last is its own length)."""
+    """The beginning of one or more sequences.
+
+    Attributes:
+        ids: Its token ids.
+        cuts: Lengths at which its passes end, ascending; the last is its own length.
+    """
 
     ids: Ids = ()
     cuts: tuple[int, ...] = ()
@@ -52,9 +61,9 @@ class Branch:
     """One sequence in a row.
 
     Attributes:
-        sequence: Which sequence, as numbered by the caller of :func:`plan_rows`.
-        path: PackedRow index of each of its tokens behind the prefix, int64.
-        shared: How many of those belong to an earlier branch already.
+        sequence: Which sequence, as numbered by the caller of ``plan_rows``.
+        path: For each of its tokens behind the prefix, the place of that token in the row, int64.
+        shared: How many of those tokens an earlier branch of the row has brought.
     """
 
     sequence: int
@@ -64,7 +73,14 @@ class Branch:
 
 @dataclass(slots=True)
 class PackedRow:
-    """Tokens that one run of the model reads: branches of a tree behind a common past."""
+    """Tokens that one run of the model reads: a tree of sequences behind one prefix.
+
+    Attributes:
+        prefix: What all of them begin with.
+        ids: The new tokens.
+        positions: Where in its sequence each of them stands, counted from the beginning of the prefix.
+        branches: The sequences that end in this row.
+    """
 
     prefix: Prefix
     ids: list[int] = field(default_factory=list)
@@ -72,7 +88,10 @@ class PackedRow:
     branches: list[Branch] = field(default_factory=list)
 
     def bias(self) -> NDArray[np.float32]:
-        """Attention bias [new, past + new]: each token sees the past and its own ancestors."""
+        """Return the attention bias, float32 [new, prefix + new].
+
+        A token sees the prefix, and the tokens of its own sequence up to itself.
+        """
         past, new = len(self.prefix.ids), len(self.ids)
         bias = np.full((new, past + new), MASKED, dtype=np.float32)
         bias[:, :past] = 0.0
@@ -95,7 +114,7 @@ def plan_rows(sequences: Sequence[Ids], widths: Widths) -> Iterator[PackedRow]:
     """Plan the runs that read all ``sequences``.
 
     Args:
-        sequences: Distinct, non-empty, in ascending order; :class:`Branch` numbers them.
+        sequences: Distinct, non-empty, in ascending order; ``Branch`` numbers them.
         widths: Sizes.
 
     Yields:
@@ -131,24 +150,42 @@ def chunk_row(before: Prefix, after: Prefix) -> PackedRow:
 
 @dataclass(frozen=True, slots=True)
 class _Families:
-    """Members that share a prefix of ``length`` tokens worth a pass of its own, and members that share none."""
+    """Which sequences get a prefix together.
+
+    Attributes:
+        shared: Sequences that share a prefix worth passes of its own, and its length; one entry per such family.
+        rest: Sequences that share none.
+    """
 
     shared: list[tuple[list[int], int]]
     rest: list[int]
 
 
 def _families(sequences: Sequence[Ids], widths: Widths) -> _Families:
+    """Group the sequences, which are sorted, so that those with much in common are neighbours."""
     common = [common_length(a, b) for a, b in itertools.pairwise(sequences)]
     return _split(sequences, common, 0, len(sequences), widths, _DEPTH)
 
 
 def _split(sequences: Sequence[Ids], common: list[int], start: int, stop: int, widths: Widths, depth: int) -> _Families:
-    """Split the sorted sequences ``start..stop``; ``common[i]`` is what sequence i shares with the next."""
+    """Group the sequences from ``start`` up to ``stop``, and the groups within them, down to a depth.
+
+    Args:
+        sequences: All sequences, sorted.
+        common: Per sequence, how many tokens it shares with the next one.
+        start: First sequence to look at.
+        stop: The one behind the last.
+        widths: Sizes.
+        depth: How many more levels of groups to look for.
+
+    Returns:
+        The families among them. A group within is split off only if its longer prefix saves enough.
+    """
     members = list(range(start, stop))
     if len(members) < 2 or not depth:
         return _Families([], members)
     least = min(common[start : stop - 1])
-    # One token at least stays behind the prefix, to be read from.
+    # At least one token of each sequence stays behind the prefix: the reading is taken at a sequence's last token.
     length = min(least, min(len(sequences[i]) for i in members) - 1)
     shared: list[tuple[list[int], int]] = []
     rest: list[int] = []
@@ -167,7 +204,10 @@ def _split(sequences: Sequence[Ids], common: list[int], start: int, stop: int, w
 
 
 def _prefix(ids: Ids, length: int, widths: Widths) -> Prefix:
-    """Return the past behind which the end of ``ids`` is read: ``length`` shared tokens, and more if what follows is long."""
+    """Return the prefix behind which the end of ``ids`` is read.
+
+    That is the first ``length`` tokens, which it shares with others, and more if what follows is too long for a row.
+    """
     cuts = [*range(widths.chunk, length, widths.chunk), length] if length else []
     limit = widths.row if length else widths.chunk
     while len(ids) - (cuts[-1] if cuts else 0) > limit:
@@ -176,7 +216,7 @@ def _prefix(ids: Ids, length: int, widths: Widths) -> Prefix:
 
 
 def _pack(sequences: Sequence[Ids], members: list[tuple[int, Prefix]], widths: Widths) -> Iterator[PackedRow]:
-    """Pack sequences with one prefix into rows; each row is a tree, neighbours share what they have in common."""
+    """Pack sequences with one prefix into rows, in which neighbours share the tokens that they have in common."""
     row: PackedRow | None = None
     for i, prefix in members:
         tail = sequences[i][len(prefix.ids) :]

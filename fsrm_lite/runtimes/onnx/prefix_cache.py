@@ -11,17 +11,23 @@ from fsrm_lite.runtimes.onnx.packing import Prefix, passes
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Keys and values of a prefix, in the order of the graph's past inputs."""
+    """What attention needs of a prefix that was computed.
+
+    Attributes:
+        tokens: Length of the prefix.
+        values: Its keys and values in every layer, as ONNX Runtime's arrays, in the order of the graph's past inputs.
+    """
 
     tokens: int
     values: list[Any]
 
 
 class PrefixCache:
-    """Least-recently-used store of prefix states, bounded in bytes.
+    """The states of prefixes, bounded in bytes; the least recently used one goes first.
 
-    A state is found by any of its own passes; a shorter pass is cut out of it. Since a pass is computed the same way
-    wherever it stands, that gives the same bits as computing it again.
+    A prefix is computed in passes, and a state is found by the prefix behind any of its passes: a shorter one is cut
+    out of it. A pass is computed in the same way whatever follows it, so what is cut out has the same bits as if it had
+    been computed again.
     """
 
     def __init__(self, limit_bytes: int) -> None:

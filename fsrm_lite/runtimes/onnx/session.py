@@ -1,7 +1,8 @@
-"""First-token scoring on ONNX Runtime: token ids in, one reading per sequence out, shared prefixes computed once.
+"""The fast graph on ONNX Runtime: sequences of token ids in, one first-token reading per sequence out.
 
-Knows nothing of prompts, labels' values or scores. The graph it runs is written by ``export/graph/fast_graph.py``; how sequences
-become rows is planned in ``packing.py``.
+What sequences have in common at their beginning is computed once. ``packing`` plans which tokens are computed together,
+``prefix_cache`` keeps what the next call may need again. The graph itself is written by ``export/graph/fast_graph.py``.
+Nothing here knows of prompts, of the values of labels, or of scores.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ CACHE_BYTES = 64 << 20
 """Default bound of the keys and values kept for the next call."""
 
 MAX_THREADS = 4 * (os.cpu_count() or 1)
-"""Beyond a few threads per processor a call only waits for its own threads, at worst for ever."""
+"""With more than a few threads per processor, a call mostly waits for its own threads, at worst for ever."""
 
-_HEAD_VALUES = 1 << 22  # Most logits (readings x vocabulary) that are held at once.
-_GRAPH_FORMAT = "1"
+_HEAD_VALUES = 1 << 22  # logits (readings x vocabulary) that are in memory at once, at most
+_GRAPH_FORMAT = "2"  # number of the meaning of inputs, outputs and metadata; the exporter writes it into the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,10 @@ class FastReading:
         label_logits: Raw logits of the labels, in the manifest's order.
         log_mass: logsumexp of the logits of the whole vocabulary.
         entropy: Entropy of the full first-token distribution, in nats.
-        tokens_read: Tokens that were computed for this reading; a shared prefix counts for the first that needed it.
-        tokens_shared: Tokens it found computed already, in this call or kept from an earlier one.
-        hidden: Final-norm hidden state of the last position, float32 [H], where asked for.
+        tokens_read: Tokens that were computed for this reading. A prefix that several sequences share counts for the
+            first of them.
+        tokens_shared: Tokens of the sequence that had been computed before, in this call or an earlier one.
+        hidden: Hidden state of the last position behind the final norm, float32 [H]; None unless it was asked for.
     """
 
     label_logits: tuple[float, ...]
@@ -55,15 +57,16 @@ class FastReading:
 
 
 class FastModel:
-    """A fast graph, loaded. Any thread may call it; one worker thread, in which the session lives, serves them in turn.
+    """A fast graph, loaded. Any thread may call it; the calls are served one after another by one worker thread.
 
-    The worker exists because the session flushes denormals to zero in the thread that opens it (a masked softmax is full
-    of them, and they cost ten times as much as zeros): that must not happen to the caller's own arithmetic.
+    The session is opened in that worker because it sets the processor to treat denormals (numbers too small for the
+    usual form of a float) as zero. A softmax with masked keys is full of them, and each costs ten times as much as a
+    zero. The setting holds for the thread that opens the session, and must not change the caller's own arithmetic.
 
     Args:
         path: The ``.onnx`` file.
-        threads: Threads of a call; default :func:`fsrm_lite.runtimes.threads.usable_cores`.
-        cache_bytes: Bound of the prefix states kept between calls.
+        threads: Threads that compute one call; by default as many as ``usable_cores`` counts.
+        cache_bytes: Bound of the keys and values that are kept for later calls.
 
     Raises:
         BundleError: If the file is not a fast graph that this version reads.
@@ -79,13 +82,12 @@ class FastModel:
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("fsrm.format") != _GRAPH_FORMAT:
             raise BundleError(
-                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; export it again"
+                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; "
+                "export it again"
             )
         self.vocab_size = int(metadata["fsrm.vocab_size"])
         self.hidden_size = int(metadata["fsrm.hidden_size"])
-        self._labels = (
-            json.loads(metadata["fsrm.labels"]) if "fsrm.labels" in metadata else None
-        )  # the first graphs do not say
+        self._labels = json.loads(metadata["fsrm.labels"])
         self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
         pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._past_names = [i.name for i in pasts]
@@ -110,7 +112,7 @@ class FastModel:
         Raises:
             InputError: On an empty sequence or an id outside the vocabulary.
         """
-        if os.getpid() != self._process:  # its threads did not come along, and a call would wait for them for ever
+        if os.getpid() != self._process:  # a fork copies no threads: a call would wait for the worker for ever
             raise InputError("this model was opened before a fork; open it in the process that uses it")
         given = [self._checked(i, ids) for i, ids in enumerate(sequences)]
         distinct = sorted(set(given))
@@ -137,10 +139,10 @@ class FastModel:
         Raises:
             BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
         """
-        if vocab_size != self.vocab_size or self._labels not in (None, list(label_ids)):
+        if vocab_size != self.vocab_size or self._labels != list(label_ids):
             raise BundleError(
                 f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
-                f"{self._labels or 'labels'} of {self.vocab_size}; export the bundle again"
+                f"{self._labels} of {self.vocab_size}; export the bundle again"
             )
 
     def close(self) -> None:
@@ -150,6 +152,7 @@ class FastModel:
         self._session = None
 
     def _checked(self, number: int, ids: Sequence[int]) -> Ids:
+        """Return the ids of a sequence as plain integers, all of them within the vocabulary."""
         if not len(ids):
             raise InputError(f"sequence {number} is empty, expected at least one token id")
         out = tuple(int(i) for i in ids)
@@ -172,7 +175,7 @@ class FastModel:
         carry: NDArray[np.float32],
         head_rows: range,
     ) -> list[Any]:
-        """Run the graph once; see export/graph/fast_graph.py for what goes in and out."""
+        """Run the graph once, and return the outputs asked for; export/graph/fast_graph.py explains all of them."""
         feeds = {
             "input_ids": self._value(np.array(row.ids, dtype=np.int64)),
             "position_ids": self._value(np.array([row.positions], dtype=np.int64)),
@@ -185,7 +188,11 @@ class FastModel:
         return list(self._session.run_with_ort_values(outputs, feeds))
 
     def _state(self, prefix: Prefix) -> tuple[State, int]:
-        """Return the state of a prefix and how many of its tokens were found kept; computes and keeps the rest."""
+        """Compute the keys and values of a prefix, beginning with what was kept of it, and keep them.
+
+        Returns:
+            The state behind the prefix, and how many of its tokens need not be computed.
+        """
         state, found = State(0, self._empty), 0
         done = Prefix()
         for part in reversed(passes(prefix)):
@@ -194,7 +201,8 @@ class FastModel:
                 state, found, done = self._cut(*hit), len(part.ids), part
                 break
         for part in passes(prefix)[len(done.cuts) :]:
-            # Nothing is read from a prefix: its last layer stops at the keys and values.
+            # Only keys and values are wanted of a prefix, so nothing behind them is asked for: ONNX Runtime then leaves
+            # out the rest of the last layer.
             row = chunk_row(done, part)
             values = self._run(self._present_names, row, state, [0], self._no_carry(), range(0))
             state, done = State(len(part.ids), values), part
@@ -203,6 +211,7 @@ class FastModel:
         return state, found
 
     def _cut(self, state: State, tokens: int) -> State:
+        """Return the state of the first ``tokens`` tokens of a state."""
         if tokens == state.tokens:
             return state
         pairs = zip(state.values, self._token_axes, strict=True)
@@ -213,7 +222,12 @@ class FastModel:
 
 
 class _Call:
-    """One call of :meth:`FastModel.read`: runs the planned rows and asks the head in as few runs as possible."""
+    """One call of ``FastModel.read``: runs the planned rows, and computes the readings in as few runs as possible.
+
+    The vocabulary head, which turns hidden states into readings, is a product with a large matrix; it is cheaper for
+    many hidden states at once. So the hidden states of a row wait (they are *carried* on into later runs) until enough
+    of them have come together.
+    """
 
     def __init__(self, model: FastModel, sequences: list[Ids], hidden: bool) -> None:
         self._model = model
@@ -240,12 +254,13 @@ class _Call:
             self._run_row(row, state, flush=len(self._waiting) + following > self._model._readings_per_head)
 
     def _run_row(self, row: PackedRow, state: State, flush: bool) -> None:
+        """Run one row. With ``flush``, turn its hidden states and all that wait into readings; else let them wait."""
         wanted = [int(branch.path[-1]) for branch in row.branches]
         if not flush:
             (new,) = self._model._run(["hidden"], row, state, wanted, self._model._no_carry(), range(0))
             self._carry = np.concatenate([self._carry, new.numpy()])
             return
-        # The graph puts this row's hidden states before the carried ones; the head reads them in waiting order.
+        # The graph puts this row's hidden states before the carried ones, which have waited longer.
         count, carried = len(wanted), len(self._carry)
         outputs = ["label_logits", "log_mass", "entropy", "hidden"]
         head_rows = range(count + carried)
@@ -264,11 +279,14 @@ class _Call:
         self._waiting, self._carry = [], self._model._no_carry()
 
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession
-    """Open the graph for CPU, quietly, with the compiled operators where they are; its threads stop spinning when a run ends."""
+    """Open the graph for the CPU, quietly, with the compiled operators if they were built.
+
+    Threads that wait for work spin (they keep their core busy) within a run, and stop when it ends.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

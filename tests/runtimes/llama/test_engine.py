@@ -44,7 +44,7 @@ def test_available_here():
 
 
 def fresh_reason(code, **environment):
-    """What why_not says in a new interpreter whose llama_cpp is a fake of this source."""
+    """Return what why_not says in a new interpreter, where ``llama_cpp`` is a fake module with this source."""
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     ).stdout
@@ -66,7 +66,8 @@ def fresh_reason(code, **environment):
 def test_a_runtime_that_cannot_be_imported_is_explained(tmp_path, body, cause, command):
     (tmp_path / "llama_cpp.py").write_text(body)
     said = fresh_reason(
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fsrm_lite.runtimes.llama.engine import why_not; print(why_not())"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "from fsrm_lite.runtimes.llama.engine import why_not; print(why_not())"
     )
     assert cause in said
     assert command in said

@@ -1,15 +1,14 @@
 """Compiled operators for the steps between the products of the fast graph.
 
-They are C (``rows.c`` computes, ``operators.c`` speaks to ONNX Runtime) and compiled when the package is built, where
-there is a C compiler. Nothing needs them: the graph defines every such step in stock operators too, see
-``export/graph/fused.py``, and ONNX Runtime takes those where this library is missing, more slowly.
+They are written in C (``rows.c`` computes, ``operators.c`` speaks to ONNX Runtime) and compiled to a shared library
+when the package is built, where there is a C compiler. Nothing needs them: the graph defines every such step in stock
+operators too, see ``export/graph/fused.py``, and ONNX Runtime takes those where this library is missing, more slowly.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ def library() -> Path | None:
     """Return the compiled library, or None where it was not built or ``FSRM_LITE_KERNELS`` is "0"."""
     if os.environ.get(SWITCH) == "0":
         return None
-    folder = Path(__file__).parent
-    return next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_operators{suffix}").is_file()), None)
+    path = Path(__file__).with_name("_operators.dll" if os.name == "nt" else "_operators.so")
+    return path if path.is_file() else None
 
 
 def register(options: Any) -> bool:  # noqa: ANN401 - a SessionOptions

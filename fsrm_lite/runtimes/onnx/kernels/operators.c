@@ -1,30 +1,46 @@
-/* The fused operators as ONNX Runtime custom operators.
+/* The fused operators, as custom operators of ONNX Runtime.
  *
- * The graph defines each of them as a function of stock operators too (export/graph/fused.py), which ONNX Runtime uses
- * where this library is not registered. What they compute is said there and in rows.h; this file checks shapes, makes
- * outputs and splits rows over ONNX Runtime's own threads. Model files may come from strangers: whatever their shapes and
- * attributes, an operator computes or refuses.
+ * The graph also defines each of them as a function of stock operators (export/graph/fused.py). ONNX Runtime runs that
+ * function where this library is not registered. That file and rows.h say what the operators compute. This file checks
+ * the shapes of their inputs, makes their outputs, and splits their rows over the threads of ONNX Runtime. A model file
+ * may come from a stranger: whatever its shapes and attributes are, an operator computes or refuses.
  */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "onnxruntime_abi.h"
+#include <onnxruntime_c_api.h>
+
 #include "rows.h"
 
-/* Also in export/graph/writer.py. A number that changes with the meaning of any operator: a graph of another number finds
- * no operator here and runs on its own functions. */
-static const char DOMAIN[] = "fsrm.1";
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#elif defined(__GNUC__)
+#define EXPORT __attribute__((visibility("default")))
+#else
+#define EXPORT
+#endif
 
-enum { MAX_INPUTS = 4, MAX_OUTPUTS = 3, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
+/* The domain of the operators, also in export/graph/writer.py. Its number changes with the meaning of any operator: a
+ * graph with another number finds no operator here and runs on its own functions. */
+static const char DOMAIN[] = "fsrm.2";
 
-static const OrtPlace *ort;
+enum {
+    MAX_INPUTS = 5,
+    MAX_OUTPUTS = 4,
+    MAX_RANK = 3,
+    MAX_HEADS = 1 << 16,
+    /* So many values are work enough for one task, and so many fit into its scratch memory on the stack. */
+    VALUES_PER_TASK = 1 << 14
+};
 
-#define ORT(type, place) ((type)ort[place])
+/* ONNX Runtime's functions, set when the library is registered. */
+static const OrtApi *api;
 
-#define TRY(expression)                       \
-    do {                                      \
-        OrtStatus *status_ = (expression);    \
-        if (status_) return status_;          \
+/* Returns from the calling function if the expression yields a status; no status means success. */
+#define TRY(expression)                      \
+    do {                                     \
+        OrtStatusPtr status_ = (expression); \
+        if (status_) return status_;         \
     } while (0)
 
 typedef struct {
@@ -33,65 +49,76 @@ typedef struct {
     int64_t shape[MAX_RANK];
 } Tensor;
 
-/* Work whose units (rows, tokens or heads) any thread may take. */
+/* One call of an operator. Its work consists of units (tokens, rows or heads), which threads may take in any order. */
 typedef struct Work Work;
 struct Work {
-    const char *label;
+    const char *label; /* the operator's name */
     Tensor in[MAX_INPUTS];
-    size_t inputs;
-    void *out[MAX_OUTPUTS];
+    size_t inputs, outputs;
+    void *out[MAX_OUTPUTS]; /* those that the operator does not have stay NULL */
     Shape shape;
+    Factor factor;
     float epsilon;
-    size_t width, units, per_task, scratch;
+    size_t width;          /* values per unit */
+    size_t units;          /* how many there are */
+    size_t units_per_task; /* 0: as many as make VALUES_PER_TASK */
+    size_t scratch_values; /* floats of scratch memory that run needs, however many units it is given */
     void (*run)(const Work *, size_t from, size_t to, float *scratch);
-    volatile int failed; /* any task that finds no memory sets it */
+    _Atomic int out_of_memory; /* tasks set it, on several threads */
 };
 
 typedef struct {
-    OrtCustomOp base; /* first: this is what ONNX Runtime hands back */
-    const char *label;
-    int inputs[MAX_INPUTS + 1], outputs[MAX_OUTPUTS + 1]; /* element types, ended by 0 */
-    const char *count;                                    /* the attribute that counts heads, if there is one */
-    int normed;                                           /* whether there is an attribute "epsilon" */
-    /* Makes the outputs and says how to fill them. */
-    OrtStatus *(*prepare)(Work *work, void *context, int64_t count);
+    OrtCustomOp base;                                 /* what ONNX Runtime sees; it hands back a pointer to this */
+    const char *label;                                /* the operator's name */
+    ONNXTensorElementDataType inputs[MAX_INPUTS + 1]; /* ended by UNDEFINED, which is 0 */
+    ONNXTensorElementDataType outputs[MAX_OUTPUTS + 1];
+    const char *count; /* the attribute that counts heads, or NULL */
+    int has_epsilon;   /* whether there is an attribute "epsilon" */
+    /* Checks the inputs' shapes, makes the outputs and says how to fill them. */
+    OrtStatusPtr (*prepare)(Work *work, OrtKernelContext *context, int64_t count);
 } Operator;
 
+_Static_assert(offsetof(Operator, base) == 0, "a pointer to an operator's base is a pointer to the operator");
+
+/* An operator in one place of a graph, with the attributes it has there. */
 typedef struct {
     const Operator *operator;
     float epsilon;
     int64_t count;
 } Kernel;
 
-static OrtStatus *refuse(const char *label, const char *why) {
+static OrtStatusPtr refuse(const char *label, const char *why) {
     char message[128];
     snprintf(message, sizeof message, "%s:%s: %s", DOMAIN, label, why);
-    return ORT(OrtCreateStatus, ORT_CREATE_STATUS)(ORT_INVALID_ARGUMENT, message);
+    return api->CreateStatus(ORT_INVALID_ARGUMENT, message);
 }
 
-static OrtStatus *misfit(const Work *work) { return refuse(work->label, "the shapes of its inputs do not fit together"); }
+static OrtStatusPtr misfit(const Work *work) {
+    return refuse(work->label, "the shapes of its inputs do not fit together");
+}
 
-static OrtStatus *read_input(Work *work, void *context, size_t index) {
+static OrtStatusPtr read_input(Work *work, const OrtKernelContext *context, size_t index) {
     Tensor *tensor = &work->in[index];
-    const void *value = NULL;
-    void *info = NULL;
-    TRY(ORT(OrtKernelInput, ORT_KERNEL_INPUT)(context, index, &value));
-    TRY(ORT(OrtTensorData, ORT_TENSOR_DATA)((void *)value, &tensor->data));
-    TRY(ORT(OrtTypeAndShape, ORT_TENSOR_TYPE_AND_SHAPE)(value, &info));
-    OrtStatus *status = ORT(OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(info, &tensor->rank);
-    int fits = tensor->rank <= MAX_RANK;
-    if (!status && fits) status = ORT(OrtDimensions, ORT_DIMENSIONS)(info, tensor->shape, tensor->rank);
-    ORT(OrtReleaseTypeAndShape, ORT_RELEASE_TENSOR_TYPE_AND_SHAPE)(info);
+    const OrtValue *value = NULL;
+    OrtTensorTypeAndShapeInfo *info = NULL;
+    TRY(api->KernelContext_GetInput(context, index, &value));
+    TRY(api->GetTensorMutableData((OrtValue *)value, &tensor->data)); /* there is no function for data that stays */
+    TRY(api->GetTensorTypeAndShape(value, &info));
+    OrtStatusPtr status = api->GetDimensionsCount(info, &tensor->rank);
+    int usable = tensor->rank <= MAX_RANK;
+    if (!status && usable) status = api->GetDimensions(info, tensor->shape, tensor->rank);
+    api->ReleaseTensorTypeAndShapeInfo(info);
     TRY(status);
-    /* With no empty inputs every product of sizes below is bounded by a tensor that is in memory. */
-    for (size_t i = 0; fits && i < tensor->rank; i++) fits = tensor->shape[i] > 0;
-    return fits ? NULL : misfit(work);
+    /* Without empty inputs, every product of sizes below is at most the size of a tensor that is in memory. */
+    for (size_t i = 0; usable && i < tensor->rank; i++) usable = tensor->shape[i] > 0;
+    return usable ? NULL : misfit(work);
 }
 
-static OrtStatus *make_output(Work *work, void *context, size_t index, const int64_t *shape, size_t rank) {
-    void *value = NULL;
-    TRY(ORT(OrtKernelOutput, ORT_KERNEL_OUTPUT)(context, index, shape, rank, &value));
-    return ORT(OrtTensorData, ORT_TENSOR_DATA)(value, &work->out[index]);
+static OrtStatusPtr make_output(Work *work, OrtKernelContext *context, size_t index, const int64_t *shape,
+                                size_t rank) {
+    OrtValue *value = NULL;
+    TRY(api->KernelContext_GetOutput(context, index, shape, rank, &value));
+    return api->GetTensorMutableData(value, &work->out[index]);
 }
 
 static int fits(const Tensor *tensor, const int64_t *shape, size_t rank) {
@@ -100,200 +127,261 @@ static int fits(const Tensor *tensor, const int64_t *shape, size_t rank) {
     return same;
 }
 
+/* A shape and its rank, as two arguments. */
 #define SHAPE(...) ((int64_t[]){__VA_ARGS__}), sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)
 #define FITS(work, index, ...) fits(&(work)->in[index], SHAPE(__VA_ARGS__))
 #define MAKE(work, context, index, ...) TRY(make_output(work, context, index, SHAPE(__VA_ARGS__)))
 
+/* Scratch memory lies on the stack, 64 KiB of it, which every thread has. Rows too long for that take their scratch
+ * memory from the heap: next to the work on such a row, an allocation costs nothing. */
 static void run_task(void *data, size_t index) {
     Work *work = data;
-    size_t from = index * work->per_task, to = from + work->per_task;
-    float *scratch = work->scratch ? malloc(work->scratch * sizeof *scratch) : NULL;
-    if (work->scratch && !scratch)
-        work->failed = 1;
-    else
+    size_t from = index * work->units_per_task, to = from + work->units_per_task;
+    float on_stack[VALUES_PER_TASK];
+    int is_long = work->scratch_values > VALUES_PER_TASK;
+    float *scratch = is_long ? malloc(work->scratch_values * sizeof *scratch) : on_stack;
+    if (scratch)
         work->run(work, from, to < work->units ? to : work->units, scratch);
-    free(scratch);
+    else
+        work->out_of_memory = 1;
+    if (is_long) free(scratch);
 }
 
-static OrtStatus *compute(void *opaque, void *context) {
+static OrtStatusPtr ORT_API_CALL compute(void *opaque, OrtKernelContext *context) {
     const Kernel *kernel = opaque;
     const Operator *operator = kernel->operator;
     Work work = {.label = operator->label, .epsilon = kernel->epsilon};
+    while (operator->outputs[work.outputs]) work.outputs++;
     for (; operator->inputs[work.inputs]; work.inputs++) TRY(read_input(&work, context, work.inputs));
     TRY(operator->prepare(&work, context, kernel->count));
-    if (!work.per_task) work.per_task = VALUES_PER_TASK / work.width + 1;
-    size_t tasks = (work.units + work.per_task - 1) / work.per_task;
-    TRY(ORT(OrtParallelFor, ORT_PARALLEL_FOR)(context, run_task, tasks, 0, &work));
-    return work.failed ? refuse(operator->label, "out of memory") : NULL;
+    if (!work.units_per_task) work.units_per_task = VALUES_PER_TASK / work.width + 1;
+    size_t tasks = (work.units + work.units_per_task - 1) / work.units_per_task;
+    TRY(api->KernelContext_ParallelFor(context, run_task, tasks, 0, &work));
+    return work.out_of_memory ? refuse(operator->label, "out of memory") : NULL;
 }
 
-/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H] -> sum [S, H], quantized [S, H], largest [S, 1] */
-static void run_add_norm(const Work *w, size_t from, size_t to, float *scratch) {
-    (void)scratch;
-    add_norm_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->in[3].data, w->epsilon, w->out[0], w->out[1],
-                      w->out[2]);
-}
+/* In the shapes below: S tokens of this pass, T tokens that they may look at, H hidden values, I values of the gated
+ * layer, kv heads of keys and values, group query heads for each of those, d values per head. */
 
-static OrtStatus *prepare_add_norm(Work *w, void *context, int64_t count) {
-    (void)count;
-    int64_t rows = w->in[0].shape[0], width = w->in[0].shape[1];
-    if (!FITS(w, 0, rows, width) || !FITS(w, 1, rows, width) || !FITS(w, 2, rows, 1) || !FITS(w, 3, width)) return misfit(w);
-    MAKE(w, context, 0, rows, width);
-    MAKE(w, context, 1, rows, width);
-    MAKE(w, context, 2, rows, 1);
-    w->units = rows, w->width = width, w->run = run_add_norm;
+/* Reads a factor, a square matrix that mixes the parts of a row of width values. A part has as many values as the
+ * largest power of two that divides width, and their number divides the number of such parts in the row. */
+static OrtStatusPtr read_factor(Work *work, size_t index, int64_t width) {
+    int64_t parts = work->in[index].rank == 2 ? work->in[index].shape[0] : 0, size = width & -width;
+    if (parts < 1 || !FITS(work, index, parts, parts) || parts > MAX_HEADS || width / size % parts) return misfit(work);
+    work->factor = (Factor){work->in[index].data, parts};
     return NULL;
 }
 
-/* GateQuantize: gate [S, I], up [S, I], scale [S, 1] -> quantized [S, I], largest [S, 1] */
-static void run_gate(const Work *w, size_t from, size_t to, float *scratch) {
-    gate_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H]
+ * -> sum [S, H], quantized [S, H], largest [S, 1]
+ * Operators whose name ends in Twice give the second term too, as the last of their outputs. */
+static void run_add_norm(const Work *work, size_t from, size_t to, float *scratch) {
+    add_norm_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, work->in[3].data,
+                      work->epsilon, scratch, work->out[0], work->out[1], work->out[2], work->out[3]);
 }
 
-static OrtStatus *prepare_gate(Work *w, void *context, int64_t count) {
+static OrtStatusPtr prepare_add_norm(Work *work, OrtKernelContext *context, int64_t count) {
     (void)count;
-    int64_t rows = w->in[0].shape[0], width = w->in[0].shape[1];
-    if (!FITS(w, 0, rows, width) || !FITS(w, 1, rows, width) || !FITS(w, 2, rows, 1)) return misfit(w);
-    MAKE(w, context, 0, rows, width);
-    MAKE(w, context, 1, rows, 1);
-    w->units = rows, w->width = w->scratch = width, w->run = run_gate;
+    int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1];
+    if (!FITS(work, 0, tokens, width) || !FITS(work, 1, tokens, width) || !FITS(work, 2, tokens, 1) ||
+        !FITS(work, 3, width))
+        return misfit(work);
+    MAKE(work, context, 0, tokens, width);
+    MAKE(work, context, 1, tokens, width);
+    MAKE(work, context, 2, tokens, 1);
+    if (work->outputs == 4) MAKE(work, context, 3, tokens, width);
+    work->units = tokens;
+    work->width = work->scratch_values = width;
+    work->run = run_add_norm;
     return NULL;
 }
 
-/* Reads queries or keys [S, heads * d] with their rotation, cos and sin [1, S, d / 2], and, where there is one, the norm's weight [d]. */
-static OrtStatus *read_heads(Work *w, int64_t kv_heads) {
-    int64_t tokens = w->in[0].shape[0], width = w->in[0].shape[1], half = w->in[1].shape[2];
-    if (w->in[0].rank != 2 || !FITS(w, 1, 1, tokens, half) || !FITS(w, 2, 1, tokens, half) || half > width) return misfit(w);
+/* GateQuantize: gate [S, I], up [S, I], scale [S, 1], factor [F, F] -> quantized [S, I], largest [S, 1] */
+static void run_gate(const Work *work, size_t from, size_t to, float *scratch) {
+    gate_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, work->factor, scratch,
+                  work->out[0], work->out[1], work->out[2]);
+}
+
+static OrtStatusPtr prepare_gate(Work *work, OrtKernelContext *context, int64_t count) {
+    (void)count;
+    int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1];
+    if (!FITS(work, 0, tokens, width) || !FITS(work, 1, tokens, width) || !FITS(work, 2, tokens, 1))
+        return misfit(work);
+    TRY(read_factor(work, 3, width));
+    MAKE(work, context, 0, tokens, width);
+    MAKE(work, context, 1, tokens, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, tokens, width);
+    work->units = tokens;
+    work->width = width;
+    work->scratch_values = 2 * width;
+    work->run = run_gate;
+    return NULL;
+}
+
+/* Checks queries or keys [S, heads * d], their rotation, cos and sin [1, S, d / 2], the factor that spreads a head of d
+ * values, and the norm's weight [d], if there is one. */
+static OrtStatusPtr check_heads(Work *work, int64_t kv_heads) {
+    int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1], half = work->in[1].shape[2];
+    if (work->in[0].rank != 2 || !FITS(work, 1, 1, tokens, half) || !FITS(work, 2, 1, tokens, half) || half > width)
+        return misfit(work);
     int64_t dim = 2 * half, group = width / dim / kv_heads;
-    if (group < 1 || group * kv_heads * dim != width || (w->inputs == 4 && !FITS(w, 3, dim))) return misfit(w);
-    w->shape = (Shape){tokens, kv_heads, group, dim};
-    w->scratch = SCRATCH_PER_DIM * dim;
+    if (group < 1 || group * kv_heads * dim != width || (work->inputs == 5 && !FITS(work, 4, dim))) return misfit(work);
+    TRY(read_factor(work, 3, dim));
+    work->shape = (Shape){tokens, kv_heads, group, dim};
+    work->scratch_values = SCRATCH_PER_DIM * dim;
     return NULL;
 }
 
-/* NormRotateQueries: queries [S, heads * d], cos, sin, weight -> [kv, group * S, d], [kv, group * S, 1]; RotateQueries: without weight */
-static void run_queries(const Work *w, size_t from, size_t to, float *scratch) {
-    rotate_queries(from, to, w->shape, w->in[0].data, w->in[3].data, w->epsilon, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+/* NormRotateQueries: queries [S, heads * d], cos, sin, factor, weight -> [kv, group * S, d], [kv, group * S, 1];
+ * RotateQueries: the same without weight */
+static void run_queries(const Work *work, size_t from, size_t to, float *scratch) {
+    rotate_queries(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
+                   work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
 }
 
-static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
-    TRY(read_heads(w, kv_heads));
-    Shape s = w->shape;
-    MAKE(w, context, 0, s.kv_heads, s.group * s.tokens, s.dim);
-    MAKE(w, context, 1, s.kv_heads, s.group * s.tokens, 1);
-    w->units = s.tokens, w->width = s.kv_heads * s.group * s.dim, w->run = run_queries;
+static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64_t kv_heads) {
+    TRY(check_heads(work, kv_heads));
+    Shape shape = work->shape;
+    MAKE(work, context, 0, shape.kv_heads, shape.group * shape.tokens, shape.dim);
+    MAKE(work, context, 1, shape.kv_heads, shape.group * shape.tokens, 1);
+    work->units = shape.tokens;
+    work->width = shape.kv_heads * shape.group * shape.dim;
+    work->run = run_queries;
     return NULL;
 }
 
-/* NormRotateKeys: keys [S, kv * d], cos, sin, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: without weight */
-static void run_keys(const Work *w, size_t from, size_t to, float *scratch) {
-    rotate_keys(from, to, w->shape, w->in[0].data, w->in[3].data, w->epsilon, w->in[1].data, w->in[2].data, scratch, w->out[0], w->out[1]);
+/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: the same without
+ * weight */
+static void run_keys(const Work *work, size_t from, size_t to, float *scratch) {
+    rotate_keys(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
+                work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
 }
 
-static OrtStatus *prepare_keys(Work *w, void *context, int64_t kv_heads) {
-    TRY(read_heads(w, kv_heads));
-    Shape s = w->shape;
-    if (s.group != 1) return misfit(w);
-    MAKE(w, context, 0, s.kv_heads, s.dim, s.tokens);
-    MAKE(w, context, 1, s.kv_heads, 1, s.tokens);
-    w->units = s.kv_heads, w->per_task = 1, w->run = run_keys;
+static OrtStatusPtr prepare_keys(Work *work, OrtKernelContext *context, int64_t kv_heads) {
+    TRY(check_heads(work, kv_heads));
+    Shape shape = work->shape;
+    if (shape.group != 1) return misfit(work);
+    MAKE(work, context, 0, shape.kv_heads, shape.dim, shape.tokens);
+    MAKE(work, context, 1, shape.kv_heads, 1, shape.tokens);
+    work->units = shape.kv_heads;
+    work->units_per_task = 1;
+    work->run = run_keys;
     return NULL;
 }
 
-/* QuantizeValues: values [S, kv * d], scale [S, 1] or [1, 1] -> [kv, S, d], [S, 1] */
-static void run_values(const Work *w, size_t from, size_t to, float *scratch) {
+/* QuantizeValues: values [S, kv * d], scale [S, 1] or [1, 1] -> quantized [kv, S, d], largest [S, 1] */
+static void run_values(const Work *work, size_t from, size_t to, float *scratch) {
     (void)scratch;
-    quantize_values(from, to, w->shape, w->in[0].data, w->in[1].data, w->in[1].shape[0] == 1, w->out[0], w->out[1]);
+    int one_scale = work->in[1].shape[0] == 1;
+    quantize_values(from, to, work->shape, work->in[0].data, work->in[1].data, one_scale, work->out[0], work->out[1]);
 }
 
-static OrtStatus *prepare_values(Work *w, void *context, int64_t kv_heads) {
-    int64_t tokens = w->in[0].shape[0], width = w->in[0].shape[1];
-    if (!FITS(w, 0, tokens, width) || width % kv_heads || (!FITS(w, 1, tokens, 1) && !FITS(w, 1, 1, 1))) return misfit(w);
-    w->shape = (Shape){tokens, kv_heads, 1, width / kv_heads};
-    MAKE(w, context, 0, kv_heads, tokens, width / kv_heads);
-    MAKE(w, context, 1, tokens, 1);
-    w->units = tokens, w->width = width, w->run = run_values;
+static OrtStatusPtr prepare_values(Work *work, OrtKernelContext *context, int64_t kv_heads) {
+    int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1];
+    if (!FITS(work, 0, tokens, width) || width % kv_heads || (!FITS(work, 1, tokens, 1) && !FITS(work, 1, 1, 1)))
+        return misfit(work);
+    work->shape = (Shape){tokens, kv_heads, 1, width / kv_heads};
+    MAKE(work, context, 0, kv_heads, tokens, width / kv_heads);
+    MAKE(work, context, 1, tokens, 1);
+    work->units = tokens;
+    work->width = width;
+    work->run = run_values;
     return NULL;
 }
 
 /* SoftmaxQuantize: scores [kv, group * S, T], their scale [kv, group * S, 1], bias [S, T], value scale [T, 1]
  * -> quantized [kv, group * S, T], largest [kv, group * S, 1] */
-static void run_softmax(const Work *w, size_t from, size_t to, float *scratch) {
-    softmax_quantize(from, to, w->shape.kv_heads * w->shape.group, w->shape.tokens, w->scratch, w->in[0].data, w->in[1].data, w->in[2].data,
-                     w->in[3].data, scratch, w->out[0], w->out[1]);
+static void run_softmax(const Work *work, size_t from, size_t to, float *scratch) {
+    Shape shape = work->shape;
+    softmax_quantize(from, to, shape.kv_heads * shape.group, shape.tokens, work->scratch_values, work->in[0].data,
+                     work->in[1].data, work->in[2].data, work->in[3].data, scratch, work->out[0], work->out[1]);
 }
 
-static OrtStatus *prepare_softmax(Work *w, void *context, int64_t count) {
+static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64_t count) {
     (void)count;
-    int64_t kv_heads = w->in[0].shape[0], rows = w->in[0].shape[1], width = w->in[0].shape[2], tokens = w->in[2].shape[0];
-    if (!FITS(w, 0, kv_heads, rows, width) || !FITS(w, 1, kv_heads, rows, 1) || !FITS(w, 2, tokens, width) || !FITS(w, 3, width, 1) ||
-        rows % tokens)
-        return misfit(w);
-    MAKE(w, context, 0, kv_heads, rows, width);
-    MAKE(w, context, 1, kv_heads, rows, 1);
-    w->shape = (Shape){tokens, kv_heads, rows / tokens, 0};
-    w->units = tokens, w->width = kv_heads * (rows / tokens) * width, w->scratch = width, w->run = run_softmax;
+    int64_t kv_heads = work->in[0].shape[0], rows = work->in[0].shape[1], seen = work->in[0].shape[2];
+    int64_t tokens = work->in[2].shape[0];
+    if (!FITS(work, 0, kv_heads, rows, seen) || !FITS(work, 1, kv_heads, rows, 1) || !FITS(work, 2, tokens, seen) ||
+        !FITS(work, 3, seen, 1) || rows % tokens)
+        return misfit(work);
+    MAKE(work, context, 0, kv_heads, rows, seen);
+    MAKE(work, context, 1, kv_heads, rows, 1);
+    work->shape = (Shape){tokens, kv_heads, rows / tokens, 0};
+    work->units = tokens;
+    work->width = kv_heads * (rows / tokens) * seen;
+    work->scratch_values = seen;
+    work->run = run_softmax;
     return NULL;
 }
 
-/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1] -> [S, heads * d], [S, 1] */
-static void run_mixed(const Work *w, size_t from, size_t to, float *scratch) {
-    quantize_mixed(from, to, w->shape, w->in[0].data, w->in[1].data, scratch, w->out[0], w->out[1]);
+/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [heads, heads] -> quantized [S, heads * d],
+ * largest [S, 1] */
+static void run_mixed(const Work *work, size_t from, size_t to, float *scratch) {
+    quantize_mixed(from, to, work->shape, work->in[0].data, work->in[1].data, work->factor, scratch, work->out[0],
+                   work->out[1], work->out[2]);
 }
 
-static OrtStatus *prepare_mixed(Work *w, void *context, int64_t group) {
-    int64_t kv_heads = w->in[0].shape[0], rows = w->in[0].shape[1], dim = w->in[0].shape[2];
-    if (!FITS(w, 0, kv_heads, rows, dim) || !FITS(w, 1, kv_heads, rows, 1) || rows % group) return misfit(w);
-    int64_t tokens = rows / group, width = kv_heads * group * dim;
-    w->shape = (Shape){tokens, kv_heads, group, dim};
-    MAKE(w, context, 0, tokens, width);
-    MAKE(w, context, 1, tokens, 1);
-    w->units = tokens, w->width = w->scratch = width, w->run = run_mixed;
+static OrtStatusPtr prepare_mixed(Work *work, OrtKernelContext *context, int64_t group) {
+    int64_t kv_heads = work->in[0].shape[0], rows = work->in[0].shape[1], dim = work->in[0].shape[2];
+    if (!FITS(work, 0, kv_heads, rows, dim) || !FITS(work, 1, kv_heads, rows, 1) || rows % group) return misfit(work);
+    int64_t tokens = rows / group, heads = kv_heads * group, width = heads * dim;
+    if (!FITS(work, 2, heads, heads)) return misfit(work);
+    work->factor = (Factor){work->in[2].data, heads};
+    work->shape = (Shape){tokens, kv_heads, group, dim};
+    MAKE(work, context, 0, tokens, width);
+    MAKE(work, context, 1, tokens, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, tokens, width);
+    work->units = tokens;
+    work->width = width;
+    work->scratch_values = 2 * width;
+    work->run = run_mixed;
     return NULL;
 }
 
-#define FLOATS_2 {ORT_FLOAT, ORT_FLOAT}
-#define FLOATS_3 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
-#define FLOATS_4 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
-#define AS_UINT8 {ORT_UINT8, ORT_FLOAT}
-#define AS_INT8 {ORT_INT8, ORT_FLOAT}
+/* The rest of the file describes the operators to ONNX Runtime. */
 
-static Operator operators[] = {
-    {.label = "AddNormQuantize", .inputs = FLOATS_4, .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT}, .normed = 1, .prepare = prepare_add_norm},
-    {.label = "GateQuantize", .inputs = FLOATS_3, .outputs = AS_UINT8, .prepare = prepare_gate},
-    {.label = "RotateQueries", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
-    {.label = "NormRotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
-    {.label = "RotateKeys", .inputs = FLOATS_3, .outputs = AS_INT8, .count = "kv_heads", .prepare = prepare_keys},
-    {.label = "NormRotateKeys", .inputs = FLOATS_4, .outputs = AS_INT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
-    {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_INT8, .count = "kv_heads", .prepare = prepare_values},
-    {.label = "SoftmaxQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_softmax},
-    {.label = "QuantizeMixed", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},
-};
-
-enum { OPERATORS = sizeof operators / sizeof *operators };
-
-static size_t count_types(const int *types) {
+static size_t count_types(const ONNXTensorElementDataType *types) {
     size_t n = 0;
     while (types[n]) n++;
     return n;
 }
 
-static const char *name(const OrtCustomOp *op) { return ((const Operator *)op)->label; }
-static const char *provider(const OrtCustomOp *op) { return (void)op, NULL; } /* NULL is the processor */
-static int input_type(const OrtCustomOp *op, size_t index) { return ((const Operator *)op)->inputs[index]; }
-static size_t input_count(const OrtCustomOp *op) { return count_types(((const Operator *)op)->inputs); }
-static int output_type(const OrtCustomOp *op, size_t index) { return ((const Operator *)op)->outputs[index]; }
-static size_t output_count(const OrtCustomOp *op) { return count_types(((const Operator *)op)->outputs); }
-/* Every input and output is required, and in the processor's memory. */
-static int zero(const OrtCustomOp *op, size_t index) { return (void)op, (void)index, 0; }
+static const Operator *operator_of(const OrtCustomOp *base) { return (const Operator *)base; }
 
-static OrtStatus *create_kernel(const OrtCustomOp *op, const void *interface, const void *info, void **made) {
-    (void)interface;
-    const Operator *operator = (const Operator *)op;
+static const char *ORT_API_CALL get_name(const OrtCustomOp *base) { return operator_of(base)->label; }
+
+/* NULL stands for the processor. */
+static const char *ORT_API_CALL get_provider(const OrtCustomOp *base) { return (void)base, NULL; }
+
+static ONNXTensorElementDataType ORT_API_CALL get_input_type(const OrtCustomOp *base, size_t index) {
+    return operator_of(base)->inputs[index];
+}
+
+static size_t ORT_API_CALL get_input_count(const OrtCustomOp *base) { return count_types(operator_of(base)->inputs); }
+
+static ONNXTensorElementDataType ORT_API_CALL get_output_type(const OrtCustomOp *base, size_t index) {
+    return operator_of(base)->outputs[index];
+}
+
+static size_t ORT_API_CALL get_output_count(const OrtCustomOp *base) { return count_types(operator_of(base)->outputs); }
+
+static OrtCustomOpInputOutputCharacteristic ORT_API_CALL get_characteristic(const OrtCustomOp *base, size_t index) {
+    return (void)base, (void)index, INPUT_OUTPUT_REQUIRED;
+}
+
+static OrtMemType ORT_API_CALL get_memory_type(const OrtCustomOp *base, size_t index) {
+    return (void)base, (void)index, OrtMemTypeDefault;
+}
+
+static OrtStatusPtr ORT_API_CALL create_kernel(const OrtCustomOp *base, const OrtApi *its_api,
+                                               const OrtKernelInfo *info, void **made) {
+    (void)its_api; /* the one that is in api already */
+    const Operator *operator = operator_of(base);
     Kernel kernel = {.operator = operator, .count = 1};
-    if (operator->normed) TRY(ORT(OrtAttributeFloat, ORT_ATTRIBUTE_FLOAT)(info, "epsilon", &kernel.epsilon));
-    if (operator->count) TRY(ORT(OrtAttributeInt, ORT_ATTRIBUTE_INT)(info, operator->count, &kernel.count));
-    if (kernel.count < 1 || kernel.count > MAX_HEADS) return refuse(operator->label, "a number of heads is out of range");
+    if (operator->has_epsilon) TRY(api->KernelInfoGetAttribute_float(info, "epsilon", &kernel.epsilon));
+    if (operator->count) TRY(api->KernelInfoGetAttribute_int64(info, operator->count, &kernel.count));
+    if (kernel.count < 1 || kernel.count > MAX_HEADS)
+        return refuse(operator->label, "a number of heads is out of range");
     Kernel *kept = malloc(sizeof *kept);
     if (!kept) return refuse(operator->label, "out of memory");
     *kept = kernel;
@@ -301,31 +389,74 @@ static OrtStatus *create_kernel(const OrtCustomOp *op, const void *interface, co
     return NULL;
 }
 
-/* Called for every session's options, one call at a time; the domain lives as long as this library is loaded. */
-ORT_EXPORT OrtStatus *RegisterCustomOps(void *options, const OrtBase *base) {
-    static void *domain = NULL;
+static void ORT_API_CALL destroy_kernel(void *kernel) { free(kernel); }
+
+#define OPERATOR                                            \
+    .base = {.version = ORT_API_VERSION,                    \
+             .GetName = get_name,                           \
+             .GetExecutionProviderType = get_provider,      \
+             .GetInputType = get_input_type,                \
+             .GetInputTypeCount = get_input_count,          \
+             .GetOutputType = get_output_type,              \
+             .GetOutputTypeCount = get_output_count,        \
+             .KernelDestroy = destroy_kernel,               \
+             .GetInputCharacteristic = get_characteristic,  \
+             .GetOutputCharacteristic = get_characteristic, \
+             .GetInputMemoryType = get_memory_type,         \
+             .CreateKernelV2 = create_kernel,               \
+             .KernelComputeV2 = compute}
+
+#define FLOAT ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+#define UINT8 ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+
+static const Operator operators[] = {
+    {OPERATOR, .label = "AddNormQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {FLOAT, UINT8, FLOAT},
+     .has_epsilon = 1, .prepare = prepare_add_norm},
+    {OPERATOR, .label = "AddNormQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {FLOAT, UINT8, FLOAT, UINT8}, .has_epsilon = 1, .prepare = prepare_add_norm},
+    {OPERATOR, .label = "GateQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .prepare = prepare_gate},
+    {OPERATOR, .label = "GateQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
+     .prepare = prepare_gate},
+    {OPERATOR, .label = "RotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .count = "kv_heads", .prepare = prepare_queries},
+    {OPERATOR, .label = "NormRotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_queries},
+    {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .count = "kv_heads", .prepare = prepare_keys},
+    {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_keys},
+    {OPERATOR, .label = "QuantizeValues", .inputs = {FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "kv_heads",
+     .prepare = prepare_values},
+    {OPERATOR, .label = "SoftmaxQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+     .prepare = prepare_softmax},
+    {OPERATOR, .label = "QuantizeMixed", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "group",
+     .prepare = prepare_mixed},
+    {OPERATOR, .label = "QuantizeMixedTwice", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
+     .count = "group", .prepare = prepare_mixed},
+};
+
+static OrtStatusPtr make_domain(OrtCustomOpDomain **domain) {
+    TRY(api->CreateCustomOpDomain(DOMAIN, domain));
+    for (size_t i = 0; i < sizeof operators / sizeof *operators; i++)
+        TRY(api->CustomOpDomain_Add(*domain, &operators[i].base));
+    return NULL;
+}
+
+/* ONNX Runtime finds this function by its name. It is called for the options of every session, one call at a time. The
+ * domain lives as long as this library is loaded. */
+EXPORT OrtStatusPtr ORT_API_CALL RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
+    static OrtCustomOpDomain *domain = NULL;
     if (!domain) {
-        void *made = NULL;
-        ort = base->get_interface(ORT_INTERFACE_VERSION);
-        if (!ort) return NULL; /* too old a runtime: the functions do the work */
-        TRY(ORT(OrtCreateDomain, ORT_CREATE_CUSTOM_OP_DOMAIN)(DOMAIN, &made));
-        for (size_t i = 0; i < OPERATORS; i++) {
-            operators[i].base = (OrtCustomOp){.version = ORT_CUSTOM_OP_VERSION,
-                                              .name = name,
-                                              .provider = provider,
-                                              .input_type = input_type,
-                                              .input_count = input_count,
-                                              .output_type = output_type,
-                                              .output_count = output_count,
-                                              .destroy_kernel = free,
-                                              .input_characteristic = zero,
-                                              .output_characteristic = zero,
-                                              .input_memory = zero,
-                                              .create_kernel_2 = create_kernel,
-                                              .compute_2 = compute};
-            TRY(ORT(OrtDomainAdd, ORT_CUSTOM_OP_DOMAIN_ADD)(made, &operators[i]));
+        api = base->GetApi(ORT_API_VERSION);
+        if (!api) return NULL; /* The runtime is too old for this library. The graph's functions do the work. */
+        OrtCustomOpDomain *made = NULL;
+        OrtStatusPtr status = make_domain(&made);
+        if (status) {
+            if (made) api->ReleaseCustomOpDomain(made);
+            return status;
         }
         domain = made;
     }
-    return ORT(OrtAddDomain, ORT_ADD_CUSTOM_OP_DOMAIN)(options, domain);
+    return api->AddCustomOpDomain(options, domain);
 }

@@ -3,8 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-/* One copy of each function per instruction set, chosen when the library is loaded. Compilers that cannot do this
- * compile the loops once, for the machine's baseline. */
+/* VECTORIZED functions are compiled once for each of three instruction sets; which copy runs is chosen when the library
+ * is loaded. What they call must be INLINE to be compiled with them. Compilers that cannot do this compile one copy,
+ * for every machine of the kind. */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define VECTORIZED __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define INLINE static inline __attribute__((always_inline))
@@ -13,13 +14,30 @@
 #define INLINE static inline
 #endif
 
+/* So many keys are quantized before they are transposed, while they are still in the cache. */
 enum { KEY_BLOCK = 32 };
 
-static const float SMALLEST = 1e-30f, SMALLEST_VALUE_SCALE = 1e-6f, UNSEEN = -1e8f, LOWEST_EXPONENT = -87.0f;
+/* The scratch memory of a rotation: a rotated head, a normed head, and a block of quantized keys. */
+_Static_assert(SCRATCH_PER_DIM * sizeof(float) >= 2 * sizeof(float) + KEY_BLOCK * sizeof(uint8_t),
+               "scratch memory is too small for the rotations");
 
-/* Adding this puts a number below 2^22, rounded to even, into the low bits of the sum. */
+/* Largest magnitudes are at least this, so that rows of zeros can be divided by theirs. */
+static const float SMALLEST = 1e-30f;
+
+/* The same for values, as export/graph/fused.py has it. */
+static const float SMALLEST_VALUE_SCALE = 1e-6f;
+
+/* A bias below this hides a key from a token. */
+static const float UNSEEN = -1e8f;
+
+/* exp(x) of anything lower is almost the smallest float, 1e-38, and counts as this one. */
+static const float LOWEST_EXPONENT = -87.0f;
+
+/* 1.5 * 2^23. A float of this size has no bits for fractions: adding it to a number below 2^22 rounds that number to
+ * the nearest integer, ties to even, and leaves the integer in the low bits of the sum. */
 static const float ROUNDER = 12582912.0f;
 
+/* The rounded number is in the low bits; the low 8 of them are its int8. */
 INLINE uint32_t rounded_bits(float x) {
     uint32_t bits;
     x += ROUNDER;
@@ -27,7 +45,8 @@ INLINE uint32_t rounded_bits(float x) {
     return bits;
 }
 
-/* exp(x) to a relative 1e-5, for x from -87 to 87: 2^(whole + rest), a polynomial for 2^rest. */
+/* exp(x) with a relative error of 1e-5, for x from -87 to 87. It is 2^t for t = x / ln 2. A polynomial gives 2^r for
+ * the part r of t that is left when t is rounded; adding to the exponent bits multiplies that by 2^whole. */
 INLINE float exponential(float x) {
     float t = x * 1.44269504f;
     int32_t whole = (int32_t)(rounded_bits(t) - 0x4B400000u);
@@ -66,13 +85,81 @@ INLINE void to_uint8(const float *x, size_t n, float by, uint8_t *out) {
     for (size_t i = 0; i < n; i++) out[i] = (uint8_t)(rounded_bits(x[i] * by) + 128u);
 }
 
-INLINE void to_int8(const float *x, size_t n, float by, int8_t *out) {
-    for (size_t i = 0; i < n; i++) out[i] = (int8_t)(uint8_t)rounded_bits(x[i] * by);
+/* Both terms of 8 bits: x * by is nearly (out - 128) + (rest - 128) / 254. */
+INLINE void to_two_uint8(const float *x, size_t n, float by, uint8_t *out, uint8_t *rest) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = rounded_bits(x[i] * by);
+        float left = x[i] * by - (float)(int32_t)(bits - 0x4B400000u);
+        out[i] = (uint8_t)(bits + 128u);
+        rest[i] = (uint8_t)(rounded_bits(left * 254.0f) + 128u);
+    }
 }
 
-VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual, const float *restrict update,
-                                  const float *restrict update_scale, const float *restrict weight, float epsilon, float *restrict sum,
-                                  uint8_t *restrict quantized, float *restrict largest) {
+INLINE void quantize_row(const float *x, size_t n, float by, uint8_t *out, uint8_t *rest) {
+    if (rest)
+        to_two_uint8(x, n, by, out, rest);
+    else
+        to_uint8(x, n, by, out);
+}
+
+/* Multiplies the parts of size values of a row by the factor, from x to out. */
+INLINE void mix_parts(const float *restrict x, size_t size, Factor factor, float *restrict out) {
+    for (size_t i = 0; i < factor.parts; i++) {
+        float *restrict sum = out + i * size;
+        const float *by = factor.values + i * factor.parts;
+        for (size_t k = 0; k < size; k++) sum[k] = by[0] * x[k];
+        for (size_t j = 1; j < factor.parts; j++)
+            for (size_t k = 0; k < size; k++) sum[k] += by[j] * x[j * size + k];
+    }
+}
+
+/* One pass of additions and subtractions over size values: neighbours at a distance of step. */
+INLINE void butterflies(float *x, size_t size, size_t step) {
+    for (size_t start = 0; start < size; start += 2 * step)
+        for (size_t i = start; i < start + step; i++) {
+            float a = x[i], b = x[i + step];
+            x[i] = a + b;
+            x[i + step] = a - b;
+        }
+}
+
+/* Multiplies size values, a power of two, by the Hadamard matrix; their root-mean-square grows by the root of size. */
+INLINE void hadamard(float *x, size_t size) {
+    size_t step = size / 2;
+    for (; step >= 8; step /= 2) butterflies(x, size, step);
+    if (step == 4) {
+        for (float *y = x; y < x + size; y += 8) {
+            float a0 = y[0] + y[4], a1 = y[1] + y[5], a2 = y[2] + y[6], a3 = y[3] + y[7];
+            float a4 = y[0] - y[4], a5 = y[1] - y[5], a6 = y[2] - y[6], a7 = y[3] - y[7];
+            float b0 = a0 + a2, b1 = a1 + a3, b2 = a0 - a2, b3 = a1 - a3;
+            float b4 = a4 + a6, b5 = a5 + a7, b6 = a4 - a6, b7 = a5 - a7;
+            y[0] = b0 + b1, y[1] = b0 - b1, y[2] = b2 + b3, y[3] = b2 - b3;
+            y[4] = b4 + b5, y[5] = b4 - b5, y[6] = b6 + b7, y[7] = b6 - b7;
+        }
+        return;
+    }
+    for (; step; step /= 2) butterflies(x, size, step);
+}
+
+/* Spreads a row as export/graph/rotation.py says, but for the root of the power of two, which it returns the reciprocal
+ * of. The row's values are where the returned pointer says: in x or in other, which has room for as many. */
+INLINE float *spread(float *x, size_t width, Factor factor, float *other, float *unit) {
+    size_t size = width & (~width + 1);
+    *unit = 1.0f / sqrtf((float)size);
+    if (factor.parts > 1) {
+        for (size_t start = 0; start < width; start += factor.parts * size)
+            mix_parts(x + start, size, factor, other + start);
+        x = other;
+    }
+    for (size_t start = 0; start < width; start += size) hadamard(x + start, size);
+    return x;
+}
+
+VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual,
+                                  const float *restrict update, const float *restrict update_scale,
+                                  const float *restrict weight, float epsilon, float *restrict scratch,
+                                  float *restrict sum, uint8_t *restrict quantized, float *restrict largest,
+                                  uint8_t *restrict rest) {
     for (size_t row = from; row < to; row++) {
         const float *r = residual + row * width, *u = update + row * width;
         float *s = sum + row * width, scale = update_scale[row], squares = 0.0f, top = 0.0f;
@@ -80,19 +167,22 @@ VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const fl
             float x = r[i] + u[i] * scale;
             s[i] = x;
             squares += x * x;
-            float a = fabsf(x * weight[i]);
+            scratch[i] = x * weight[i];
+            float a = fabsf(scratch[i]);
             top = a > top ? a : top;
         }
         float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
         top = top * inverse > SMALLEST ? top * inverse : SMALLEST;
         float by = inverse * (127.0f / top);
-        for (size_t i = 0; i < width; i++) quantized[row * width + i] = (uint8_t)(rounded_bits(s[i] * weight[i] * by) + 128u);
+        quantize_row(scratch, width, by, quantized + row * width, rest ? rest + row * width : NULL);
         largest[row] = top;
     }
 }
 
-VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float *restrict gate, const float *restrict up,
-                              const float *restrict scale, float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float *restrict gate,
+                              const float *restrict up, const float *restrict scale, Factor factor,
+                              float *restrict scratch, uint8_t *restrict quantized, float *restrict largest,
+                              uint8_t *restrict rest) {
     for (size_t row = from; row < to; row++) {
         const float *g = gate + row * width, *u = up + row * width;
         float s = scale[row];
@@ -100,15 +190,19 @@ VECTORIZED void gate_quantize(size_t from, size_t to, size_t width, const float 
             float x = g[i] * s, limited = at_least(x, LOWEST_EXPONENT);
             scratch[i] = x * u[i] / (1.0f + exponential(-(limited > -LOWEST_EXPONENT ? -LOWEST_EXPONENT : limited)));
         }
-        float top = largest_magnitude(scratch, width, SMALLEST);
-        to_uint8(scratch, width, 127.0f / top, quantized + row * width);
-        largest[row] = top * s;
+        float unit, *x = spread(scratch, width, factor, scratch + width, &unit),
+                    top = largest_magnitude(x, width, SMALLEST);
+        quantize_row(x, width, 127.0f / top, quantized + row * width, rest ? rest + row * width : NULL);
+        largest[row] = top * unit * s;
     }
 }
 
-/* One head: RMSNorm where weight, then rotation of the first half against the second into out, which holds dim values,
- * with room for as many behind them; returns the largest magnitude. */
-INLINE float rotate(const float *x, size_t dim, const float *weight, float epsilon, const float *cos, const float *sin, float *restrict out) {
+/* One head of dim values: RMSNorm if there is a weight, then rotation, then spreading. Value i of the first half and
+ * value i of the second half are the coordinates of a point, which the rotation turns by angle i. scratch has room for
+ * 2 * dim values. The result is where the returned pointer says; it is yet to be multiplied by unit. */
+INLINE float *rotate(const float *x, size_t dim, const float *weight, float epsilon, const float *cos, const float *sin,
+                     Factor factor, float *scratch, float *unit) {
+    float *restrict out = scratch;
     size_t half = dim / 2;
     if (weight) {
         float inverse = 1.0f / sqrtf(sum_of_squares(x, dim) / (float)dim + epsilon), *restrict normed = out + dim;
@@ -120,61 +214,71 @@ INLINE float rotate(const float *x, size_t dim, const float *weight, float epsil
         out[i] = a * cos[i] - b * sin[i];
         out[half + i] = b * cos[i] + a * sin[i];
     }
-    return largest_magnitude(out, dim, SMALLEST);
+    return spread(out, dim, factor, scratch + dim, unit);
 }
 
-VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries, const float *restrict weight, float epsilon,
-                               const float *restrict cos, const float *restrict sin, float *restrict scratch, uint8_t *restrict quantized,
-                               float *restrict largest) {
+VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries,
+                               const float *restrict weight, float epsilon, const float *restrict cos,
+                               const float *restrict sin, Factor factor, float *restrict scratch,
+                               uint8_t *restrict quantized, float *restrict largest) {
     size_t heads = shape.kv_heads * shape.group, dim = shape.dim;
     for (size_t token = from; token < to; token++)
         for (size_t head = 0; head < heads; head++) {
             size_t row = head * shape.tokens + token;
             const float *query = queries + (token * heads + head) * dim;
-            float top = rotate(query, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
-            to_uint8(scratch, dim, 127.0f / top, quantized + row * dim);
-            largest[row] = top;
+            float unit, *x = rotate(query, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2),
+                                    factor, scratch, &unit);
+            float top = largest_magnitude(x, dim, SMALLEST);
+            to_uint8(x, dim, 127.0f / top, quantized + row * dim);
+            largest[row] = top * unit;
         }
 }
 
-VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys, const float *restrict weight, float epsilon,
-                            const float *restrict cos, const float *restrict sin, float *restrict scratch, int8_t *restrict quantized,
-                            float *restrict largest) {
+VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys,
+                            const float *restrict weight, float epsilon, const float *restrict cos,
+                            const float *restrict sin, Factor factor, float *restrict scratch,
+                            uint8_t *restrict quantized, float *restrict largest) {
     size_t dim = shape.dim;
-    int8_t *block = (int8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim], to be transposed while it is in the cache */
+    uint8_t *block = (uint8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim] */
     for (size_t head = from; head < to; head++)
         for (size_t start = 0; start < shape.tokens; start += KEY_BLOCK) {
             size_t count = shape.tokens - start < KEY_BLOCK ? shape.tokens - start : KEY_BLOCK;
             for (size_t i = 0; i < count; i++) {
                 size_t token = start + i;
                 const float *key = keys + (token * shape.kv_heads + head) * dim;
-                float top = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2), scratch);
-                to_int8(scratch, dim, 127.0f / top, block + i * dim);
-                largest[head * shape.tokens + token] = top;
+                float unit, *x = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2),
+                                        factor, scratch, &unit);
+                float top = largest_magnitude(x, dim, SMALLEST);
+                to_uint8(x, dim, 127.0f / top, block + i * dim);
+                largest[head * shape.tokens + token] = top * unit;
             }
             for (size_t d = 0; d < dim; d++)
-                for (size_t i = 0; i < count; i++) quantized[(head * dim + d) * shape.tokens + start + i] = block[i * dim + d];
+                for (size_t i = 0; i < count; i++)
+                    quantized[(head * dim + d) * shape.tokens + start + i] = block[i * dim + d];
         }
 }
 
-VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values, const float *restrict scale,
-                                int one_scale, int8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float *restrict values,
+                                const float *restrict scale, int one_scale, uint8_t *restrict quantized,
+                                float *restrict largest) {
     size_t dim = shape.dim, width = shape.kv_heads * dim;
     for (size_t token = from; token < to; token++) {
         float top = largest_magnitude(values + token * width, width, SMALLEST);
         for (size_t head = 0; head < shape.kv_heads; head++)
-            to_int8(values + token * width + head * dim, dim, 127.0f / top, quantized + (head * shape.tokens + token) * dim);
+            to_uint8(values + token * width + head * dim, dim, 127.0f / top,
+                     quantized + (head * shape.tokens + token) * dim);
         top *= scale[one_scale ? 0 : token];
         largest[token] = top > SMALLEST_VALUE_SCALE ? top : SMALLEST_VALUE_SCALE;
     }
 }
 
-VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *restrict scores,
-                                 const float *restrict score_scale, const float *restrict bias, const float *restrict value_scale,
-                                 float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width,
+                                 const float *restrict scores, const float *restrict score_scale,
+                                 const float *restrict bias, const float *restrict value_scale, float *restrict scratch,
+                                 uint8_t *restrict quantized, float *restrict largest) {
     for (size_t token = from; token < to; token++) {
         const float *b = bias + token * width;
-        /* Keys that are not seen lie mostly at the ends: behind the token, and in other branches of a packed row. */
+        /* Keys that the token does not see lie mostly at the ends. They are left out there; their weight is zero. */
         size_t first = 0, last = width;
         while (last > 0 && b[last - 1] < UNSEEN) last--;
         while (first < last && b[first] < UNSEEN) first++;
@@ -204,16 +308,19 @@ VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t to
     }
 }
 
-VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float *restrict mixed, const float *restrict scale,
-                               float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
+VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float *restrict mixed,
+                               const float *restrict scale, Factor factor, float *restrict scratch,
+                               uint8_t *restrict quantized, float *restrict largest, uint8_t *restrict rest) {
     size_t heads = shape.kv_heads * shape.group, dim = shape.dim, width = heads * dim;
     for (size_t token = from; token < to; token++) {
         for (size_t head = 0; head < heads; head++) {
             size_t row = head * shape.tokens + token;
             for (size_t i = 0; i < dim; i++) scratch[head * dim + i] = mixed[row * dim + i] * scale[row];
         }
-        float top = largest_magnitude(scratch, width, SMALLEST);
-        to_uint8(scratch, width, 127.0f / top, quantized + token * width);
+        mix_parts(scratch, dim, factor, scratch + width);
+        float top = largest_magnitude(scratch + width, width, SMALLEST);
+        quantize_row(scratch + width, width, 127.0f / top, quantized + token * width,
+                     rest ? rest + token * width : NULL);
         largest[token] = top;
     }
 }

@@ -1,8 +1,22 @@
-/* Row-wise arithmetic of the fused operators. Every function writes whole rows (or heads) and reads nothing else, so
- * that callers may split rows over threads in any way without changing a bit of the result.
+/* The arithmetic of the fused operators, row by row.
  *
- * "Quantized" means: divided by the row's largest magnitude and rounded to steps of 1/127 (uint8 values lie around
- * 128). The scales that are returned are the largest magnitudes, as in export/graph/linear.py.
+ * Every function fills the rows (or tokens, or heads) from `from` up to but not including `to`, and reads nothing that
+ * another row's result depends on. So callers may split rows over threads in any way: no bit of the result changes.
+ *
+ * To quantize a row is to divide it by its largest magnitude and to round the quotients to steps of 1/127. What is
+ * stored is the number of steps with 128 added, as uint8. The row's largest magnitude is returned too, so
+ * that steps / 127 * largest is the value again, as in export/graph/linear.py.
+ *
+ * Two terms make a quantized row more precise: what rounding leaves behind is rounded too, to steps of 1/254 of a step,
+ * and stored as a second row (rest) in the same way. Functions that can do so take rest; NULL means one term.
+ *
+ * To spread a row is to multiply it by an orthogonal matrix, so that no value of it stands out;
+ * export/graph/rotation.py says which matrix, and why.
+ *
+ * A head is one part of a token's queries, keys or values; attention works on each head by itself. Several query heads,
+ * a group, share one head of keys and values.
+ *
+ * scratch is memory that the caller lends; its contents mean nothing before and after the call.
  */
 #ifndef FSRM_ROWS_H
 #define FSRM_ROWS_H
@@ -10,49 +24,73 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* No function here is for the users of the library. */
 #if defined(__GNUC__)
 #pragma GCC visibility push(hidden)
 #endif
 
 typedef struct {
-    size_t tokens, kv_heads, group, dim; /* heads = kv_heads * group, all of dim values */
+    size_t tokens;
+    size_t kv_heads; /* heads of keys and values */
+    size_t group;    /* query heads for each of them; heads = kv_heads * group */
+    size_t dim;      /* values per head */
 } Shape;
 
-/* What the rotations need of scratch, in values per value of a head. */
+/* An orthogonal matrix [parts, parts] that mixes the parts of a row: part i of the result is the sum over j of
+ * values[i][j] times part j. */
+typedef struct {
+    const float *values;
+    size_t parts;
+} Factor;
+
+/* Floats of scratch memory that the rotations need for each value of a head. */
 enum { SCRATCH_PER_DIM = 10 };
 
-/* Rows [from, to) of: sum = residual + update * update_scale; quantized and largest of its RMSNorm. */
-void add_norm_quantize(size_t from, size_t to, size_t width, const float *residual, const float *update, const float *update_scale,
-                       const float *weight, float epsilon, float *sum, uint8_t *quantized, float *largest);
+/* sum = residual + update * update_scale [rows], all of them [rows, width]. Then the RMSNorm of sum with weight
+ * [width] is quantized, in two terms if rest is not NULL. scratch holds width floats. */
+void add_norm_quantize(size_t from, size_t to, size_t width, const float *residual, const float *update,
+                       const float *update_scale, const float *weight, float epsilon, float *scratch, float *sum,
+                       uint8_t *quantized, float *largest, uint8_t *rest);
 
-/* Rows [from, to) of: silu(gate * scale) * up, quantized; largest includes the scale of up. scratch holds width values. */
-void gate_quantize(size_t from, size_t to, size_t width, const float *gate, const float *up, const float *scale, float *scratch,
-                   uint8_t *quantized, float *largest);
+/* silu(gate * scale) * (up * scale), spread and quantized; gate and up are [rows, width], scale is [rows]. The second
+ * scale is the same for the whole row, so that only largest need be multiplied by it. factor.parts divides width;
+ * scratch holds 2 * width floats. */
+void gate_quantize(size_t from, size_t to, size_t width, const float *gate, const float *up, const float *scale,
+                   Factor factor, float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
-/* Tokens [from, to) of: RMSNorm per head (where weight), rotation, quantization of queries [tokens, heads * dim] to
- * [kv_heads, group * tokens, dim] and scales [kv_heads, group * tokens]; cos and sin are [tokens, dim / 2]. scratch holds
- * SCRATCH_PER_DIM * dim values. */
-void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon, const float *cos,
-                    const float *sin, float *scratch, uint8_t *quantized, float *largest);
-
-/* Key/value heads [from, to) of the same for keys [tokens, kv_heads * dim] to [kv_heads, dim, tokens] and [kv_heads, tokens]. */
-void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon, const float *cos,
-                 const float *sin, float *scratch, int8_t *quantized, float *largest);
-
-/* Tokens [from, to) of: values [tokens, kv_heads * dim] * scale, one for all tokens or one each, quantized over all heads to
- * [kv_heads, tokens, dim]; largest [tokens] is at least 1e-6. */
-void quantize_values(size_t from, size_t to, Shape shape, const float *values, const float *scale, int one_scale, int8_t *quantized,
-                     float *largest);
-
-/* Tokens [from, to) of, for scores [heads, tokens, width]: p = softmax(scores * score_scale + bias), w = p * value_scale [width];
- * quantized = w in steps of 1/255 of its largest, which is returned. bias is [tokens, width]; scratch holds width values. */
-void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores, const float *score_scale,
-                      const float *bias, const float *value_scale, float *scratch, uint8_t *quantized, float *largest);
-
-/* Tokens [from, to) of: mixed [kv_heads, group * tokens, dim] * scale [kv_heads, group * tokens], quantized over all heads to
- * [tokens, heads * dim]; scratch holds heads * dim values. */
-void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, float *scratch, uint8_t *quantized,
+/* Queries [tokens, heads * dim], for tokens in the given range: RMSNorm of each head with weight [dim], unless that is
+ * NULL; rotation by the angles whose cos and sin are [tokens, dim / 2]; spreading by
+ * factor and quantization of each head. The results are
+ * quantized [kv_heads, group * tokens, dim] and largest [kv_heads, group * tokens]. scratch holds SCRATCH_PER_DIM * dim
+ * floats. */
+void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon,
+                    const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized,
                     float *largest);
+
+/* The same for keys [tokens, kv_heads * dim], for heads in the given range. The results are quantized
+ * [kv_heads, dim, tokens] and largest [kv_heads, tokens]. */
+void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon,
+                 const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
+
+/* Values [tokens, kv_heads * dim], for tokens in the given range, multiplied by scale, which is [1] if one_scale and
+ * [tokens] if not. All heads of a token are quantized together. The results are quantized [kv_heads, tokens, dim] and
+ * largest [tokens], which is at least 1e-6. */
+void quantize_values(size_t from, size_t to, Shape shape, const float *values, const float *scale, int one_scale,
+                     uint8_t *quantized, float *largest);
+
+/* Attention scores [heads, tokens, width], for tokens in the given range: softmax(scores * score_scale + bias) *
+ * value_scale, where score_scale is [heads, tokens], bias is [tokens, width] and value_scale is [width]. The result is
+ * never negative, so that it is stored as uint8 in steps of 1/255 of its largest, which is returned [heads, tokens].
+ * scratch holds width floats. */
+void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores,
+                      const float *score_scale, const float *bias, const float *value_scale, float *scratch,
+                      uint8_t *quantized, float *largest);
+
+/* What attention mixed, [kv_heads, group * tokens, dim], for tokens in the given range, multiplied by scale
+ * [kv_heads, group * tokens]. The heads of a token are mixed by factor, then all of them are quantized together. The
+ * results are quantized [tokens, heads * dim] and largest [tokens]. scratch holds 2 * heads * dim floats. */
+void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, Factor factor,
+                    float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

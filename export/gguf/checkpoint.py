@@ -1,0 +1,138 @@
+"""A GGUF back to a Hugging Face checkpoint: the other direction of ``writer``, for models that come as GGUF only.
+
+Weights are dequantized, so the checkpoint is exactly the model that llama.cpp runs, as far as float32 goes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.errors import ExportError, UnsupportedCheckpointError, missing_extra
+from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, HEAD, MODEL_CLASSES
+from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, pre_tokenizer
+from fsrm_lite.export.gguf.writer import hugging_face_name
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Values of ``general.architecture`` that are one of the exporter's own architectures under the same name."""
+
+
+def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = None) -> None:
+    """Write the model in a GGUF file as a checkpoint folder that ``fsrm-lite export`` and transformers read.
+
+    Args:
+        gguf_path: A dense model of one of ``ARCHITECTURES``; matrices of any type that the gguf library dequantizes.
+        folder: Folder to create: ``config.json``, ``model.safetensors`` (float32), ``tokenizer.json`` and
+            ``tokenizer_config.json``.
+        tokenizer: A ``tokenizer.json`` to copy instead of building one from the file's own tokens and merges.
+
+    Raises:
+        MissingExtraError: If gguf or safetensors is not installed.
+        UnsupportedCheckpointError: If the architecture, the rope scaling or the tokenizer cannot be brought back.
+        ExportError: If the file is missing or damaged.
+    """
+    try:
+        from gguf import GGUFReader, dequantize
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise missing_extra("gguf with safetensors", "export", error) from error
+    try:
+        reader = GGUFReader(str(gguf_path))
+        entries = {name: field.contents() for name, field in reader.fields.items()}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ExportError(f"{gguf_path} cannot be read as GGUF: {error}") from error
+    kind = entries.get("general.architecture")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedCheckpointError(f"{gguf_path} holds the architecture {kind!r}, expected one of {known}")
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            raise UnsupportedCheckpointError(f"{gguf_path} scales its rotary frequencies, in a form that no config.json has")
+        name = hugging_face_name(tensor.name)
+        values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        heads = {"q_proj": "head_count", "k_proj": "head_count_kv"}.get(name.split(".")[-2])
+        if kind == "llama" and heads is not None:
+            values = _halves(values, int(entries[f"llama.attention.{heads}"]))
+        tensors[name] = values
+    folder.mkdir(parents=True)
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    _write_json(folder / "config.json", _config(kind, entries, tensors))
+    if tokenizer is None:
+        _write_tokenizer(folder, entries)
+    else:
+        copyfile(tokenizer, folder / TOKENIZER_NAME)
+
+
+def _halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Undo llama.cpp's order of a head's rows: neighbouring pairs become halves, as Hugging Face rotates them."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _config(kind: str, entries: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
+    def entry(name: str) -> Any:  # noqa: ANN401 - a number or a list
+        return entries[f"{kind}.{name}"]
+
+    heads, hidden = int(entry("attention.head_count")), int(entry("embedding_length"))
+    attention_bias = "model.layers.0.self_attn.q_proj.bias" in tensors
+    return {
+        "architectures": [MODEL_CLASSES[kind]],
+        "model_type": kind,
+        "hidden_act": "silu",
+        "torch_dtype": "float32",
+        "tie_word_embeddings": HEAD not in tensors,
+        **({} if kind == "qwen2" else {"attention_bias": attention_bias}),
+        **({"mlp_bias": "model.layers.0.mlp.up_proj.bias" in tensors} if kind == "llama" else {}),
+        "vocab_size": tensors[EMBEDDING].shape[0],
+        "hidden_size": hidden,
+        "num_hidden_layers": int(entry("block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(entry("attention.head_count_kv")),
+        "head_dim": int(entries.get(f"{kind}.attention.key_length", hidden // heads)),
+        "intermediate_size": int(entry("feed_forward_length")),
+        "max_position_embeddings": int(entry("context_length")),
+        "rope_theta": float(entries.get(f"{kind}.rope.freq_base", 10_000.0)),  # the format's own default
+        "rms_norm_eps": float(entry("attention.layer_norm_rms_epsilon")),
+        **{
+            f"{name}_token_id": int(entries[f"tokenizer.ggml.{name}_token_id"])
+            for name in ("bos", "eos")
+            if f"tokenizer.ggml.{name}_token_id" in entries
+        },
+    }
+
+
+def _write_tokenizer(folder: Path, entries: dict[str, Any]) -> None:
+    """Write ``tokenizer.json`` from the file's tokens and merges, and ``tokenizer_config.json`` with the chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    if entries.get("tokenizer.ggml.model") != "gpt2":
+        kind = entries.get("tokenizer.ggml.model")
+        raise UnsupportedCheckpointError(f"the file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be brought back")
+    tokens, types = entries["tokenizer.ggml.tokens"], entries["tokenizer.ggml.token_type"]
+    pre = entries.get("tokenizer.ggml.pre", "gpt-2")
+    merges = [tuple(merge.split(" ")) for merge in entries["tokenizer.ggml.merges"]]
+    vocabulary = {text: i for i, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    # Ordinary tokens are 1, bytes 6; everything between is found in the text as a whole, before it is split.
+    added = [(text, kind) for text, kind in zip(tokens, types, strict=True) if 1 < kind < UNUSED]
+    tokenizer.add_tokens([AddedToken(text, special=kind == CONTROL, normalized=False) for text, kind in added])
+    tokenizer.save(str(folder / TOKENIZER_NAME))
+    names = {
+        f"{name}_token": tokens[int(entries[f"tokenizer.ggml.{key}_token_id"])]
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        if f"tokenizer.ggml.{key}_token_id" in entries
+    }
+    template = entries.get("tokenizer.chat_template")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **({} if template is None else {"chat_template": template})}
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
