@@ -15,7 +15,7 @@
  * no operator here and runs on its own functions. */
 static const char DOMAIN[] = "fsrm.2";
 
-enum { MAX_INPUTS = 5, MAX_OUTPUTS = 4, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
+enum { MAX_INPUTS = 6, MAX_OUTPUTS = 4, MAX_RANK = 3, MAX_HEADS = 1 << 16, VALUES_PER_TASK = 16384 };
 
 static const OrtPlace *ort;
 
@@ -137,22 +137,23 @@ static OrtStatus *read_factor(Work *w, size_t index, int64_t width) {
     return NULL;
 }
 
-/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H] -> sum [S, H], quantized [S, H], largest [S, 1];
+/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H], factor [F, F] -> sum [S, H], quantized [S, H], largest [S, 1];
  * AddNormQuantizeTwice: the second term too, as all operators of such a name, the last of their outputs */
 static void run_add_norm(const Work *w, size_t from, size_t to, float *scratch) {
-    add_norm_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->in[3].data, w->epsilon, scratch, w->out[0],
-                      w->out[1], w->out[2], w->out[3]);
+    add_norm_quantize(from, to, w->width, w->in[0].data, w->in[1].data, w->in[2].data, w->in[3].data, w->epsilon, w->factor, scratch,
+                      w->out[0], w->out[1], w->out[2], w->out[3]);
 }
 
 static OrtStatus *prepare_add_norm(Work *w, void *context, int64_t count) {
     (void)count;
     int64_t rows = w->in[0].shape[0], width = w->in[0].shape[1];
     if (!FITS(w, 0, rows, width) || !FITS(w, 1, rows, width) || !FITS(w, 2, rows, 1) || !FITS(w, 3, width)) return misfit(w);
+    TRY(read_factor(w, 4, width));
     MAKE(w, context, 0, rows, width);
     MAKE(w, context, 1, rows, width);
     MAKE(w, context, 2, rows, 1);
     if (w->outputs == 4) MAKE(w, context, 3, rows, width);
-    w->units = rows, w->width = w->scratch = width, w->run = run_add_norm;
+    w->units = rows, w->width = width, w->scratch = 2 * width, w->run = run_add_norm;
     return NULL;
 }
 
@@ -174,12 +175,12 @@ static OrtStatus *prepare_gate(Work *w, void *context, int64_t count) {
 }
 
 /* Reads queries or keys [S, heads * d] with their rotation, cos and sin [1, S, d / 2], the factor that spreads d values, and, where
- * there is one, the norm's weight [d]. */
-static OrtStatus *read_heads(Work *w, int64_t kv_heads) {
+ * there is one, the norm's weight [d], which is the input number norm. */
+static OrtStatus *read_heads(Work *w, int64_t kv_heads, size_t norm) {
     int64_t tokens = w->in[0].shape[0], width = w->in[0].shape[1], half = w->in[1].shape[2];
     if (w->in[0].rank != 2 || !FITS(w, 1, 1, tokens, half) || !FITS(w, 2, 1, tokens, half) || half > width) return misfit(w);
     int64_t dim = 2 * half, group = width / dim / kv_heads;
-    if (group < 1 || group * kv_heads * dim != width || (w->inputs == 5 && !FITS(w, 4, dim))) return misfit(w);
+    if (group < 1 || group * kv_heads * dim != width || (norm && !FITS(w, norm, dim))) return misfit(w);
     TRY(read_factor(w, 3, dim));
     w->shape = (Shape){tokens, kv_heads, group, dim};
     w->scratch = SCRATCH_PER_DIM * dim;
@@ -193,7 +194,7 @@ static void run_queries(const Work *w, size_t from, size_t to, float *scratch) {
 }
 
 static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
-    TRY(read_heads(w, kv_heads));
+    TRY(read_heads(w, kv_heads, w->inputs == 5 ? 4 : 0));
     Shape s = w->shape;
     MAKE(w, context, 0, s.kv_heads, s.group * s.tokens, s.dim);
     MAKE(w, context, 1, s.kv_heads, s.group * s.tokens, 1);
@@ -201,16 +202,16 @@ static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
     return NULL;
 }
 
-/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: without weight */
+/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, mean [kv, d], weight -> [kv, d, S], [kv, 1, S]; RotateKeys: without weight */
 static void run_keys(const Work *w, size_t from, size_t to, float *scratch) {
-    rotate_keys(from, to, w->shape, w->in[0].data, w->in[4].data, w->epsilon, w->in[1].data, w->in[2].data, w->factor, scratch, w->out[0],
-                w->out[1]);
+    rotate_keys(from, to, w->shape, w->in[0].data, w->in[5].data, w->epsilon, w->in[1].data, w->in[2].data, w->factor, w->in[4].data,
+                scratch, w->out[0], w->out[1]);
 }
 
 static OrtStatus *prepare_keys(Work *w, void *context, int64_t kv_heads) {
-    TRY(read_heads(w, kv_heads));
+    TRY(read_heads(w, kv_heads, w->inputs == 6 ? 5 : 0));
     Shape s = w->shape;
-    if (s.group != 1) return misfit(w);
+    if (s.group != 1 || !FITS(w, 4, s.kv_heads, s.dim)) return misfit(w);
     MAKE(w, context, 0, s.kv_heads, s.dim, s.tokens);
     MAKE(w, context, 1, s.kv_heads, 1, s.tokens);
     w->units = s.kv_heads, w->per_task = 1, w->run = run_keys;
@@ -253,7 +254,7 @@ static OrtStatus *prepare_softmax(Work *w, void *context, int64_t count) {
     return NULL;
 }
 
-/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [heads, heads] -> [S, heads * d], [S, 1] */
+/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [F, F] -> [S, heads * d], [S, 1] */
 static void run_mixed(const Work *w, size_t from, size_t to, float *scratch) {
     quantize_mixed(from, to, w->shape, w->in[0].data, w->in[1].data, w->factor, scratch, w->out[0], w->out[1], w->out[2]);
 }
@@ -261,9 +262,8 @@ static void run_mixed(const Work *w, size_t from, size_t to, float *scratch) {
 static OrtStatus *prepare_mixed(Work *w, void *context, int64_t group) {
     int64_t kv_heads = w->in[0].shape[0], rows = w->in[0].shape[1], dim = w->in[0].shape[2];
     if (!FITS(w, 0, kv_heads, rows, dim) || !FITS(w, 1, kv_heads, rows, 1) || rows % group) return misfit(w);
-    int64_t tokens = rows / group, heads = kv_heads * group, width = heads * dim;
-    if (!FITS(w, 2, heads, heads)) return misfit(w);
-    w->factor = (Factor){w->in[2].data, heads};
+    int64_t tokens = rows / group, width = kv_heads * group * dim;
+    TRY(read_factor(w, 2, width));
     w->shape = (Shape){tokens, kv_heads, group, dim};
     MAKE(w, context, 0, tokens, width);
     MAKE(w, context, 1, tokens, 1);
@@ -276,13 +276,14 @@ static OrtStatus *prepare_mixed(Work *w, void *context, int64_t group) {
 #define FLOATS_3 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define FLOATS_4 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define FLOATS_5 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
+#define FLOATS_6 {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}
 #define AS_UINT8 {ORT_UINT8, ORT_FLOAT}
 #define AS_UINT8_TWICE {ORT_UINT8, ORT_FLOAT, ORT_UINT8}
 
 static Operator operators[] = {
-    {.label = "AddNormQuantize", .inputs = FLOATS_4, .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT}, .normed = 1, .prepare = prepare_add_norm},
+    {.label = "AddNormQuantize", .inputs = FLOATS_5, .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT}, .normed = 1, .prepare = prepare_add_norm},
     {.label = "AddNormQuantizeTwice",
-     .inputs = FLOATS_4,
+     .inputs = FLOATS_5,
      .outputs = {ORT_FLOAT, ORT_UINT8, ORT_FLOAT, ORT_UINT8},
      .normed = 1,
      .prepare = prepare_add_norm},
@@ -290,8 +291,8 @@ static Operator operators[] = {
     {.label = "GateQuantizeTwice", .inputs = FLOATS_4, .outputs = AS_UINT8_TWICE, .prepare = prepare_gate},
     {.label = "RotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
     {.label = "NormRotateQueries", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
-    {.label = "RotateKeys", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
-    {.label = "NormRotateKeys", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
+    {.label = "RotateKeys", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
+    {.label = "NormRotateKeys", .inputs = FLOATS_6, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
     {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_values},
     {.label = "SoftmaxQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_softmax},
     {.label = "QuantizeMixed", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},

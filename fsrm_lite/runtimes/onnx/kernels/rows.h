@@ -27,10 +27,10 @@ typedef struct {
 /* What the rotations need of scratch, in values per value of a head. */
 enum { SCRATCH_PER_DIM = 10 };
 
-/* Rows [from, to) of: sum = residual + update * update_scale; quantized and largest of its RMSNorm. rest, where it is not
- * NULL, takes the second term: what rounding leaves behind, in steps of 1/254 of a step. scratch holds width values. */
+/* Rows [from, to) of: sum = residual + update * update_scale; its RMSNorm, spread and quantized. rest, where it is not NULL,
+ * takes the second term: what rounding leaves behind, in steps of 1/254 of a step. scratch holds 2 * width values. */
 void add_norm_quantize(size_t from, size_t to, size_t width, const float *residual, const float *update, const float *update_scale,
-                       const float *weight, float epsilon, float *scratch, float *sum, uint8_t *quantized, float *largest, uint8_t *rest);
+                       const float *weight, float epsilon, Factor factor, float *scratch, float *sum, uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* Rows [from, to) of: silu(gate * scale) * up, spread and quantized; largest includes the scale of up. scratch holds
  * 2 * width values, and factor.parts divides width. */
@@ -43,9 +43,10 @@ void gate_quantize(size_t from, size_t to, size_t width, const float *gate, cons
 void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon, const float *cos,
                     const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
 
-/* Key/value heads [from, to) of the same for keys [tokens, kv_heads * dim] to [kv_heads, dim, tokens] and [kv_heads, tokens]. */
+/* Key/value heads [from, to) of the same for keys [tokens, kv_heads * dim] to [kv_heads, dim, tokens] and [kv_heads, tokens], less a
+ * mean [kv_heads, dim]. */
 void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon, const float *cos,
-                 const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
+                 const float *sin, Factor factor, const float *mean, float *scratch, uint8_t *quantized, float *largest);
 
 /* Tokens [from, to) of: values [tokens, kv_heads * dim] * scale, one for all tokens or one each, quantized over all heads to
  * [kv_heads, tokens, dim]; largest [tokens] is at least 1e-6. */
@@ -57,8 +58,8 @@ void quantize_values(size_t from, size_t to, Shape shape, const float *values, c
 void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores, const float *score_scale,
                       const float *bias, const float *value_scale, float *scratch, uint8_t *quantized, float *largest);
 
-/* Tokens [from, to) of: mixed [kv_heads, group * tokens, dim] * scale [kv_heads, group * tokens], its heads mixed by the
- * factor, quantized over all heads to [tokens, heads * dim]; scratch holds 2 * heads * dim values. */
+/* Tokens [from, to) of: mixed [kv_heads, group * tokens, dim] * scale [kv_heads, group * tokens], spread and
+ * quantized over all heads to [tokens, heads * dim]; scratch holds 2 * heads * dim values. */
 void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, Factor factor, float *scratch,
                     uint8_t *quantized, float *largest, uint8_t *rest);
 
