@@ -14,79 +14,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 SCORES, COMPARISONS = 500, 200
-GGUF_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-"""GGUF's names of a Qwen3 model's tensors, and Hugging Face's."""
-
-
-def write_checkpoint(bundle: Path, folder: Path) -> None:
-    """Write the embedded model's GGUF back as a Hugging Face checkpoint."""
-    from gguf import GGUFReader, dequantize
-    from safetensors.numpy import save_file
-
-    reader = GGUFReader(str(bundle / "slow" / "model.gguf"))
-    tensors = {}
-    for tensor in reader.tensors:
-        layer = re.match(r"blk\.(\d+)\.(\w+)\.weight", tensor.name)
-        own = layer.group(2) if layer else tensor.name.removesuffix(".weight")
-        name = f"model.layers.{layer.group(1)}.{GGUF_NAMES[own]}.weight" if layer else f"{GGUF_NAMES[own]}.weight"
-        tensors[name] = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-    entry = {name: field.contents() for name, field in reader.fields.items() if name.startswith("qwen3.")}
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "torch_dtype": "float32",
-        "tie_word_embeddings": True,
-        "attention_bias": False,
-        "vocab_size": tensors["model.embed_tokens.weight"].shape[0],
-        "hidden_size": int(entry["qwen3.embedding_length"]),
-        "num_hidden_layers": int(entry["qwen3.block_count"]),
-        "num_attention_heads": int(entry["qwen3.attention.head_count"]),
-        "num_key_value_heads": int(entry["qwen3.attention.head_count_kv"]),
-        "head_dim": int(entry["qwen3.attention.key_length"]),
-        "intermediate_size": int(entry["qwen3.feed_forward_length"]),
-        "max_position_embeddings": int(entry["qwen3.context_length"]),
-        "rope_theta": float(entry["qwen3.rope.freq_base"]),
-        "rms_norm_eps": float(entry["qwen3.attention.layer_norm_rms_epsilon"]),
-    }
-    folder.mkdir()
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
 
 
 def export_hashes() -> dict[str, str]:
     """Export the embedded model's checkpoint and return the SHA-256 of every file of the bundle."""
     from fsrm_lite import Bundle
     from fsrm_lite.export import export_checkpoint
+    from fsrm_lite.export.gguf.checkpoint import write_checkpoint
     from fsrm_lite.models.data import SPEC
 
     with tempfile.TemporaryDirectory() as name:
         checkpoint, output = Path(name) / "checkpoint", Path(name) / "bundle"
-        write_checkpoint(Bundle.open().root, checkpoint)
+        root = Bundle.open().root
+        write_checkpoint(root / "slow" / "model.gguf", checkpoint, tokenizer=root / "tokenizer.json")
         export_checkpoint(checkpoint, output, spec=SPEC)
         files = sorted(path for path in output.rglob("*") if path.is_file())
         return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

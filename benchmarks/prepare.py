@@ -84,7 +84,7 @@ def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
 def _writer() -> str:
     """Hash of the code that writes the fast graph: another one writes another graph."""
     code = Path(graph.__file__).parent
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code.glob("graph*.py")))).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))).hexdigest()
 
 
 def _write_ggufs(files: Files, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:

@@ -39,8 +39,9 @@ def parity_table(parity: Mapping[str, Any]) -> str:
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     fast = parity.get("fast") or {}
-    if fast.get("kept_fp32"):
-        lines.append(f"| MatMuls kept at fp32 to get there | {len(fast['kept_fp32'])} of {fast['matmuls']} |" + " |" * (len(columns) - 1))
+    if len(fast.get("rungs", {})) > 1:
+        rungs = ", ".join(f"{count} {rung}" for rung, count in fast["rungs"].items() if count)
+        lines.append(f"| MatMuls by precision, and their cost | {rungs}; {fast['cost']:.2f} x |" + " |" * (len(columns) - 1))
     slow = parity.get("slow") or {}
     if slow.get("matrices"):
         lines.append("| matrices by type |" + " |" * (len(columns) - 1) + f" {', '.join(f'{n} {kind}' for kind, n in slow['matrices'].items())} |")

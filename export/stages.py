@@ -92,7 +92,10 @@ class FastResult:
     def to_dict(self, precision: str, matmuls: int, tolerance: Tolerance) -> dict[str, Any]:
         """Return the JSON form for the manifest, with the tolerances that apply."""
         worst = {} if self.tuned.worst is None else {"worst_matmul": self.tuned.worst[0], "worst_matmul_error": round(self.tuned.worst[1], 6)}
-        kept = {"matmuls": matmuls, "kept_fp32": sorted(self.tuned.keep), **worst}
+        rungs = Counter(self.tuned.keep.values())
+        rungs[precision] = matmuls - rungs.total()
+        kept_fp32 = sorted(name for name, rung in self.tuned.keep.items() if rung == "fp32")
+        kept = {"matmuls": matmuls, "rungs": dict(rungs), "cost": round(self.tuned.cost, 4), "kept_fp32": kept_fp32, **worst}
         return {"precision": precision, "tolerance": tolerance.of_fast(precision), **self.parity.to_dict(), **kept}
 
 

@@ -6,7 +6,7 @@ as one operator; elsewhere it inlines the body. Both compute the same up to the 
 lies between two int8 steps may fall to either side.
 
 Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, and the second term where two
-are asked for, see :func:`fsrm_lite.export.graph.linear.quantize_rows`. What is spread or mixed before it is quantized is
+are asked for, see :func:`fsrm_lite.export.graph.linear.quantize_rows`. What is spread before it is quantized is
 multiplied by an orthogonal matrix, see :mod:`fsrm_lite.export.graph.rotation`; the map behind it has the same in its weight.
 """
 
@@ -17,8 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
-from fsrm_lite.export.graph import rotation
-from fsrm_lite.export.graph.linear import Value, quantize_rows
+from fsrm_lite.export.graph.linear import Value, factor_weight, quantize_rows, reshape, spread
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 _SMALLEST_VALUE_SCALE = 1e-6  # Values below are as good as zero; a scale of 0 would divide by it.
@@ -31,18 +30,16 @@ def add_then_norm(graph: GraphWriter, residual: str, update: str, weight: str, e
     return total, normed
 
 
-def add_norm_quantize(
-    graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float, terms: int = 1
-) -> tuple[str, Value]:
-    """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm quantized)."""
+def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float, width: int, terms: int = 1) -> tuple[str, Value]:
+    """Add ``update`` to ``residual`` [S, width]; returns (the sum, its RMSNorm spread and quantized)."""
 
-    def body(residual: str, update: str, scale: str, weight: str) -> list[str]:
+    def body(residual: str, update: str, scale: str, weight: str, factor: str) -> list[str]:
         total, normed = add_then_norm(graph, residual, graph.add("Mul", [update, scale]), weight, epsilon)
-        return [total, *quantize_rows(graph, normed, terms)]
+        return [total, *quantize_rows(graph, spread(graph, normed, width, factor), terms)]
 
     assert update.scale is not None
-    name, inputs = _named("AddNormQuantize", terms), [residual, update.name, update.scale, weight]
-    total, *quantized = graph.call(name, inputs, body, 2 + terms, epsilon=epsilon)
+    inputs = [residual, update.name, update.scale, weight, factor_weight(graph, width)]
+    total, *quantized = graph.call(_named("AddNormQuantize", terms), inputs, body, 2 + terms, epsilon=epsilon)
     return total, Value(*quantized)
 
 
@@ -58,31 +55,6 @@ def gate_quantize(graph: GraphWriter, gate: Value, up: Value, width: int, terms:
     assert gate.scale == up.scale
     inputs = [gate.name, up.name, gate.scale, factor_weight(graph, width)]
     return Value(*graph.call(_named("GateQuantize", terms), inputs, body, 1 + terms))
-
-
-def spread(graph: GraphWriter, x: str, width: int, factor: str | None = None) -> str:
-    """Add :func:`fsrm_lite.export.graph.rotation.spread` of rows ``x`` [..., width], flattened to [rows, width]."""
-    size, odd = rotation.power_of_two(width), len(rotation.factor(width))
-    left = 1 << (size.bit_length() // 2)
-    if odd > 1:
-        x = graph.add("MatMul", [factor or factor_weight(graph, width), reshape(graph, x, [-1, odd, size])])
-    x = graph.add("MatMul", [reshape(graph, x, [-1, left, size // left]), _matrix(graph, size // left)])
-    return reshape(graph, graph.add("MatMul", [_matrix(graph, left), x]), [-1, width])
-
-
-def mix_heads(graph: GraphWriter, x: str, heads: int, dim: int, matrix: str | None = None) -> str:
-    """Add :func:`fsrm_lite.export.graph.rotation.mix_heads` of rows ``x`` [S, heads * dim]."""
-    parts = reshape(graph, x, [-1, heads, dim])
-    return reshape(graph, graph.add("MatMul", [matrix or _matrix(graph, heads), parts]), [-1, heads * dim])
-
-
-def factor_weight(graph: GraphWriter, width: int) -> str:
-    """Return the name of the factor matrix of ``width``, which compiled operators take as an input."""
-    return graph.weight(f"rotation.factor.{width}", lambda: rotation.factor(width))
-
-
-def _matrix(graph: GraphWriter, size: int) -> str:
-    return graph.constant(rotation.hartley(size), np.float32)
 
 
 def _named(function: str, terms: int) -> str:
@@ -108,22 +80,26 @@ def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin
         values, largest = (graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in (values, largest))
         return [reshape(graph, values, [arch.kv_heads, -1, arch.head_dim]), reshape(graph, largest, [arch.kv_heads, -1, 1])]
 
-    return _rotated(graph, arch, "RotateQueries", [q, cos, sin], weight, body)
+    return _rotated(graph, arch, "RotateQueries", [q, cos, sin, factor_weight(graph, arch.head_dim)], weight, body)
 
 
-def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, weight: str | None) -> Value:
-    """Rotate, spread and quantize keys [S, kv_heads * d]; returns [kv_heads, d, S] and scales [kv_heads, 1, S]."""
+def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, mean: str, weight: str | None) -> Value:
+    """Rotate, spread and quantize keys [S, kv_heads * d]; returns [kv_heads, d, S] and scales [kv_heads, 1, S].
 
-    def body(k: str, cos: str, sin: str, factor: str, weight: str | None = None) -> list[str]:
+    ``mean`` [kv_heads, d] is taken off what is spread. It may be any vector: it adds the same to all scores of a query,
+    which the softmax does not see. Near the mean of a head's keys it leaves less to quantize (SageAttention, arXiv
+    2410.02367, with the mean of each sequence, where this one is measured once).
+    """
+
+    def body(k: str, cos: str, sin: str, factor: str, mean: str, weight: str | None = None) -> list[str]:
         rotated = spread(graph, rotate(graph, arch, k, arch.kv_heads, cos, sin, weight), arch.head_dim, factor)
-        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]))
-        return [graph.add("Transpose", [x], perm=[1, 2, 0]) for x in parts]
+        centred = graph.add("Sub", [reshape(graph, rotated, [-1, arch.kv_heads, arch.head_dim]), mean])
+        return [graph.add("Transpose", [x], perm=[1, 2, 0]) for x in quantize_rows(graph, centred)]
 
-    return _rotated(graph, arch, "RotateKeys", [k, cos, sin], weight, body)
+    return _rotated(graph, arch, "RotateKeys", [k, cos, sin, factor_weight(graph, arch.head_dim), mean], weight, body)
 
 
 def _rotated(graph: GraphWriter, arch: Architecture, name: str, inputs: list[str], weight: str | None, body: Callable[..., list[str]]) -> Value:
-    inputs.append(factor_weight(graph, arch.head_dim))
     if weight is None:
         return Value(*graph.call(name, inputs, body, 2, kv_heads=arch.kv_heads))
     return Value(*graph.call(f"Norm{name}", [*inputs, weight], body, 2, kv_heads=arch.kv_heads, epsilon=arch.rms_eps))
@@ -165,15 +141,15 @@ def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias
 
 
 def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value, terms: int = 1) -> Value:
-    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], their heads mixed, quantized over all."""
+    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], spread and quantized over all heads."""
+    width = arch.heads * arch.head_dim
 
-    def body(mixed: str, scale: str, matrix: str) -> list[str]:
+    def body(mixed: str, scale: str, factor: str) -> list[str]:
         rows = _rows(graph, arch, graph.add("Mul", [mixed, scale]))
-        return quantize_rows(graph, mix_heads(graph, rows, arch.heads, arch.head_dim, matrix), terms)
+        return quantize_rows(graph, spread(graph, rows, width, factor), terms)
 
     assert mixed.scale is not None
-    matrix = graph.weight(f"rotation.heads.{arch.heads}", lambda: rotation.hartley(arch.heads))
-    inputs, group = [mixed.name, mixed.scale, matrix], arch.heads // arch.kv_heads
+    inputs, group = [mixed.name, mixed.scale, factor_weight(graph, width)], arch.heads // arch.kv_heads
     return Value(*graph.call(_named("QuantizeMixed", terms), inputs, body, 1 + terms, group=group))
 
 
@@ -186,8 +162,3 @@ def plain_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> str:
 def _rows(graph: GraphWriter, arch: Architecture, mixed: str) -> str:
     split = reshape(graph, mixed, [arch.kv_heads, arch.heads // arch.kv_heads, -1, arch.head_dim])
     return reshape(graph, graph.add("Transpose", [split], perm=[2, 0, 1, 3]), [-1, arch.heads * arch.head_dim])
-
-
-def reshape(graph: GraphWriter, x: str, shape: list[int]) -> str:
-    """Add a Reshape to a constant shape."""
-    return graph.add("Reshape", [x, graph.constant(shape, np.int64)])

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture
-from fsrm_lite.export.graph import rotation
 from fsrm_lite.export.graph.attention import float_attention, int8_attention
 from fsrm_lite.export.graph.fused import (
     add_norm_quantize,
     add_then_norm,
     gate_quantize,
-    mix_heads,
     plain_mixed,
     quantize_mixed,
     quantize_values,
     rotate,
     rotate_keys,
     rotate_queries,
-    spread,
 )
-from fsrm_lite.export.graph.linear import Linears, Value
+from fsrm_lite.export.graph.linear import TERMS, Linears, Value
 from fsrm_lite.export.graph.quantize import quantize_table
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 LARGE_EMBEDDING_VALUES = 1 << 24
-"""Embeddings from this size on are stored in int8 under int8 and int4; smaller ones in fp16."""
+"""Embeddings from this size on are stored in int8 where the head is int8 or int4; smaller ones, and all others, in fp16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
     kind = linears.precision("lm_head")
     if kind == "fp32":
         return graph.add("Gather", [graph.weight(EMBEDDING, lambda: checkpoint.tensor(EMBEDDING)), ids], axis=0)
-    if vocab * hidden < LARGE_EMBEDDING_VALUES:
+    if vocab * hidden < LARGE_EMBEDDING_VALUES or kind == "int8x2":
         table = graph.weight(f"{EMBEDDING}.fp16", lambda: checkpoint.tensor(EMBEDDING).astype(np.float16))
         return graph.add("Cast", [graph.add("Gather", [table, ids], axis=0)], to=TensorProto.FLOAT)
     names = [f"{EMBEDDING}.int8", f"{EMBEDDING}.int8.scales"]
@@ -99,7 +95,7 @@ def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, re
         return Value(x), stream.residual
     terms = linears.terms(*readers) if readers and update.scale is not None else 0
     if terms:
-        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon, terms)
+        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon, linears.checkpoint.arch.hidden_size, terms)
         return linears.adopt(quantized), residual
     residual, x = add_then_norm(graph, stream.residual, linears.plain(update), weight, epsilon)
     return Value(x), residual
@@ -153,32 +149,34 @@ def _attention(
         keys = rotate(graph, arch, k_name, arch.kv_heads, positions.cos, positions.sin, k_norm)
         attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.bias))
         linears.seen |= {"attention_input": x.name, "queries": queries, "keys": keys, "attended": attended.name}
-        if terms:
-            attended = Value(mix_heads(graph, attended.name, arch.heads, arch.head_dim))
     else:
         queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm)
-        keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, k_norm)
+        mean = graph.weight(key_mean_name(layer), lambda: np.zeros((arch.kv_heads, arch.head_dim), dtype=np.float32))
+        keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, mean, k_norm)
         mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)
         attended = linears.adopt(quantize_mixed(graph, arch, mixed, terms)) if terms else Value(plain_mixed(graph, arch, mixed))
-    return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias, partial(rotation.mix_heads, heads=arch.heads)), residual
+    return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias), residual
+
+
+def key_mean_name(layer: int) -> str:
+    """Name of the mean of a layer's keys [kv_heads, d], spread: zero where it was not measured."""
+    return f"model.layers.{layer}.self_attn.key_mean"
 
 
 def _mlp(graph: GraphWriter, linears: Linears, prefix: str, x: Value) -> Value:
     """Add ``down(silu(gate(x)) * up(x))``, [rows, H]."""
     arch, down = linears.checkpoint.arch, f"{prefix}.mlp.down_proj"
-    bias, width, terms = arch.mlp_bias, arch.intermediate_size, linears.terms(down)
+    bias, terms = arch.mlp_bias, linears.terms(down)
     gate = linears.biased(f"{prefix}.mlp.gate_proj", x, bias)
     up = linears.biased(f"{prefix}.mlp.up_proj", x, bias)
     if gate.scale is not None and gate.scale == up.scale and terms:
-        gated = linears.adopt(gate_quantize(graph, gate, up, width, terms))
+        gated = linears.adopt(gate_quantize(graph, gate, up, arch.intermediate_size, terms))
     else:
         silu = graph.add("QuickGelu", [linears.plain(gate)], domain=MICROSOFT, alpha=1.0)
         # A row scale of up passes through to down, whose own row maxima do not mind it.
         gated = Value(graph.add("Mul", [silu, up.name]), up.scale)
         linears.seen["gated"] = gated.name
-        if terms:
-            gated = Value(spread(graph, gated.name, width), gated.scale)
-    return linears.biased(down, gated, bias, rotation.spread)
+    return linears.biased(down, gated, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,4 +225,4 @@ def _vocabulary_logits(graph: GraphWriter, linears: Linears, hidden: Value) -> s
     # int4 keeps the head in int8: it is read once per reading, and the whole distribution hangs on it. A tied weight is
     # stored twice, as columns here and as rows for the embedding: shared, all of it would stay in memory beside the packed
     # copy that the product makes; apart, the columns are let go and Gather touches few pages of the rows.
-    return linears.plain(linears.int8(hidden, linears.int8_weight("lm_head", name)))
+    return linears.plain(linears.int8(hidden, "lm_head", name, TERMS.get(kind, 1)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fsrm_lite.export.graph import rotation
 from fsrm_lite.export.graph.quantize import INT4_BLOCK, ZERO, RowReader, quantize_int4, quantize_int8
-from fsrm_lite.export.graph.weights import Floats, Weights
+from fsrm_lite.export.graph.rotation import spread as spread_rows
+from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 TERMS = {"int8": 1, "int8x2": 2}
@@ -60,14 +62,11 @@ class Linears:
             self._plain[value] = self.graph.add("Mul", [value.name, value.scale])
         return self._plain[value]
 
-    def apply(self, name: str, x: Value, turn: Turn | None = None) -> Value:
-        """Add ``x @ weight.T`` for the module ``name`` of the checkpoint, without its bias.
-
-        ``turn`` is what was done to the rows of ``x`` where the map is one of 8 bits; it is done to the weight's too.
-        """
+    def apply(self, name: str, x: Value) -> Value:
+        """Add ``x @ weight.T`` for the module ``name`` of the checkpoint, without its bias."""
         kind = self.precision(name)
         if kind in TERMS:
-            return self.int8(x, self.int8_weight(name, f"{name}.weight", turn), TERMS[kind])
+            return self.int8(x, name, f"{name}.weight", TERMS[kind])
         weight_name = f"{name}.weight"
         rows, columns = self.checkpoint.shape(weight_name)
         if kind == "fp32":
@@ -78,33 +77,29 @@ class Linears:
         attributes = {"K": columns, "N": rows, "bits": 4, "block_size": INT4_BLOCK, "accuracy_level": 4}
         return Value(self.graph.add("MatMulNBits", inputs, domain=MICROSOFT, **attributes))
 
-    def biased(self, name: str, x: Value, bias: bool, turn: Turn | None = None) -> Value:
-        """Add the linear map ``name`` with its bias, if it has one; ``turn`` as in :meth:`apply`."""
-        product = self.apply(name, x, turn)
+    def biased(self, name: str, x: Value, bias: bool) -> Value:
+        """Add the linear map ``name`` with its bias, if it has one."""
+        product = self.apply(name, x)
         if not bias:
             return product
         weight = self.graph.weight(f"{name}.bias", lambda: self.checkpoint.tensor(f"{name}.bias"))
         return Value(self.graph.add("Add", [self.plain(product), weight]))
 
-    def int8(self, x: Value, weight: Sequence[str], terms: int = 1) -> Value:
-        """Add a product with a weight of 8 bits [in, out] and its scales [out]; rows of ``x`` are quantized by their maxima."""
-        graph, q = self.graph, self.quantize(x, terms)
-        unit, zero = graph.constant(1 / 127, np.float32), graph.constant(ZERO, np.uint8)
-        rows = q.name
-        if terms == 2:
-            assert q.rest is not None
-            rows = graph.add("Concat", [q.name, q.rest], axis=0)  # one product, whose weight is held once
-        product = graph.add("MatMulIntegerToFloat", [rows, weight[0], unit, weight[1], zero, zero], domain=MICROSOFT)
-        if terms == 2:
-            first, second = graph.add_many("Split", [product], [True, True], axis=0, num_outputs=2)
-            product = graph.add("Add", [first, graph.add("Mul", [second, graph.constant(1 / STEPS, np.float32)])])
-        return Value(product, q.scale)
+    def int8(self, x: Value, name: str, tensor: str, terms: int = 1) -> Value:
+        """Add a product of ``x``, spread and quantized by the maxima of its rows, with a tensor [out, in] in 8 bits.
 
-    def int8_weight(self, name: str, tensor: str, turn: Turn | None = None) -> list[str]:
-        """Store a tensor [out, in] of the checkpoint as columns of 8 bits and return the names of its values and scales."""
-        shape = self.checkpoint.shape(tensor)
-        read = self._reader(tensor) if turn is None else lambda rows: turn(self.checkpoint.tensor(tensor, rows))
-        return self.graph.weights(int8_names(name), lambda: quantize_int8(read, (shape[0], shape[1])))
+        The weight is stored as columns under ``int8_names(name)``.
+        """
+        graph, (rows, width) = self.graph, self.checkpoint.shape(tensor)
+        weight = graph.weights(int8_names(name), lambda: quantize_int8(lambda part: spread_rows(self.checkpoint.tensor(tensor, part)), (rows, width)))
+        q = self.quantize(x, width, terms)
+        if terms == 1:
+            return Value(product(graph, q.name, weight), q.scale)
+        assert q.rest is not None
+        # One product of twice the rows, whose weight is held once.
+        both = product(graph, graph.add("Concat", [q.name, q.rest], axis=0), weight)
+        first, second = graph.add_many("Split", [both], [True, True], axis=0, num_outputs=2)
+        return Value(graph.add("Add", [first, graph.add("Mul", [second, graph.constant(1 / STEPS, np.float32)])]), q.scale)
 
     def terms(self, *names: str) -> int:
         """In how many terms of 8 bits these MatMuls want their common input; 0 if any of them wants it in float32."""
@@ -128,22 +123,51 @@ class Linears:
     def _reader(self, tensor: str) -> RowReader:
         return lambda rows: self.checkpoint.tensor(tensor, rows)
 
-    def quantize(self, x: Value, terms: int = 1) -> Value:
-        """Return ``x`` as uint8 around ``ZERO`` with the scale [rows, 1] that undoes it, up to the constant 1/127."""
+    def quantize(self, x: Value, width: int, terms: int = 1) -> Value:
+        """Return ``x`` [rows, width], spread, as uint8 around ``ZERO`` with the scale [rows, 1] that undoes it, up to the constant 1/127."""
         if x not in self._quantized or (terms == 2 and self._quantized[x].rest is None):
             graph = self.graph
-            values, largest, *rest = quantize_rows(graph, x.name, terms)
+            values, largest, *rest = quantize_rows(graph, spread(graph, x.name, width), terms)
             self._quantized[x] = Value(values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]), *rest)
         return self._quantized[x]
 
 
-Turn = Callable[[Floats], Floats]
-"""An orthogonal transformation of rows [n, in], see :mod:`fsrm_lite.export.graph.rotation`."""
+def product(graph: GraphWriter, rows: str, weight: Sequence[str]) -> str:
+    """Add the product of ``rows``, uint8 [n, in] in steps of 1/127, with the values and scales of a weight, see ``int8_names``."""
+    unit, zero = graph.constant(1 / 127, np.float32), graph.constant(ZERO, np.uint8)
+    return graph.add("MatMulIntegerToFloat", [rows, weight[0], unit, weight[1], zero, zero], domain=MICROSOFT)
 
 
 def int8_names(name: str) -> list[str]:
     """Names of the values and the scales of the weight of the MatMul ``name`` in 8 bits."""
     return [f"{name}.int8", f"{name}.int8.scales"]
+
+
+def spread(graph: GraphWriter, x: str, width: int, factor: str | None = None) -> str:
+    """Add :func:`fsrm_lite.export.graph.rotation.spread` of rows ``x`` [..., width], flattened to [rows, width].
+
+    ``factor`` is the name of the factor matrix, where it has one already.
+    """
+    size, odd = rotation.power_of_two(width), len(rotation.factor(width))
+    left = 1 << (size.bit_length() // 2)
+    if odd > 1:
+        x = graph.add("MatMul", [factor or factor_weight(graph, width), reshape(graph, x, [-1, odd, size])])
+    x = graph.add("MatMul", [reshape(graph, x, [-1, left, size // left]), _hadamard(graph, size // left)])
+    return reshape(graph, graph.add("MatMul", [_hadamard(graph, left), x]), [-1, width])
+
+
+def factor_weight(graph: GraphWriter, width: int) -> str:
+    """Return the name of the factor matrix of ``width``, which compiled operators take as an input."""
+    return graph.weight(f"rotation.factor.{width}", lambda: rotation.factor(width))
+
+
+def _hadamard(graph: GraphWriter, size: int) -> str:
+    return graph.constant(rotation.hartley(size), np.float32)
+
+
+def reshape(graph: GraphWriter, x: str, shape: list[int]) -> str:
+    """Add a Reshape to a constant shape."""
+    return graph.add("Reshape", [x, graph.constant(shape, np.int64)])
 
 
 def quantize_rows(graph: GraphWriter, x: str, terms: int = 1, floor: float = 1e-30) -> list[str]:

@@ -1,15 +1,17 @@
-"""Chooses the precision of each MatMul by measurement, so that a quantized fast graph decides like the checkpoint.
+"""Makes a quantized fast graph that decides like the checkpoint, as cheaply as that can be had.
 
-Two steps. First the checkpoint is run layer by layer in fp32 on calibration rows and outlier channels are scaled away
-(``smoothing.py``), which changes nothing in fp32 and costs nothing at run time. If the graph that comes out is still
-out of tolerance, each MatMul is quantized alone and the damage to its layer's output measured; the worst are kept at
-fp32, twice as many each time, until the tolerance holds.
+Three steps. The checkpoint is run layer by layer in fp32 on calibration rows: what flows there decides which channels are
+scaled (``smoothing``) and how the weights are rounded (``rounding``); neither changes the fp32 function by more than
+rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed alone on
+each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its layer's output
+measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at the least cost,
+written and judged, with less and less error allowed until the tolerance holds.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,22 +20,47 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from fsrm_lite.errors import ExportError
+from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture, Checkpoint
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, open_store, write_fast_graph
-from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, settle
-from fsrm_lite.export.graph.linear import Linears
-from fsrm_lite.export.graph.smoothing import Activations, Factor, SmoothedCheckpoint, int8_error, layer_factors
+from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, key_mean_name, settle
+from fsrm_lite.export.graph.linear import Linears, int8_names
+from fsrm_lite.export.graph.quantize import int8_rows, shifted
+from fsrm_lite.export.graph.rotation import spread
+from fsrm_lite.export.graph.rounding import round_weight
+from fsrm_lite.export.graph.smoothing import Activations, Factor, SmoothedCheckpoint, layer_factors
 from fsrm_lite.export.graph.weights import Floats, Weights
 from fsrm_lite.export.graph.writer import GraphWriter, WeightStore, drop_unused
 from fsrm_lite.runtimes.onnx.packing import PackedRow, Widths, plan_rows
 
-CALIBRATION_TOKENS = 768
-"""Rows on which activations are measured; the score tolerance is checked on all calibration prompts."""
+CALIBRATION_TOKENS = 3072
+"""Tokens on which activations are measured and weights rounded; the tolerance is checked on all calibration prompts."""
 
+DAMAGE_TOKENS = 512
+"""Tokens of them on which the rungs of each MatMul are compared."""
+
+LADDERS: dict[str, tuple[str, ...]] = {"int8": ("int8", "int8x2", "fp32"), "int4": ("int4", "int8", "int8x2", "fp32")}
+"""What a MatMul can be moved to, by what the graph was asked for, each more exact and more costly than the one before."""
+
+COST = {"int4": 1.0, "int8": 1.0, "int8x2": 2.0, "fp32": 4.0}
+"""Time of a product of each precision, in that of one of 8 bits, on processors with AVX-512 VNNI (1.75 T against 0.35 to
+0.46 T operations a second, benchmarks/NOTES.md). Fixed, so that a checkpoint gives the same graph wherever it is exported;
+``python -m benchmarks.real`` measures it on the machine it runs on."""
+
+_ATTENTION_TOKENS = 256  # A row's attention products cost what a weight of so many inputs would.
 _HEAD_ROWS, _HEAD_TOKENS = 64, 256
-_HOPELESS = 3.0  # An estimate, so far above 1.
+_ATTEMPTS = 7
+_TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One set of rungs that was written and judged: its cost in that of all MatMuls on the first rung, and its excess."""
+
+    cost: float
+    excess: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +69,19 @@ class TunedGraph:
 
     Attributes:
         files: Files written, the model first.
-        keep: MatMuls kept at another precision than the rest.
+        keep: MatMuls at another precision than the rest.
         excess: Worst figure divided by its tolerance, or an estimate above 1; at most 1 when the tolerance holds.
         worst: The MatMul that does the most damage, with the relative error of its layer's output; None if not measured.
-        history: ``excess`` by number of MatMuls kept, in the order tried.
+        cost: Of all products, in that of the same products without ``keep``, by ``COST``.
+        history: What was tried, in order.
     """
 
     files: list[Path]
     keep: dict[str, str]
     excess: float
     worst: tuple[str, float] | None = None
-    history: dict[int, float] = field(default_factory=dict)
+    cost: float = 1.0
+    history: list[Attempt] = field(default_factory=list)
 
 
 def write_tuned_graph(
@@ -65,16 +94,16 @@ def write_tuned_graph(
     precision: FastPrecision = "int8",
     progress: Progress | None = None,
 ) -> TunedGraph:
-    """Write a fast graph, smoothed, and with as many MatMuls kept at fp32 as ``judge`` asks for.
+    """Write a fast graph, smoothed and rounded, with MatMuls as high on their ladders as ``judge`` asks for.
 
     Args:
         checkpoint: The checkpoint.
         out_path: The ``.onnx`` file; overwritten.
         label_ids: Token ids of the labels.
-        sequences: Calibration prompts as ids; the first ``CALIBRATION_TOKENS`` tokens of them are looked into.
+        sequences: Calibration prompts as ids; ``CALIBRATION_TOKENS`` tokens of them are looked into.
         judge: Given the graph's path, returns its worst figure divided by its tolerance; may give up and return
             an estimate once it is sure to be above 1.
-        precision: Of every MatMul that is not kept. "fp32" is written as it is.
+        precision: Of every MatMul that is not kept: "int8" or "int4"; "fp32" is written as it is.
         progress: Called as ``progress(stage, done, total)``.
 
     Returns:
@@ -84,110 +113,226 @@ def write_tuned_graph(
     weights = open_store(checkpoint.arch, out_path)
 
     def write(source: Weights, keep: dict[str, str]) -> tuple[list[Path], float]:
-        shown = partial(report, f"fast file, {len(keep)} at fp32" if keep else "fast file")
+        shown = partial(report, f"fast file, {len(keep)} MatMuls raised" if keep else "fast file")
         shown(0, checkpoint.arch.layers)
-        files = write_fast_graph(source, out_path, label_ids, precision=precision, keep=keep, weights=weights, progress=shown)
+        options: dict[str, Any] = {"precision": precision, "keep": keep, "weights": weights, "progress": shown}
+        files = write_fast_graph(source, out_path, label_ids, **options)
         return files, judge(out_path)
 
     if precision == "fp32":
         files, excess = write(checkpoint, {})
         return TunedGraph(files, {}, excess)
-    rows = _calibration_rows(sequences)
-    smoothed = _smooth(checkpoint, rows, report)
-    files, excess = write(smoothed, {})
-    history = {0: excess}
-    if excess <= 1:
-        return TunedGraph(files, {}, excess, history=history)
-    damage = matmul_damage(smoothed, rows, precision, report)
-    ranked = sorted(damage, key=lambda name: -damage[name])
-    for count in _counts([damage[name] for name in ranked], excess):
-        keep = dict.fromkeys(ranked[:count], "fp32")
-        files, excess = write(smoothed, keep)
-        history[count] = excess
-        if excess <= 1:
-            break
+    fitted = _fit(checkpoint, calibration_rows(sequences), weights, report)
+    files, excess = write(fitted, {})
+    history = [Attempt(1.0, excess)]
+    keep: dict[str, str] = {}
+    worst = None
+    if excess > 1:
+        rungs = _Rungs(checkpoint.arch, precision, matmul_damage(fitted, sequences, precision, report, out_path, weights))
+        worst, allowed = rungs.worst, 1 / excess
+        for attempt in range(_ATTEMPTS):
+            # At last everything is raised as far as it goes: a tolerance that is met in fp32 is met.
+            keep = rungs.cheapest(allowed if attempt + 1 < _ATTEMPTS else 0.0)
+            files, excess = write(fitted, keep)
+            history.append(Attempt(rungs.cost(keep), excess))
+            if excess <= 1:
+                break
+            allowed *= min(_TIGHTER, 1 / excess)
     if weights.path is not None:
         drop_unused(out_path)
-    return TunedGraph(files, keep, excess, (ranked[0], damage[ranked[0]]), history)
+    return TunedGraph(files, keep, excess, worst, history[-1].cost, history)
 
 
-def _counts(damage: Sequence[float], excess: float) -> list[int]:
-    """How many of the worst MatMuls to keep, in the order to try: twice as many each time, at last all.
+class _Rungs:
+    """The ladder of every MatMul: what each rung costs, and the error it leaves."""
 
-    Independent errors add up in squares, so what is left of ``excess`` can be told in advance; numbers that would leave
-    more than ``_HOPELESS`` are not tried.
-    """
-    squares = np.square(np.asarray(damage, dtype=np.float64))
-    counts = [2**n for n in range(len(damage).bit_length()) if 2**n < len(damage)]
-    return [n for n in counts if excess * np.sqrt(squares[n:].sum() / max(squares.sum(), 1e-300)) <= _HOPELESS] + [len(damage)]
+    def __init__(self, arch: Architecture, precision: str, damage: Mapping[str, Mapping[str, float]]) -> None:
+        self._base = precision
+        self._damage = damage
+        self._work = _work(arch)
+        self.worst = max(((name, rungs[precision]) for name, rungs in damage.items()), key=lambda item: item[1])
+
+    def cost(self, keep: Mapping[str, str]) -> float:
+        """Cost of a graph in that of one that keeps nothing."""
+        total = sum(self._work.values()) * COST[self._base]
+        return sum(work * COST[keep.get(name, self._base)] for name, work in self._work.items()) / total
+
+    def cheapest(self, allowed: float) -> dict[str, str]:
+        """Raise MatMuls until the error is ``allowed`` times that of none raised, by what each step saves for its cost.
+
+        Independent errors add up in squares.
+        """
+        rung = dict.fromkeys(self._damage, self._base)
+        left = whole = sum(rungs[self._base] ** 2 for rungs in self._damage.values())
+        while left > allowed**2 * whole:
+            steps = [step for name, at in rung.items() for step in self._steps(name, at)]
+            if not steps:
+                break
+            _, saved, name, to = max(steps)
+            rung[name], left = to, left - saved
+        return {name: at for name, at in rung.items() if at != self._base}
+
+    def _steps(self, name: str, at: str) -> list[tuple[float, float, str, str]]:
+        """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
+        found = []
+        for to, error in self._damage[name].items():
+            price = self._work[name] * (COST[to] - COST[at])
+            if price > 0:
+                saved = self._damage[name][at] ** 2 - error**2
+                found.append((saved / price, saved, name, to))
+        return found
+
+
+def _work(arch: Architecture) -> dict[str, float]:
+    """Multiplications per token of each MatMul."""
+    shapes = arch.tensor_shapes()
+    work = {name: float(np.prod(shapes[f"{name}.weight"])) for name in matmul_names(arch) if f"{name}.weight" in shapes}
+    attention = 2.0 * arch.heads * arch.head_dim * _ATTENTION_TOKENS
+    # The head reads one position of many; it counts for little in time, and a wide one still for something in memory.
+    return {name: work.get(name, attention) for name in matmul_names(arch)} | {"lm_head": float(arch.hidden_size**2)}
 
 
 def smooth(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Progress) -> SmoothedCheckpoint:
-    """The checkpoint with its outlier channels scaled away, by what ``sequences`` activate; the same function in fp32."""
-    return _smooth(checkpoint, _calibration_rows(sequences), progress)
-
-
-def _smooth(checkpoint: Checkpoint, rows: list[PackedRow], report: Progress) -> SmoothedCheckpoint:
-    return SmoothedCheckpoint(checkpoint, smoothing_factors(checkpoint, rows, report))
-
-
-def smoothing_factors(checkpoint: Weights, rows: list[PackedRow], report: Progress) -> dict[str, Factor]:
-    """Measure every layer in fp32 on ``rows`` and choose its factors."""
+    """The checkpoint with its outlier channels scaled away for llama.cpp, by what ``sequences`` activate; the same in fp32."""
     factors: dict[str, Factor] = {}
+    for layer, seen in _activations(checkpoint, calibration_rows(sequences), progress):
+        factors |= layer_factors(checkpoint, layer, seen, spread=False)
+    return SmoothedCheckpoint(checkpoint, factors)
+
+
+def _fit(checkpoint: Weights, rows: list[PackedRow], weights: WeightStore, report: Progress) -> SmoothedCheckpoint:
+    """The checkpoint smoothed for the fast graph; its linear maps, rounded to 8 bits, are put into ``weights``."""
+    factors: dict[str, Factor] = {}
+    for layer, seen in _activations(checkpoint, rows, report):
+        factors |= layer_factors(checkpoint, layer, seen, spread=True)
+        fitted = SmoothedCheckpoint(checkpoint, factors)
+        weights.get([key_mean_name(layer)], partial(list, (_key_mean(checkpoint.arch, layer, seen.keys, factors),)))
+        for source, names in _INPUTS.items():
+            maps = [f"model.layers.{layer}.{name}" for name in names]
+            columns = factors[f"{maps[0]}.weight"].columns
+            x = spread(getattr(seen, source) if columns is None else getattr(seen, source) / columns)
+            _round_together(fitted, maps, (x.T @ x).astype(np.float64), weights)
+    return SmoothedCheckpoint(checkpoint, factors)
+
+
+def _key_mean(arch: Architecture, layer: int, keys: Floats, factors: Mapping[str, Factor]) -> Floats:
+    """Mean of the rotated keys of the smoothed checkpoint, spread by head, [kv_heads, d]."""
+    kind = "k_norm" if arch.qk_norm else "k_proj"
+    by = factors[f"model.layers.{layer}.self_attn.{kind}.weight"].rows
+    mean = keys.mean(axis=0).reshape(arch.kv_heads, arch.head_dim)
+    return spread(mean if by is None else mean * by.reshape(-1, arch.head_dim))
+
+
+_INPUTS = {
+    "attention_input": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attended": ("self_attn.o_proj",),
+    "mlp_input": ("mlp.gate_proj", "mlp.up_proj"),
+    "gated": ("mlp.down_proj",),
+}
+"""The maps that read each of the ``Activations``."""
+
+
+def _round_together(checkpoint: Weights, names: Sequence[str], gram: np.ndarray[Any, Any], weights: WeightStore) -> None:
+    """Round the weights of maps with one input and put them into the store."""
+    values, scales = round_weight(spread(np.concatenate([checkpoint.tensor(f"{name}.weight") for name in names])), gram)
+    ends = np.cumsum([checkpoint.shape(f"{name}.weight")[0] for name in names])
+    for name, part, own in zip(names, np.split(values, ends[:-1]), np.split(scales, ends[:-1]), strict=True):
+        weights.get(int8_names(name), partial(list, (shifted(np.ascontiguousarray(part.T)), own)))
+
+
+def matmul_damage(
+    checkpoint: Weights,
+    sequences: Sequence[Sequence[int]],
+    precision: str,
+    report: Progress,
+    beside: Path,
+    weights: WeightStore,
+) -> dict[str, dict[str, float]]:
+    """Compute each MatMul alone on each rung of its ladder; return by name and rung the error of its layer's output.
+
+    The error is that of a token's residual relative to its size, root mean square over the tokens; 0 for fp32. The layers
+    are written into files beside ``beside``, where the data of ``weights`` are.
+    """
+    damage: dict[str, dict[str, float]] = {}
+    arch, rows = checkpoint.arch, calibration_rows(sequences, DAMAGE_TOKENS)
+    report("measure MatMuls", 0, arch.layers)
+    residuals = _embedded(checkpoint, rows)
+    path = beside.with_name(f"{beside.name}.layer")
+    try:
+        for layer in range(arch.layers):
+            exact = _Layer(path, checkpoint, layer, weights)
+            expected = [exact.run(row, x)["residual"] for row, x in zip(rows, residuals, strict=True)]
+            for name in [n for n in matmul_names(arch) if n.startswith(f"model.layers.{layer}.")]:
+                damage[name] = dict.fromkeys(ladder(name, precision), 0.0)
+                for rung in ladder(name, precision)[:-1]:
+                    quantized = _Layer(path, checkpoint, layer, weights, {name: rung})
+                    got = [quantized.run(row, x)["residual"] for row, x in zip(rows, residuals, strict=True)]
+                    damage[name][rung] = _relative_error(np.concatenate(got), np.concatenate(expected))
+            residuals = expected
+            report("measure MatMuls", layer + 1, arch.layers)
+    finally:
+        path.unlink(missing_ok=True)
+    # The head rounds once, behind everything else: it counts like a layer of its own.
+    damage["lm_head"] = {rung: _head_damage(checkpoint, residuals, rung) for rung in ladder("lm_head", precision)}
+    return damage
+
+
+def ladder(name: str, precision: str) -> tuple[str, ...]:
+    """The rungs of a MatMul in a graph of this precision: attention has no second term, the head no 4 bits."""
+    rungs = LADDERS[precision]
+    kind = name.rpartition(".")[2]
+    if kind == "self_attn":
+        return (precision, "fp32")
+    return (precision, *rungs[rungs.index("int8") + 1 :]) if kind == "lm_head" else rungs
+
+
+def worst_matmul(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Progress) -> tuple[str, float]:
+    """The MatMul that suffers most from 8 bits as they come, with the relative error of its layer's output."""
+    with tempfile.TemporaryDirectory(prefix="fsrm-layers-") as folder:
+        path = Path(folder) / "model.onnx"
+        damage = matmul_damage(checkpoint, sequences, "int8", progress, path, WeightStore(path.with_name("model.onnx.data")))
+    return _Rungs(checkpoint.arch, "int8", damage).worst
+
+
+def calibration_rows(sequences: Sequence[Sequence[int]], tokens: int = CALIBRATION_TOKENS) -> list[PackedRow]:
+    """Rows that read some of the sequences, taken evenly from all of them, in about so many tokens."""
+    step = max(1, sum(len(ids) for ids in sequences) // tokens)
+    chosen: list[tuple[int, ...]] = []
+    budget = tokens
+    for ids in sequences[::step]:
+        if budget > 0 and len(ids):
+            chosen.append(tuple(ids[: min(budget, DAMAGE_TOKENS)]))
+            budget -= len(chosen[-1])
+    whole = Widths(chunk=DAMAGE_TOKENS, row=DAMAGE_TOKENS, keep=DAMAGE_TOKENS + 1)
+    return list(plan_rows(sorted(set(chosen)), whole))
+
+
+def _activations(checkpoint: Weights, rows: list[PackedRow], report: Progress) -> Iterator[tuple[int, Activations]]:
+    """Run the checkpoint in fp32, layer by layer, and yield what flows through each."""
     report("measure activations", 0, checkpoint.arch.layers)
     residuals = _embedded(checkpoint, rows)
     for layer in range(checkpoint.arch.layers):
         with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
             path = Path(folder) / "layer.onnx"
-            measured = _Layer(path, checkpoint, layer, _data_store(path), taps=True)
+            measured = _Layer(path, checkpoint, layer, WeightStore(path.with_name("layer.onnx.data")), taps=True)
             outputs = [measured.run(row, x) for row, x in zip(rows, residuals, strict=True)]
         residuals = [out["residual"] for out in outputs]
         seen = {name: np.concatenate([out[name] for out in outputs]) for name in Activations.__dataclass_fields__}
-        factors |= layer_factors(checkpoint, layer, Activations(**seen))
+        _check_activations(layer, seen)
+        yield layer, Activations(**seen)
         report("measure activations", layer + 1, checkpoint.arch.layers)
-    return factors
 
 
-def matmul_damage(checkpoint: Weights, rows: list[PackedRow], precision: str, report: Progress) -> dict[str, float]:
-    """Quantize each MatMul alone; return by name the error of its layer's output, relative to that output's size."""
-    damage: dict[str, float] = {}
-    arch = checkpoint.arch
-    report("measure MatMuls", 0, arch.layers)
-    residuals = _embedded(checkpoint, rows)
-    for layer in range(arch.layers):
-        with tempfile.TemporaryDirectory(prefix="fsrm-layer-") as folder:
-            path = Path(folder) / "layer.onnx"
-            weights = _data_store(path)
-            exact = _Layer(path, checkpoint, layer, weights)
-            expected = [exact.run(row, x)["residual"] for row, x in zip(rows, residuals, strict=True)]
-            size = np.sqrt(sum(float(np.square(y).sum()) for y in expected))
-            for name in [n for n in matmul_names(arch) if n.startswith(f"model.layers.{layer}.")]:
-                quantized = _Layer(path, checkpoint, layer, weights, {name: precision})
-                gaps = [quantized.run(row, x)["residual"] - y for row, x, y in zip(rows, residuals, expected, strict=True)]
-                damage[name] = float(np.sqrt(sum(float(np.square(gap).sum()) for gap in gaps)) / size)
-        residuals = expected
-        report("measure MatMuls", layer + 1, arch.layers)
-    # The head rounds once, behind everything else: it counts like a layer of its own.
-    damage["lm_head"] = _head_damage(checkpoint, residuals)
-    return damage
+def _check_activations(layer: int, seen: Mapping[str, Floats]) -> None:
+    for name, values in seen.items():
+        if not np.isfinite(values).all():
+            raise ExportError(f"layer {layer} computes NaN or infinite values ({name}) on the calibration prompts in float32; the weights are broken")
 
 
-def worst_matmul(checkpoint: Weights, sequences: Sequence[Sequence[int]], progress: Progress) -> tuple[str, float]:
-    """The MatMul that suffers most from 8 bits, with the relative error of its layer's output."""
-    damage = matmul_damage(checkpoint, _calibration_rows(sequences), "int8", progress)
-    name = max(damage, key=lambda name: damage[name])
-    return name, damage[name]
-
-
-def _calibration_rows(sequences: Sequence[Sequence[int]]) -> list[PackedRow]:
-    chosen: list[tuple[int, ...]] = []
-    budget = CALIBRATION_TOKENS
-    for ids in sequences:
-        if budget > 0 and len(ids):
-            chosen.append(tuple(ids[:budget]))
-            budget -= len(ids)
-    whole = Widths(chunk=CALIBRATION_TOKENS, row=CALIBRATION_TOKENS, keep=CALIBRATION_TOKENS + 1)
-    return list(plan_rows(sorted(set(chosen)), whole))
+def _relative_error(got: Floats, expected: Floats) -> float:
+    """Root mean square over the rows of the error of each, relative to its size."""
+    size = np.square(expected).sum(axis=1)
+    return float(np.sqrt((np.square(got - expected).sum(axis=1) / np.maximum(size, 1e-30)).mean()))
 
 
 def _embedded(checkpoint: Weights, rows: list[PackedRow]) -> list[Floats]:
@@ -195,18 +340,23 @@ def _embedded(checkpoint: Weights, rows: list[PackedRow]) -> list[Floats]:
     return [np.stack([table[i] for i in row.ids]) for row in rows]
 
 
-def _head_damage(checkpoint: Weights, residuals: list[Floats]) -> float:
-    """Relative error of the logits of some tokens, spread over the vocabulary, when the head is quantized."""
+def _head_damage(checkpoint: Weights, residuals: list[Floats], rung: str) -> float:
+    """Relative error of the logits of some tokens, spread over the vocabulary, when the head is on this rung."""
+    if rung == "fp32":
+        return 0.0
     x = np.concatenate(residuals)[-_HEAD_ROWS:]
     x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + checkpoint.arch.rms_eps) * checkpoint.tensor("model.norm.weight")
     name = checkpoint.head_name
     tokens = np.unique(np.linspace(0, checkpoint.shape(name)[0] - 1, _HEAD_TOKENS).astype(int))
     weight = np.concatenate([checkpoint.tensor(name, slice(i, i + 1)) for i in tokens])
-    return float(np.sqrt(int8_error(x, weight) / np.square(x @ weight.T).mean()))
+    turned = _rounded(spread(weight)), spread(x)
+    rounded = (turned[1] if rung == "int8x2" else _rounded(turned[1])) @ turned[0].T
+    return _relative_error(rounded, x @ weight.T)
 
 
-def _data_store(path: Path) -> WeightStore:
-    return WeightStore(path.with_name(path.name + ".data"))
+def _rounded(rows: Floats) -> Floats:
+    values, scales = int8_rows(rows)
+    return values * scales[:, None]
 
 
 class _Layer:

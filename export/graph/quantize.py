@@ -31,10 +31,14 @@ def _row_chunks(shape: tuple[int, int]) -> list[slice]:
 
 def int8_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantize each row of ``rows`` [n, in] symmetrically to +-127; returns values [n, in] and scales [n]."""
-    scales = np.abs(rows).max(axis=1) / np.float32(127.0)
-    # A row of zeros keeps scale 1, so that nothing divides by zero.
-    scales = np.where(scales > 0, scales, np.float32(1.0)).astype(np.float32)
+    scales = row_scales(rows)
     return np.rint(rows / scales[:, None]).astype(np.int8), scales
+
+
+def row_scales(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return 1/127 of the largest magnitude of each row of ``rows`` [n, in]; 1 for a row of zeros, so that nothing divides by it."""
+    scales = np.abs(rows).max(axis=1) / np.float32(127.0)
+    return np.where(scales > 0, scales, np.float32(1.0)).astype(np.float32)
 
 
 def shifted(values: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -10,7 +10,9 @@ number on one side and multiplied on the other. There are four such places in a 
 
 Row-wise int8 activations suffer from channels that are large in every row. The factor sqrt(activation / weight) splits
 the range evenly between both sides (SmoothQuant, arXiv 2211.10438, alpha 0.5), and undoes any such rescaling that a
-checkpoint comes with. Each place keeps its factors only where they lower the error measured on calibration rows.
+checkpoint comes with. Each place keeps its factors only where they lower the error measured on calibration rows, as that
+file quantizes: the fast graph spreads its rows first (``rotation``), llama.cpp does not. Where rows are spread, half of the
+channels change their sign, chosen at random: spreading adds channels up, and what they have in common must not pile up.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
+from fsrm_lite.export.graph import rotation
 from fsrm_lite.export.graph.quantize import int8_rows
 from fsrm_lite.export.graph.weights import Floats, Weights
 
@@ -86,13 +89,14 @@ class Activations:
     gated: Floats
 
 
-def layer_factors(checkpoint: Weights, layer: int, seen: Activations) -> dict[str, Factor]:
+def layer_factors(checkpoint: Weights, layer: int, seen: Activations, *, spread: bool) -> dict[str, Factor]:
     """Choose the factors of one layer.
 
     Args:
         checkpoint: The weights as they are.
         layer: Index of the layer.
         seen: Its activations in fp32.
+        spread: Whether rows are spread before they are quantized.
 
     Returns:
         Factors by tensor name; tensors that stay as they are are left out.
@@ -106,14 +110,15 @@ def layer_factors(checkpoint: Weights, layer: int, seen: Activations) -> dict[st
             rows[prefix + name] = rows.get(prefix + name, np.ones_like(by)) / by
 
     attention, mlp = [f"self_attn.{p}_proj.weight" for p in "qkv"], ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
+    balance = _Balance(spread)
     for norm, maps, x in (("input_layernorm.weight", attention, seen.attention_input), ("post_attention_layernorm.weight", mlp, seen.mlp_input)):
-        by = _balance(x, np.concatenate([checkpoint.tensor(prefix + name) for name in maps]))
+        by = balance.of(x, np.concatenate([checkpoint.tensor(prefix + name) for name in maps]))
         divide([norm], by)
         columns.update({prefix + name: by for name in maps})
-    by = _balance(seen.gated, checkpoint.tensor(prefix + "mlp.down_proj.weight"))
+    by = balance.of(seen.gated, checkpoint.tensor(prefix + "mlp.down_proj.weight"))
     divide(["mlp.up_proj.weight", *(["mlp.up_proj.bias"] if arch.mlp_bias else [])], by)
     columns[prefix + "mlp.down_proj.weight"] = by
-    by = _value_balance(arch, seen.attended, checkpoint.tensor(prefix + "self_attn.o_proj.weight"))
+    by = balance.of_values(arch, seen.attended, checkpoint.tensor(prefix + "self_attn.o_proj.weight"))
     divide(["self_attn.v_proj.weight", *(["self_attn.v_proj.bias"] if arch.qkv_bias else [])], by)
     columns[prefix + "self_attn.o_proj.weight"] = _per_query_head(arch, by)
     by = _score_balance(arch, seen.queries, seen.keys)
@@ -123,20 +128,34 @@ def layer_factors(checkpoint: Weights, layer: int, seen: Activations) -> dict[st
     return {name: Factor(rows.get(name), columns.get(name)) for name in {*rows, *columns}}
 
 
-def _balance(x: Floats, weight: Floats) -> Floats:
-    """Return what to divide the columns of ``x`` [rows, in] by, and multiply those of ``weight`` [out, in] by, [in]."""
-    by = _ratio(np.abs(x).max(axis=0), np.abs(weight).max(axis=0))
-    x = x[:_ERROR_ROWS]
-    return by if int8_error(x / by, weight * by) < int8_error(x, weight) else np.ones_like(by)
+@dataclass(frozen=True, slots=True)
+class _Balance:
+    """Chooses what to divide the columns of a map's input by, and multiply those of its weight [out, in] by, [in]."""
+
+    spread: bool
+
+    def of(self, x: Floats, weight: Floats) -> Floats:
+        """For an input ``x`` [rows, in]."""
+        by = _ratio(np.abs(x).max(axis=0), np.abs(weight).max(axis=0))
+        return self._better(by, by, x, weight)
+
+    def of_values(self, arch: Architecture, attended: Floats, weight: Floats) -> Floats:
+        """One factor per channel of a value head, shared by the query heads that read it, [kv_heads * d]."""
+        shape = (arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
+        top, columns = (np.abs(part).max(axis=0).reshape(shape).max(axis=1).reshape(-1) for part in (attended, weight))
+        by = _ratio(top, columns)
+        return self._better(by, _per_query_head(arch, by), attended, weight)
+
+    def _better(self, by: Floats, wide: Floats, x: Floats, weight: Floats) -> Floats:
+        """``by`` where it helps, else ones; ``wide`` is the same for each column."""
+        x = x[:: -(-len(x) // _ERROR_ROWS)]
+        helps = int8_error(x / wide, weight * wide, spread=self.spread) < int8_error(x, weight, spread=self.spread)
+        by = by if helps else np.ones_like(by)
+        return by * _signs(len(by)) if self.spread else by
 
 
-def _value_balance(arch: Architecture, attended: Floats, weight: Floats) -> Floats:
-    """As :func:`_balance`, one factor per channel of a value head, shared by the query heads that read it."""
-    shape = (arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
-    top, columns = (np.abs(part).max(axis=0).reshape(shape).max(axis=1).reshape(-1) for part in (attended, weight))
-    by = _ratio(top, columns)
-    wide, x = _per_query_head(arch, by), attended[:_ERROR_ROWS]
-    return by if int8_error(x / wide, weight * wide) < int8_error(x, weight) else np.ones_like(by)
+def _signs(count: int) -> Floats:
+    return (2 * np.random.default_rng(count).integers(0, 2, count) - 1).astype(np.float32)
 
 
 def _score_balance(arch: Architecture, queries: Floats, keys: Floats) -> Floats:
@@ -168,9 +187,12 @@ def _ratio(top: Floats, other: Floats) -> Floats:
     return np.clip(ratio, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR).astype(np.float32)
 
 
-def int8_error(x: Floats, weight: Floats) -> float:
-    """Mean squared error of the int8 product of ``x`` [rows, in] with ``weight`` [out, in]."""
+def int8_error(x: Floats, weight: Floats, *, spread: bool) -> float:
+    """Mean squared error of the int8 product of ``x`` [rows, in] with ``weight`` [out, in], both spread first or not."""
+    exact = x @ weight.T
+    if spread:
+        x, weight = rotation.spread(x), rotation.spread(weight)
     x8, x_scale = int8_rows(x)
     w8, w_scale = int8_rows(weight)
     rounded = (x8.astype(np.float32) @ w8.astype(np.float32).T) * x_scale[:, None] * w_scale
-    return float(np.square(rounded - x @ weight.T).mean())
+    return float(np.square(rounded - exact).mean())

@@ -11,12 +11,16 @@ import torch
 from helpers.fast import LABELS, make_checkpoint, random_sequences, reference
 from transformers import AutoModelForCausalLM
 
+from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import write_fast_graph
-from fsrm_lite.export.graph.precision import _calibration_rows as calibration_rows
-from fsrm_lite.export.graph.precision import _counts as counts_to_try
-from fsrm_lite.export.graph.precision import matmul_damage, smoothing_factors, write_tuned_graph
+from fsrm_lite.export.graph.precision import _fit as fit
+from fsrm_lite.export.graph.precision import _Rungs as Rungs
+from fsrm_lite.export.graph.precision import calibration_rows, matmul_damage, write_tuned_graph
+from fsrm_lite.export.graph.quantize import int8_rows
+from fsrm_lite.export.graph.rounding import round_weight
 from fsrm_lite.export.graph.smoothing import SmoothedCheckpoint
+from fsrm_lite.export.graph.writer import WeightStore
 from fsrm_lite.runtimes.onnx.session import FastModel
 
 DELTA_SCORE = 0.02
@@ -70,18 +74,19 @@ def test_hostile_checkpoint_meets_the_tolerance(tmp_path, kind):
     assert judge(tmp_path / "naive.onnx") > 5
     assert tuned.excess <= 1
     assert judge(tmp_path / "fast.onnx") == tuned.excess
-    assert tuned.history[len(tuned.keep)] == tuned.excess
+    assert tuned.history[-1].excess == tuned.excess
+
+
+def _fitted(folder: Path) -> SmoothedCheckpoint:
+    return fit(Checkpoint.open(folder), calibration_rows(SEQUENCES), WeightStore(), lambda *_: None)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
 def test_smoothing_alone_undoes_the_hostility(tmp_path, kind):
     benign, hostile = make_checkpoint(tmp_path / "benign", kind), _hostile(tmp_path / "hostile", kind)
-    rows = calibration_rows(SEQUENCES)
     gaps = {}
     for name, folder in (("benign", benign), ("hostile", hostile)):
-        checkpoint = Checkpoint.open(folder)
-        smoothed = SmoothedCheckpoint(checkpoint, smoothing_factors(checkpoint, rows, lambda *_: None))
-        write_fast_graph(smoothed, tmp_path / f"{name}.onnx", LABELS)
+        write_fast_graph(_fitted(folder), tmp_path / f"{name}.onnx", LABELS)
         gaps[name] = _judge(folder)(tmp_path / f"{name}.onnx")
     write_fast_graph(Checkpoint.open(hostile), tmp_path / "naive.onnx", LABELS)
     assert gaps["hostile"] < 2 * gaps["benign"]
@@ -91,34 +96,46 @@ def test_smoothing_alone_undoes_the_hostility(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_smoothing_leaves_the_fp32_function_as_it_is(tmp_path, kind):
     folder = _hostile(tmp_path / "checkpoint", kind)
-    checkpoint = Checkpoint.open(folder)
-    smoothed = SmoothedCheckpoint(checkpoint, smoothing_factors(checkpoint, calibration_rows(SEQUENCES), lambda *_: None))
-    write_fast_graph(smoothed, tmp_path / "fast.onnx", LABELS, precision="fp32")
+    write_fast_graph(_fitted(folder), tmp_path / "fast.onnx", LABELS, precision="fp32")
     readings = FastModel(tmp_path / "fast.onnx", threads=1).read(SEQUENCES, hidden=True)
     for got, expected in zip(readings, reference(folder, SEQUENCES), strict=True):
         assert np.abs(np.array(got.label_logits) - expected["label_logits"]).max() < 1e-3
         assert np.abs(got.hidden - expected["hidden"]).max() < 1e-3
 
 
-def test_keeping_stops_as_soon_as_the_tolerance_holds(tmp_path):
+def test_raising_stops_as_soon_as_the_tolerance_holds(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint")
     checkpoint, judge = Checkpoint.open(folder), _judge(folder)
     first = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, judge)
-    strict = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * judge(path) / first.history[0])
+    plain = first.history[0].excess
+    strict = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * judge(path) / plain)
     assert strict.excess <= 1
     assert 0 < len(strict.keep) < 3 * 8 + 1
     assert strict.worst is not None
     assert strict.worst[0] in strict.keep
-    assert list(strict.history) == sorted(strict.history)
+    costs = [attempt.cost for attempt in strict.history]
+    assert costs == sorted(costs)
+    assert strict.cost == costs[-1] < 4
 
 
-def test_counts_that_cannot_be_enough_are_not_tried():
-    assert counts_to_try([1.0] * 20, 2.0) == [1, 2, 4, 8, 16, 20]
-    assert counts_to_try([1.0] * 20, 8.0) == [20]
-    assert counts_to_try([1.0] * 20, 5.0) == [16, 20]
-    assert counts_to_try([100.0, 1.0, 1.0], 90.0) == [1, 2, 3]
-    assert counts_to_try([0.0, 0.0], 9.0) == [1, 2]
-    assert counts_to_try([1.0], 9.0) == [1]
+DAMAGE = {
+    "a": {"int8": 4.0, "int8x2": 1.0, "fp32": 0.0},
+    "b": {"int8": 2.0, "int8x2": 2.0, "fp32": 0.0},
+    "c": {"int8": 0.1, "int8x2": 0.1, "fp32": 0.0},
+}
+
+
+def test_cheapest_set_takes_the_steps_that_save_most_for_their_cost(monkeypatch):
+    monkeypatch.setattr("fsrm_lite.export.graph.precision._work", lambda arch: {"a": 10.0, "b": 10.0, "c": 10.0})
+    rungs = Rungs(None, "int8", DAMAGE)
+    assert rungs.worst == ("a", 4.0)
+    assert rungs.cheapest(1.0) == {}
+    assert rungs.cheapest(0.6) == {"a": "int8x2"}
+    assert rungs.cheapest(0.3) == {"a": "int8x2", "b": "fp32"}
+    assert rungs.cheapest(0.1) == {"a": "fp32", "b": "fp32"}
+    assert rungs.cheapest(0.0) == {"a": "fp32", "b": "fp32", "c": "fp32"}
+    assert rungs.cost({}) == 1.0
+    assert rungs.cost({"a": "int8x2"}) == pytest.approx(4 / 3)
 
 
 def test_impossible_tolerance_ends_with_everything_at_fp32(tmp_path):
@@ -127,6 +144,7 @@ def test_impossible_tolerance_ends_with_everything_at_fp32(tmp_path):
     assert tuned.excess == 2.0
     assert len(tuned.keep) == 9
     assert set(tuned.keep.values()) == {"fp32"}
+    assert len(tuned.history) > 4  # not in one step
 
 
 def test_damage_names_the_matmul_that_was_made_hostile(tmp_path):
@@ -136,9 +154,39 @@ def test_damage_names_the_matmul_that_was_made_hostile(tmp_path):
         model.model.layers[1].mlp.up_proj.weight[3] *= 300
         model.model.layers[1].mlp.down_proj.weight[:, 3] /= 300
     model.save_pretrained(folder)
-    damage = matmul_damage(Checkpoint.open(folder), calibration_rows(SEQUENCES), "int8", lambda *_: None)
-    assert max(damage, key=lambda name: damage[name]) == "model.layers.1.mlp.down_proj"
+    damage = matmul_damage(Checkpoint.open(folder), SEQUENCES, "int8", lambda *_: None, tmp_path / "fast.onnx", WeightStore())
+    assert max(damage, key=lambda name: damage[name]["int8"]) == "model.layers.1.mlp.down_proj"
     assert len(damage) == 3 * 8 + 1
+    assert {tuple(rungs) for rungs in damage.values()} == {("int8", "int8x2", "fp32"), ("int8", "fp32")}
+    assert all(rungs["fp32"] == 0 for rungs in damage.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]  # the layers' files are gone
+
+
+def test_weights_that_compute_nan_are_refused_by_layer(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight *= 1e30
+        model.model.layers[1].mlp.gate_proj.weight *= 1e30
+    model.save_pretrained(folder)
+    with pytest.raises(ExportError, match=r"layer 1 computes NaN or infinite values .* the weights are broken"):
+        write_tuned_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 0.5)
+
+
+def test_rounding_with_the_inputs_in_view_errs_less_where_they_go_together():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((40, 96)).astype(np.float32)
+    x = (rng.standard_normal((500, 8)) @ rng.standard_normal((8, 96)) + 0.05 * rng.standard_normal((500, 96))).astype(np.float32)
+    nearest, scales = int8_rows(weight)
+    rounded, own = round_weight(weight, (x.T @ x).astype(np.float64))
+    errors = [np.square(x @ (values * s[:, None] - weight).T).mean() for values, s in ((nearest, scales), (rounded, own))]
+    assert errors[1] < errors[0] / 4
+    np.testing.assert_array_equal(own, scales)
+
+
+def test_inputs_that_never_were_active_are_rounded_to_nearest():
+    weight = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(round_weight(weight, np.zeros((7, 7)))[0], int8_rows(weight)[0])
 
 
 def test_fp32_is_written_as_it_is(tmp_path):

@@ -144,7 +144,7 @@ typedef struct Call Call;
 struct Call {
     void (*run)(const Call *, size_t from, size_t to, void *const *out, float *scratch);
     size_t units;
-    const float *in[4];
+    const float *in[5];
     Shape shape;
     Factor factor;
     size_t width;
@@ -195,8 +195,8 @@ static void check_largest(const float *largest, size_t n) {
 }
 
 static void run_add_norm(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
-    add_norm_quantize(from, to, c->width, c->in[0], c->in[1], c->in[2], c->in[3], c->epsilon, scratch, out[0], out[1],
-                      out[2], out[3]);
+    add_norm_quantize(from, to, c->width, c->in[0], c->in[1], c->in[2], c->in[3], c->epsilon, c->factor, scratch,
+                      out[0], out[1], out[2], out[3]);
 }
 
 static void fuzz_add_norm(Kind kind) {
@@ -205,9 +205,10 @@ static void fuzz_add_norm(Kind kind) {
     Call call = {run_add_norm,
                  rows,
                  {floats(n, kind), floats(n, kind), scales(rows, kind), floats(width, kind)},
+                 .factor = random_factor(width, kind),
                  .width = width,
                  .epsilon = 1e-6f,
-                 .scratch_values = width,
+                 .scratch_values = 2 * width,
                  .out_bytes = {n * sizeof(float), n, rows * sizeof(float), perhaps(n)}};
     void *out[OUTPUTS];
     run_twice(&call, out);
@@ -256,8 +257,8 @@ static void run_queries(const Call *c, size_t from, size_t to, void *const *out,
 }
 
 static void run_keys(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
-    rotate_keys(from, to, c->shape, c->in[0], c->in[1], c->epsilon, c->in[2], c->in[3], c->factor, scratch, out[0],
-                out[1]);
+    rotate_keys(from, to, c->shape, c->in[0], c->in[1], c->epsilon, c->in[2], c->in[3], c->factor, c->in[4], scratch,
+                out[0], out[1]);
 }
 
 static void fuzz_rotation(Kind kind, int of_keys) {
@@ -270,7 +271,8 @@ static void fuzz_rotation(Kind kind, int of_keys) {
              normed ? "with" : "without");
     Call call = {of_keys ? run_keys : run_queries,
                  of_keys ? shape.kv_heads : shape.tokens,
-                 {floats(n, kind), normed ? floats(shape.dim, kind) : NULL, floats(angles, kind), floats(angles, kind)},
+                 {floats(n, kind), normed ? floats(shape.dim, kind) : NULL, floats(angles, kind), floats(angles, kind),
+                  of_keys ? floats(shape.kv_heads * shape.dim, kind) : NULL},
                  .shape = shape,
                  .factor = random_factor(shape.dim, kind),
                  .epsilon = 1e-6f,
@@ -345,7 +347,6 @@ static void run_mixed(const Call *c, size_t from, size_t to, void *const *out, f
 
 static void fuzz_mixed(Kind kind) {
     Shape shape = random_shape(8, 0);
-    if (shape.kv_heads * shape.group > MOST_PARTS) shape.kv_heads = shape.group = 1;
     size_t heads = shape.kv_heads * shape.group, rows = heads * shape.tokens, n = rows * shape.dim;
     snprintf(now.what, sizeof now.what, "quantize_mixed, %zu tokens of %zu x %zu heads of %zu", shape.tokens,
              shape.kv_heads, shape.group, shape.dim);
@@ -353,7 +354,7 @@ static void fuzz_mixed(Kind kind) {
                  shape.tokens,
                  {floats(n, kind), scales(rows, kind)},
                  .shape = shape,
-                 .factor = {floats(heads * heads, kind), heads},
+                 .factor = random_factor(heads * shape.dim, kind),
                  .scratch_values = 2 * heads * shape.dim,
                  .out_bytes = {n, shape.tokens * sizeof(float), perhaps(n)}};
     void *out[OUTPUTS];

@@ -154,7 +154,7 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     for terms in (1, 2):
 
         def add_norm(graph, terms=terms):
-            total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5, terms)
+            total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5, width, terms)
             return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
         rows = {
@@ -178,15 +178,16 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
     for weight in ("weight", None):
         given = tables if weight else {name: tables[name] for name in ("cos", "sin")}
+        mean = normal(kv_heads, dim)
 
         def queries(graph, weight=weight):
             return _quantized(graph_fused.rotate_queries(graph, arch, "q", "cos", "sin", weight), 3)
 
         def keys(graph, weight=weight):
-            return _quantized(graph_fused.rotate_keys(graph, arch, "k", "cos", "sin", weight), 3)
+            return _quantized(graph_fused.rotate_keys(graph, arch, "k", "cos", "sin", "mean", weight), 3)
 
         compared += _check(*_both(folder, queries, q=normal(tokens, heads * dim), **given))
-        compared += _check(*_both(folder, keys, k=normal(tokens, width), **given))
+        compared += _check(*_both(folder, keys, k=normal(tokens, width), mean=mean, **given))
 
     for scales in ({"scale": scale}, {}):
 
@@ -276,7 +277,12 @@ HOSTILE = {
         ((4, 24), (4, 24), (4, 1), (3, 1)),
         ((4, 24), (4, 24), (4, 1), (3,)),
     ],
-    "AddNormQuantize": [((2, 4), (2, 4), (2, 1), (3,)), ((2, 0), (2, 0), (2, 1), (0,)), ((2, 4), (2, 4), (2, 1), ())],
+    "AddNormQuantize": [
+        ((2, 4), (2, 4), (2, 1), (3,), (1, 1)),
+        ((2, 0), (2, 0), (2, 1), (0,), (1, 1)),
+        ((2, 4), (2, 4), (2, 1), (), (1, 1)),
+        ((2, 4), (2, 4), (2, 1), (4,), (3, 3)),
+    ],
     "RotateQueries": [
         ((3, 9), (1, 3, 2), (1, 3, 2), (1, 1)),
         ((3, 8), (1, 4, 2), (1, 3, 2), (1, 1)),
@@ -284,7 +290,11 @@ HOSTILE = {
         ((3, 8), (1, 3, 2**20), (1, 3, 2), (1, 1)),
         ((3, 8), (1, 3, 2), (1, 3, 2), (3, 3)),
     ],
-    "RotateKeys": [((3, 4), (1, 3, 2), (1, 3, 2), (1, 1)), ((0, 8), (1, 0, 2), (1, 0, 2), (1, 1))],
+    "RotateKeys": [
+        ((3, 4), (1, 3, 2), (1, 3, 2), (1, 1), (2, 4)),
+        ((0, 8), (1, 0, 2), (1, 0, 2), (1, 1), (2, 4)),
+        ((3, 8), (1, 3, 2), (1, 3, 2), (1, 1), (1, 4)),
+    ],
     "QuantizeValues": [((3, 5), (3, 1)), ((3, 8), (2, 1)), ((1, 0), (1, 1))],
     "SoftmaxQuantize": [
         ((2, 6, 5), (2, 6, 1), (4, 5), (5, 1)),
@@ -386,9 +396,9 @@ def test_functions_of_another_number_run_on_their_own_bodies(tmp_path):
 def test_calls_of_one_function_must_agree_on_attributes(tmp_path):
     graph = GraphWriter(tmp_path / "one.onnx", WeightStore())
     inputs = ("residual", Value("update", "scale"), "weight")
-    graph_fused.add_norm_quantize(graph, *inputs, 1e-5)
+    graph_fused.add_norm_quantize(graph, *inputs, 1e-5, 8)
     with pytest.raises(ValueError, match=r"AddNormQuantize was called with .*1e-05.* before"):
-        graph_fused.add_norm_quantize(graph, *inputs, 1e-6)
+        graph_fused.add_norm_quantize(graph, *inputs, 1e-6, 8)
 
 
 @needs_library

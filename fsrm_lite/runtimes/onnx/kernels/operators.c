@@ -25,7 +25,7 @@
 static const char DOMAIN[] = "fsrm.2";
 
 enum {
-    MAX_INPUTS = 5,
+    MAX_INPUTS = 6,
     MAX_OUTPUTS = 4,
     MAX_RANK = 3,
     MAX_HEADS = 1 << 16,
@@ -172,12 +172,12 @@ static OrtStatusPtr read_factor(Work *work, size_t index, int64_t width) {
     return NULL;
 }
 
-/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H]
+/* AddNormQuantize: residual [S, H], update [S, H], update scale [S, 1], weight [H], factor [F, F]
  * -> sum [S, H], quantized [S, H], largest [S, 1]
  * Operators whose name ends in Twice give the second term too, as the last of their outputs. */
 static void run_add_norm(const Work *work, size_t from, size_t to, float *scratch) {
     add_norm_quantize(from, to, work->width, work->in[0].data, work->in[1].data, work->in[2].data, work->in[3].data,
-                      work->epsilon, scratch, work->out[0], work->out[1], work->out[2], work->out[3]);
+                      work->epsilon, work->factor, scratch, work->out[0], work->out[1], work->out[2], work->out[3]);
 }
 
 static OrtStatusPtr prepare_add_norm(Work *work, OrtKernelContext *context, int64_t count) {
@@ -186,12 +186,14 @@ static OrtStatusPtr prepare_add_norm(Work *work, OrtKernelContext *context, int6
     if (!FITS(work, 0, tokens, width) || !FITS(work, 1, tokens, width) || !FITS(work, 2, tokens, 1) ||
         !FITS(work, 3, width))
         return misfit(work);
+    TRY(read_factor(work, 4, width));
     MAKE(work, context, 0, tokens, width);
     MAKE(work, context, 1, tokens, width);
     MAKE(work, context, 2, tokens, 1);
     if (work->outputs == 4) MAKE(work, context, 3, tokens, width);
     work->units = tokens;
-    work->width = work->scratch_values = width;
+    work->width = width;
+    work->scratch_values = 2 * width;
     work->run = run_add_norm;
     return NULL;
 }
@@ -219,13 +221,13 @@ static OrtStatusPtr prepare_gate(Work *work, OrtKernelContext *context, int64_t 
 }
 
 /* Checks queries or keys [S, heads * d], their rotation, cos and sin [1, S, d / 2], the factor that spreads a head of d
- * values, and the norm's weight [d], if there is one. */
-static OrtStatusPtr check_heads(Work *work, int64_t kv_heads) {
+ * values, and the norm's weight [d], which is the input with the number norm; 0 means that there is none. */
+static OrtStatusPtr check_heads(Work *work, int64_t kv_heads, size_t norm) {
     int64_t tokens = work->in[0].shape[0], width = work->in[0].shape[1], half = work->in[1].shape[2];
     if (work->in[0].rank != 2 || !FITS(work, 1, 1, tokens, half) || !FITS(work, 2, 1, tokens, half) || half > width)
         return misfit(work);
     int64_t dim = 2 * half, group = width / dim / kv_heads;
-    if (group < 1 || group * kv_heads * dim != width || (work->inputs == 5 && !FITS(work, 4, dim))) return misfit(work);
+    if (group < 1 || group * kv_heads * dim != width || (norm && !FITS(work, norm, dim))) return misfit(work);
     TRY(read_factor(work, 3, dim));
     work->shape = (Shape){tokens, kv_heads, group, dim};
     work->scratch_values = SCRATCH_PER_DIM * dim;
@@ -240,7 +242,7 @@ static void run_queries(const Work *work, size_t from, size_t to, float *scratch
 }
 
 static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64_t kv_heads) {
-    TRY(check_heads(work, kv_heads));
+    TRY(check_heads(work, kv_heads, work->inputs == 5 ? 4 : 0));
     Shape shape = work->shape;
     MAKE(work, context, 0, shape.kv_heads, shape.group * shape.tokens, shape.dim);
     MAKE(work, context, 1, shape.kv_heads, shape.group * shape.tokens, 1);
@@ -250,17 +252,17 @@ static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64
     return NULL;
 }
 
-/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, weight -> [kv, d, S], [kv, 1, S]; RotateKeys: the same without
- * weight */
+/* NormRotateKeys: keys [S, kv * d], cos, sin, factor, mean [kv, d], weight -> [kv, d, S], [kv, 1, S]; RotateKeys: the
+ * same without weight */
 static void run_keys(const Work *work, size_t from, size_t to, float *scratch) {
-    rotate_keys(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
-                work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
+    rotate_keys(from, to, work->shape, work->in[0].data, work->in[5].data, work->epsilon, work->in[1].data,
+                work->in[2].data, work->factor, work->in[4].data, scratch, work->out[0], work->out[1]);
 }
 
 static OrtStatusPtr prepare_keys(Work *work, OrtKernelContext *context, int64_t kv_heads) {
-    TRY(check_heads(work, kv_heads));
+    TRY(check_heads(work, kv_heads, work->inputs == 6 ? 5 : 0));
     Shape shape = work->shape;
-    if (shape.group != 1) return misfit(work);
+    if (shape.group != 1 || !FITS(work, 4, shape.kv_heads, shape.dim)) return misfit(work);
     MAKE(work, context, 0, shape.kv_heads, shape.dim, shape.tokens);
     MAKE(work, context, 1, shape.kv_heads, 1, shape.tokens);
     work->units = shape.kv_heads;
@@ -314,7 +316,7 @@ static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64
     return NULL;
 }
 
-/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [heads, heads] -> quantized [S, heads * d],
+/* QuantizeMixed: mixed [kv, group * S, d], scale [kv, group * S, 1], factor [F, F] -> quantized [S, heads * d],
  * largest [S, 1] */
 static void run_mixed(const Work *work, size_t from, size_t to, float *scratch) {
     quantize_mixed(from, to, work->shape, work->in[0].data, work->in[1].data, work->factor, scratch, work->out[0],
@@ -324,9 +326,8 @@ static void run_mixed(const Work *work, size_t from, size_t to, float *scratch) 
 static OrtStatusPtr prepare_mixed(Work *work, OrtKernelContext *context, int64_t group) {
     int64_t kv_heads = work->in[0].shape[0], rows = work->in[0].shape[1], dim = work->in[0].shape[2];
     if (!FITS(work, 0, kv_heads, rows, dim) || !FITS(work, 1, kv_heads, rows, 1) || rows % group) return misfit(work);
-    int64_t tokens = rows / group, heads = kv_heads * group, width = heads * dim;
-    if (!FITS(work, 2, heads, heads)) return misfit(work);
-    work->factor = (Factor){work->in[2].data, heads};
+    int64_t tokens = rows / group, width = kv_heads * group * dim;
+    TRY(read_factor(work, 2, width));
     work->shape = (Shape){tokens, kv_heads, group, dim};
     MAKE(work, context, 0, tokens, width);
     MAKE(work, context, 1, tokens, 1);
@@ -410,9 +411,9 @@ static void ORT_API_CALL destroy_kernel(void *kernel) { free(kernel); }
 #define UINT8 ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
 
 static const Operator operators[] = {
-    {OPERATOR, .label = "AddNormQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {FLOAT, UINT8, FLOAT},
-     .has_epsilon = 1, .prepare = prepare_add_norm},
-    {OPERATOR, .label = "AddNormQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT},
+    {OPERATOR, .label = "AddNormQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {FLOAT, UINT8, FLOAT}, .has_epsilon = 1, .prepare = prepare_add_norm},
+    {OPERATOR, .label = "AddNormQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},
      .outputs = {FLOAT, UINT8, FLOAT, UINT8}, .has_epsilon = 1, .prepare = prepare_add_norm},
     {OPERATOR, .label = "GateQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .prepare = prepare_gate},
@@ -422,10 +423,10 @@ static const Operator operators[] = {
      .count = "kv_heads", .prepare = prepare_queries},
     {OPERATOR, .label = "NormRotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_queries},
-    {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
+    {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .prepare = prepare_keys},
-    {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
-     .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_keys},
+    {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {UINT8, FLOAT}, .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_keys},
     {OPERATOR, .label = "QuantizeValues", .inputs = {FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "kv_heads",
      .prepare = prepare_values},
     {OPERATOR, .label = "SoftmaxQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},

@@ -157,25 +157,22 @@ INLINE float *spread(float *x, size_t width, Factor factor, float *other, float 
 
 VECTORIZED void add_norm_quantize(size_t from, size_t to, size_t width, const float *restrict residual,
                                   const float *restrict update, const float *restrict update_scale,
-                                  const float *restrict weight, float epsilon, float *restrict scratch,
+                                  const float *restrict weight, float epsilon, Factor factor, float *restrict scratch,
                                   float *restrict sum, uint8_t *restrict quantized, float *restrict largest,
                                   uint8_t *restrict rest) {
     for (size_t row = from; row < to; row++) {
         const float *r = residual + row * width, *u = update + row * width;
-        float *s = sum + row * width, scale = update_scale[row], squares = 0.0f, top = 0.0f;
+        float *s = sum + row * width, scale = update_scale[row], squares = 0.0f, unit;
         for (size_t i = 0; i < width; i++) {
             float x = r[i] + u[i] * scale;
             s[i] = x;
             squares += x * x;
             scratch[i] = x * weight[i];
-            float a = fabsf(scratch[i]);
-            top = a > top ? a : top;
         }
-        float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
-        top = top * inverse > SMALLEST ? top * inverse : SMALLEST;
-        float by = inverse * (127.0f / top);
-        quantize_row(scratch, width, by, quantized + row * width, rest ? rest + row * width : NULL);
-        largest[row] = top;
+        float *x = spread(scratch, width, factor, scratch + width, &unit), top = largest_magnitude(x, width, SMALLEST);
+        quantize_row(x, width, 127.0f / top, quantized + row * width, rest ? rest + row * width : NULL);
+        top *= unit / sqrtf(squares / (float)width + epsilon);
+        largest[row] = top > SMALLEST ? top : SMALLEST;
     }
 }
 
@@ -236,8 +233,8 @@ VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float 
 
 VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *restrict keys,
                             const float *restrict weight, float epsilon, const float *restrict cos,
-                            const float *restrict sin, Factor factor, float *restrict scratch,
-                            uint8_t *restrict quantized, float *restrict largest) {
+                            const float *restrict sin, Factor factor, const float *restrict mean,
+                            float *restrict scratch, uint8_t *restrict quantized, float *restrict largest) {
     size_t dim = shape.dim;
     uint8_t *block = (uint8_t *)(scratch + 2 * dim); /* [KEY_BLOCK, dim] */
     for (size_t head = from; head < to; head++)
@@ -248,9 +245,10 @@ VECTORIZED void rotate_keys(size_t from, size_t to, Shape shape, const float *re
                 const float *key = keys + (token * shape.kv_heads + head) * dim;
                 float unit, *x = rotate(key, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2),
                                         factor, scratch, &unit);
+                for (size_t d = 0; d < dim; d++) x[d] = x[d] * unit - mean[head * dim + d];
                 float top = largest_magnitude(x, dim, SMALLEST);
                 to_uint8(x, dim, 127.0f / top, block + i * dim);
-                largest[head * shape.tokens + token] = top * unit;
+                largest[head * shape.tokens + token] = top;
             }
             for (size_t d = 0; d < dim; d++)
                 for (size_t i = 0; i < count; i++)
@@ -317,10 +315,9 @@ VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float 
             size_t row = head * shape.tokens + token;
             for (size_t i = 0; i < dim; i++) scratch[head * dim + i] = mixed[row * dim + i] * scale[row];
         }
-        mix_parts(scratch, dim, factor, scratch + width);
-        float top = largest_magnitude(scratch + width, width, SMALLEST);
-        quantize_row(scratch + width, width, 127.0f / top, quantized + token * width,
-                     rest ? rest + token * width : NULL);
-        largest[token] = top;
+        float unit, *x = spread(scratch, width, factor, scratch + width, &unit);
+        float top = largest_magnitude(x, width, SMALLEST);
+        quantize_row(x, width, 127.0f / top, quantized + token * width, rest ? rest + token * width : NULL);
+        largest[token] = top * unit;
     }
 }

@@ -47,10 +47,10 @@ typedef struct {
 enum { SCRATCH_PER_DIM = 10 };
 
 /* sum = residual + update * update_scale [rows], all of them [rows, width]. Then the RMSNorm of sum with weight
- * [width] is quantized, in two terms if rest is not NULL. scratch holds width floats. */
+ * [width] is spread by factor and quantized. scratch holds 2 * width floats. */
 void add_norm_quantize(size_t from, size_t to, size_t width, const float *residual, const float *update,
-                       const float *update_scale, const float *weight, float epsilon, float *scratch, float *sum,
-                       uint8_t *quantized, float *largest, uint8_t *rest);
+                       const float *update_scale, const float *weight, float epsilon, Factor factor, float *scratch,
+                       float *sum, uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* silu(gate * scale) * (up * scale), spread and quantized; gate and up are [rows, width], scale is [rows]. The second
  * scale is the same for the whole row, so that only largest need be multiplied by it. factor.parts divides width;
@@ -67,10 +67,11 @@ void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, c
                     const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized,
                     float *largest);
 
-/* The same for keys [tokens, kv_heads * dim], for heads in the given range. The results are quantized
- * [kv_heads, dim, tokens] and largest [kv_heads, tokens]. */
+/* The same for keys [tokens, kv_heads * dim], for heads in the given range, with mean [kv_heads, dim] taken off after
+ * the spreading. The results are quantized [kv_heads, dim, tokens] and largest [kv_heads, tokens]. */
 void rotate_keys(size_t from, size_t to, Shape shape, const float *keys, const float *weight, float epsilon,
-                 const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
+                 const float *cos, const float *sin, Factor factor, const float *mean, float *scratch,
+                 uint8_t *quantized, float *largest);
 
 /* Values [tokens, kv_heads * dim], for tokens in the given range, multiplied by scale, which is [1] if one_scale and
  * [tokens] if not. All heads of a token are quantized together. The results are quantized [kv_heads, tokens, dim] and
@@ -87,7 +88,7 @@ void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_
                       uint8_t *quantized, float *largest);
 
 /* What attention mixed, [kv_heads, group * tokens, dim], for tokens in the given range, multiplied by scale
- * [kv_heads, group * tokens]. The heads of a token are mixed by factor, then all of them are quantized together. The
+ * [kv_heads, group * tokens]. All heads of a token are spread by factor and quantized together. The
  * results are quantized [tokens, heads * dim] and largest [tokens]. scratch holds 2 * heads * dim floats. */
 void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, Factor factor,
                     float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
