@@ -154,7 +154,9 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
     for terms in (1, 2):
 
         def add_norm(graph, terms=terms):
-            total, q = graph_fused.add_norm_quantize(graph, "residual", Value("update", "scale"), "weight", 1e-5, width, terms)
+            total, q = graph_fused.add_norm_quantize(
+                graph, "residual", Value("update", "scale"), "weight", 1e-5, width, terms
+            )
             return [(total, TensorProto.FLOAT, 2), *_quantized(q, 2)]
 
         rows = {
