@@ -1,4 +1,4 @@
-"""Build the compiled operators as what they are: a shared library for ONNX Runtime, and no module of one Python version.
+"""Builds the compiled operators as what they are: a shared library for ONNX Runtime, and no module of a Python version.
 
 Everything else about the package is in ``pyproject.toml``.
 """
@@ -16,7 +16,7 @@ SUFFIX = ".dll" if os.name == "nt" else ".so"
 
 
 class BuildLibrary(build_ext):
-    """Compiles with the flags that Python was compiled with, as for a module, and leaves out the rest of what makes one."""
+    """Compiles with the flags that Python was compiled with, but makes no Python module of the result."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """Return the file's path, without the name of a Python version."""

@@ -21,9 +21,14 @@ def test_a_file_appears_when_its_block_ends(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), whole_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError("half way")
+
+    def write_half():
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
 
@@ -57,7 +62,7 @@ def test_a_half_written_line_is_cut_off_behind_the_others(tmp_path):
 def test_nothing_is_cut_where_a_line_is_not_ours(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataFormatError, match="line [12]: .*; this is not a results file to go on with"):
+    with pytest.raises(DataFormatError, match=r"line [12]: .*; this is not a results file to go on with"):
         list(complete_rows(path))
     assert path.read_bytes() == content
 

@@ -1,4 +1,4 @@
-"""The compiled operators compute what the graph's own functions say, refuse what does not fit, and can be done without."""
+"""The compiled operators compute what the graph's functions say, refuse what does not fit, and can be done without."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _session(path, compiled: bool):
 
 
 def _both(tmp_path, build, **arrays):
-    """Run a graph of one function on ``arrays``, by its body and by the compiled operator; returns both lists of outputs."""
+    """Run a graph of one function, by its body and by the compiled operator, and return both lists of outputs."""
     path = tmp_path / "one.onnx"
     graph = GraphWriter(path, WeightStore())
     for name, array in arrays.items():
@@ -60,7 +60,10 @@ def _both(tmp_path, build, **arrays):
 
 
 def _with_terms_joined(outputs):
-    """Two terms as the float that they mean, since a value between two steps of the first has its other half in the second."""
+    """Two terms as the float that they mean.
+
+    A value half way between two steps of the first may be rounded either way; the second term then makes up for it.
+    """
     first, rest = (
         next((i for i in order if outputs[i].dtype == np.uint8), None)
         for order in (range(len(outputs)), range(len(outputs))[::-1])
@@ -233,7 +236,8 @@ def test_model_reads_the_same_with_and_without(tmp_path, monkeypatch, kind):
         readings[switch] = np.array(
             [r.label_logits for r in FastModel(tmp_path / "fast.onnx", threads=1).read(sequences)]
         )
-    # A value that falls on the other side of an int8 step moves a score of so small a model by a hundredth or so; int8 itself moves it by 0.25.
+    # A value that falls on the other side of an int8 step moves a score of so small a model by a hundredth or so; int8
+    # itself moves it by 0.25.
     assert np.abs(readings["0"] - readings["1"]).max() < 0.1
     assert np.abs(readings["0"]).max() > 0.1
 
