@@ -10,6 +10,7 @@
 ``quantize``    weights of 8 and 4 bits in numpy
 ``weights``     what all of them need of a checkpoint
 ``rotation``    outliers spread over whole rows
+``rounding``    weights rounded with an eye on what flows through them
 ``smoothing``   outlier channels moved out of the way of int8
 ``precision``   the precision of each MatMul, chosen by measurement
 ==============  ================================================================================
