@@ -59,7 +59,9 @@ class LlamaLowLevel:
     def run(self, workload: Workload) -> list[float]:
         """Read the workload: the prompt in pieces, then the responses, as many per call as fill ``_BATCH_TOKENS``."""
         lib = self._lib
-        together = max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        together = (
+            max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        )
         context = self._context(workload, together)
         memory = lib.llama_get_memory(context)
         sequences = workload.sequences(self._vocab_size)
@@ -74,7 +76,11 @@ class LlamaLowLevel:
                     # Sequence 0 keeps the prompt, 1.. are the responses.
                     if workload.prompt:
                         lib.llama_memory_seq_cp(memory, 0, i, 0, workload.prompt)
-                out += self._decode(context, [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)], logits=True)
+                out += self._decode(
+                    context,
+                    [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)],
+                    logits=True,
+                )
                 for i in range(1, len(group) + 1):
                     lib.llama_memory_seq_rm(memory, i, -1, -1)
         finally:

@@ -59,7 +59,13 @@ class Series:
     def to_dict(self) -> dict[str, Any]:
         """Median, fastest, slowest of the runs that count, and every time."""
         summary = summarise(self.seconds, self.others) if self.seconds else {}
-        rest = {"seconds": self.seconds, "others": self.others, "scale": self.scale, "rss_bytes": self.rss_bytes, "failed": self.failed}
+        rest = {
+            "seconds": self.seconds,
+            "others": self.others,
+            "scale": self.scale,
+            "rss_bytes": self.rss_bytes,
+            "failed": self.failed,
+        }
         return summary | rest
 
 
@@ -185,7 +191,9 @@ def best_forms(peers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> l
     slower: set[str] = set()
     for family in FAMILIES:
         times = {name: rows[name]["median_s"] for name in family if rows.get(name, {}).get("median_s")}
-        slower |= {name for name in family if name in rows and times.get(name, 1e9) > EQUAL * min(times.values(), default=1e9)}
+        slower |= {
+            name for name in family if name in rows and times.get(name, 1e9) > EQUAL * min(times.values(), default=1e9)
+        }
     return [name for name in peers if name == peers[0] or name not in slower]
 
 
@@ -250,7 +258,9 @@ def part_for(peer: str, workload: Workload) -> Workload:
 def _groups(series: Mapping[str, Series], workload: Workload) -> list[list[str]]:
     """Return the measured peers, those that share nothing and, in the first workload, those of llama.cpp: a ratio is taken of the best of each."""
     _, *others = series
-    measured = [name for name in others if series[name].seconds and not series[name].failed and not name.startswith("fsrm-lite")]
+    measured = [
+        name for name in others if series[name].seconds and not series[name].failed and not name.startswith("fsrm-lite")
+    ]
     groups = [measured, [name for name in measured if name in UNSHARED]]
     return [*groups, [name for name in measured if name in LLAMA_CPP]] if workload is MAIN[0] else groups
 

@@ -35,8 +35,17 @@ def machine() -> dict[str, Any]:
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni") if f in facts.get("flags", "").split()]
-    return {"cpu": facts.get("model name", platform.processor()), "flags": flags, "system": platform.platform(), "python": platform.python_version()}
+    flags = [
+        f
+        for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
+        if f in facts.get("flags", "").split()
+    ]
+    return {
+        "cpu": facts.get("model name", platform.processor()),
+        "flags": flags,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -51,7 +60,9 @@ def table(results: dict[str, Any]) -> str:
     ]
     peak = results.get("main", {}).get("roofline")
     if peak:
-        parts.append(f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T operations per second.")
+        parts.append(
+            f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T operations per second."
+        )
     parts += [_workload_table(workload, results) for workload in MAIN if workload.name in results.get("main", {})]
     parts += [_rounds_note(results), _llama_note(results)]
     if "startup" in results:
@@ -77,8 +88,14 @@ def _rounds_note(results: dict[str, Any]) -> str:
         " run a part of them, unless they come close to the best of all or of the usual way; these run the whole. Runs beside busy neighbours do"
         " not count while there are others."
     )
-    left_out = [name for name in PEERS if name in first and name != ROOFLINE and not any(name in rows for rows in later)]
-    return f"{note} Left out behind W1, since another form of the same thing was faster there: {', '.join(left_out)}." if later and left_out else note
+    left_out = [
+        name for name in PEERS if name in first and name != ROOFLINE and not any(name in rows for rows in later)
+    ]
+    return (
+        f"{note} Left out behind W1, since another form of the same thing was faster there: {', '.join(left_out)}."
+        if later and left_out
+        else note
+    )
 
 
 def _llama_note(results: dict[str, Any]) -> str:
@@ -125,12 +142,16 @@ def _peer_row(workload: Workload, name: str, row: dict[str, Any], results: dict[
     ratio = f"{row['median_s'] / ours:.2f}" if ours else ""
     note = f" (1/{row['scale']} measured, scaled)" if row["scale"] > 1 else ""
     spread = f"{row['min_s']:.2f} - {row['max_s']:.2f}, n={row['runs']}{'' if row['quiet'] else ', busy machine'}"
-    return f"| {name}{note} | {row['median_s']:.2f} | {spread} | {ratio} | {share} | {row['rss_bytes'] / 2**20:.0f} MiB |"
+    return (
+        f"| {name}{note} | {row['median_s']:.2f} | {spread} | {ratio} | {share} | {row['rss_bytes'] / 2**20:.0f} MiB |"
+    )
 
 
 def _share(workload: Workload, row: dict[str, Any], results: dict[str, Any]) -> float:
     """Linear maps of the tokens that have to be read, at the median time, over the int8 peak."""
-    return float(2 * results["about"]["linear_weights"] * workload.tokens / row["median_s"] / results["main"]["roofline"]["int8"])
+    return float(
+        2 * results["about"]["linear_weights"] * workload.tokens / row["median_s"] / results["main"]["roofline"]["int8"]
+    )
 
 
 def _target(met: bool, target: float) -> str:
@@ -182,7 +203,11 @@ _GROWTH_NOTE = f"peers that share nothing: from a part of the candidates, scaled
 def _growth_table(growth: dict[str, Any]) -> str:
     lines = [f"**Growth: seconds, and the slope of a straight line** ({_GROWTH_NOTE})"]
     for title, workloads, x in _growth_axes():
-        lines += ["", f"| {title} | " + " | ".join(str(x(w)) for w in workloads) + " | ms per unit |", "|---" * (len(workloads) + 2) + "|"]
+        lines += [
+            "",
+            f"| {title} | " + " | ".join(str(x(w)) for w in workloads) + " | ms per unit |",
+            "|---" * (len(workloads) + 2) + "|",
+        ]
         for peer, points in growth.items():
             cells = [f"{points[w.name]:.2f}" if points.get(w.name) else "" for w in workloads]
             lines.append(f"| {peer} | " + " | ".join(cells) + f" | {_slope(points, workloads, x)} |")

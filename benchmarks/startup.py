@@ -28,4 +28,7 @@ def startup_times(rounds: int = 9) -> dict[str, dict[str, object]]:
                 failed[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
             elif number:
                 times[name].append(perf_counter() - start)
-    return {name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)} for name, t in times.items()}
+    return {
+        name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)}
+        for name, t in times.items()
+    }

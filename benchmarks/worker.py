@@ -32,7 +32,9 @@ class WorkerError(Exception):
 class Worker:
     """The harness's end of a peer's process."""
 
-    def __init__(self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0) -> None:
+    def __init__(
+        self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0
+    ) -> None:
         self.peer = peer
         python = sys.executable
         if peer.startswith("optimum"):
@@ -100,7 +102,9 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
         from benchmarks.peers import PEERS
 
         start = perf_counter()
-        kind, warm_up, builders = (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        kind, warm_up, builders = (
+            (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        )
         peer: Any = builders[peer_name](Files(root), threads)
         # First runs allocate, pack and start threads: not what is measured.
         peer.run(warm_up)

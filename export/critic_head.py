@@ -114,7 +114,9 @@ def fit_critic(
         InputError: If an argument is out of range.
     """
     if head not in HEADS or not 0.0 <= threshold <= 1.0:
-        raise InputError(f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]")
+        raise InputError(
+            f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]"
+        )
     parts = _read_parts(list(traces), model, progress)
     layers = _fit(parts, head, seed)
     report = _measure(parts, layers, head)
@@ -145,7 +147,9 @@ def network_bytes(layers: Sequence[Layer]) -> bytes:
         raise missing_extra("onnx", "critic", error) from error
     nodes, weights, name = [], [], "hidden"
     for i, (w, b) in enumerate(layers):
-        weights += [numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))]
+        weights += [
+            numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))
+        ]
         nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"dense{i}"]))
         name = f"dense{i}"
         if i < len(layers) - 1:
@@ -205,7 +209,9 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
     standard = (fit.hidden - mean) / scale
     candidates: list[list[Layer]] = []
     if head == "mlp":
-        found = MLPClassifier((MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300).fit(standard, fit.labels)
+        found = MLPClassifier(
+            (MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300
+        ).fit(standard, fit.labels)
         candidates.append(list(zip(found.coefs_, found.intercepts_, strict=True)))
     else:
         for strength in STRENGTHS:
@@ -215,7 +221,10 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
     best = min(folded, key=lambda layers: _log_loss(_logits(layers, check.hidden), check.labels))
     # Platt's scaling: a logistic regression on the one logit, with next to no penalty.
     platt = LogisticRegression(C=1e3).fit(_logits(best, check.hidden)[:, None], check.labels)
-    slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])  # a negative slope would turn the ranking around
+    slope, shift = (
+        max(float(platt.coef_[0, 0]), 1e-3),
+        float(platt.intercept_[0]),
+    )  # a negative slope would turn the ranking around
     weights, biases = best[-1]
     return [*best[:-1], (weights * slope, biases * slope + shift)]
 
@@ -253,4 +262,6 @@ def _measure(parts: dict[str, _Part], layers: Sequence[Layer], head: str) -> Cri
         "ece": ece(probability, test.labels),
         "brier": brier(probability, test.labels),
     }
-    return CriticReport(head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures)
+    return CriticReport(
+        head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures
+    )

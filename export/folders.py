@@ -26,7 +26,9 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         if not _is_bundle(target):
             raise ExportError(f"the output folder {target} is not empty and not a bundle; name another folder")
         if not overwrite:
-            raise ExportError(f"the output folder {target} holds a bundle already; name another folder or pass --overwrite")
+            raise ExportError(
+                f"the output folder {target} holds a bundle already; name another folder or pass --overwrite"
+            )
     elif target.exists() or target.is_symlink():
         raise ExportError(f"the output path {target} is a file; expected a folder to create")
 

@@ -63,7 +63,11 @@ def describe(bundle: Path, gate: GateSpec, *, threads: int | None, test_pairs: i
     """Give a bundle this gate, measure it on the test split, and write its manifest and card."""
     with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", test_pairs) as bar:
         measured = measure(rm, test_pairs, bar.update)
-        golden = [{"prompt": p.problem.question, "response": r.text} for p in held_out("test", GOLDEN // 2) for r in (p.chosen, p.rejected)]
+        golden = [
+            {"prompt": p.problem.question, "response": r.text}
+            for p in held_out("test", GOLDEN // 2)
+            for r in (p.chosen, p.rejected)
+        ]
         scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
         manifest = rm.bundle.manifest
     entries = [{**g, "score": s.score, "logit": s.logit} for g, s in zip(golden, scores, strict=True)]
@@ -89,7 +93,12 @@ def main(checkpoint: Path | None, output: Path, threads: int | None, calibration
     if checkpoint is not None:
         release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
     else:
-        describe(output, choose_gate(output, threads=threads, count=calibration_pairs), threads=threads, test_pairs=test_pairs)
+        describe(
+            output,
+            choose_gate(output, threads=threads, count=calibration_pairs),
+            threads=threads,
+            test_pairs=test_pairs,
+        )
 
 
 if __name__ == "__main__":

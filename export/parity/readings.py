@@ -125,7 +125,9 @@ class ChainWriter:
         token = next(self._tail, None)
         if token is not None:
             return token
-        return Chain(Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist()))
+        return Chain(
+            Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist())
+        )
 
 
 def _ties(logits: NDArray[np.float32], best: int) -> frozenset[int]:

@@ -38,11 +38,15 @@ class Reference:
         logging.disable_progress_bar()
         self._torch = torch
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                root, dtype=torch.float32, local_files_only=True
+            ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
 
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
+    def first_token(
+        self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None
+    ) -> list[TokenReading]:
         """Read the distribution behind each sequence of ids, in input order; what a family shares is read once."""
         readings: dict[int, TokenReading] = {}
         for batch in _family_batches(sequences):
@@ -55,7 +59,9 @@ class Reference:
                 if past is not None:
                     past.batch_select_indices(self._torch.tensor(owners))
                 seen = self._torch.cat([before[owners], mask], 1)
-                hidden = self._model.model(**_inputs(ids, seen), past_key_values=past, use_cache=past is not None).last_hidden_state
+                hidden = self._model.model(
+                    **_inputs(ids, seen), past_key_values=past, use_cache=past is not None
+                ).last_hidden_state
                 last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
                 logits = self._model.lm_head(last).numpy()
             readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
