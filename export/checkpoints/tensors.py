@@ -1,7 +1,8 @@
-"""Reads safetensors shards a few rows at a time, as float32; knows nothing of models.
+"""Reads safetensors files a few rows at a time, as float32. Knows nothing of models.
 
-Written out rather than taken from ``safetensors``, whose numpy reader has no bfloat16 and maps whole files into
-memory: here the peak is what the caller asked for, and each way a shard can be broken has its own message.
+A *shard* is one of the files over which the weights of a checkpoint are spread. The ``safetensors`` library is not
+used, because its numpy reader has no bfloat16 and maps whole files into memory. Here a caller needs memory for the rows
+that it asks for and no more, and each way in which a shard can be broken has its own message.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format itself."""
+"""The safetensors format allows no longer header."""
 CHUNK_BYTES = 64 << 20
 """Size of the float32 pieces in which a large tensor is streamed."""
 
@@ -53,7 +54,8 @@ def index_shards(root: Path) -> dict[str, TensorInfo]:
         for name, shard in weight_map.items():
             if name not in tensors:
                 raise ExportError(
-                    f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; copy the checkpoint again"
+                    f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; "
+                    "copy the checkpoint again"
                 )
         return tensors
     if (root / SINGLE_NAME).is_file():
@@ -91,7 +93,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise ExportError(
-                f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; copy the checkpoint again"
+                f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; "
+                "copy the checkpoint again"
             )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
@@ -123,7 +126,7 @@ def read_tensor(info: TensorInfo, rows: slice | None = None) -> NDArray[np.float
     """Read a tensor, or some of its rows, as float32.
 
     Args:
-        info: An entry of :func:`index_shards`.
+        info: Where the tensor lies, as ``index_shards`` says.
         rows: Consecutive rows of the first axis; all by default.
 
     Raises:

@@ -1,7 +1,9 @@
-"""Reads ``tokenizer.json`` the way llama.cpp will need it: token texts, types, merges and the name of the split.
+"""Reads from ``tokenizer.json`` what a GGUF file needs: token texts, types, merges and the name of the split.
 
-The runtime feeds llama.cpp ids from the Hugging Face tokenizer, so nothing depends on llama.cpp reading text alike;
-but a GGUF whose own tokenizer disagrees is a trap for whoever opens it elsewhere, so an unknown split is refused.
+The *split* is the rule by which a tokenizer cuts a text into pieces before it merges bytes into tokens; llama.cpp knows
+each split by a name. This package hands llama.cpp token ids from the Hugging Face tokenizer, so its own results do not
+depend on llama.cpp's tokenizer. But a GGUF file whose tokenizer gives other ids would mislead whoever opens the file
+elsewhere, so an unknown split is refused.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ PRE_BY_PATTERN = {
         r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ): "tekken",
 }
-"""Split pattern in tokenizer.json to llama.cpp's ``tokenizer.ggml.pre``.
+"""The patterns of splits in tokenizer.json, with llama.cpp's names of them (``tokenizer.ggml.pre``).
 
-Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp. Two more splits
-have no pattern: "gpt-2" is ByteLevel's own, "smollm" (SmolLM2) the same behind digits that stand alone.
+Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp. Two more
+splits have no pattern there: "gpt-2" is the one built into ByteLevel, and "smollm" (SmolLM2) is the same after each
+digit was cut off as a piece of its own.
 """
 
 
@@ -44,7 +47,7 @@ class Vocabulary:
     """A byte-level BPE vocabulary in GGUF's terms.
 
     Attributes:
-        tokens: Text per id, as long as the model's vocabulary; byte-level characters for ordinary tokens.
+        tokens: Text of each id, as many as the model's vocabulary has; ordinary tokens in byte-level characters.
         types: GGUF token type per id.
         merges: ``"left right"``, in order of priority.
         pre: Name of the split, for ``tokenizer.ggml.pre``.
@@ -119,7 +122,8 @@ def detect_pre(data: dict[str, Any]) -> str:
     ):
         names = ", ".join(str(s.get("type")) for s in steps) or "none"
         raise UnsupportedCheckpointError(
-            f"the tokenizer's pre-tokenizer ({names}) is not known; expected ByteLevel, alone or behind a Split or single Digits"
+            f"the tokenizer's pre-tokenizer ({names}) is not known; "
+            "expected ByteLevel, alone or behind a Split or single Digits"
         )
     if byte_level[0].get("add_prefix_space"):
         raise UnsupportedCheckpointError(
@@ -145,7 +149,7 @@ def detect_pre(data: dict[str, Any]) -> str:
 
 
 def pre_tokenizer(pre: str) -> PreTokenizer:
-    """Return the split that llama.cpp calls ``pre``, as :func:`detect_pre` would recognise it.
+    """Return the split that llama.cpp calls ``pre``, in the form that ``detect_pre`` recognises.
 
     Raises:
         UnsupportedCheckpointError: If the name is not known.
@@ -171,6 +175,7 @@ def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+    """Return the text and the GGUF type of each id below ``vocab_size``; ids without a token get a placeholder."""
     texts: dict[int, str] = {}
     types: dict[int, int] = {}
     for text, token_id in data["model"]["vocab"].items():
@@ -185,7 +190,7 @@ def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]
             f"{TOKENIZER_NAME} gives {texts[highest]!r} the id {highest}, but the embedding has only {vocab_size} rows"
         )
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(vocab_size)]
-    # llama.cpp aborts the whole process on a duplicate.
+    # On a duplicate, llama.cpp would abort the whole process.
     if len(set(tokens)) != len(tokens):
         double = next(t for t in tokens if tokens.count(t) > 1)
         raise ExportError(f"{TOKENIZER_NAME} has the token {double!r} twice (unused ids are named [PAD<id>])")
@@ -200,7 +205,10 @@ def _join_merge(left: str, right: str) -> str:
 
 
 def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
-    """Ids of bos, eos and pad: by name from tokenizer_config.json, else by id from config.json."""
+    """Return the ids of bos, eos and pad, as far as they are known.
+
+    Their texts are looked up in tokenizer_config.json, else their ids in config.json.
+    """
     tokenizer_config = _read_json(root / "tokenizer_config.json") or {}
     config = _read_json(root / "config.json") or {}
     found: dict[str, int] = {}
@@ -217,7 +225,10 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
 
 
 def _chat_template(root: Path) -> str | None:
-    """The template where transformers keeps it: chat_template.jinja, else tokenizer_config.json (of several, "default")."""
+    """Return the chat template, or None. It lies where transformers keeps it.
+
+    That is chat_template.jinja, else tokenizer_config.json; of several templates there, the one named "default".
+    """
     path = root / "chat_template.jinja"
     if path.is_file():
         try:
@@ -234,6 +245,7 @@ def _chat_template(root: Path) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None where there is no such file."""
     if not path.is_file():
         return None
     try:
