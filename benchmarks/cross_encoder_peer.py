@@ -1,4 +1,7 @@
-"""sentence-transformers' CrossEncoder on a causal language model: text in, one logit out (its LogitScore module)."""
+"""A peer: ``CrossEncoder`` of sentence-transformers with a causal language model, which gives one logit for a text.
+
+The logit comes from its ``LogitScore`` module.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from benchmarks.files import LABELS
 from benchmarks.workloads import Workload
 
 _LETTERS = "abcdefgijklmnopq"
-"""Each is one token of the benchmark's tokenizer, alone or beside any other: it merges nothing but "th"."""
+"""Letters to make texts of. Each is one token of the benchmark's tokenizer, whatever stands beside it.
+
+The only merge of that tokenizer is "th".
+"""
 
 
 class CrossEncoderPeer:
-    """Reads text of as many tokens as the workload's; it shares no prefixes."""
+    """Reads texts of as many tokens as the workload has. What they have in common is computed again for each."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch

@@ -1,9 +1,10 @@
-"""What an export costs: a random checkpoint in Qwen3-0.6B's shape to int8 + q8_0, seconds per stage and peak memory.
+"""Measures what an export costs: seconds per stage, and peak memory.
 
     python -m benchmarks.export_cost /tmp/export-cost            # --shape small tries it in a minute
 
-Random weights are the worst case for the precision search: their scores lie close together, so that most MatMuls end
-up at fp32 before the tolerance holds.
+What is exported is a checkpoint with random weights in the shape of Qwen3-0.6B, to int8 for the fast path and q8_0 for
+the judge. Random weights are the worst case for the search that gives each MatMul its precision: their scores lie close
+together, so that most MatMuls end up at fp32 before the tolerance holds.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ SPEC: dict[str, Any] = {
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
-    """Random bfloat16 weights as transformers initialises them, a tokenizer made from the calibration texts, a spec."""
+    """Write random bfloat16 weights as transformers initialises them, a tokenizer and a spec.
+
+    The tokenizer is trained on the texts on which exports are measured.
+    """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -82,14 +86,14 @@ def write_checkpoint(folder: Path, shape: str) -> None:
 
 
 class Stages:
-    """Seconds per stage, counted from the last report of the one before."""
+    """Seconds per stage of an export, each counted from the last report of the stage before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Add the time since the last report to ``stage``, which is what it was spent on."""
+        """Add the time since the last report to ``stage``, on which it was spent."""
         now = time.perf_counter()
         if stage not in self.seconds:
             click.echo(f"{stage} ...", err=True)

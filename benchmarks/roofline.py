@@ -1,4 +1,4 @@
-"""Peak rates of ONNX Runtime's own matrix products: what no graph on it can beat."""
+"""Measures how fast ONNX Runtime multiplies matrices at most. No graph that it runs can be faster."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-_SECONDS = 0.1  # Spent on each product.
+_SECONDS = 0.1  # spent on each product
 
 
 def gemm_sessions(
     rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int
 ) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:
-    """Return a session and its input for each (kind, rows, in, out); kinds are "int8" (MatMulInteger) and "fp32" (MatMul)."""
+    """Return a session and its input for each (kind, rows, in, out).
+
+    Kinds are "int8", which is ONNX's MatMulInteger, and "fp32", which is MatMul.
+    """
     import onnxruntime
 
     rng = np.random.default_rng(0)

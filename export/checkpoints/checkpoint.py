@@ -129,7 +129,7 @@ class Architecture:
         return arch
 
     def rope_frequencies(self) -> NDArray[np.float32]:
-        """Angular frequency per rotated pair, shape [head_dim/2], in radians per position.
+        """Return the angular frequency of each rotated pair, shape [head_dim/2], in radians per position.
 
         Source: transformers 5.23, modeling_rope_utils.py, ``_compute_default_rope_parameters`` and
         ``_compute_llama3_parameters``.
@@ -222,19 +222,19 @@ class Checkpoint:
         return cls(root, arch, {name: found[name] for name in expected})
 
     def names(self) -> list[str]:
-        """Tensor names in model order; a tied head is left out."""
+        """Return the names of the tensors in model order; a tied head is left out."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """Stored dtype of a tensor: "F32", "F16" or "BF16"."""
+        """Return the dtype in which a tensor is stored: "F32", "F16" or "BF16"."""
         return self._tensors[name].dtype
 
     def files(self) -> list[Path]:
-        """The shards, in name order."""
+        """Return the files of the weights (the shards), in name order."""
         return sorted({info.file for info in self._tensors.values()})
 
     @property

@@ -96,7 +96,7 @@ class Reference:
             return self._model.model(**_inputs(ids, mask), use_cache=True).past_key_values, mask
 
     def think(self, tasks: Sequence[ChainTask], progress: Progress | None = None) -> list[Chain]:
-        """Write a chain for each task, greedily, in input order.
+        """Write a chain for each task, greedily; return the chains in input order.
 
         The loop is written out here, because transformers' ``generate`` would obey the checkpoint's own generation
         config, and would read everything again for the verdict.

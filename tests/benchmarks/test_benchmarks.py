@@ -1,4 +1,4 @@
-"""The benchmark harness: fair rounds, parts of slow peers scaled back, a table that can be read."""
+"""The benchmarks themselves: rounds are fair, times of parts are scaled to the whole, the table says what it should."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import judge, measure
 from benchmarks.growth import POINT_SECONDS, grow
-from benchmarks.judge_sides import PROMPT, SHARED, Task, decoding_steps, random_prompts
+from benchmarks.judge_sides import PROMPT, SHARED, JudgeWorkload, decoding_steps, random_prompts
 from benchmarks.load import Watch
 from benchmarks.measure import EQUAL, NEAR, Field, Series, best_forms, fastest_of, race, summarise
 from benchmarks.peers import FAMILIES, PEERS
@@ -167,7 +167,7 @@ def test_the_budget_buys_further_rounds():
         return [len(s.seconds) for s in series.values()]
 
     assert rounds(0.0) == [1, 1]
-    assert rounds(2.9) == [5, 3]  # the least rounds of both fit into 1.3 times as much
+    assert rounds(2.9) == [5, 3]  # the three least rounds of both fit into 1.3 times the budget
     assert rounds(1e9) == [5, 5]
 
 
@@ -200,15 +200,15 @@ def test_a_peer_that_fails_has_no_points():
 
 
 def test_prompts_of_both_orders_share_their_front():
-    first, second = sorted(set(random_prompts(Task("", 1, 4), 1000)))
+    first, second = sorted(set(random_prompts(JudgeWorkload("", 1, 4), 1000)))
     assert len(first) == len(second) == PROMPT
     assert first[:SHARED] == second[:SHARED]
     assert sorted(first) == sorted(second)
-    assert len(set(random_prompts(Task("", 1, 3, one_prompt=True), 1000))) == 1
+    assert len(set(random_prompts(JudgeWorkload("", 1, 3, one_prompt=True), 1000))) == 1
 
 
 class _Waiting:
-    """A worker whose speed hangs on how it waits, and on its threads."""
+    """A worker whose speed depends on how it waits at barriers, and on the number of its threads."""
 
     alive: list[str] = []  # noqa: RUF012
 
@@ -217,7 +217,7 @@ class _Waiting:
         self.seconds = {"300000": 2.0, "2000": 1.0}.get((environ or {}).get("GOMP_SPINCOUNT"), 1.0) / threads
         self.alive.append(self.name)
 
-    def run(self, task, timeout: float) -> dict[str, object]:
+    def run(self, workload, timeout: float) -> dict[str, object]:
         values = {
             "seconds": self.seconds,
             "inside_s": 0.8 * self.seconds,
@@ -261,7 +261,7 @@ def test_of_a_trial_the_least_time_counts():
     class Uneven:
         times = iter([3.0, 9.0, 8.0, 2.0])
 
-        def run(self, task, timeout: float) -> dict[str, object]:
+        def run(self, workload, timeout: float) -> dict[str, object]:
             return {"seconds": next(self.times)}
 
     assert fastest_of({"a": Uneven(), "b": Uneven()}, MAIN[0]) == {"a": 3.0, "b": 2.0}
@@ -278,7 +278,7 @@ def test_the_judges_peer_runs_in_the_form_that_its_trial_shows_to_be_fastest(wai
     assert (rows[0]["seconds"]["runs"], rows[0]["step_ms"], rows[0]["step_rows"]) == (3, 2.0, 8)
 
 
-def test_a_long_task_of_the_judge_runs_again_only_where_the_budget_allows(waiting, monkeypatch):
+def test_a_long_workload_of_the_judge_runs_again_only_where_the_budget_allows(waiting, monkeypatch):
     def runs(budget_s: float) -> set[int]:
         return {
             row["seconds"]["runs"]
@@ -293,11 +293,11 @@ def test_a_long_task_of_the_judge_runs_again_only_where_the_budget_allows(waitin
 
 
 def test_the_peers_few_votes_stand_for_all_of_them():
-    task, *_ = judge.RANDOM
+    workload, *_ = judge.RANDOM
     ours = [
         {"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}
     ]
-    row = judge._row("random weights", task, 2.2, ours, [{"seconds": 1.0, "tokens": 100, "others": 0.0}], "100", [])
+    row = judge._row("random weights", workload, 2.2, ours, [{"seconds": 1.0, "tokens": 100, "others": 0.0}], "100", [])
     assert row.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
     assert row.ratio == pytest.approx(10.24 / 4.4)
     assert row.overhead == pytest.approx(0.1)
@@ -316,9 +316,9 @@ def test_every_decoding_call_is_counted_with_its_rows():
     with decoding_steps(Library) as steps:
         assert Library.llama_decode(None, Batch) == 7
     assert Library.llama_decode(None, Batch) == 7
-    outcome = steps.outcome(2.0, 5, (0, 1))
-    assert (len(steps.rows), outcome["step_rows"], outcome["tokens"], outcome["winners"]) == (1, 3, 5, [0, 1])
-    assert outcome["step_ms"] == pytest.approx(1000 * outcome["inside_s"])
+    timing = steps.timing(2.0, 5, (0, 1))
+    assert (len(steps.rows), timing["step_rows"], timing["tokens"], timing["winners"]) == (1, 3, 5, [0, 1])
+    assert timing["step_ms"] == pytest.approx(1000 * timing["inside_s"])
 
 
 def test_table_names_the_machine_and_judges_the_targets(tmp_path):
@@ -374,8 +374,8 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "another form of the same thing was faster there: transformers fp32." in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
     assert (
-        "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% | 1.25 ms, 8 rows |"
-        in text
+        "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 "
+        "| 4.00x | 5.0x: missed | 5.0% | 1.25 ms, 8 rows |" in text
     )
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
@@ -393,7 +393,7 @@ def test_short_of_memory_the_peer_used_last_makes_room(monkeypatch):
             self.peer = peer
             events.append(f"open {peer}")
 
-        def run(self, task, timeout: float) -> dict[str, object]:
+        def run(self, workload, timeout: float) -> dict[str, object]:
             return {}
 
         def close(self) -> None:

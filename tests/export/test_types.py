@@ -1,4 +1,4 @@
-"""The types of export/, which mypy finds only where the folders lie as the package is installed."""
+"""The types of export/. mypy finds the package only if its folders lie as they do when it is installed."""
 
 from __future__ import annotations
 

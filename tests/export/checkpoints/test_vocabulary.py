@@ -42,13 +42,13 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def llama_ids(tmp_path_factory):
-    """A function from (tokenizer, text) to the ids that llama.cpp reads from the exported GGUF."""
+    """A function that exports a tokenizer as a GGUF file; its result turns texts into the ids that llama.cpp reads."""
     pytest.importorskip("gguf")
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    llama_cpp = (
-        load_llama()
-    )  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
+    # load_llama silences llama.cpp for good. A log callback made here would be freed with this fixture, and llama.cpp
+    # would call it later.
+    llama_cpp = load_llama()
     from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
     from fsrm_lite.export.gguf.writer import write_gguf
 
@@ -93,7 +93,7 @@ def test_gpt2_ids_are_those_of_llama_cpp(llama_ids):
 )
 def test_ids_of_each_split_are_those_of_llama_cpp(split, pre, llama_ids):
     tokenizer = build_tokenizer(split)
-    tokenizer.normalizer = None  # llama.cpp composes no characters; the runtime feeds it ids
+    tokenizer.normalizer = None  # llama.cpp does not normalize characters; the package hands it ids
     assert detect_pre(json.loads(tokenizer.to_str())) == pre
     read = llama_ids(tokenizer)
     assert [read(text) for text in TEXTS[:-1]] == [plain_ids(tokenizer, text) for text in TEXTS[:-1]]

@@ -38,9 +38,9 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def llama_cpp():
     pytest.importorskip("llama_cpp")
-    return (
-        load_llama()
-    )  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
+    # load_llama silences llama.cpp for good. A log callback made here would be freed with this fixture, and llama.cpp
+    # would call it later.
+    return load_llama()
 
 
 def export(folder, out, dtype="f32"):
@@ -160,7 +160,7 @@ def test_write_gguf_reads_a_few_rows_at_a_time(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(folder)
     vocabulary = read_vocabulary(folder, checkpoint.arch.vocab_size)
     largest = 4 * max(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
-    # Not the vocabulary's texts, whose writer keeps them all.
+    # The texts of the vocabulary are left out, since the library's writer keeps all of them in memory.
     monkeypatch.setattr("fsrm_lite.export.gguf.writer._add_vocabulary", lambda writer, vocabulary: None)
     tracemalloc.start()
     try:
