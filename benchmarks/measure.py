@@ -227,7 +227,8 @@ def best_forms(peers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> l
 
     Args:
         peers: Names; the first stays.
-        rows: Their results in a workload, as ``Series.to_dict`` returns them. A form that is not among them stays.
+        rows: Their results in a workload, as ``Series.to_dict`` returns them. A form that is not among them stays; one
+            that failed counts as slower.
 
     Returns:
         The names that are left, in the same order.
