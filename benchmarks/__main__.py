@@ -1,10 +1,11 @@
-"""Run the benchmarks: ``python -m benchmarks`` (all stages), or one stage at a time; finished stages are kept.
+"""Run the benchmarks, all stages or some of them. Finished stages are kept.
 
-python -m benchmarks                               everything, under 25 minutes on 2 cores behind a one-time preparation
+python -m benchmarks                               all stages: under 25 minutes on 2 cores, and a one-time preparation
 python -m benchmarks --stage W2 --again            one workload once more
-python -m benchmarks --shape small --minutes 1     the harness itself, on a toy
+python -m benchmarks --shape small --minutes 1     a trial of the benchmarks themselves, with a toy model
 
-The table, the JSON and the plot of the growth lie under .bench/SHAPE. Interrupted, the same command goes on.
+The table, the JSON and the plot of the growth lie under .bench/SHAPE. After an interruption, give the same command
+again: it goes on where it was.
 """
 
 from __future__ import annotations
@@ -35,34 +36,46 @@ from fsrm_lite.runtimes.threads import usable_cores
 
 JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
 STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth", *JUDGE_STAGES)
-BUDGET_SHARES = {"W1": 0.08, "W2": 0.15, "W3": 0.24, "W4": 0.16, "growth": 0.14, "judge-random": 0.18, "judge-embedded": 0.05}
-"""Shares of the minutes; loading, start-up, the roofline and what the least rounds take beyond a share come on top."""
+BUDGET_SHARES = {
+    "W1": 0.08,
+    "W2": 0.15,
+    "W3": 0.24,
+    "W4": 0.16,
+    "growth": 0.14,
+    "judge-random": 0.18,
+    "judge-embedded": 0.05,
+}
+"""The share of ``--minutes`` that each stage may take.
+
+Loading, start-up and the roofline come on top, and also what a stage needs beyond its share for the least number of
+rounds.
+"""
 
 METHOD = 2
-"""Raised when results measured before cannot stand beside new ones."""
+"""Number of the way to measure; raised when older results can no longer stand beside new ones."""
 
 GROWTH_PEERS = ("fsrm-lite int8", "transformers bf16", "transformers bf16 cached")
-"""Beside the fastest form of llama.cpp."""
+"""Peers whose growth is measured, together with the fastest form of llama.cpp."""
 
 PACKAGES = ("fsrm-lite", "onnxruntime", "llama-cpp-python", "transformers", "torch", "numpy")
 
 
 class Results:
-    """The results file: read at the start, written after every stage."""
+    """The file of results: read at the start, written after every stage."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def save(self) -> None:
-        """Write it, whole or not at all."""
+        """Write the file, whole or not at all."""
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(self.data, indent=1) + "\n", "utf-8")
         part.replace(self._path)
 
 
 def say(text: str) -> None:
-    """Progress goes to standard error, the table to standard output."""
+    """Print progress to standard error, since the table goes to standard output."""
     print(f"[{datetime.now(UTC):%H:%M:%S}] {text}", file=sys.stderr, flush=True)
 
 
@@ -75,7 +88,10 @@ def main() -> None:
     results = Results(work / "results.json")
     about = _about(files, arguments.shape, threads)
     if results.data and results.data["about"]["setting"] != about["setting"]:
-        say("another machine, thread count, version or way to measure than the kept results come from: measuring all of it again")
+        say(
+            "another machine, thread count, version or way to measure than the kept results come from: "
+            "measuring all of it again"
+        )
         results.data.clear()
     results.data["about"] = about
     field = Field(work, threads, say, None if arguments.again else results.data.get("spin", {}).get("count"))
@@ -101,18 +117,39 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder for model files and results")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
-    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
+    parser.add_argument(
+        "--stage",
+        choices=STAGES,
+        nargs="+",
+        default=STAGES,
+        metavar="STAGE",
+        help=f"any of {', '.join(STAGES)}; default: all",
+    )
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
     parser.add_argument("--minutes", type=float, default=17.0, help="for all measurements together, without loading")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], metavar="PEER", help="in W1 to W4, only these beside fsrm-lite int8")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=[*PEERS],
+        metavar="PEER",
+        help="in W1 to W4, only these beside fsrm-lite int8",
+    )
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser.parse_args()
 
 
 def _about(files: Files, shape: str, threads: int) -> dict[str, Any]:
+    """Return what the results depend on: the setting, and the sizes of the model.
+
+    Kept results with another setting cannot stand beside new ones.
+    """
     arch = Checkpoint.open(files.checkpoint).arch
     q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     weights = arch.layers * (arch.hidden_size * (2 * q + 2 * kv) + 3 * arch.hidden_size * arch.intermediate_size)
@@ -139,6 +176,7 @@ def _done(data: dict[str, Any], stage: str) -> bool:
 
 
 def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argparse.Namespace) -> None:
+    """Run one stage and put its results into ``data``."""
     say(f"stage {stage}")
     budget_s = arguments.minutes * 60 * BUDGET_SHARES.get(stage, 0.0)
     if stage == "startup":
@@ -151,10 +189,15 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
         data["growth"] = grow(field, peers, budget_s, say)
     elif stage in JUDGE_STAGES:
         field.close()
-        data.setdefault("judge", {})[stage] = judge.measure(field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s)
+        data.setdefault("judge", {})[stage] = judge.measure(
+            field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s
+        )
     elif stage != "prepare":
         workload = next(w for w in MAIN if w.name == stage)
-        asked = {next(iter(PEERS)), *arguments.peers} - {ROOFLINE, *(() if workload.prompt else ("transformers bf16 cached",))}
+        asked = {next(iter(PEERS)), *arguments.peers} - {
+            ROOFLINE,
+            *(() if workload.prompt else ("transformers bf16 cached",)),
+        }
         peers = [name for name in PEERS if name in asked]
         if workload is not MAIN[0]:
             peers = best_forms(peers, data.get("main", {}).get(MAIN[0].name, {}))
@@ -162,7 +205,7 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
         series = race(field, peers, workload, budget_s, say)
         _check_agreement(series)
         data.setdefault("main", {})[stage] = {name: s.to_dict() for name, s in series.items()}
-        # Once more beside the workload: the peak drifts with the machine.
+        # The roofline is measured again next to each workload, because the machine's peak drifts.
         _measure_roofline(data, field)
 
 
@@ -173,8 +216,15 @@ def _measure_roofline(data: dict[str, Any], field: Field) -> None:
 
 
 def _check_agreement(series: dict[str, Any]) -> None:
-    """Peers that answer something else measure nothing: fp32 files must give one logit."""
-    exact = [series[name].values for name in ("fsrm-lite fp32", "transformers fp32") if name in series and series[name].values]
+    """Stop unless the two peers in fp32 give the same logits.
+
+    The time of a peer that computes something else would say nothing.
+    """
+    exact = [
+        series[name].values
+        for name in ("fsrm-lite fp32", "transformers fp32")
+        if name in series and series[name].values
+    ]
     if len(exact) == 2:
         gap = max(abs(a - b) for a, b in zip(*exact, strict=False))
         say(f"largest gap between fsrm-lite fp32 and transformers fp32: {gap:.1e}")
@@ -183,7 +233,10 @@ def _check_agreement(series: dict[str, Any]) -> None:
 
 
 def _fastest_llama(data: dict[str, Any]) -> str:
-    """Name the form of the low-level llama.cpp peer that the first workload shows to be the fastest; the first one where it was not run."""
+    """Return the name of that form of the low-level llama.cpp peer that was the fastest in the first workload.
+
+    If none was run there, return the first form.
+    """
     rows = data.get("main", {}).get(MAIN[0].name, {})
     forms = next(family for family in FAMILIES if family[0].startswith("llama.cpp"))
     return min(forms, key=lambda name: rows.get(name, {}).get("median_s") or float("inf"))

@@ -1,4 +1,7 @@
-"""sentence-transformers' CrossEncoder on a causal language model: text in, one logit out (its LogitScore module)."""
+"""A peer: ``CrossEncoder`` of sentence-transformers with a causal language model, which gives one logit for a text.
+
+The logit comes from its ``LogitScore`` module.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from benchmarks.files import LABELS
 from benchmarks.workloads import Workload
 
 _LETTERS = "abcdefgijklmnopq"
-"""Each is one token of the benchmark's tokenizer, alone or beside any other: it merges nothing but "th"."""
+"""Letters to make texts of. Each is one token of the benchmark's tokenizer, whatever stands beside it.
+
+The only merge of that tokenizer is "th".
+"""
 
 
 class CrossEncoderPeer:
-    """Reads text of as many tokens as the workload's; it shares no prefixes."""
+    """Reads texts of as many tokens as the workload has. What they have in common is computed again for each."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         import torch
@@ -21,7 +27,9 @@ class CrossEncoderPeer:
         from sentence_transformers.cross_encoder.modules import LogitScore
 
         torch.set_num_threads(threads)
-        reader = Transformer(str(checkpoint), transformer_task="text-generation", model_kwargs={"dtype": torch.bfloat16})
+        reader = Transformer(
+            str(checkpoint), transformer_task="text-generation", model_kwargs={"dtype": torch.bfloat16}
+        )
         self._model = CrossEncoder(modules=[reader, LogitScore(LABELS[0])], device="cpu")
 
     def run(self, workload: Workload) -> list[float]:
@@ -29,5 +37,7 @@ class CrossEncoderPeer:
         texts = ["".join(_LETTERS[i] for i in ids) for ids in workload.sequences(len(_LETTERS))]
         cut = max(workload.prompt, 1)
         batch = max(1, 2048 // (workload.prompt + workload.response))
-        scores = self._model.predict([(text[:cut], text[cut:]) for text in texts], batch_size=batch, show_progress_bar=False)
+        scores = self._model.predict(
+            [(text[:cut], text[cut:]) for text in texts], batch_size=batch, show_progress_bar=False
+        )
         return [float(score) for score in scores]

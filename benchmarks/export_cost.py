@@ -1,9 +1,10 @@
-"""What an export costs: a random checkpoint in Qwen3-0.6B's shape to int8 + q8_0, seconds per stage and peak memory.
+"""Measures what an export costs: seconds per stage, and peak memory.
 
     python -m benchmarks.export_cost /tmp/export-cost            # --shape small tries it in a minute
 
-Random weights are the worst case for the precision search: their scores lie close together, so that most MatMuls end
-up at fp32 before the tolerance holds.
+What is exported is a checkpoint with random weights in the shape of Qwen3-0.6B, to int8 for the fast path and q8_0 for
+the judge. Random weights are the worst case for the search that gives each MatMul its precision: their scores lie close
+together, so that most MatMuls end up at fp32 before the tolerance holds.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ SPEC: dict[str, Any] = {
             "verdict": {"close": "</think>\n\n", "choices": ["Yes", "No"], "values": [1, 0]},
         },
         "pairwise_slow": {
-            "text": ASK + "Assistant 1: {response_a}\nAssistant 2: {response_b}\nThink, then choose the better one." + END + "<think>\n",
+            "text": ASK
+            + "Assistant 1: {response_a}\nAssistant 2: {response_b}\nThink, then choose the better one."
+            + END
+            + "<think>\n",
             "verdict": {"close": "</think>\n\n", "prefix": "\\boxed{Assistant ", "choices": ["1", "2"], "suffix": "}"},
         },
     },
@@ -47,7 +51,10 @@ SPEC: dict[str, Any] = {
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
-    """Random bfloat16 weights as transformers initialises them, a tokenizer made from the calibration texts, a spec."""
+    """Write random bfloat16 weights as transformers initialises them, a tokenizer and a spec.
+
+    The tokenizer is trained on the texts on which exports are measured.
+    """
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -55,16 +62,23 @@ def write_checkpoint(folder: Path, shape: str) -> None:
     settings = dict(SHAPES[shape])
     rope = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters=rope, bos_token_id=None, eos_token_id=None)).to(torch.bfloat16)
+    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters=rope, bos_token_id=None, eos_token_id=None)).to(
+        torch.bfloat16
+    )
     model.save_pretrained(folder, max_shard_size="500MB")
     tokenizer = Tokenizer(models.BPE())
     split = next(pattern for pattern, name in PRE_BY_PATTERN.items() if name == "qwen2")
-    steps = [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    steps = [
+        pre_tokenizers.Split(Regex(split), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     texts = [str(template["text"]) for template in SPEC["templates"].values()] + ["Yes", "No"] * 50
     texts += [f"{prompt} {response}" for prompt, response in load_calibration(None).items]
-    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -72,14 +86,14 @@ def write_checkpoint(folder: Path, shape: str) -> None:
 
 
 class Stages:
-    """Seconds per stage, counted from the last report of the one before."""
+    """Seconds per stage of an export, each counted from the last report of the stage before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Add the time since the last report to ``stage``, which is what it was spent on."""
+        """Add the time since the last report to ``stage``, on which it was spent."""
         now = time.perf_counter()
         if stage not in self.seconds:
             click.echo(f"{stage} ...", err=True)
@@ -97,7 +111,9 @@ def main(work: Path, shape: str) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
         write_checkpoint(checkpoint, shape)
     stages, start = Stages(), time.perf_counter()
-    manifest = export_checkpoint(checkpoint, work / f"bundle-{shape}", overwrite=True, force=True, progress=stages.report)
+    manifest = export_checkpoint(
+        checkpoint, work / f"bundle-{shape}", overwrite=True, force=True, progress=stages.report
+    )
     total = time.perf_counter() - start
     for stage, seconds in stages.seconds.items():
         click.echo(f"{seconds:7.1f} s  {stage}")

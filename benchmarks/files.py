@@ -1,4 +1,4 @@
-"""Where the benchmark's model files lie, and which tokens are read from them; imports nothing heavy."""
+"""Where the model files of the benchmarks lie, and of which tokens the logits are read. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LABELS = (100, 200)
+"""Ids of the labels, the tokens whose logits are read; with random weights any two will do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Paths under the work folder."""
+    """The paths of the files under the work folder."""
 
     root: Path
 
@@ -20,9 +21,9 @@ class Files:
         return self.root / "checkpoint"
 
     def fast(self, precision: str) -> Path:
-        """The fast graph."""
+        """Return the path of the fast path's ONNX graph."""
         return self.root / f"fast-{precision}" / "model.onnx"
 
     def gguf(self, kind: str) -> Path:
-        """A GGUF file."""
+        """Return the path of a GGUF file, by its kind, such as "q8_0"."""
         return self.root / f"model-{kind}.gguf"

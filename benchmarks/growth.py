@@ -1,4 +1,8 @@
-"""How the time grows with the number of candidates and with the length of the prompt."""
+"""Measures how a peer's time grows with the number of candidates and with the length of the prompt.
+
+A *point* is the time of one peer for one such number. A peer that shares nothing between sequences runs only a part of
+them, and its time is multiplied; different points may then come from the same part, which is run once.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,13 @@ _TIMEOUT = 300.0
 
 @dataclass(slots=True)
 class _Curve:
-    """One peer's points.
+    """The points of one peer.
 
     Attributes:
         peer: Its name.
-        runs: What was run: workloads without name and scale, since several points may come from the same part.
-        points: By the name of a workload: what was run for it, and what the time is multiplied by.
+        runs: Times of what was run. The keys are workloads without name and scale, since several points may come from
+            the same run.
+        points: For each workload, by its name: what was run for it, and what the time is multiplied by.
     """
 
     peer: str
@@ -31,12 +36,15 @@ class _Curve:
     points: dict[str, tuple[Workload, int]] = field(default_factory=dict)
 
     def shape(self, workload: Workload) -> tuple[Workload, int]:
-        """Return what is run for a workload, and its scale."""
+        """Return what is run for a workload, and what its time is multiplied by."""
         part = part_for(self.peer, workload)
         return replace(part, name="", title="", scale=1), part.scale
 
     def foresee(self, shape: Workload) -> float:
-        """Return the seconds of a run, by the tokens of the last one; at least that, since attention grows faster."""
+        """Return how many seconds a run will take at least, judging by the tokens of the last run.
+
+        It may take longer, since the cost of attention grows faster than the number of tokens.
+        """
         known = [(other, own.seconds[-1]) for other, own in self.runs.items() if own.seconds]
         return known[-1][1] * self._tokens(shape) / self._tokens(known[-1][0]) if known else 0.0
 
@@ -46,20 +54,24 @@ class _Curve:
     def seconds(self) -> dict[str, float]:
         """Return the fastest time of each point."""
         measured = ((name, scale, self.runs[shape]) for name, (shape, scale) in self.points.items())
-        return {name: scale * summarise(own.seconds, own.others)["min_s"] for name, scale, own in measured if own.seconds}
+        return {
+            name: scale * summarise(own.seconds, own.others)["min_s"] for name, scale, own in measured if own.seconds
+        }
 
 
-def grow(field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Run every point once, then again, the quickest first, while the budget lasts; the faster time counts.
+def grow(
+    field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Run every point once, and then again, the quickest first, while the budget lasts. The faster time counts.
 
     Args:
         field_: The running peers.
-        peers: Names; the first runs every point, the others those that take at most ``POINT_SECONDS``.
-        budget_s: No second run is started that would end behind ``OVERDRAFT`` times this. Loading is not on it.
-        say: Takes progress.
+        peers: Names. The first peer runs every point, the others those that take at most ``POINT_SECONDS``.
+        budget_s: No second run is started that would end later than ``OVERDRAFT`` times this. Loading does not count.
+        say: Called with a line of progress.
 
     Returns:
-        Seconds by peer and by name of the workload.
+        Seconds by the name of the peer and the name of the workload.
     """
     end = perf_counter() + OVERDRAFT * budget_s - field_.loading_s
     curves = [_Curve(peer) for peer in peers]
@@ -68,7 +80,10 @@ def grow(field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[st
     def run(curve: _Curve, shape: Workload) -> None:
         own = curve.runs.setdefault(shape, Series())
         run_once(field_, curve.peer, shape, own, _TIMEOUT)
-        say(f"growth: {curve.peer}, {shape.count} behind a prompt of {shape.prompt}: {own.failed or f'{own.seconds[-1]:.2f} s'}")
+        say(
+            f"growth: {curve.peer}, {shape.count} behind a prompt of {shape.prompt}: "
+            f"{own.failed or f'{own.seconds[-1]:.2f} s'}"
+        )
 
     for workload in (*BY_COUNT, *BY_PROMPT):
         for curve in curves:

@@ -1,10 +1,13 @@
-"""Does the guarantee hold? Draws calibration sets 1,000 times and counts how often the true risk exceeds the target.
+"""Checks the guarantee of the gate: calibrates it 1,000 times and counts how often the true risk exceeds the target.
 
     python -m benchmarks.guarantee                          # synthetic populations
     python -m benchmarks.guarantee --items recorded.jsonl   # and the real scores that `calibrate --record` wrote
 
-Each population is known in full, so the error rate of the accepted items at the chosen thresholds is exact, not an
-estimate with noise of its own. Real scores serve as such a population too: calibration sets are drawn from them with
+The *gate* decides which items the fast path may answer alone; the *risk* is the error rate among those accepted items.
+Calibration chooses thresholds such that, with a given confidence, the risk is at most the target.
+
+Each calibration set is drawn from a population that is known in full. So the risk at the chosen thresholds is exact,
+and not an estimate with noise of its own. Real scores serve as a population too: the sets are drawn from them with
 replacement.
 """
 
@@ -30,12 +33,12 @@ POPULATION = 50_000
 
 
 def population(kind: str, rng: np.random.Generator, size: int = POPULATION) -> Sample:
-    """Draw scores of known character.
+    """Return scores of a known character.
 
     Args:
         kind: "calibrated" (the confidence is the chance to be right), "overconfident" (it promises too much),
-            "bumpy" (the risk among the accepted is not monotone), or "infeasible" (the confidence knows nothing, and
-            the base risk is three times the target).
+            "bumpy" (the risk does not grow steadily as thresholds loosen), or "infeasible" (the confidence says nothing
+            about who is right, and the risk of accepting everything is three times the target).
         rng: Source of randomness.
         size: Number of items.
     """
@@ -48,11 +51,22 @@ def population(kind: str, rng: np.random.Generator, size: int = POPULATION) -> S
     }[kind]
     correct = rng.random(size) < right
     distribution = np.clip(np.tanh(np.abs(logit) / 2) + rng.normal(0, 0.2, size), 0, 1)
-    return Sample(logit, distribution, np.where(correct, 1.0, -1.0) * np.abs(logit), correct, None, None, np.arange(size).astype(str))
+    return Sample(
+        logit,
+        distribution,
+        np.where(correct, 1.0, -1.0) * np.abs(logit),
+        correct,
+        None,
+        None,
+        np.arange(size).astype(str),
+    )
 
 
 def oracle_coverage(sample: Sample, risk: float) -> float:
-    """Largest share that any threshold on the intuition confidence can accept at a true risk of at most ``risk``."""
+    """Return the largest share of items that any one threshold can accept at a true risk of at most ``risk``.
+
+    The threshold is one on the intuition confidence, which says how decided a score is.
+    """
     wrong = ~sample.fast_correct[np.argsort(-np.abs(sample.logit), kind="stable")]
     accepted = np.arange(1, len(wrong) + 1)
     good = np.flatnonzero(np.cumsum(wrong) <= risk * accepted)
@@ -63,20 +77,29 @@ def trial(sample: Sample, rng: np.random.Generator, items: int, paths: list[str]
     """Calibrate on a fresh draw; return the true risk (NaN when everything escalates) and the true coverage."""
     draw = sample.take(rng.integers(0, len(sample), items))
     cut = int(items * TUNING_SHARE)
-    result = control_risk(draw.take(np.arange(cut)), draw.take(np.arange(cut, items)), risk=RISK, confidence=CONFIDENCE, paths=paths)
+    result = control_risk(
+        draw.take(np.arange(cut)), draw.take(np.arange(cut, items)), risk=RISK, confidence=CONFIDENCE, paths=paths
+    )
     kept = ~escalations(result.gate, sample)
     return (float(1 - sample.fast_correct[kept].mean()) if kept.any() else np.nan), float(kept.mean())
 
 
 def run(
-    name: str, sample: Sample, *, splits: int = SPLITS, items: int = SIZES[0], paths: list[str] | None = None, seed: int = 0
+    name: str,
+    sample: Sample,
+    *,
+    splits: int = SPLITS,
+    items: int = SIZES[0],
+    paths: list[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, object]:
-    """Run ``splits`` trials on one population and sum them up."""
+    """Run ``splits`` trials on one population; return their figures, ready for JSON."""
     rng = np.random.default_rng(seed)
     start = perf_counter()
     outcomes = np.array([trial(sample, rng, items, paths) for _ in range(splits)])
     exceeded = int(np.nansum(outcomes[:, 0] > RISK))
-    # The guarantee is refuted if so many violations would be rarer than 1 in 1,000 at a true rate of 1 - confidence.
+    # The guarantee is refuted if so many violations would come up less than once in 1,000 times while the true rate of
+    # violations is 1 - confidence.
     surprise = 1 - np.exp(log_binomial_cdf(exceeded - 1, splits, 1 - CONFIDENCE))
     oracle = oracle_coverage(sample, RISK)
     return {
@@ -97,7 +120,7 @@ def run(
 
 
 def recorded(path: Path) -> Sample:
-    """Read what ``calibrate --record`` wrote."""
+    """Return the labelled items that ``calibrate --record`` wrote."""
     with path.open(encoding="utf-8") as file:
         return Sample.of([LabelledItem.from_dict(json.loads(line)) for line in file])
 
@@ -112,8 +135,12 @@ def main() -> None:
     populations = {kind: population(kind, rng) for kind in ("calibrated", "overconfident", "bumpy", "infeasible")}
     if arguments.items:
         populations["real"] = recorded(arguments.items)
-    # One path at full delta everywhere; what splitting delta over three paths costs is shown once.
-    jobs: list[tuple[str, int, list[str] | None]] = [(name, items, None) for name in populations for items in arguments.size]
+    # A path is a sequence of thresholds that are tested one after the other, and delta = 1 - confidence is the
+    # probability of failure that is allowed. All populations are tested along one path with the whole delta. One last
+    # job shows what it costs to split delta over three paths.
+    jobs: list[tuple[str, int, list[str] | None]] = [
+        (name, items, None) for name in populations for items in arguments.size
+    ]
     jobs.append(("calibrated", max(arguments.size), list(PATH_NAMES)))
     for name, items, paths in jobs:
         print(json.dumps(run(name, populations[name], splits=arguments.splits, items=items, paths=paths)), flush=True)

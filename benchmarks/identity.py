@@ -1,12 +1,12 @@
-"""What the package answers, as one file of exact numbers, so that two versions of it can be compared to the last bit.
+"""Records what the package answers as exact numbers, so that two versions of it can be compared to the last bit.
 
-Run it in one version with a path that does not exist yet, and in another version with the same path:
+Run it in one version with a path that does not exist yet, and then in another version with the same path:
 
     python -m benchmarks.identity RECORD.json      # writes 500 scores, 200 comparisons and the hashes of an export
-    python -m benchmarks.identity RECORD.json      # later, elsewhere: compares, and ends with status 1 where anything differs
+    python -m benchmarks.identity RECORD.json      # compares; ends with status 1 where anything differs
 
-The export is that of the embedded model's own weights, taken back from its GGUF file. Both runs need the same machine, since
-other processors round differently, and the same number of threads (one).
+The export is that of the embedded model's own weights, taken back from its GGUF file. Both runs must use the same
+machine, since other processors round differently. Both score with one thread.
 """
 
 from __future__ import annotations
@@ -39,15 +39,22 @@ def export_hashes() -> dict[str, str]:
 
 
 def record() -> dict[str, Any]:
-    """Return what this version answers. Floats are written so that reading them gives the same bits."""
+    """Return what this version answers: scores, comparisons, selections and the hashes of an export."""
     from fsrm_lite import FastSlowRM
     from fsrm_lite.models.data import held_out, pair_row
 
     rows = [pair_row(pair) for pair in held_out("test", max(SCORES, COMPARISONS))]
     with FastSlowRM.from_pretrained(threads=1) as rm:
-        scores = rm.score_many([(row["prompt"], row["chosen" if i % 2 else "rejected"]) for i, row in enumerate(rows[:SCORES])])
-        comparisons = rm.compare_many([(row["prompt"], row["rejected"], row["chosen"]) for row in rows[:COMPARISONS]], votes=2)
-        lists = [rm.best_of_n(row["prompt"], [other["chosen"] for other in rows[i : i + 6]]) for i, row in enumerate(rows[:20])]
+        scores = rm.score_many(
+            [(row["prompt"], row["chosen" if i % 2 else "rejected"]) for i, row in enumerate(rows[:SCORES])]
+        )
+        comparisons = rm.compare_many(
+            [(row["prompt"], row["rejected"], row["chosen"]) for row in rows[:COMPARISONS]], votes=2
+        )
+        lists = [
+            rm.best_of_n(row["prompt"], [other["chosen"] for other in rows[i : i + 6]])
+            for i, row in enumerate(rows[:20])
+        ]
     return {
         "scores": [score.to_dict() for score in scores],
         "comparisons": [comparison.to_dict() for comparison in comparisons],
@@ -62,7 +69,11 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     for part in sorted(before.keys() | after.keys()):
         old, new = before.get(part), after.get(part)
         old, new = (dict(enumerate(x)) if isinstance(x, list) else x or {} for x in (old, new))
-        found += [f"{part} {key}: {old.get(key)} became {new.get(key)}" for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)]
+        found += [
+            f"{part} {key}: {old.get(key)} became {new.get(key)}"
+            for key in [*old, *(new.keys() - old.keys())]
+            if old.get(key) != new.get(key)
+        ]
     return found
 
 

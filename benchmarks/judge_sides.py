@@ -1,7 +1,8 @@
-"""The two sides of the judge's benchmark, each in a process of its own: fsrm-lite's judge, and ``Llama.create_completion``.
+"""The two sides of the judge's benchmark: fsrm-lite's judge, and its peer, ``Llama.create_completion``.
 
-The peer gets the very same prompts as token ids, in an order that keeps its prompt cache warm, with the same sampling and
-the same budget. Votes of random weights are as long as their budget whatever is drawn (they never stop).
+Each runs in a process of its own. The peer gets the very same prompts as token ids, with the same temperature and the
+same number of tokens, in an order that lets it reuse its prompt cache. A *vote* is one thought about a pair, with its
+verdict. With random weights, a vote never stops by itself, so it is always as long as its budget.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import Any, Protocol
 
 from benchmarks.files import Files
 
-PROMPT, SHARED, VOTE = 512, 256, 128  # tokens: a prompt, what both orders of a pair have in common, a vote
-STREAMS = 32
+PROMPT, SHARED, VOTE = 512, 256, 128  # tokens of a prompt, of what both orders of a pair begin with, of a vote
+STREAMS = 32  # votes that the judge writes at a time, at most
 TEMPERATURE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """Pairs to be judged.
+class JudgeWorkload:
+    """Pairs to be judged, and how.
 
     Attributes:
-        name: What it is called in the table.
-        pairs: How many; of the embedded model, that many of its held-out test pairs.
-        votes: Votes in each of the two orders.
+        name: Its name in the table.
+        pairs: How many pairs; for the embedded model, so many of its held-out test pairs.
+        votes: Votes in each of the two orders of a pair.
         batch: Pairs per call.
-        adaptive: Stop votes that cannot matter any more.
-        one_prompt: Put all votes behind one prompt: what the peer does with its prompt cache warm.
-        tokens: Tokens of each vote of random weights.
+        adaptive: Stop votes that cannot change the decision any more.
+        one_prompt: Put all votes behind one prompt, which the peer then has in its prompt cache.
+        tokens: Tokens of each vote with random weights.
     """
 
     name: str
@@ -44,20 +45,21 @@ class Task:
     tokens: int = VOTE
 
 
-WARM_UP = Task("warm-up", 1, 1, one_prompt=True, tokens=8)
+WARM_UP = JudgeWorkload("warm-up", 1, 1, one_prompt=True, tokens=8)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a task.
+class Timing:
+    """How long a workload took, and what came of it.
 
     Attributes:
         seconds: Wall time.
         tokens: Tokens written.
-        inside_s: Seconds of it within ``llama_decode``: what a bare loop over the same batches would take.
-        step_ms: Milliseconds of one call of it, in the middle; of the judge only, as all below.
-        step_rows: Rows of one call, in the middle: most calls write one token of each live vote.
-        winners: Decisions.
+        inside_s: Seconds within ``llama_decode``, which is what a bare loop over the same batches would take. Measured
+            of the judge only, like all that follows.
+        step_ms: Milliseconds of one call of ``llama_decode``; the median.
+        step_rows: Rows of one call; the median. Most calls write one token of each vote that is still going on.
+        winners: The decisions.
     """
 
     seconds: float
@@ -69,10 +71,10 @@ class Outcome:
 
 
 class Side(Protocol):
-    """What a worker drives."""
+    """What a worker process runs."""
 
-    def run(self, task: Task) -> dict[str, Any]:
-        """Do a task; returns an :class:`Outcome` as a dict."""
+    def run(self, workload: JudgeWorkload) -> dict[str, Any]:
+        """Do a workload; return a ``Timing`` as a dict."""
         ...
 
 
@@ -83,14 +85,16 @@ class Steps:
     seconds: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
 
-    def outcome(self, seconds: float, tokens: int, winners: Sequence[int] = ()) -> dict[str, Any]:
-        """Return the :class:`Outcome` of a judge that took these steps, as a dict."""
-        return asdict(Outcome(seconds, tokens, sum(self.seconds), 1000 * median(self.seconds), median(self.rows), list(winners)))
+    def timing(self, seconds: float, tokens: int, winners: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the ``Timing`` of a judge that took these steps, as a dict."""
+        return asdict(
+            Timing(seconds, tokens, sum(self.seconds), 1000 * median(self.seconds), median(self.rows), list(winners))
+        )
 
 
 @contextmanager
 def decoding_steps(llama: Any) -> Iterator[Steps]:  # noqa: ANN401 - the llama_cpp module
-    """Watch the calls of ``llama_decode``."""
+    """Yield what is counted of every call of ``llama_decode`` within the block."""
     steps = Steps()
     decode = llama.llama_decode
 
@@ -108,36 +112,41 @@ def decoding_steps(llama: Any) -> Iterator[Steps]:  # noqa: ANN401 - the llama_c
         llama.llama_decode = decode
 
 
-def random_prompts(task: Task, vocab_size: int) -> list[tuple[int, ...]]:
-    """Prompts of the pairs in both orders, each as often as there are votes: both orders share their front."""
+def random_prompts(workload: JudgeWorkload, vocab_size: int) -> list[tuple[int, ...]]:
+    """Return the prompts of the pairs in both orders, each as often as there are votes.
+
+    As in real prompts, both orders of a pair begin with the same tokens.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
     out = []
-    for _ in range(task.pairs):
-        front, a, b = (rng.integers(0, vocab_size, n).tolist() for n in (SHARED, (PROMPT - SHARED) // 2, (PROMPT - SHARED) // 2))
+    for _ in range(workload.pairs):
+        front, a, b = (
+            rng.integers(0, vocab_size, n).tolist() for n in (SHARED, (PROMPT - SHARED) // 2, (PROMPT - SHARED) // 2)
+        )
         for order in (front + a + b, front + b + a):
-            out += [tuple(order)] * task.votes
-    return out[:1] * task.votes if task.one_prompt else out
+            out += [tuple(order)] * workload.votes
+    return out[:1] * workload.votes if workload.one_prompt else out
 
 
 class RandomJudge:
-    """The scheduler on random weights."""
+    """The judge's scheduler, which writes many votes at a time, with random weights."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
         from fsrm_lite.runtimes.llama.engine import Engine
 
         self._engine = Engine(path, threads=threads)
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""
         from fsrm_lite.slow.sampling import vote_key
         from fsrm_lite.slow.scheduler import Scheduler
         from fsrm_lite.slow.voting import Referee
         from fsrm_lite.types import Decoding, Job, Request
 
-        prompts = random_prompts(task, self._engine.vocab_size)
-        jobs = tuple(Job(p, vote_key(0, p, k), task.tokens) for k, p in enumerate(prompts))
+        prompts = random_prompts(workload, self._engine.vocab_size)
+        jobs = tuple(Job(p, vote_key(0, p, k), workload.tokens) for k, p in enumerate(prompts))
         decoding = Decoding(TEMPERATURE)
         referee = Referee(Request(jobs, decoding, ()))
         with decoding_steps(self._engine._llama) as steps:
@@ -145,11 +154,11 @@ class RandomJudge:
             scheduler = Scheduler(self._engine, lambda ids: "", decoding, (), min(STREAMS, len(jobs)), PROMPT + VOTE)
             scheduler.run(referee)
             seconds = time.perf_counter() - start
-        return steps.outcome(seconds, sum(len(c.ids) for c in referee.completions if c))
+        return steps.timing(seconds, sum(len(c.ids) for c in referee.completions if c))
 
 
 class Completion:
-    """``llama_cpp.Llama``, one completion at a time."""
+    """``llama_cpp.Llama``, which writes one completion at a time."""
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         from benchmarks.llama_peer import guard_high_level
@@ -157,34 +166,36 @@ class Completion:
 
         llama = load_llama()
         guard_high_level(llama, path)
-        self.llama = llama.Llama(str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+        self.llama = llama.Llama(
+            str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
 
-    def write(self, prompts: Sequence[Sequence[int]], budget: int) -> Outcome:
-        """Write one completion per prompt; equal prompts must follow each other."""
+    def write(self, prompts: Sequence[Sequence[int]], budget: int) -> Timing:
+        """Write one completion per prompt; equal prompts must stand together, so that the prompt cache is of use."""
         options = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
         written = 0
         start = time.perf_counter()
         for seed, prompt in enumerate(prompts, 1):
             reply = self.llama.create_completion(list(prompt), max_tokens=budget, seed=seed, **options)
             written += reply["usage"]["completion_tokens"]
-        return Outcome(time.perf_counter() - start, written)
+        return Timing(time.perf_counter() - start, written)
 
 
 class RandomCompletion:
-    """The peer on random weights, its prompt read before the clock starts."""
+    """The peer with random weights. It reads its prompt before the clock starts."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._peer = Completion(path, threads, PROMPT + VOTE + 16)
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""
-        prompts = random_prompts(task, self._peer.llama.n_vocab())
+        prompts = random_prompts(workload, self._peer.llama.n_vocab())
         self._peer.write(prompts[:1], 1)
-        return asdict(self._peer.write(prompts, task.tokens))
+        return asdict(self._peer.write(prompts, workload.tokens))
 
 
 class _Embedded:
-    """The embedded bundle and its held-out pairs, better answer first."""
+    """The embedded bundle and its held-out pairs, each with the better answer first."""
 
     def __init__(self) -> None:
         from fsrm_lite.bundle.encoder import PromptEncoder
@@ -194,14 +205,14 @@ class _Embedded:
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
         self.path, self.limits = bundle.path("slow"), bundle.manifest.limits
 
-    def pairs(self, task: Task) -> list[tuple[str, str, str]]:
+    def pairs(self, workload: JudgeWorkload) -> list[tuple[str, str, str]]:
         from fsrm_lite.models.data import held_out
 
-        return [(p.problem.question, p.chosen.text, p.rejected.text) for p in held_out("test", task.pairs)]
+        return [(p.problem.question, p.chosen.text, p.rejected.text) for p in held_out("test", workload.pairs)]
 
 
 class EmbeddedJudge:
-    """Real thoughts of the embedded model."""
+    """The judge with the embedded model, which writes real thoughts."""
 
     def __init__(self, threads: int | None) -> None:
         from fsrm_lite.slow.judge import Judge
@@ -209,38 +220,45 @@ class EmbeddedJudge:
         self._model = _Embedded()
         self._judge = Judge(self._model.path, self._model.encoder, threads=threads)
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Judge the pairs."""
         from fsrm_lite.runtimes.llama.engine import load_llama
         from fsrm_lite.types import JudgeOptions
 
-        pairs = self._model.pairs(task)
-        options = JudgeOptions(votes=task.votes, adaptive=task.adaptive, temperature=TEMPERATURE)
+        pairs = self._model.pairs(workload)
+        options = JudgeOptions(votes=workload.votes, adaptive=workload.adaptive, temperature=TEMPERATURE)
         with decoding_steps(load_llama()) as steps:
             start = time.perf_counter()
-            judgements = [j for i in range(0, len(pairs), task.batch) for j in self._judge.compare(pairs[i : i + task.batch], options)]
+            judgements = [
+                j
+                for i in range(0, len(pairs), workload.batch)
+                for j in self._judge.compare(pairs[i : i + workload.batch], options)
+            ]
             seconds = time.perf_counter() - start
-        return steps.outcome(seconds, sum(j.tokens_generated for j in judgements), [j.winner for j in judgements])
+        return steps.timing(seconds, sum(j.tokens_generated for j in judgements), [j.winner for j in judgements])
 
 
 class EmbeddedCompletion:
-    """The peer on the same pairs: every vote of every order, one after the other."""
+    """The peer with the embedded model and the same pairs. It writes every vote in both orders, one after the other."""
 
     def __init__(self, threads: int) -> None:
         self._model = _Embedded()
         self._peer = Completion(self._model.path, threads, self._model.limits.context)
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""
         prompts = []
-        for question, a, b in self._model.pairs(task):
+        for question, a, b in self._model.pairs(workload):
             for order in ((a, b), (b, a)):
-                prompts += [self._model.encoder.pairwise_slow(question, *order)] * task.votes
+                prompts += [self._model.encoder.pairwise_slow(question, *order)] * workload.votes
         return asdict(self._peer.write(prompts, self._model.limits.thinking_tokens))
 
 
 def _asked(threads: int) -> int | None:
-    """Leave the number of threads to the judge, as its users do, unless another one than its default was asked for."""
+    """Return the number of threads to ask the judge for.
+
+    None leaves the number to the judge, as its users do, unless another one than its default was asked for.
+    """
     from fsrm_lite.runtimes.threads import usable_cores
 
     return None if threads == usable_cores() else threads
@@ -252,4 +270,4 @@ SIDES: dict[str, Callable[[Files, int], Side]] = {
     "judge, embedded": lambda files, threads: EmbeddedJudge(_asked(threads)),
     "create_completion, embedded": lambda files, threads: EmbeddedCompletion(threads),
 }
-"""By name."""
+"""What a worker process can run, by its name."""

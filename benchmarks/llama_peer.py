@@ -1,4 +1,7 @@
-"""llama.cpp through its low-level API at its best: the prompt decoded once and shared by ``llama_memory_seq_cp``."""
+"""A peer: llama.cpp at its best, through its low-level API.
+
+The prompt is decoded once, and ``llama_memory_seq_cp`` shares it with all responses.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,22 @@ from fsrm_lite.runtimes.llama.native import repacking
 _keep_alive: list[Any] = []
 
 _BATCH_TOKENS = 512
-"""New tokens per decode call; also llama.cpp's own default of n_ubatch, the width of its products."""
+"""New tokens per call of ``llama_decode``; also llama.cpp's default of n_ubatch, the width of its matrix products."""
 
 
 def amx_crashes(lib: Any) -> bool:  # noqa: ANN401
-    """Return whether this build has AMX kernels: those of builds made with GCC die, so the peers must do without."""
+    """Return whether this build has kernels for AMX.
+
+    In builds made with GCC such kernels crash, so the peers must do without them.
+    """
     return b"AMX_INT8 = 1" in lib.llama_print_system_info()
 
 
 def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has no types
-    """llama.cpp's default model parameters; where its AMX kernels would crash (see fsrm_lite/runtimes/llama/engine.py), the AVX ones.
+    """Return llama.cpp's default model parameters, changed so that its AMX kernels are not used where they would crash.
 
-    Weights are interleaved for those kernels as they would be by default on a machine without AMX.
+    See fsrm_lite/runtimes/llama/engine.py. The AVX kernels run instead, and weights are interleaved for them as they
+    would be by default on a machine without AMX.
     """
     params = lib.llama_model_default_params()
     if amx_crashes(lib):
@@ -38,13 +45,16 @@ def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has n
 
 
 def guard_high_level(lib: Any, path: Path) -> None:  # noqa: ANN401
-    """Have ``Llama``, which has no argument for it, start from :func:`model_params` for this file, the only one it will load."""
+    """Make ``Llama`` start from what ``model_params`` returns for this file, the only one that it will load.
+
+    ``Llama`` has no argument for it.
+    """
     params = model_params(lib, path)
     lib.llama_cpp.llama_model_default_params = lambda: params
 
 
 class LlamaLowLevel:
-    """One context per workload, as large as it needs."""
+    """llama.cpp with one context per workload, as large as the workload needs."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from fsrm_lite.runtimes.llama.engine import load_llama
@@ -59,7 +69,9 @@ class LlamaLowLevel:
     def run(self, workload: Workload) -> list[float]:
         """Read the workload: the prompt in pieces, then the responses, as many per call as fill ``_BATCH_TOKENS``."""
         lib = self._lib
-        together = max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        together = (
+            max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        )
         context = self._context(workload, together)
         memory = lib.llama_get_memory(context)
         sequences = workload.sequences(self._vocab_size)
@@ -71,10 +83,14 @@ class LlamaLowLevel:
             for first in range(0, workload.count, together):
                 group = sequences[first : first + together]
                 for i in range(1, len(group) + 1):
-                    # Sequence 0 keeps the prompt, 1.. are the responses.
+                    # Sequence 0 keeps the prompt; the responses are the sequences from 1 on.
                     if workload.prompt:
                         lib.llama_memory_seq_cp(memory, 0, i, 0, workload.prompt)
-                out += self._decode(context, [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)], logits=True)
+                out += self._decode(
+                    context,
+                    [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)],
+                    logits=True,
+                )
                 for i in range(1, len(group) + 1):
                     lib.llama_memory_seq_rm(memory, i, -1, -1)
         finally:
@@ -82,9 +98,11 @@ class LlamaLowLevel:
         return out
 
     def _context(self, workload: Workload, together: int) -> Any:  # noqa: ANN401 - llama_cpp has no types
+        """Return a new context for a workload of which so many responses are read together."""
         params = self._lib.llama_context_default_params()
         shared = workload.prompt > 0
-        # Each sequence has a KV of its own where nothing is shared: a common one would be attended to in full.
+        # Where nothing is shared, each sequence has keys and values of its own. If they were in one common store, every
+        # sequence would attend to all of it.
         per_sequence = -(-workload.response // 256) * 256
         params.n_ctx = workload.prompt + together * workload.response + 256 if shared else (together + 1) * per_sequence
         params.n_batch = max(_BATCH_TOKENS, together * workload.response)
@@ -100,7 +118,10 @@ class LlamaLowLevel:
         return context
 
     def _decode(self, context: Any, pieces: Sequence[tuple[int, int, list[int]]], *, logits: bool) -> list[float]:  # noqa: ANN401
-        """Decode (sequence, first position, ids) pieces in one call; returns the label logit behind each."""
+        """Decode pieces of (sequence, first position, ids) in one call; return the label's logit behind each piece.
+
+        Without ``logits`` the list is empty.
+        """
         lib = self._lib
         total = sum(len(ids) for _, _, ids in pieces)
         batch = lib.llama_batch_init(total, 0, 1)

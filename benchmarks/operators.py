@@ -1,9 +1,9 @@
-"""Where the fast path's time goes in one workload, by operator, from ONNX Runtime's own profiler.
+"""Shows where the time of the fast path goes in one workload, by operator, as ONNX Runtime's own profiler says.
 
 python -m benchmarks.operators                  W1, the 0.6 B shape, int8
 python -m benchmarks.operators --workload W2
 
-The profiler's own cost is in these figures (a few per cent): read the shares, not the sums.
+The figures contain what the profiler itself takes, a few per cent. So go by the shares, not by the sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUNS = 5
 
 
 def profile(path: Path, workload: Workload, threads: int) -> tuple[dict[str, float], float, float]:
-    """Return the seconds per run of each kind of node, of a run with the profiler, and of one without it."""
+    """Return seconds per run: by kind of node, in all with the profiler, and in all without it."""
     import onnxruntime
 
     plain = _seconds(FastModel(path, threads=threads), workload)
@@ -56,7 +56,7 @@ def profile(path: Path, workload: Workload, threads: int) -> tuple[dict[str, flo
 
 
 def _seconds(model: FastModel, workload: Workload) -> float:
-    """Run once to warm up and ``RUNS`` times; the fastest counts."""
+    """Run once to warm up and then ``RUNS`` times; return the seconds of the fastest run."""
     sequences = workload.sequences(model.vocab_size)
     times = []
     for _ in range(RUNS + 1):
@@ -68,7 +68,7 @@ def _seconds(model: FastModel, workload: Workload) -> float:
 
 
 def _kind(event: dict[str, Any]) -> str:
-    """Name a node by its operator, and products by what they multiply."""
+    """Return the kind of a node: its operator, and for a matrix product also what it is part of."""
     operator = str(event["args"].get("op_name", "?"))
     shapes = [shape for by_type in event["args"].get("input_type_shape", []) for shape in by_type.values()]
     if operator.startswith("MatMul") and shapes:
@@ -78,14 +78,18 @@ def _kind(event: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path(".bench/0.6b"))
     parser.add_argument("--workload", choices=[w.name for w in MAIN], default="W1")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     workload = next(w for w in MAIN if w.name == arguments.workload)
-    spent, seconds, plain = profile(Files(arguments.work).fast(arguments.precision), workload, arguments.threads or usable_cores())
+    spent, seconds, plain = profile(
+        Files(arguments.work).fast(arguments.precision), workload, arguments.threads or usable_cores()
+    )
     print(f"{workload.name}, {arguments.precision}: {1000 * plain:.0f} ms, with the profiler {1000 * seconds:.0f} ms\n")
     print("| operator | ms per run | share |\n|---|---|---|")
     total = sum(spent.values())

@@ -1,6 +1,7 @@
-"""optimum's ONNX export of the model, in an environment of its own: its pins conflict with this project's.
+"""A peer: the ONNX export of the model by optimum.
 
-:func:`setup`, part of the one-time preparation, makes the environment ``WORK/venv-optimum``, exports and quantizes.
+It lives in an environment of its own, since the versions that it pins conflict with those of this project. ``setup``,
+part of the one-time preparation, makes the environment ``WORK/venv-optimum``, exports the model and quantizes it.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from benchmarks.workloads import Workload
 PINS = ("torch==2.13.0", "optimum-onnx[onnxruntime]==0.1.0")
 _LABEL = 100
 _BATCH_TOKENS = 512
-"""Tokens per call: the graph writes logits of the whole vocabulary at every position, 0.3 GB for 512."""
+"""Tokens per call. The graph writes the logits of the whole vocabulary at every position: 0.3 GB for 512 tokens."""
 
 
 def environment(root: Path) -> Path:
-    """Where the environment's interpreter is."""
+    """Return the path of the environment's interpreter."""
     return root / "venv-optimum" / "bin" / "python"
 
 
 def folder(root: Path, precision: str) -> Path:
-    """Where the export lies."""
+    """Return the folder of the export."""
     return root / f"optimum-{precision}"
 
 
 class Optimum:
-    """``ORTModelForCausalLM``, batched."""
+    """optimum's ``ORTModelForCausalLM``, which reads several sequences per call."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -39,7 +40,9 @@ class Optimum:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._model = ORTModelForCausalLM.from_pretrained(path, use_cache=False, use_io_binding=False, session_options=options)
+        self._model = ORTModelForCausalLM.from_pretrained(
+            path, use_cache=False, use_io_binding=False, session_options=options
+        )
 
     def run(self, workload: Workload) -> list[float]:
         """Read the workload."""
@@ -54,7 +57,7 @@ class Optimum:
 
 
 def setup(root: Path, say: Callable[[str], None]) -> None:
-    """Make the environment, export in fp32, quantize to int8 as optimum's users do; what is there already is kept.
+    """Make the environment, export in fp32, and quantize to int8 as optimum's users do. What is there already is kept.
 
     Raises:
         subprocess.CalledProcessError: If a step fails; its output went to standard error.
@@ -65,7 +68,9 @@ def setup(root: Path, say: Callable[[str], None]) -> None:
         say(f"installing {' and '.join(PINS)} in an environment of their own")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(python.parents[1])], check=True)
         for pin in PINS:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True)
+            subprocess.run(
+                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True
+            )
         done.touch()
     for precision in ("fp32", "int8"):
         if not folder(root, precision).is_dir():
@@ -81,6 +86,7 @@ def setup(root: Path, say: Callable[[str], None]) -> None:
 
 
 def _export(root: Path) -> None:
+    """Export the checkpoint in fp32; runs in the environment of its own."""
     from optimum.onnxruntime import ORTModelForCausalLM
 
     model = ORTModelForCausalLM.from_pretrained(root / "checkpoint", export=True, use_cache=False, use_io_binding=False)
@@ -88,12 +94,18 @@ def _export(root: Path) -> None:
 
 
 def _quantize(root: Path) -> None:
+    """Quantize that export to int8; runs there, too."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = folder(root, "int8.part")
     for name in ("config.json", "generation_config.json"):
         copyfile(folder(root, "fp32") / name, target / name)
-    options = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": True}
+    options = {
+        "op_types_to_quantize": ["MatMul"],
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+        "use_external_data_format": True,
+    }
     quantize_dynamic(folder(root, "fp32") / "model.onnx", target / "model.onnx", **options)
 
 

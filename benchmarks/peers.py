@@ -1,8 +1,8 @@
-"""The peers: each reads the label logits behind every sequence of a workload, in its best reasonable form.
+"""The peers: programs, or forms of one program, that read the logit of a label behind every sequence of a workload.
 
-Every peer lives in a process of its own (``worker.py``), so that none leaves threads, memory or settings to the next.
-``open`` loads, ``run`` does a whole workload from scratch (nothing is kept from the run before) and returns the logits
-of the first label, so that the answers can be compared.
+Each does so in the best way that can reasonably be asked of it, and in a process of its own (``worker.py``), so that
+none leaves threads, memory or settings to the next. A peer loads its model when it is created. ``run`` does a whole
+workload from scratch, with nothing kept from the run before, and returns the logits, so that answers can be compared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from benchmarks.workloads import Workload
 
 
 class Peer(Protocol):
-    """What a worker drives."""
+    """What a worker process runs."""
 
     def run(self, workload: Workload) -> list[float]:
-        """Read the workload; returns the first label's logit per sequence."""
+        """Read the workload; return the first label's logit behind each sequence."""
         ...
 
 
@@ -42,7 +42,10 @@ class Ours:
 
 
 class Transformers:
-    """transformers, batched, logits of the last position only; with ``cached``, the prompt's KV computed once."""
+    """transformers, several sequences per call, with the logits of the last position only.
+
+    With ``cached``, the keys and values of the common prompt are computed once.
+    """
 
     def __init__(self, checkpoint: Path, threads: int, dtype: str, cached: bool) -> None:
         import torch
@@ -51,7 +54,9 @@ class Transformers:
         torch.set_num_threads(threads)
         self._torch = torch
         self._cached = cached
-        self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), local_files_only=True).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype), local_files_only=True
+        ).eval()
 
     def run(self, workload: Workload) -> list[float]:
         """Read the workload in batches of about 2,048 tokens."""
@@ -65,13 +70,15 @@ class Transformers:
                 cache = deepcopy(first)
                 if cache is not None:
                     cache.batch_repeat_interleave(len(rows))
-                logits = model(rows[:, shared:], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1).logits
+                logits = model(
+                    rows[:, shared:], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+                ).logits
                 out += logits[:, -1, LABELS[0]].float().tolist()
         return out
 
 
 class LlamaHighLevel:
-    """llama-cpp-python as most people use it: ``Llama``, one sequence after the other, logits of the last token."""
+    """llama-cpp-python as most people use it: ``Llama`` reads one sequence after the other."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from benchmarks.llama_peer import guard_high_level
@@ -79,7 +86,13 @@ class LlamaHighLevel:
 
         self._lib = load_llama()
         guard_high_level(self._lib, path)
-        options: dict[str, Any] = {"n_ctx": 1024, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        options: dict[str, Any] = {
+            "n_ctx": 1024,
+            "n_batch": 512,
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "verbose": False,
+        }
         self._llama = self._lib.Llama(model_path=str(path), **options)
 
     def run(self, workload: Workload) -> list[float]:
@@ -94,7 +107,10 @@ class LlamaHighLevel:
 
 
 class Gemm:
-    """The roofline: large products through ONNX Runtime alone, at the shapes of the model's linear maps."""
+    """The *roofline*: how fast ONNX Runtime multiplies matrices of the shapes of the model's linear maps.
+
+    No graph that ONNX Runtime runs can be faster.
+    """
 
     SHAPES = ((1024, 3072), (3072, 1024), (1024, 2048), (2048, 1024))
     ROWS = (128, 512)
@@ -148,13 +164,24 @@ PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "optimum fp32": lambda files, threads: _optimum(files.root, "fp32", threads),
     "GEMM roofline": lambda files, threads: Gemm(threads),
 }
-"""By name. The first is what the ratios are taken of; the largest stand last, where they find the memory full."""
+"""The peers by name. All are compared with the first.
 
-UNSHARED = ("Llama Q4_0", "Llama Q8_0", "transformers bf16", "transformers fp32", "CrossEncoder bf16", "optimum fp32", "optimum int8")
-"""The usual way: nothing is shared between sequences."""
+The largest stand last: when they load, memory is full, and peers that have had their turn are ended to make room.
+"""
+
+UNSHARED = (
+    "Llama Q4_0",
+    "Llama Q8_0",
+    "transformers bf16",
+    "transformers fp32",
+    "CrossEncoder bf16",
+    "optimum fp32",
+    "optimum int8",
+)
+"""Peers that share nothing between sequences, which is the usual way."""
 
 ONE_BY_ONE = ("Llama Q4_0", "Llama Q8_0")
-"""Read one sequence at a time: a few sequences show what all of them take."""
+"""Peers that read one sequence at a time, so that a few sequences show how long all of them take."""
 
 FAMILIES = (
     ("fsrm-lite int8", STOCK, "fsrm-lite fp32"),
@@ -163,7 +190,7 @@ FAMILIES = (
     ("transformers bf16", "transformers fp32"),
     ("optimum int8", "optimum fp32"),
 )
-"""Forms of one thing: the first workload shows which is the best one."""
+"""Peers that are forms of the same program. The first workload shows which form is the best."""
 
 LLAMA_CPP = tuple(name for name in PEERS if name.lower().startswith("llama"))
 

@@ -1,4 +1,4 @@
-"""Writes the model files that the peers read, once, into the work folder: random weights in Qwen3-0.6B's shape."""
+"""Writes the model files that the peers read, once, into the work folder: random weights in the shape of Qwen3-0.6B."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fsrm_lite.runtimes.llama.engine import quantize
 
 GGUF_KINDS = ("q4_0", "q4_k_m", "q8_0")
 OPTIMUM_SHAPES = ("0.6b",)
-"""A toy is not worth an environment of its own."""
+"""Shapes with which the peer optimum runs; a toy is not worth an environment of its own."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     # Qwen3-0.6B's config.json, from its model card.
@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1_000_000.0,
         "tie_word_embeddings": True,
     },
-    # For trying the harness itself.
+    # A toy, to try the benchmarks themselves.
     "small": {
         "hidden_size": 256,
         "num_hidden_layers": 2,
@@ -54,7 +54,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
-    """Write whatever is missing; each thing appears under its name when it is whole, so an interrupt leaves no half."""
+    """Write whatever is missing.
+
+    Each file or folder gets its name when it is complete, so an interruption leaves none of them half written.
+    """
     files.root.mkdir(parents=True, exist_ok=True)
     if not files.checkpoint.is_dir():
         say("writing the checkpoint")
@@ -77,17 +80,18 @@ def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
         try:
             optimum_peer.setup(files.root, say)
         except (OSError, subprocess.CalledProcessError) as error:
-            # Its rows then say that it is not set up.
+            # The table then says of this peer that it is not set up.
             say(f"optimum could not be set up and is left out: {error}")
 
 
 def _writer() -> str:
-    """Hash of the code that writes the fast graph: another one writes another graph."""
+    """Return a hash of the code that writes the fast graph, since changed code may write another graph."""
     code = Path(graph.__file__).parent
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code.glob("*.py")))).hexdigest()
 
 
 def _write_ggufs(files: Files, checkpoint: Checkpoint, say: Callable[[str], None]) -> None:
+    """Write the GGUF files that are missing, all quantized from one in f16, which is deleted."""
     plain = files.gguf("f16")
     missing = [kind for kind in GGUF_KINDS if not files.gguf(kind).is_file()]
     if missing:
@@ -100,14 +104,14 @@ def _write_ggufs(files: Files, checkpoint: Checkpoint, say: Callable[[str], None
 
 
 def _fresh(folder: Path) -> Path:
-    """Make an empty folder."""
+    """Make the folder anew, empty, and return it."""
     rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
 
 
 def _write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
-    """Random weights as transformers initialises them, and a tokenizer of bytes and one merge."""
+    """Write random weights as transformers initialises them, and a tokenizer of bytes and one merge."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -115,9 +119,11 @@ def _write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     settings = dict(shape)
     theta = settings.pop("rope_theta")
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(torch.bfloat16)
+    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(
+        torch.bfloat16
+    )
     model.save_pretrained(folder)
-    # transformers 4, which optimum's exporter pins, reads the base here and nowhere else, and has a silent default.
+    # optimum's exporter pins transformers 4. It reads rope_theta only here, and without it silently takes a default.
     config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_theta": theta}
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
     # llama.cpp wants at least one merge.

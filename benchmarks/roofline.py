@@ -1,4 +1,4 @@
-"""Peak rates of ONNX Runtime's own matrix products: what no graph on it can beat."""
+"""Measures how fast ONNX Runtime multiplies matrices at most. No graph that it runs can be faster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-_SECONDS = 0.1  # Spent on each product.
+_SECONDS = 0.1  # spent on each product
 
 
-def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:
-    """Return a session and its input for each (kind, rows, in, out); kinds are "int8" (MatMulInteger) and "fp32" (MatMul)."""
+def gemm_sessions(
+    rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int
+) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:
+    """Return a session and its input for each (kind, rows, in, out).
+
+    Kinds are "int8", which is ONNX's MatMulInteger, and "fp32", which is MatMul.
+    """
     import onnxruntime
 
     rng = np.random.default_rng(0)
@@ -36,7 +41,9 @@ def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], thread
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
                 options.log_severity_level = 4
-                session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(
+                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
                 a = rng.integers(0, 255, (m, k)).astype(helper.tensor_dtype_to_np_dtype(left))
                 sessions[kind, m, k, n] = (session, a)
     return sessions

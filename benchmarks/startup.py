@@ -1,4 +1,4 @@
-"""How long a new process takes to import the package and to give its first score, beside ``import numpy``."""
+"""Measures how long a new process takes to import the package and to give a first score, beside ``import numpy``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ PROGRAMS = {
     "bare interpreter": "pass",
     "import numpy": "import numpy",
     "import fsrm_lite": "import fsrm_lite",
-    "first score": "from fsrm_lite import FastSlowRM; FastSlowRM.from_pretrained(judge='never').predict([('What is 2 + 3?', '5')])",
+    "first score": (
+        "from fsrm_lite import FastSlowRM; FastSlowRM.from_pretrained(judge='never').predict([('What is 2 + 3?', '5')])"
+    ),
 }
-"""Whole processes; the last loads the embedded model and scores one pair, fast."""
+"""What each process runs. The last one loads the embedded model and scores one pair on the fast path."""
 
 
 def startup_times(rounds: int = 9) -> dict[str, dict[str, object]]:
-    """Time each program in turn, ``rounds`` times; the first round warms the file cache and does not count."""
+    """Time each program in turn, ``rounds`` times, after a round that fills the file cache and does not count.
+
+    Returns:
+        By program: the median and the least seconds (None if it never ran), and the last line of an error (or None).
+    """
     times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     failed: dict[str, str] = {}
     for number in range(rounds + 1):
@@ -28,4 +34,7 @@ def startup_times(rounds: int = 9) -> dict[str, dict[str, object]]:
                 failed[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
             elif number:
                 times[name].append(perf_counter() - start)
-    return {name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)} for name, t in times.items()}
+    return {
+        name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)}
+        for name, t in times.items()
+    }

@@ -1,4 +1,7 @@
-"""A peer in a process of its own: reads one JSON command a line, answers one JSON line. See :class:`Worker` for the other end."""
+"""Runs a peer in a process of its own, which reads lines of JSON and answers each with a line of JSON.
+
+``Worker`` is the other end, in the process that measures (the *harness*).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import Any
 
 from benchmarks import judge_sides
 from benchmarks.files import Files
-from benchmarks.judge_sides import SIDES, Task
+from benchmarks.judge_sides import SIDES, JudgeWorkload
 from benchmarks.load import Watch
 from benchmarks.optimum_peer import environment
 from benchmarks.workloads import Workload
@@ -32,7 +35,9 @@ class WorkerError(Exception):
 class Worker:
     """The harness's end of a peer's process."""
 
-    def __init__(self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0) -> None:
+    def __init__(
+        self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0
+    ) -> None:
         self.peer = peer
         python = sys.executable
         if peer.startswith("optimum"):
@@ -48,13 +53,18 @@ class Worker:
         threading.Thread(target=self._listen, daemon=True).start()
         self.loaded = self._answer(timeout)
 
-    def run(self, task: Workload | Task, timeout: float) -> dict[str, Any]:
-        """Run a task; returns ``seconds``, ``values``, ``rss_bytes`` and ``others``, the share of the machine that others took meanwhile."""
+    def run(self, workload: Workload | JudgeWorkload, timeout: float) -> dict[str, Any]:
+        """Run a workload.
+
+        Returns:
+            Its ``seconds``, the ``values`` that the peer answered, the most memory that its process held as
+            ``rss_bytes``, and as ``others`` the share of the machine that other processes took meanwhile.
+        """
         if self._process.stdin is None:
             raise WorkerError(f"{self.peer}: no standard input")
         watch = Watch(self._process.pid)
         try:
-            self._process.stdin.write(json.dumps(asdict(task)) + "\n")
+            self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise WorkerError(f"{self.peer} died: {error}") from error
@@ -72,6 +82,7 @@ class Worker:
         self._lines.put("")
 
     def _answer(self, timeout: float) -> dict[str, Any]:
+        """Return the next answer of the process; raise if there is none in time, or if it reports an error."""
         try:
             line = self._lines.get(timeout=timeout)
         except Empty:
@@ -100,17 +111,20 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
         from benchmarks.peers import PEERS
 
         start = perf_counter()
-        kind, warm_up, builders = (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        kind, warm_up, builders = (
+            (JudgeWorkload, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        )
         peer: Any = builders[peer_name](Files(root), threads)
-        # First runs allocate, pack and start threads: not what is measured.
+        # A first run allocates memory, packs weights and starts threads, which is not what is measured.
         peer.run(warm_up)
         say({"seconds": perf_counter() - start})
         for line in sys.stdin:
-            task = kind(**json.loads(line))
-            # Caches, and on some systems the pages of mapped weights, went to the others while they had their turn.
+            workload = kind(**json.loads(line))
+            # While other peers had their turn, they took over the processor's caches, and on some systems the memory
+            # of weights that are mapped from a file.
             peer.run(warm_up)
             start = perf_counter()
-            values = peer.run(task)
+            values = peer.run(workload)
             seconds = perf_counter() - start
             say({"seconds": seconds, "values": values, "rss_bytes": peak_rss_bytes()})
     except Exception as error:  # the harness shows it in the table, whatever it is
@@ -119,7 +133,10 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Most memory this process ever held. ``ru_maxrss`` would not do: a child starts with its parent's."""
+    """Return the most memory that this process ever held, in bytes.
+
+    ``ru_maxrss`` would not do, because a child process starts with its parent's.
+    """
     try:
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,7 @@
-"""What is measured: token ids, cut into a shared prompt and responses. The ids are random; only their number matters."""
+"""The workloads that are measured: a prompt and responses to it, in token ids.
+
+The ids are random, since only their number matters.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 PART_TOKENS = 2048
-"""Tokens of a part, at least: a full batch."""
+"""Least tokens of a part of a workload: a full batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``count`` responses of ``response`` tokens each behind one common prompt of ``prompt`` tokens (0: no two alike).
+    """Sequences of token ids, each a response behind a prompt that all of them share.
 
     Attributes:
         name: Short name.
         title: What it stands for.
-        prompt: Tokens that all sequences share.
-        response: Tokens of each sequence behind them.
-        count: Sequences.
-        scale: What a measured time is multiplied by: a slow peer may run a part of a workload of many equal pieces.
+        prompt: Number of tokens that all sequences share; 0 if they have nothing in common.
+        response: Number of tokens of each sequence behind them.
+        count: Number of sequences.
+        scale: What a measured time is multiplied by. It is more than 1 if this is only a part of a workload, which a
+            slow peer may run instead of the whole.
     """
 
     name: str
@@ -36,15 +40,16 @@ class Workload:
         return self.prompt + self.count * self.response
 
     def sequences(self, vocab_size: int) -> list[list[int]]:
-        """The sequences; the same for the same workload."""
+        """Return the sequences; they are always the same for the same workload."""
         rng = np.random.default_rng(self.prompt * 1_000_003 + self.response)
         prompt = rng.integers(0, vocab_size, self.prompt).tolist()
         return [prompt + rng.integers(0, vocab_size, self.response).tolist() for _ in range(self.count)]
 
     def part(self, tokens: int = PART_TOKENS) -> Workload:
-        """The smallest part of at least ``tokens`` tokens; its time is to be multiplied back by ``scale``.
+        """Return the smallest part of at least ``tokens`` tokens.
 
-        Only for peers that share nothing between sequences: their work is so many equal pieces.
+        A time that is measured with it is to be multiplied by its ``scale``. Parts are only for peers that share
+        nothing between sequences, because their work is so many equal pieces.
         """
         scale = 1
         while self.count % (2 * scale) == 0 and self.count // (2 * scale) * (self.prompt + self.response) >= tokens:

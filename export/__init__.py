@@ -1,24 +1,31 @@
-r"""Checkpoint to bundle (extra ``[export]``).
+r"""Turns a checkpoint into a bundle. Needs the extra ``[export]``.
+
+A *checkpoint* is a model as its trainer saves it: a folder in the form of Hugging Face's libraries. A *bundle* is the
+folder that this package loads. It holds the model twice: as an ONNX graph, which gives the fast score, and as a GGUF
+file (llama.cpp's format), with which the judge thinks.
 
 =====================  ==============================================================================
-``pipeline``           the whole way, stage by stage; ``stages`` are the working ones
-``checkpoints``        what is read from the trainer's folder
-``graph``              the fast ONNX graph
-``gguf``               the judge's GGUF file
-``parity``             does an exported file decide like the checkpoint?
-``card``               the model card and the parity table
-``folders``            a bundle appears whole or not at all
+``pipeline``           the whole export, one stage after the other
+``stages``             the stages that do the work
+``checkpoints``        reads the trainer's folder
+``graph``              writes the fast ONNX graph
+``gguf``               writes the judge's GGUF file
+``parity``             measures whether an exported file decides like the checkpoint
+``card``               writes the model card and the parity table
+``folders``            lets a bundle appear whole or not at all
 ``hub``                uploads a finished bundle
-``critic_head``        fits a critic on the frozen model's hidden states
+``critic_head``        fits a critic on the hidden states of the model, whose weights stay as they are
 =====================  ==============================================================================
 
-The fast graph is written node by node (``graph/``), not traced by optimum-onnx nor built by onnxruntime-genai: the
-first pins transformers below 5 and computes the logits of the whole vocabulary at every position, the second fixes
-an interface that cannot pack candidates behind a shared prefix, and neither gives row-wise int8 or a precision per
-MatMul. Four dense architectures differ in few places, so the writer is small, and ``parity/`` measures every file
-it writes against the checkpoint. The GGUF is written through the ``gguf`` library and quantized by llama.cpp itself.
+The fast graph is written node by node (``graph/``). It is not traced by optimum-onnx, which pins transformers below 5
+and computes the logits of the whole vocabulary at every position. Nor is it built by onnxruntime-genai, which fixes an
+interface that cannot pack candidates behind a shared prefix. Neither of the two gives int8 with a scale per row, or a
+precision of its own to each MatMul. The four dense architectures that are supported differ in few places, so the writer
+is small, and ``parity/`` measures every file that it writes against the checkpoint. The GGUF file is written through
+the ``gguf`` library and quantized by llama.cpp itself.
 
-Beside the weights the trainer leaves a fragment, ``fsrm.json`` in the checkpoint folder (or ``--spec``)::
+Beside the weights the trainer leaves a *fragment* of the bundle's manifest, the file that says what the model is and
+how it is asked. It is ``fsrm.json`` in the checkpoint folder, or the file that ``--spec`` names::
 
     {"name": "my-rm", "license": "apache-2.0",
      "labels": [{"text": "Yes", "value": 1}, {"text": "No", "value": 0}],        first tokens of the fast answer
@@ -31,10 +38,11 @@ Beside the weights the trainer leaves a fragment, ``fsrm.json`` in the checkpoin
      "special_tokens": [...],                                                   default: added tokens that templates use
      "limits": {"context": 4096, "thinking_tokens": 1024}, "gate": {...}, "judge": {...}}
 
-Words become token ids here, in the context they will stand in, or the export fails. ``models/spec.json`` is a whole one.
+The export replaces each word by the id of its token, read in the text in which the word will stand. If a word is not a
+single token there, the export fails. ``models/spec.json`` is a complete example.
 
-``export_checkpoint`` is the way in. It is imported on first use, so that a part of this package can be used without
-the dependencies of the others: the GGUF writer needs ``gguf``, the fast graph ``onnx``, parity torch and transformers.
+Start with ``export_checkpoint``. It is imported on first use, so that a part of this package can be used without the
+dependencies of the others: the GGUF writer needs ``gguf``, the fast graph ``onnx``, parity torch and transformers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Fits a critic: a small head on the frozen, quantized fast model's last hidden state, written as ONNX.
+"""Fits a critic: a small network, the *head*, that says how likely it is that an answer is right.
 
-DRR's discriminative model (arXiv 2501.01457): trained on a reasoner's own traces, labelled by their answers. Scaling of
-the inputs and calibration of the output are folded into the network, so that running it takes nothing but onnxruntime.
+The head reads the last hidden state of the quantized fast model, whose own weights stay as they are. It is the
+discriminative model of DRR (*Distillation-Reinforcement-Reasoning*, arXiv 2501.01457) and is fitted on *traces*:
+answers of a reasoner that are labelled as right or wrong. It is written as an ONNX file. The scaling of its inputs and
+the calibration of its output are folded into its weights, so that running it needs nothing but onnxruntime.
 """
 
 from __future__ import annotations
@@ -32,33 +34,36 @@ Layer: TypeAlias = tuple[Floats, Floats]
 
 HEADS = ("logistic", "mlp")
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
-"""Inverse L2 strengths tried for the logistic head; the calibration questions choose."""
+"""Inverse strengths of the L2 penalty that are tried for the logistic head.
+
+The one that does best on the calibration questions is kept.
+"""
 
 MLP_UNITS, MLP_PENALTY = 32, 0.1
 MIN_QUESTIONS = 20
-"""Fewer questions in one of the three parts make its figures meaningless."""
+"""Least number of questions in each of the three parts of the data; figures from fewer would mean nothing."""
 
-_PARTS = ("fit", "fit", "fit", "calibrate", "test")  # by hash of the question: 60 %, 20 %, 20 %
-_OPSET, _IR_VERSION = 17, 8  # old enough for every onnxruntime the package supports
+_PARTS = ("fit", "fit", "fit", "calibrate", "test")  # the hash of a question picks one: 60 %, 20 %, 20 %
+_OPSET, _IR_VERSION = 17, 8  # old enough for every onnxruntime that the package supports
 
 
 @dataclass(frozen=True, slots=True)
 class CriticReport:
-    """Figures on questions that neither fit nor calibration saw.
+    """How good a critic is, measured on held-out questions, which neither fitting nor calibration saw.
 
     Attributes:
         head: "logistic" or "mlp".
-        questions: Held-out questions.
-        traces: Their traces.
-        base_rate: Share of them that are right: what accepting everything gives.
-        accuracy: Share of decisions at a threshold of 0.5 that are right.
-        accuracy_low: Lower end of its 95 % interval (Wilson).
-        accuracy_high: Upper end.
-        auroc: P(a right trace scores above a wrong one).
-        fast_auroc: The same for the model's own fast score: what the head has to beat.
+        questions: Number of held-out questions.
+        traces: Number of their traces.
+        base_rate: Share of these traces that are right, which is the accuracy of accepting everything.
+        accuracy: Share of right decisions at a threshold of 0.5.
+        accuracy_low: Lower end of the accuracy's 95 % interval (Wilson).
+        accuracy_high: Upper end of it.
+        auroc: Area under the ROC curve: the probability that a right trace scores above a wrong one.
+        fast_auroc: The same for the model's own first-token score, which the head has to beat.
         ece: Expected calibration error, 15 bins.
         brier: Mean squared error of the probability.
-        fitted_on: Traces that the head was fitted on.
+        fitted_on: Number of traces that the head was fitted on.
     """
 
     head: str
@@ -77,7 +82,10 @@ class CriticReport:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Traces of one part: hidden states [N, H], labels [N], fast logits [N], and how many questions they answer."""
+    """The traces of one part: hidden states [N, H], labels [N], logits of the first-token scores [N].
+
+    ``questions`` says how many questions they answer.
+    """
 
     hidden: Floats
     labels: NDArray[np.bool_]
@@ -97,16 +105,20 @@ def fit_critic(
 ) -> CriticReport:
     """Fit, calibrate, measure and write a critic.
 
-    Questions, not traces, are split: 60 % fit, 20 % calibrate and choose the penalty, 20 % measure.
+    The data are split by question, not by trace: 60 % of the questions to fit the head, 20 % to calibrate it and to
+    choose its penalty, 20 % to measure it.
 
     Args:
         traces: Labelled traces; those that the model cannot read are left out.
         model: A loaded reward model.
         out: Folder for ``critic.json`` and ``critic.onnx``; made if missing.
         head: "logistic" or "mlp" (one hidden layer of 32).
-        threshold: From which score on the critic accepts, in [0, 1].
-        seed: For the MLP's start.
+        threshold: Score in [0, 1] from which on the critic accepts an answer.
+        seed: Seed of the MLP's initial weights.
         progress: Called with the number of traces read since the last call.
+
+    Returns:
+        The figures on the part that measures.
 
     Raises:
         CalibrationError: If a part has too few questions or only one kind of label.
@@ -114,7 +126,9 @@ def fit_critic(
         InputError: If an argument is out of range.
     """
     if head not in HEADS or not 0.0 <= threshold <= 1.0:
-        raise InputError(f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]")
+        raise InputError(
+            f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]"
+        )
     parts = _read_parts(list(traces), model, progress)
     layers = _fit(parts, head, seed)
     report = _measure(parts, layers, head)
@@ -134,7 +148,9 @@ def fit_critic(
 
 
 def network_bytes(layers: Sequence[Layer]) -> bytes:
-    """Return an ONNX network: input ``hidden`` [N, H] float32, dense layers with ReLU between, output ``probability`` [N, 1].
+    """Return an ONNX network: dense layers with ReLU between them, and a sigmoid behind the last one.
+
+    Its input is ``hidden`` [N, H] float32, its output ``probability`` [N, 1].
 
     Raises:
         MissingExtraError: If onnx is not installed.
@@ -145,7 +161,9 @@ def network_bytes(layers: Sequence[Layer]) -> bytes:
         raise missing_extra("onnx", "critic", error) from error
     nodes, weights, name = [], [], "hidden"
     for i, (w, b) in enumerate(layers):
-        weights += [numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))]
+        weights += [
+            numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))
+        ]
         nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"dense{i}"]))
         name = f"dense{i}"
         if i < len(layers) - 1:
@@ -160,7 +178,7 @@ def network_bytes(layers: Sequence[Layer]) -> bytes:
 
 
 def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int], None] | None) -> dict[str, _Part]:
-    """Read every trace once and sort it into its part by its question."""
+    """Read every trace once with the model; return the traces by part, which depends on the question alone."""
     reader, manifest = HiddenReader(model), model.bundle.manifest
     values = [label.value for label in manifest.labels]
     rows: dict[str, list[tuple[NDArray[np.float32], bool, float]]] = {part: [] for part in _PARTS}
@@ -178,8 +196,9 @@ def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int]
         kinds = {label for _, label, _ in found}
         if len(questions[part]) < MIN_QUESTIONS or len(kinds) < 2:
             raise CalibrationError(
-                f"the part '{part}' has {len(questions[part])} questions and {len(kinds)} kinds of label, expected at least {MIN_QUESTIONS} and both "
-                "right and wrong traces; distil more questions, or more samples of each at a higher temperature"
+                f"the part '{part}' has {len(questions[part])} questions and {len(kinds)} kinds of label, "
+                f"expected at least {MIN_QUESTIONS} and both right and wrong traces; "
+                "distil more questions, or more samples of each at a higher temperature"
             )
     return {part: _stack(found, len(questions[part])) for part, found in rows.items()}
 
@@ -194,7 +213,7 @@ def _stack(rows: list[tuple[NDArray[np.float32], bool, float]], questions: int) 
 
 
 def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
-    """Fit the head on one part, calibrate it on another, and fold both scalings into its layers."""
+    """Fit the head on one part and calibrate it on another; return its layers, with both scalings folded in."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.neural_network import MLPClassifier
@@ -205,7 +224,9 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
     standard = (fit.hidden - mean) / scale
     candidates: list[list[Layer]] = []
     if head == "mlp":
-        found = MLPClassifier((MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300).fit(standard, fit.labels)
+        found = MLPClassifier(
+            (MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300
+        ).fit(standard, fit.labels)
         candidates.append(list(zip(found.coefs_, found.intercepts_, strict=True)))
     else:
         for strength in STRENGTHS:
@@ -213,9 +234,10 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
             candidates.append([(line.coef_.T, line.intercept_)])
     folded = [_fold_input(layers, mean, scale) for layers in candidates]
     best = min(folded, key=lambda layers: _log_loss(_logits(layers, check.hidden), check.labels))
-    # Platt's scaling: a logistic regression on the one logit, with next to no penalty.
+    # Platt's scaling calibrates the output: a logistic regression on the head's logit, with almost no penalty.
     platt = LogisticRegression(C=1e3).fit(_logits(best, check.hidden)[:, None], check.labels)
-    slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])  # a negative slope would turn the ranking around
+    # A negative slope would turn the ranking around.
+    slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])
     weights, biases = best[-1]
     return [*best[:-1], (weights * slope, biases * slope + shift)]
 
@@ -239,6 +261,7 @@ def _log_loss(logits: Floats, labels: NDArray[np.bool_]) -> float:
 
 
 def _measure(parts: dict[str, _Part], layers: Sequence[Layer], head: str) -> CriticReport:
+    """Return the head's figures on the part for testing."""
     test = parts["test"]
     probability = 0.5 * (1.0 + np.tanh(0.5 * _logits(layers, test.hidden)))
     hits = (probability >= 0.5) == test.labels
@@ -253,4 +276,6 @@ def _measure(parts: dict[str, _Part], layers: Sequence[Layer], head: str) -> Cri
         "ece": ece(probability, test.labels),
         "brier": brier(probability, test.labels),
     }
-    return CriticReport(head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures)
+    return CriticReport(
+        head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures
+    )

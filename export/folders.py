@@ -1,4 +1,8 @@
-"""A bundle appears whole or not at all: it is built in a hidden sibling folder and renamed at the end."""
+"""Lets a bundle, the folder that this package loads, appear whole or not at all.
+
+It is built in a hidden folder beside its target and renamed when it is complete, so an export that fails or is killed
+leaves no half bundle under the target's name.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,19 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         if not _is_bundle(target):
             raise ExportError(f"the output folder {target} is not empty and not a bundle; name another folder")
         if not overwrite:
-            raise ExportError(f"the output folder {target} holds a bundle already; name another folder or pass --overwrite")
+            raise ExportError(
+                f"the output folder {target} holds a bundle already; name another folder or pass --overwrite"
+            )
     elif target.exists() or target.is_symlink():
         raise ExportError(f"the output path {target} is a file; expected a folder to create")
 
 
 def _is_bundle(folder: Path) -> bool:
-    """A trainer's fragment has the name of a manifest too, but lists no files; a checkpoint must never pass for a bundle."""
+    """Return whether a folder holds a bundle: its manifest lists files.
+
+    A checkpoint must never pass for a bundle. It may hold a file of the same name, the trainer's fragment of a
+    manifest, but a fragment lists no files.
+    """
     try:
         return bool(json.loads((folder / MANIFEST_NAME).read_text("utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -61,7 +71,7 @@ def atomic_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         check_target(target, overwrite=overwrite)
         _swap(building, target)
     except OSError as error:
-        # numpy's own error for a short write has neither number nor text.
+        # When a write falls short, as on a full disk, numpy raises an OSError without a number or a text.
         reason = error.strerror or f"the disk is full ({error})"
         raise ExportError(f"cannot write {target}: {reason} ({error.filename or building})") from error
     finally:
@@ -69,10 +79,12 @@ def atomic_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _swap(building: Path, target: Path) -> None:
+    """Rename the finished folder to ``target``, and then delete the bundle that was there."""
     if not target.is_dir():
         building.rename(target)
         return
-    # A rename replaces an empty folder, but not a full one: the old bundle steps aside and back if need be.
+    # A rename can replace an empty folder, but not a full one. So the old bundle is renamed first, and renamed back
+    # if the new one cannot take its place.
     old = building.with_name(building.name.replace(".partial-", ".old-"))
     target.rename(old)
     try:
@@ -84,7 +96,10 @@ def _swap(building: Path, target: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Delete what killed exports of the same target left behind, and put back a bundle that stepped aside for one."""
+    """Delete what killed exports of the same target left behind.
+
+    If such an export had renamed the old bundle and nothing took its place, the old bundle gets its name back.
+    """
     for kind in ("old", "partial"):
         for folder in target.parent.glob(f".{target.name}.{kind}-*"):
             pid = folder.name.rsplit("-", 2)[-2]

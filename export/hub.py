@@ -12,7 +12,7 @@ _REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def check_repo_name(name: str) -> None:
-    """Refuse what cannot be a repository, before an hour of exporting.
+    """Refuse a name that cannot be a repository's, before an export that may take an hour.
 
     Raises:
         ExportError: If ``name`` is not of the form "org/name".
@@ -26,9 +26,9 @@ def push_bundle(folder: Path, name: str, *, private: bool = False, token: str | 
 
     Args:
         folder: The bundle.
-        name: Repository, "org/name"; created if need be.
+        name: Repository, "org/name"; created if it does not exist.
         private: Whether a new repository is private.
-        token: Write token; None is the one the user is logged in with.
+        token: Token with write access; None takes the one that the user is logged in with.
 
     Returns:
         Address of the commit.
@@ -45,7 +45,9 @@ def push_bundle(folder: Path, name: str, *, private: bool = False, token: str | 
     api = HfApi(token=token, library_name="fsrm-lite")
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {bundle.manifest.name}, exported by fsrm-lite")
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"Upload {bundle.manifest.name}, exported by fsrm-lite"
+        )
     except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
         raise ExportError(f"cannot push {folder} to {name}: {type(error).__name__}: {one_line(error)}") from error
     return str(commit.commit_url)

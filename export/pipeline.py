@@ -1,4 +1,9 @@
-"""Checkpoint to bundle, stage by stage: check, reference, fast file, slow file, parity, and only then the output."""
+"""Exports a checkpoint, the trainer's folder, as a bundle, the folder that this package loads.
+
+The stages are: check everything that is read, ask the checkpoint itself for the answers to compare with (the
+reference), write the fast file, write the slow file, and compare both with the reference (*parity*). The output folder
+appears only after all of them.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +65,7 @@ def export_checkpoint(
         fast: Precision of the ONNX file.
         slow: Kind of the GGUF file, or "none" for a bundle without a judge.
         calibration: JSONL of pairs to measure on; a built-in set of 510 pairs by default.
-        tolerance: Overrides by name, see :class:`fsrm_lite.export.parity.measures.Tolerance`.
+        tolerance: Limits to change, by the names of the fields of ``fsrm_lite.export.parity.measures.Tolerance``.
         card: Markdown file whose text goes into the model card.
         overwrite: Replace the bundle at ``out``.
         force: Write a bundle that is out of tolerance, and mark its manifest.
@@ -89,17 +94,30 @@ def export_checkpoint(
         shutil.copyfile(root / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)
-        parity = {"fast": fast_result.to_dict(fast, count_matmuls(source), limits), "slow": slow_result.to_dict(slow, limits)}
+        parity = {
+            "fast": fast_result.to_dict(fast, count_matmuls(source), limits),
+            "slow": slow_result.to_dict(slow, limits),
+        }
         found = _out_of_tolerance(source, (fast, slow), fast_result, slow_result, limits, report)
         if found and not force:
-            raise ToleranceError("the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force")
+            raise ToleranceError(
+                "the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force"
+            )
         manifest = replace(source.manifest, card=_card_entries(source, parity, found, fingerprint))
         (folder / "README.md").write_text(model_card(manifest, card_text), "utf-8")
         return write_manifest(folder, manifest, {"tokenizer": TOKENIZER_NAME, **fast_result.files, **slow_result.files})
 
 
 def open_source(root: Path, spec: str | Path | Mapping[str, Any] | None, calibration: Path | None) -> Source:
-    """Read and check everything small: config, headers, tokenizer, spec, calibration pairs.
+    """Read and check everything small: config, headers of the weights, tokenizer, spec, calibration pairs.
+
+    Args:
+        root: The checkpoint folder.
+        spec: The trainer's fragment; ``fsrm.json`` in the folder by default.
+        calibration: JSONL of pairs; the built-in set by default.
+
+    Returns:
+        What all stages of the export work from.
 
     Raises:
         ExportError: On the first thing that is missing, broken or unsupported.
@@ -131,9 +149,17 @@ def check_weights(checkpoint: Checkpoint, report: StageProgress) -> str:
 
 
 def _out_of_tolerance(
-    source: Source, kinds: tuple[FastKind, SlowKind], fast: FastResult, slow: SlowResult, limits: Tolerance, report: StageProgress
+    source: Source,
+    kinds: tuple[FastKind, SlowKind],
+    fast: FastResult,
+    slow: SlowResult,
+    limits: Tolerance,
+    report: StageProgress,
 ) -> list[str]:
-    """What is out of tolerance, one line each, and the MatMul to look at where quantization did it."""
+    """Return what is out of tolerance, one line each.
+
+    Where quantization is to blame, a last line names the MatMul that quantization changes most.
+    """
     found = violations(kinds[0], fast.parity, slow.verdicts, limits)
     quantized = {"fast": kinds[0] != "fp32", "slow": kinds[1] != "f16"}
     if any(quantized[line.partition(":")[0]] for line in found):
@@ -143,7 +169,7 @@ def _out_of_tolerance(
 
 
 def _card_entries(source: Source, parity: dict[str, Any], found: list[str], fingerprint: str) -> dict[str, Any]:
-    """What the manifest shows and never acts on."""
+    """Return the card of the manifest: what people want to know of the model, and no program acts on."""
     data = source.data
     tools = ("fsrm-lite", "onnxruntime", "onnx", "gguf", "llama-cpp-python", "transformers", "torch")
     return {

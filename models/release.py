@@ -1,9 +1,12 @@
-"""From a trained checkpoint to the embedded bundle: export, choose the gate, measure, write the card.
+"""Turns a trained checkpoint into the embedded bundle, the model that comes with the package.
+
+Its steps: export, choose the gate, measure, write the card.
 
     python -m fsrm_lite.models.release checkpoints/fsrm-tiny -o models/fsrm-tiny
     python -m fsrm_lite.models.release -o models/fsrm-tiny      # the gate, the figures and the card alone
 
-The gate's thresholds are chosen on the calibration split, the figures measured on the test split.
+The *gate* is the rule that says when to ask the judge. Its thresholds are chosen on the calibration split of the data;
+the figures are measured on the test split.
 """
 
 from __future__ import annotations
@@ -30,23 +33,26 @@ from fsrm_lite.scorer import FastSlowRM
 CALIBRATION_PAIRS = 2000
 PARITY_PAIRS = 510
 LOSS, CONFIDENCE = 0.005, 0.9
-"""The gate is the cheapest one that is this sure, on the calibration split, to lose no more of always-slow's accuracy."""
+"""How the gate is chosen: the cheapest one that loses at most ``LOSS`` of the accuracy of always asking the judge.
+
+That must hold on the calibration split with a confidence of ``CONFIDENCE``.
+"""
 
 GOLDEN = 12
-"""Test responses whose scores the manifest keeps, for ``fsrm-lite doctor`` and the tests."""
+"""Number of test responses whose scores the card keeps, for ``fsrm-lite doctor`` and the tests."""
 
 TEXT = Path(__file__).with_name("CARD.md")
 
 
 def choose_gate(bundle: Path, *, threads: int | None, count: int) -> GateSpec:
-    """Choose thresholds on the calibration split: the cheapest gate that keeps always-slow's accuracy."""
+    """Return the cheapest gate that, on the calibration split, keeps the accuracy of always asking the judge."""
     with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", count) as bar:
         sample = Sample.of(judge_all(rm, held_out("calibration", count), bar.update))
     return cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
 
 
 def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
-    """Write the bundle ``out``; each step says on standard error what it does."""
+    """Write the bundle ``out`` from ``checkpoint``; each step says on standard error what it does."""
     spec_path = checkpoint / "fsrm.json"
     rows = checkpoint / "calibration.jsonl"
     rows.write_text("".join(rows_of("calibration", PARITY_PAIRS, seed=1)))
@@ -63,7 +69,11 @@ def describe(bundle: Path, gate: GateSpec, *, threads: int | None, test_pairs: i
     """Give a bundle this gate, measure it on the test split, and write its manifest and card."""
     with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", test_pairs) as bar:
         measured = measure(rm, test_pairs, bar.update)
-        golden = [{"prompt": p.problem.question, "response": r.text} for p in held_out("test", GOLDEN // 2) for r in (p.chosen, p.rejected)]
+        golden = [
+            {"prompt": p.problem.question, "response": r.text}
+            for p in held_out("test", GOLDEN // 2)
+            for r in (p.chosen, p.rejected)
+        ]
         scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
         manifest = rm.bundle.manifest
     entries = [{**g, "score": s.score, "logit": s.logit} for g, s in zip(golden, scores, strict=True)]
@@ -89,7 +99,12 @@ def main(checkpoint: Path | None, output: Path, threads: int | None, calibration
     if checkpoint is not None:
         release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
     else:
-        describe(output, choose_gate(output, threads=threads, count=calibration_pairs), threads=threads, test_pairs=test_pairs)
+        describe(
+            output,
+            choose_gate(output, threads=threads, count=calibration_pairs),
+            threads=threads,
+            test_pairs=test_pairs,
+        )
 
 
 if __name__ == "__main__":

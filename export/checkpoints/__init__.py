@@ -1,9 +1,9 @@
-"""What is read from a trainer's checkpoint folder.
+"""Reads a checkpoint: the folder in which a trainer saves a model.
 
-==============  ================================================================================
-``checkpoint``  ``config.json`` as an architecture, and the tensors, streamed by name
-``tensors``     safetensors files, a few rows at a time
+==============  ====================================================================================
+``checkpoint``  ``config.json`` as an architecture, and the tensors by name, a few rows at a time
+``tensors``     the safetensors files that hold the tensors
 ``vocabulary``  ``tokenizer.json``: token texts, types, merges, the name of the split
-``spec``        the trainer's ``fsrm.json``: labels, templates and gate, resolved to token ids
-==============  ================================================================================
+``spec``        the trainer's ``fsrm.json``: labels, templates and gate, with words made token ids
+==============  ====================================================================================
 """

@@ -1,7 +1,7 @@
-"""Opens a Hugging Face checkpoint folder: its architecture, checked, and its tensors, streamed by name.
+"""Opens a checkpoint, a model's folder in Hugging Face's form: its architecture, and its tensors by name.
 
 Reads ``config.json`` as transformers 4 and 5 write it, without importing transformers. Whatever the exported graphs
-could not compute faithfully is refused here by name; nothing is ever defaulted silently.
+could not compute faithfully is refused here, and the error names it; no setting is ever replaced by a guess.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ from numpy.typing import NDArray
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.tensors import TensorInfo, index_shards, read_tensor, row_slices
 
-MODEL_CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+MODEL_CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
 """Supported ``model_type`` and the class that must have written the weights."""
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
-_QWEN3_HEAD_DIM = 128  # Qwen3Config's own default, which is not hidden_size / heads
+_QWEN3_HEAD_DIM = 128  # the default of Qwen3Config, which is not hidden_size / heads
 
 
 @dataclass(frozen=True, slots=True)
 class Llama3Rope:
-    """Llama-3 rope scaling; ``factor`` divides the low frequencies, see :meth:`Architecture.rope_frequencies`."""
+    """Llama 3's scaling of rope, the rotary position encoding, for contexts longer than the original one.
+
+    ``factor`` divides the low frequencies; ``Architecture.rope_frequencies`` has the whole formula.
+    """
 
     factor: float
     low_freq_factor: float
@@ -115,13 +123,16 @@ class Architecture:
             sliding_window=_sliding_window(config),
         )
         if arch.heads % arch.kv_heads or arch.head_dim % 2:
-            raise ExportError(f"config.json: {arch.heads} heads over {arch.kv_heads} KV heads of size {arch.head_dim} is impossible")
+            raise ExportError(
+                f"config.json: {arch.heads} heads over {arch.kv_heads} KV heads of size {arch.head_dim} is impossible"
+            )
         return arch
 
     def rope_frequencies(self) -> NDArray[np.float32]:
-        """Angular frequency per rotated pair, shape [head_dim/2], in radians per position.
+        """Return the angular frequency of each rotated pair, shape [head_dim/2], in radians per position.
 
-        Source: transformers 5.23, modeling_rope_utils.py, ``_compute_default_rope_parameters`` and ``_compute_llama3_parameters``.
+        Source: transformers 5.23, modeling_rope_utils.py, ``_compute_default_rope_parameters`` and
+        ``_compute_llama3_parameters``.
         """
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         plain = (1.0 / np.float32(self.rope_theta) ** exponent).astype(np.float32)
@@ -134,8 +145,13 @@ class Architecture:
         return scaled
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the checkpoint must have, by Hugging Face name, with its shape."""
-        h, q, kv, ff = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate_size
+        """Return the shape of every tensor that the checkpoint must have, by its Hugging Face name."""
+        h, q, kv, ff = (
+            self.hidden_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+            self.intermediate_size,
+        )
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, h)}
         linears = {
             "self_attn.q_proj": (q, h, self.qkv_bias),
@@ -164,10 +180,10 @@ class Architecture:
 
 
 class Checkpoint:
-    """A checkpoint folder whose headers have been checked; tensors are read when asked for and never kept."""
+    """A checkpoint folder whose config and headers are checked. A tensor is read when asked for, and not kept."""
 
     def __init__(self, root: Path, arch: Architecture, tensors: dict[str, TensorInfo]) -> None:
-        """Use :meth:`open`."""
+        """Take what was checked already; to open a folder, use ``Checkpoint.open``."""
         self.root = root
         self.arch = arch
         self._tensors = tensors
@@ -190,28 +206,35 @@ class Checkpoint:
         expected = arch.tensor_shapes()
         for name, shape in expected.items():
             if name not in found:
-                raise ExportError(f"{root} has no tensor {name}; a {MODEL_CLASSES[arch.model_type]} of this config needs it")
+                raise ExportError(
+                    f"{root} has no tensor {name}; a {MODEL_CLASSES[arch.model_type]} of this config needs it"
+                )
             if found[name].shape != shape:
-                raise ExportError(f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}, config.json implies {list(shape)}")
+                raise ExportError(
+                    f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}, "
+                    f"config.json implies {list(shape)}"
+                )
         surplus = sorted(set(found) - set(expected))
         if surplus:
-            raise UnsupportedCheckpointError(f"{root} holds {len(surplus)} tensors that {arch.model_type} does not use, such as {surplus[0]}")
+            raise UnsupportedCheckpointError(
+                f"{root} holds {len(surplus)} tensors that {arch.model_type} does not use, such as {surplus[0]}"
+            )
         return cls(root, arch, {name: found[name] for name in expected})
 
     def names(self) -> list[str]:
-        """Tensor names in model order; a tied head is left out."""
+        """Return the names of the tensors in model order; a tied head is left out."""
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """Stored dtype of a tensor: "F32", "F16" or "BF16"."""
+        """Return the dtype in which a tensor is stored: "F32", "F16" or "BF16"."""
         return self._tensors[name].dtype
 
     def files(self) -> list[Path]:
-        """The shards, in name order."""
+        """Return the files of the weights (the shards), in name order."""
         return sorted({info.file for info in self._tensors.values()})
 
     @property
@@ -227,9 +250,12 @@ class Checkpoint:
             ExportError: If a value is NaN or infinite.
         """
         values = read_tensor(self._tensors[name], rows)
-        # One finite sum proves every value finite without an array of flags; an overflowing one proves nothing.
+        # If the sum is finite, every value is, and no array of flags is needed. Otherwise the sum may have overflowed,
+        # and only a look at each value tells.
         if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
-            raise ExportError(f"{self._tensors[name].file}: tensor {name} holds NaN or infinite weights; the training run is broken")
+            raise ExportError(
+                f"{self._tensors[name].file}: tensor {name} holds NaN or infinite weights; the training run is broken"
+            )
         return values
 
 
@@ -245,7 +271,9 @@ def read_config(root: Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.is_file():
         if (root / "adapter_config.json").is_file():
-            raise UnsupportedCheckpointError(f"{root} holds a LoRA adapter; merge it into its base model first (merge_and_unload) and save that")
+            raise UnsupportedCheckpointError(
+                f"{root} holds a LoRA adapter; merge it into its base model first (merge_and_unload) and save that"
+            )
         raise ExportError(f"{root} has no config.json; expected a Hugging Face checkpoint folder")
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -257,16 +285,27 @@ def read_config(root: Path) -> dict[str, Any]:
 
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
+    """Raise an error if the config asks for anything that the exported graphs could not compute faithfully."""
     kind = config.get("model_type")
-    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")) or "moe" in str(kind):
-        raise UnsupportedCheckpointError(f"model_type {kind!r} is a mixture of experts; only dense models can be exported")
+    if any(
+        config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+    ) or "moe" in str(kind):
+        raise UnsupportedCheckpointError(
+            f"model_type {kind!r} is a mixture of experts; only dense models can be exported"
+        )
     if kind not in MODEL_CLASSES:
-        raise UnsupportedCheckpointError(f"model_type {kind!r} is not supported, expected one of {', '.join(MODEL_CLASSES)}")
+        raise UnsupportedCheckpointError(
+            f"model_type {kind!r} is not supported, expected one of {', '.join(MODEL_CLASSES)}"
+        )
     classes = config.get("architectures") or [MODEL_CLASSES[kind]]
     if classes != [MODEL_CLASSES[kind]]:
-        raise UnsupportedCheckpointError(f"the checkpoint is a {', '.join(map(str, classes))}, expected {MODEL_CLASSES[kind]}")
+        raise UnsupportedCheckpointError(
+            f"the checkpoint is a {', '.join(map(str, classes))}, expected {MODEL_CLASSES[kind]}"
+        )
     if config.get("quantization_config"):
-        raise UnsupportedCheckpointError("the checkpoint is quantized already (quantization_config); export the full-precision weights")
+        raise UnsupportedCheckpointError(
+            "the checkpoint is quantized already (quantization_config); export the full-precision weights"
+        )
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedCheckpointError(f"hidden_act {config['hidden_act']!r} is not supported, expected 'silu'")
     # transformers' Qwen2 and Mistral ignore attention_bias; a config that sets it means some other code.
@@ -275,13 +314,21 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, Llama3Rope | None]:
-    """Return rope theta and scaling, from ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (4)."""
+    """Return the base of rope's frequencies (theta) and the scaling, which is None for plain rope.
+
+    transformers 5 writes both into ``rope_parameters``, transformers 4 into ``rope_theta`` and ``rope_scaling``.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     thetas = {float(t) for t in (config.get("rope_theta"), rope.get("rope_theta")) if t is not None}
     if not thetas:
-        raise ExportError("config.json gives no rope_theta (neither at the top nor in rope_parameters); write the base the model was trained with")
+        raise ExportError(
+            "config.json gives no rope_theta (neither at the top nor in rope_parameters); "
+            "write the base the model was trained with"
+        )
     if len(thetas) > 1:
-        raise ExportError(f"config.json gives two values of rope_theta, {sorted(thetas)}; keep the one the model was trained with")
+        raise ExportError(
+            f"config.json gives two values of rope_theta, {sorted(thetas)}; keep the one the model was trained with"
+        )
     if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)) != 1.0:
         raise UnsupportedCheckpointError("partial_rotary_factor other than 1 is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -325,12 +372,16 @@ def _positive_float(config: dict[str, Any], key: str) -> float:
 
 
 def _check_tied(root: Path, found: dict[str, TensorInfo]) -> None:
-    """A tied head that is stored as well must be the embedding, or one of the two would be dropped unseen."""
+    """Refuse a head that is tied to the embedding and yet stored with other values.
+
+    One of the two would be dropped, and nobody would notice.
+    """
     head, embedding = found[HEAD], found.get(EMBEDDING)
     if embedding is None or head.shape != embedding.shape:
         raise ExportError(f"{root}: {HEAD} and {EMBEDDING} must have one shape, since config.json ties them")
     for rows in row_slices(head.shape):
         if not np.array_equal(read_tensor(head, rows), read_tensor(embedding, rows)):
             raise ExportError(
-                f"{root}: config.json ties the head to the embedding, but {HEAD} differs from {EMBEDDING}; set tie_word_embeddings to false"
+                f"{root}: config.json ties the head to the embedding, but {HEAD} differs from {EMBEDDING}; "
+                "set tie_word_embeddings to false"
             )

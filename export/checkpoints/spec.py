@@ -1,7 +1,9 @@
-"""The trainer's ``fsrm.json`` fragment to a manifest: every label and verdict word becomes a token id, in context.
+"""Turns the trainer's ``fsrm.json``, the *spec*, into a manifest: every label and verdict word becomes a token id.
 
-A word is the token that follows the very text it will follow at run time, or the export fails: a label that is one
-token alone and two behind the template is the classic silently wrong score.
+The *manifest* is the file of a bundle that says what the model is and how it is asked; the spec is a fragment of it
+that names words instead of ids. Each word is tokenized behind the very text that will stand before it at run time, and
+must be a single token there, or the export fails. A label that is one token alone but two behind the template is the
+classic cause of scores that are wrong without any error.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ SPEC_KEYS: dict[str, type] = {
 _KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 DEFAULT_THINKING_TOKENS = 1024
 
-_FILLER = "x"  # stands for a slot's text where only the text behind it matters
+_FILLER = "x"  # stands in a template for what is filled in, where only the text behind it matters
 
 
 def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -58,7 +60,7 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
         spec: A file, a mapping, or None.
 
     Raises:
-        ExportError: If there is none, it is not JSON, or it has keys that mean nothing here.
+        ExportError: If there is none, it is not JSON, or it has unknown keys or values of a wrong type.
     """
     if isinstance(spec, Mapping):
         where, data = "the spec", dict(spec)
@@ -76,7 +78,9 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
             raise ExportError(f"{path} holds a {type(data).__name__}, expected an object")
     unknown = sorted(set(data) - set(SPEC_KEYS))
     if unknown:
-        raise ExportError(f"{where} has unknown keys {', '.join(unknown)}; expected among {', '.join(sorted(SPEC_KEYS))}")
+        raise ExportError(
+            f"{where} has unknown keys {', '.join(unknown)}; expected among {', '.join(sorted(SPEC_KEYS))}"
+        )
     for key, value in data.items():
         kind = SPEC_KEYS[key]
         if value is not None and not isinstance(value, kind):
@@ -84,14 +88,16 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
     return where, data
 
 
-def resolve_spec(where: str, spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path) -> Manifest:
-    """Turn a spec into a complete manifest without files.
+def resolve_spec(
+    where: str, spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path
+) -> Manifest:
+    """Return the manifest that a spec describes, complete but for its list of files.
 
     Args:
         where: Where the spec comes from, for messages.
-        spec: From :func:`load_spec`.
-        arch: Of the checkpoint: context and vocabulary size bound the spec.
-        vocabulary: Of the checkpoint.
+        spec: The contents, as ``load_spec`` returns them.
+        arch: The checkpoint's architecture, whose context and vocabulary size bound the spec.
+        vocabulary: The checkpoint's vocabulary.
         root: Checkpoint folder with ``tokenizer.json``.
 
     Raises:
@@ -113,7 +119,7 @@ def resolve_spec(where: str, spec: Mapping[str, Any], arch: Architecture, vocabu
 
 
 def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path) -> Manifest:
-    """Everything of the manifest that needs no tokenizer; label and choice ids are still open."""
+    """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
         raise ExportError("'name' is empty; name the model")
     templates = {str(name): _read_template(str(name), data) for name, data in spec["templates"].items()}
@@ -138,6 +144,7 @@ def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, 
 
 
 def _read_template(name: str, data: Mapping[str, Any]) -> Template:
+    """Return one template of the spec; the ids of its verdict's choices are still missing."""
     text = str(data["text"])
     check_template(name, text)
     raw = data.get("verdict")
@@ -145,15 +152,28 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
         return Template(text)
     choices = tuple(str(c) for c in raw["choices"])
     values = tuple(float(v) for v in raw.get("values") or ())
-    return Template(text, VerdictTemplate(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values))
+    return Template(
+        text,
+        VerdictTemplate(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values),
+    )
 
 
-def _special_tokens(spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer) -> dict[str, int]:
-    """The control tokens that templates may use: those the spec names, else the added tokens that occur in it."""
+def _special_tokens(
+    spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer
+) -> dict[str, int]:
+    """Return the control tokens that templates may use, with their ids.
+
+    They are those that the spec names, else the tokenizer's added tokens that occur in its templates or stops.
+    """
     named = spec.get("special_tokens")
     if named is None:
         texts = [t.text for t in templates.values()] + stop
-        texts += [part for t in templates.values() if t.verdict for part in (t.verdict.close, t.verdict.prefix, t.verdict.suffix)]
+        texts += [
+            part
+            for t in templates.values()
+            if t.verdict
+            for part in (t.verdict.close, t.verdict.prefix, t.verdict.suffix)
+        ]
         added = (t.content for t in tokenizer.get_added_tokens_decoder().values())
         named = [a for a in added if a.strip() and any(a in text for text in texts)]
     return {str(text): _token_id(tokenizer, str(text), '"special_tokens"') for text in named}
@@ -167,12 +187,16 @@ def _token_id(tokenizer: Tokenizer, text: str, entry: str) -> int:
 
 
 def _check_limits(limits: Limits, arch: Architecture) -> None:
+    """Refuse a context that is longer than the model's own, or longer than its sliding window."""
     if limits.context > arch.context:
-        raise ExportError(f"limits.context is {limits.context}, the model was made for {arch.context} positions (max_position_embeddings)")
+        raise ExportError(
+            f"limits.context is {limits.context}, "
+            f"the model was made for {arch.context} positions (max_position_embeddings)"
+        )
     if arch.sliding_window is not None and arch.sliding_window < limits.context:
         raise UnsupportedCheckpointError(
-            f"the model's sliding window of {arch.sliding_window} tokens is shorter than limits.context, {limits.context}; "
-            f"set limits.context to {arch.sliding_window} or less"
+            f"the model's sliding window of {arch.sliding_window} tokens is shorter than limits.context, "
+            f"{limits.context}; set limits.context to {arch.sliding_window} or less"
         )
 
 
@@ -186,6 +210,7 @@ def _resolve_labels(draft: Manifest, encoder: PromptEncoder) -> tuple[Label, ...
 
 
 def _resolve_templates(draft: Manifest, encoder: PromptEncoder) -> dict[str, Template]:
+    """Return the templates, those with a verdict together with the ids of its choices."""
     resolved = {}
     for name, template in draft.templates.items():
         verdict = template.verdict
@@ -200,11 +225,13 @@ def _resolve_templates(draft: Manifest, encoder: PromptEncoder) -> dict[str, Tem
 
 
 def _next_token(encoder: PromptEncoder, before: str, word: str, what: str, after: str) -> int:
-    """Id of ``word`` as the tokenizer writes it between ``before`` and ``after``."""
+    """Return the id of ``word`` as the tokenizer writes it between ``before`` and ``after``."""
     head = encoder.encode_template(before)
     whole = encoder.encode_template(before + word + after)
     with_word = encoder.encode_template(before + word)
     if with_word[:-1] != head or len(with_word) != len(head) + 1 or whole[: len(with_word)] != with_word:
         shown = " + ".join(repr(encoder.decode([i])) for i in whole[max(0, len(head) - 1) :][:6])
-        raise ExportError(f"the {what} {word!r} is not a single token behind {before[-20:]!r}: the tokenizer reads {shown}")
+        raise ExportError(
+            f"the {what} {word!r} is not a single token behind {before[-20:]!r}: the tokenizer reads {shown}"
+        )
     return with_word[-1]

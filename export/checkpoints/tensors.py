@@ -1,7 +1,8 @@
-"""Reads safetensors shards a few rows at a time, as float32; knows nothing of models.
+"""Reads safetensors files a few rows at a time, as float32. Knows nothing of models.
 
-Written out rather than taken from ``safetensors``, whose numpy reader has no bfloat16 and maps whole files into
-memory: here the peak is what the caller asked for, and each way a shard can be broken has its own message.
+A *shard* is one of the files over which the weights of a checkpoint are spread. The ``safetensors`` library is not
+used, because its numpy reader has no bfloat16 and maps whole files into memory. Here a caller needs memory for the rows
+that it asks for and no more, and each way in which a shard can be broken has its own message.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format itself."""
+"""The safetensors format allows no longer header."""
 CHUNK_BYTES = 64 << 20
 """Size of the float32 pieces in which a large tensor is streamed."""
 
@@ -52,12 +53,17 @@ def index_shards(root: Path) -> dict[str, TensorInfo]:
             tensors |= read_header(root / shard)
         for name, shard in weight_map.items():
             if name not in tensors:
-                raise ExportError(f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; copy the checkpoint again")
+                raise ExportError(
+                    f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; "
+                    "copy the checkpoint again"
+                )
         return tensors
     if (root / SINGLE_NAME).is_file():
         return read_header(root / SINGLE_NAME)
     if any(root.glob("*.bin")):
-        raise UnsupportedCheckpointError(f"{root} holds .bin weights only; save it again with save_pretrained(..., safe_serialization=True)")
+        raise UnsupportedCheckpointError(
+            f"{root} holds .bin weights only; save it again with save_pretrained(..., safe_serialization=True)"
+        )
     raise ExportError(f"{root} holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected a Hugging Face checkpoint folder")
 
 
@@ -86,14 +92,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise ExportError(f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; copy the checkpoint again")
+            raise ExportError(
+                f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; "
+                "copy the checkpoint again"
+            )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
             end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExportError(f"the shard {path} is corrupt: its header cannot be read ({error}); copy the checkpoint again") from error
+            raise ExportError(
+                f"the shard {path} is corrupt: its header cannot be read ({error}); copy the checkpoint again"
+            ) from error
     if end != size:
         raise ExportError(f"the shard {path} has {size} bytes, its header promises {end}; copy the checkpoint again")
     return tensors
@@ -103,7 +114,9 @@ def _parse_entry(path: Path, name: str, entry: dict[str, Any], base: int) -> Ten
     dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
     start, end = entry["data_offsets"]
     if dtype not in _DTYPES:
-        raise UnsupportedCheckpointError(f"{path}: tensor {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
+        raise UnsupportedCheckpointError(
+            f"{path}: tensor {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}"
+        )
     if end - start != math.prod(shape) * _DTYPES[dtype][1]:
         raise ValueError(f"tensor {name} of shape {list(shape)} takes {end - start} bytes")
     return TensorInfo(path, dtype, shape, base + start)
@@ -113,7 +126,7 @@ def read_tensor(info: TensorInfo, rows: slice | None = None) -> NDArray[np.float
     """Read a tensor, or some of its rows, as float32.
 
     Args:
-        info: An entry of :func:`index_shards`.
+        info: Where the tensor lies, as ``index_shards`` says.
         rows: Consecutive rows of the first axis; all by default.
 
     Raises:

@@ -1,1 +1,5 @@
-"""Checkpoint to GGUF (``writer``) and back (``checkpoint``), and a GGUF asked the questions of parity (``reader``)."""
+"""GGUF, the file format of llama.cpp, in which a bundle holds its judge.
+
+``writer`` writes a checkpoint as a GGUF file, ``checkpoint`` makes a checkpoint of such a file again, and ``reader``
+asks a GGUF file what the parity measures compare.
+"""

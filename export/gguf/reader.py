@@ -1,4 +1,8 @@
-"""Reads a GGUF through the runtime's own engine, for parity: first-token readings and greedy thoughts."""
+"""Asks a GGUF file what the parity measures compare with the checkpoint: first-token readings and greedy thoughts.
+
+The file is read through the engine that the judge uses, too. A *stream* is the place of one sequence in llama.cpp's
+cache of keys and values.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,14 @@ from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine
 from fsrm_lite.runtimes.onnx.packing import common_length
 
 STREAMS = 32
-"""Sequences at a time; more of them make a step little cheaper."""
+"""Most sequences that are read at a time; with more of them, a step would hardly get cheaper."""
 CACHE_BYTES = 2 << 30
-"""Fewer prompts at a time where their keys and values would take more."""
+"""Most memory for keys and values; where prompts would need more, fewer are read at a time."""
 SMALL_MODEL_BYTES = 64 << 20
-"""Below this one thread is as fast as many, which would spin for each other at every step on a busy machine."""
+"""A model below this size runs on one thread.
+
+That is as fast as several threads, which on a busy machine would spin at every step while they wait for each other.
+"""
 
 Progress = Callable[[int, int], None]
 
@@ -40,14 +47,27 @@ class GgufReader:
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Free the model."""
         self._engine.close()
 
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
-        """Read the distribution behind each sequence of ids, in input order."""
+    def first_token(
+        self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None
+    ) -> list[TokenReading]:
+        """Read the distribution of the next token behind each sequence of ids.
+
+        Args:
+            sequences: Token ids, one list per sequence.
+            label_ids: Tokens whose logits are kept.
+            progress: Called with sequences done and sequences in all.
+
+        Returns:
+            One reading per sequence, in input order.
+        """
         readings: dict[int, TokenReading] = {}
-        # Neighbours in this order share the most.
+        # In this order, sequences that share the most stand next to each other.
         order = [i for family in families(sequences) for i in family.members]
         step = self._streams([len(s) for s in sequences])
         for start in range(0, len(order), step):
@@ -58,7 +78,9 @@ class GgufReader:
                 progress(len(readings), len(sequences))
         return [readings[i] for i in range(len(sequences))]
 
-    def think(self, tasks: Sequence[ChainTask], given: Sequence[Thought], progress: Progress | None = None) -> list[tuple[Chain, Chain]]:
+    def think(
+        self, tasks: Sequence[ChainTask], given: Sequence[Thought], progress: Progress | None = None
+    ) -> list[tuple[Chain, Chain]]:
         """Write a chain for each task, greedily, and read the verdict behind a given thought too.
 
         Args:
@@ -80,10 +102,11 @@ class GgufReader:
         return chains
 
     def _streams(self, tokens: Sequence[int]) -> int:
-        """How many sequences of so many tokens are read at a time."""
+        """Return how many sequences of so many tokens are read at a time."""
         return max(1, min(STREAMS, CACHE_BYTES // (max(tokens, default=1) * self._engine.cell_bytes)))
 
     def _write(self, tasks: Sequence[ChainTask]) -> list[Chain]:
+        """Return the file's own chain for each task, written greedily, each in a stream of its own."""
         writers = [ChainWriter(task.ending) for task in tasks]
         chains: dict[int, Chain] = {}
         live, lengths = list(range(len(tasks))), [len(task.prompt) for task in tasks]
@@ -95,12 +118,17 @@ class GgufReader:
             live = list(tokens)
             if not live:
                 return [chains[i] for i in range(len(tasks))]
-            logits = self._engine.decode(_int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True)
+            logits = self._engine.decode(
+                _int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True
+            )
             for i in live:
                 lengths[i] += 1
 
     def _follow(self, tasks: Sequence[ChainTask], own: list[Chain], given: Sequence[Thought]) -> list[Chain]:
-        """Read the verdicts behind given thoughts; the streams hold the prompts with the file's own thoughts."""
+        """Return chains of the given thoughts, with the verdicts that the file gives behind them.
+
+        The streams still hold the prompts with the file's own thoughts, so only what differs from those is read.
+        """
         unread: dict[int, tuple[int, list[int]]] = {}
         for i, (chain, thought) in enumerate(zip(own, given, strict=True)):
             if chain.thought.ids != thought.ids:
@@ -111,11 +139,17 @@ class GgufReader:
         choices = {i: chain.choice_logits for i, chain in enumerate(own)}
         if unread:
             logits = self._read(unread)
-            choices |= {i: tuple(row[list(tasks[i].ending.choice_ids)].tolist()) for i, row in zip(unread, logits, strict=True)}
+            choices |= {
+                i: tuple(row[list(tasks[i].ending.choice_ids)].tolist()) for i, row in zip(unread, logits, strict=True)
+            }
         return [Chain(thought, choices[i]) for i, thought in enumerate(given)]
 
     def _prefill(self, sequences: Sequence[Sequence[int]], extra: int) -> NDArray[np.float32]:
-        """Read each sequence into a stream of its own; return the logits behind each, float32 [sequences, vocabulary]."""
+        """Read each sequence into a stream of its own, with room for ``extra`` more tokens.
+
+        What several sequences share is read once and copied. Returns the logits behind each sequence, float32
+        [sequences, vocabulary].
+        """
         engine = self._engine
         engine.prepare(len(sequences), max(len(s) for s in sequences) + extra + 1)
         unread: dict[int, tuple[int, Sequence[int]]] = {i: (0, sequences[i]) for i in range(len(sequences))}
@@ -130,14 +164,20 @@ class GgufReader:
         return self._read(unread)
 
     def _read(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> NDArray[np.float32]:
-        """Append ids to streams, each from a position on; return the logits behind each, in ascending order of streams."""
+        """Append ids to streams, each from a position on.
+
+        Returns the logits behind each stream, float32 [streams, vocabulary], in ascending order of streams.
+        """
         self._decode({i: (start, ids[:-1]) for i, (start, ids) in unread.items()})
         streams = sorted(unread)
         ends = [unread[i][0] + len(unread[i][1]) - 1 for i in streams]
-        return self._engine.decode(_int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True)
+        return self._engine.decode(
+            _int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True
+        )
 
     def _decode(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> None:
-        # llama.cpp computes as many tokens of each stream at a time as all in the batch have: like lengths go together.
+        # llama.cpp computes the same number of tokens of each stream of a batch at a time, as many as all of them have.
+        # So streams of similar lengths go together.
         parts = sorted((len(ids), stream, start, ids) for stream, (start, ids) in unread.items())
         tokens = np.concatenate([_int32(ids) for _, _, _, ids in parts])
         positions = np.concatenate([np.arange(start, start + length, dtype=np.int32) for length, _, start, _ in parts])

@@ -1,6 +1,7 @@
-"""Checkpoint to GGUF through the ``gguf`` library: F32, F16 or BF16, a few rows at a time.
+"""Writes a checkpoint as a GGUF file, llama.cpp's format, in F32, F16 or BF16, a few rows at a time.
 
-Quantization to Q8_0 and the K-quants is llama.cpp's own (``fsrm_lite.runtimes.llama.engine.quantize``), applied to what is written here.
+It uses the ``gguf`` library. Quantization to Q8_0 and the K-quants is a second step, which llama.cpp itself takes
+(``fsrm_lite.runtimes.llama.engine.quantize``) with the file that is written here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
 from fsrm_lite.export.graph.weights import Weights
 
 GGUF_ARCHITECTURE = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}
-"""``model_type`` to ``general.architecture``; Mistral is a Llama to llama.cpp."""
+"""``model_type`` of config.json, and ``general.architecture`` of the GGUF file. To llama.cpp, a Mistral is a Llama."""
 
 _FILE_TYPE = {"f32": 0, "f16": 1, "bf16": 32}
 _WIDTH = {"f32": 4, "f16": 2, "bf16": 2}
@@ -44,13 +45,13 @@ Progress = Callable[[int, int], None]
 
 
 def native_dtype(checkpoint: Checkpoint) -> str:
-    """The GGUF dtype that loses nothing: "bf16" or "f16" if every matrix is stored so, else "f32"."""
+    """Return the GGUF dtype that loses nothing: "bf16" or "f16" if every matrix is stored so, else "f32"."""
     stored = {checkpoint.dtype(name) for name in checkpoint.names() if len(checkpoint.shape(name)) == 2}
     return {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(frozenset(stored), "f32")
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a Hugging Face tensor, for example ``blk.0.attn_q.weight``."""
+    """Return llama.cpp's name of a Hugging Face tensor, for example ``blk.0.attn_q.weight``."""
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
@@ -59,7 +60,7 @@ def gguf_name(name: str) -> str:
 
 
 def hugging_face_name(name: str) -> str:
-    """The other way round: Hugging Face's name of a llama.cpp tensor.
+    """Return Hugging Face's name of a llama.cpp tensor, the reverse of ``gguf_name``.
 
     Raises:
         UnsupportedCheckpointError: If no architecture of the exporter has such a tensor.
@@ -77,15 +78,21 @@ def hugging_face_name(name: str) -> str:
 
 
 def write_gguf(
-    checkpoint: Weights, vocabulary: Vocabulary, out: Path, *, dtype: str = "f16", name: str = "model", progress: Progress | None = None
+    checkpoint: Weights,
+    vocabulary: Vocabulary,
+    out: Path,
+    *,
+    dtype: str = "f16",
+    name: str = "model",
+    progress: Progress | None = None,
 ) -> None:
     """Write a checkpoint as one GGUF file; norms and biases stay float32.
 
     Args:
-        checkpoint: What to write: a :class:`fsrm_lite.export.checkpoints.checkpoint.Checkpoint`, or one rescaled.
-        vocabulary: Its tokenizer, from :func:`fsrm_lite.export.checkpoints.vocabulary.read_vocabulary`.
+        checkpoint: What to write: a ``Checkpoint``, or one whose weights were rescaled.
+        vocabulary: Its tokenizer, as ``read_vocabulary`` returns it.
         out: File to create.
-        dtype: Of the matrices: "f32", "f16" or "bf16".
+        dtype: Dtype of the matrices: "f32", "f16" or "bf16".
         name: Written as ``general.name``.
         progress: Called after each piece with bytes done and bytes in all.
 
@@ -99,7 +106,9 @@ def write_gguf(
         raise missing_extra("gguf", "export", error) from error
     arch = checkpoint.arch
     if arch.model_type == "qwen3" and arch.qkv_bias:
-        raise UnsupportedCheckpointError("llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none")
+        raise UnsupportedCheckpointError(
+            "llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none"
+        )
     writer = gguf.GGUFWriter(str(out), GGUF_ARCHITECTURE[arch.model_type])
     try:
         _add_metadata(writer, arch, name, _FILE_TYPE[dtype])
@@ -117,6 +126,7 @@ def write_gguf(
 
 
 def _add_metadata(writer: Any, arch: Architecture, name: str, file_type: int) -> None:  # noqa: ANN401 - gguf has no types
+    """Write the name and the shape of the model, and the dtype of the file."""
     writer.add_name(name)
     writer.add_file_type(file_type)
     writer.add_context_length(arch.context)
@@ -134,6 +144,7 @@ def _add_metadata(writer: Any, arch: Architecture, name: str, file_type: int) ->
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:  # noqa: ANN401 - gguf has no types
+    """Write the tokenizer. To llama.cpp, "gpt2" is any byte-level BPE."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -145,12 +156,12 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:  # noqa: ANN40
             getattr(writer, f"add_{kind}_token_id")(token_id)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
-    # Prompts come as complete ids; some splits would otherwise add a BOS by default.
+    # Prompts come as complete ids. Without this, llama.cpp would by default put a BOS before them with some splits.
     writer.add_add_bos_token(False)
 
 
 def _plan(checkpoint: Weights, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """GGUF name to shape and dtype, in file order."""
+    """Return the shape and the dtype of each tensor by its GGUF name, in file order."""
     plan: dict[str, tuple[tuple[int, ...], str]] = {}
     if checkpoint.arch.rope_scaling is not None:
         plan["rope_freqs.weight"] = ((checkpoint.arch.head_dim // 2,), "f32")
@@ -159,8 +170,14 @@ def _plan(checkpoint: Weights, dtype: str) -> dict[str, tuple[tuple[int, ...], s
     return plan
 
 
-def _write_tensors(writer: Any, checkpoint: Weights, plan: dict[str, tuple[tuple[int, ...], str]], progress: Progress | None) -> None:  # noqa: ANN401
-    # write_tensor_data wants whole tensors; the writer's own file takes them in pieces just as well.
+def _write_tensors(
+    writer: Any,  # noqa: ANN401 - gguf has no types
+    checkpoint: Weights,
+    plan: dict[str, tuple[tuple[int, ...], str]],
+    progress: Progress | None,
+) -> None:
+    """Write the tensors in the order of ``plan``, each followed by the padding that the format asks for."""
+    # The library's write_tensor_data takes whole tensors only. So the pieces go straight into the writer's file.
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
     total = sum(math.prod(shape) * _WIDTH[kind] for shape, kind in plan.values())
@@ -178,10 +195,11 @@ def _write_tensors(writer: Any, checkpoint: Weights, plan: dict[str, tuple[tuple
 
 
 def _pieces(checkpoint: Weights, name: str) -> Iterator[NDArray[np.float32]]:
-    """Rows of a tensor in llama.cpp's order, in pieces of bounded size."""
+    """Yield the rows of a tensor in llama.cpp's order, in pieces of bounded size."""
     arch, shape = checkpoint.arch, checkpoint.shape(name)
     if GGUF_ARCHITECTURE[arch.model_type] == "llama" and (".q_proj." in name or ".k_proj." in name):
-        # Head by head: llama.cpp's llama rotates neighbouring pairs, Hugging Face halves.
+        # The rows are put into another order within each head. Rope rotates pairs of rows: neighbours in llama.cpp's
+        # llama, but a row of the first half with one of the second half in Hugging Face's.
         heads_at_once = max(1, CHUNK_BYTES // (4 * arch.head_dim * math.prod(shape[1:])))
         for start in range(0, shape[0], heads_at_once * arch.head_dim):
             rows = checkpoint.tensor(name, slice(start, start + heads_at_once * arch.head_dim))
@@ -192,18 +210,21 @@ def _pieces(checkpoint: Weights, name: str) -> Iterator[NDArray[np.float32]]:
 
 
 def _rope_factors(arch: Architecture) -> NDArray[np.float32]:
-    """What llama.cpp divides each plain frequency by, shape [head_dim/2]."""
+    """Return what llama.cpp divides each plain frequency of rope by, shape [head_dim/2]."""
     exponent = np.arange(0, arch.head_dim, 2, dtype=np.float64) / arch.head_dim
     return (arch.rope_theta**-exponent / arch.rope_frequencies()).astype(np.float32)
 
 
 def _encode(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
+    """Return the values as the file stores them: float32, float16, or bfloat16 in the form of uint16."""
     if kind == "f32":
         return values
     if kind == "f16":
         if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
-            raise ExportError(f"tensor {name} holds weights beyond float16's range; export with --slow q8_0 or another quantized kind")
+            raise ExportError(
+                f"tensor {name} holds weights beyond float16's range; export with --slow q8_0 or another quantized kind"
+            )
         return values.astype(np.float16)
-    # Round to the nearest bfloat16, ties to even; exact when the checkpoint is bfloat16 itself.
+    # Round to the nearest bfloat16, and ties to the even one. A checkpoint in bfloat16 stays exactly what it was.
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,10 +1,10 @@
-"""Does an exported file decide like the checkpoint?
+"""Measures whether an exported file decides like the checkpoint that it was made of; this is called *parity*.
 
 =====================  =========================================================================
-``calibration_pairs``  the prompts and responses on which it is asked
+``calibration_pairs``  the prompts and responses that both are asked about
 ``readings``           what is compared: first-token readings and chains of thought
-``reference``          the checkpoint itself, in float32 through transformers
+``reference``          asks the checkpoint itself, in float32 through transformers
 ``measures``           the figures, the tolerances, and what violates them
-``chains``             greedy chains of thought, the same way from both sides
+``chains``             chooses what to think about, and compares the chains of both
 =====================  =========================================================================
 """

@@ -1,4 +1,4 @@
-"""Pairs of responses on which an export is measured: the user's, or a built-in set of plain questions."""
+"""The pairs of responses on which an export is measured: the user's, or a built-in set of plain questions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.types import Prompt
 
 MIN_PAIRS = 500
-"""Fewer pairs cannot show 99 % agreement with any certainty."""
+"""The tolerances are meant for at least so many pairs; fewer cannot show 99 % agreement with any certainty."""
 MAX_PAIRS = 2000
-"""Beyond this the reference run in float32 costs more than it tells."""
+"""Most pairs that are used; with more, running the checkpoint in float32 would cost more than it tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class CalibrationSet:
 
     Attributes:
         source: File name, or "built-in".
-        items: Distinct (prompt, response).
-        pairs: Positions in ``items`` of two responses to one prompt.
+        items: Prompts, each with one response; no two items are the same.
+        pairs: Positions in ``items`` of two responses to the same prompt.
     """
 
     source: str
@@ -36,7 +36,7 @@ class CalibrationSet:
     pairs: tuple[tuple[int, int], ...]
 
     def triples(self) -> list[tuple[Prompt, str, str]]:
-        """The pairs as (prompt, first, second)."""
+        """Return the pairs as (prompt, first response, second response)."""
         return [(self.items[i][0], self.items[i][1], self.items[j][1]) for i, j in self.pairs]
 
 
@@ -44,7 +44,8 @@ def load_calibration(path: Path | None) -> CalibrationSet:
     """Read calibration pairs from JSONL, or make the built-in ones.
 
     Args:
-        path: Rows with ``prompt`` and either ``response_a`` + ``response_b``, ``chosen`` + ``rejected``, or ``responses``.
+        path: A file of rows with ``prompt`` and either ``response_a`` and ``response_b``, or ``chosen`` and
+            ``rejected``, or ``responses``; None takes the built-in pairs.
 
     Raises:
         DataFormatError: Naming the line that is not such a row, or when there are no pairs.
@@ -60,7 +61,7 @@ def load_calibration(path: Path | None) -> CalibrationSet:
 
 
 def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[CalibrationSet, list[list[int]]]:
-    """Drop items that do not fit the context; return the rest and the ids of their fast prompts.
+    """Drop items that do not fit the context; return the rest, and the ids of the texts that the fast path reads.
 
     Raises:
         DataFormatError: If nothing is left.
@@ -74,12 +75,15 @@ def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[Calibratio
     position = {old: new for new, old in enumerate(i for i, x in enumerate(ids) if x is not None)}
     pairs = tuple((position[i], position[j]) for i, j in data.pairs if i in position and j in position)
     if not pairs:
-        raise DataFormatError(f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens")
+        raise DataFormatError(
+            f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens"
+        )
     kept = CalibrationSet(data.source, tuple(data.items[i] for i in position), pairs)
     return kept, [x for x in ids if x is not None]
 
 
 def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> CalibrationSet:
+    """Return all pairs among the responses of each group, up to ``MAX_PAIRS``; equal items are kept once."""
     index: dict[tuple[str, str], int] = {}
     items: list[tuple[Prompt, str]] = []
     pairs: dict[tuple[int, int], None] = {}
@@ -98,6 +102,7 @@ def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> Calibra
 
 
 def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
+    """Yield the prompt and the responses of each line of the file."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -110,10 +115,13 @@ def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
                 raise DataFormatError(f"{path}, line {number}: {error}") from error
             except (ValueError, KeyError, TypeError) as error:
                 expected = "prompt and response_a + response_b, chosen + rejected, or responses"
-                raise DataFormatError(f"{path}, line {number}: expected an object with {expected} ({error!r})") from error
+                raise DataFormatError(
+                    f"{path}, line {number}: expected an object with {expected} ({error!r})"
+                ) from error
 
 
 def _responses(row: dict[str, Any]) -> list[str]:
+    """Return the responses of a row, whichever way it names them."""
     for first, second in (("response_a", "response_b"), ("chosen", "rejected")):
         if first in row:
             responses = [row[first], row[second]]
@@ -130,7 +138,7 @@ _THINGS = ("apples", "books", "coins", "stamps", "pens", "cards", "marbles", "ti
 
 
 def _built_in() -> Iterator[tuple[Prompt, list[str]]]:
-    """Word problems with right, wrong, evasive and unrelated answers: 34 prompts x 6 responses = 510 pairs."""
+    """Yield 34 word problems, each with 6 right, wrong, evasive and unrelated answers, which make 510 pairs."""
     rng = random.Random(20260901)
     for _ in range(34):
         name, thing, start, more = rng.choice(_NAMES), rng.choice(_THINGS), rng.randint(2, 60), rng.randint(2, 30)

@@ -1,4 +1,8 @@
-"""Greedy chains of thought, the same way from the checkpoint and from a GGUF, so that their verdicts can be compared."""
+"""Chooses what the checkpoint and its GGUF file are to think about, and compares the chains that they write.
+
+A *chain* is a thought and the logits of the verdict behind it. Both sides write chains *greedily*, which means that
+they take the likeliest token each time, so that two equal models write the same.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,33 @@ from fsrm_lite.export.parity.measures import VerdictParity
 from fsrm_lite.export.parity.readings import TIE_LOGIT, Chain, ChainTask, Ending, Thought
 
 CHAINS = 60
-"""Enough to tell 98 % from 95 %, few enough to generate on a CPU."""
+"""Number of chains: enough to tell an agreement of 98 % from one of 95 %, few enough to write on a CPU."""
 PARAMETER_TOKENS = 2e10
-"""Parameters x tokens per chain: the longest thought measured is this over the model's size, 33 tokens for 0.6 B."""
+"""Parameters of the model x tokens of a thought, at most.
+
+So the longest thought that is measured has this many tokens divided by the number of parameters: 33 tokens for 0.6 B.
+"""
 MIN_THOUGHT = 16
+"""Tokens that a thought may have at least, however large the model is."""
 
 
 def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int) -> list[ChainTask]:
-    """Choose up to ``CHAINS`` prompts, spread over the data and over the slow templates that the manifest has."""
+    """Choose up to ``CHAINS`` prompts, spread over the data and over the slow templates that the manifest has.
+
+    Args:
+        data: What the export is measured on.
+        encoder: Makes prompts of it, by the manifest.
+        budget: Most tokens of a thought.
+
+    Returns:
+        The prompts, each with the way in which its thought ends.
+    """
     names = [name for name in ("pairwise_slow", "pointwise_slow") if name in encoder.manifest.templates]
     return [task for name in names for task in _tasks_of(name, data, encoder, budget, -(-CHAINS // len(names)))]
 
 
 def _tasks_of(name: str, data: CalibrationSet, encoder: PromptEncoder, budget: int, count: int) -> list[ChainTask]:
+    """Return up to ``count`` prompts of one template, spread over the data; those that do not fit are left out."""
     verdict = encoder.manifest.templates[name].verdict
     if verdict is None:
         return []
@@ -43,7 +61,7 @@ def _tasks_of(name: str, data: CalibrationSet, encoder: PromptEncoder, budget: i
 
 
 def thought_budget(manifest: Manifest, parameters: int) -> int:
-    """Longest thought to measure, in tokens."""
+    """Return the length of the longest thought to measure, in tokens."""
     return min(manifest.limits.thinking_tokens, max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters)))
 
 
@@ -52,9 +70,12 @@ def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence
 
     Args:
         want: The checkpoint's own chains.
-        have: The file's own chains, the same tasks.
-        given: The file's verdicts behind the checkpoint's thoughts.
-        budget: Longest thought that was allowed.
+        have: The file's own chains for the same tasks.
+        given: The checkpoint's thoughts with the file's verdicts behind them.
+        budget: Most tokens that a thought was allowed.
+
+    Returns:
+        How often thoughts and verdicts agree.
     """
     own = [(w, h) for w, h in zip(want, have, strict=True) if not parted_at_tie(w.thought, h.thought)]
     same_thought = list(zip(want, given, strict=True))
@@ -70,16 +91,24 @@ def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence
 
 
 def parted_at_tie(want: Thought, have: Thought) -> bool:
-    """Whether the first token that differs is one that the checkpoint held as likely as its own."""
-    step = next((i for i, (a, b) in enumerate(zip(want.ids, have.ids, strict=False)) if a != b), min(len(want.ids), len(have.ids)))
+    """Return whether the first token that differs is one that the checkpoint found as likely as its own.
+
+    Then the two thoughts part by chance, and nothing can be said of what stands behind.
+    """
+    step = next(
+        (i for i, (a, b) in enumerate(zip(want.ids, have.ids, strict=False)) if a != b),
+        min(len(want.ids), len(have.ids)),
+    )
     if want.ids == have.ids or step >= len(want.ties):
         return False
-    # Where one of them ended, the token is the stop id, which is not kept: any tie at that step will do.
+    # Where one of the thoughts ended, its token at this step is a stop id, which is not kept. Any tie counts then.
     return have.ids[step] in want.ties[step] if step < len(have.ids) else len(want.ties[step]) > 1
 
 
 def _same_verdict(want: Chain, have: Chain) -> bool:
-    return want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < TIE_LOGIT
+    return (
+        want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < TIE_LOGIT
+    )
 
 
 def _share(alike: Iterable[bool]) -> float:

@@ -1,4 +1,8 @@
-"""What parity compares, from the checkpoint and from an exported file alike: first-token readings and chains of thought."""
+"""What is compared between a checkpoint and an exported file: first-token readings and chains of thought.
+
+A *reading* is what a model says of the next token behind a text. A *chain* is a thought and the logits of the verdict
+behind it. Both sides give these same types.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,23 @@ from fsrm_lite.gate import sigmoid
 from fsrm_lite.runtimes.onnx.packing import common_length
 
 TIE_LOGIT = 1 / 32
-"""Two tokens whose logits are closer than this tie: half a step of bfloat16 at logits of 8 to 16, that is, within the
-rounding of the precision in which checkpoints are trained and served."""
+"""Two tokens *tie*, that is, count as equally likely, if their logits are closer than this.
+
+It is half a step of bfloat16 at logits of 8 to 16. Such a difference lies within the rounding of the precision in which
+checkpoints are trained and served.
+"""
 
 _TIES_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TokenReading:
-    """What a file says behind one sequence.
+    """What a model says of the next token behind one sequence.
 
     Attributes:
         label_logits: Raw logits of the tokens that were asked for.
-        log_mass: logsumexp over the whole vocabulary.
-        entropy: Of the whole distribution, in nats.
+        log_mass: The logarithm of the sum of exp(logit) over the whole vocabulary.
+        entropy: Entropy of the whole distribution, in nats.
     """
 
     label_logits: tuple[float, ...]
@@ -35,11 +42,12 @@ class TokenReading:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A greedy continuation.
+    """What a model writes greedily, taking the likeliest token each time.
 
     Attributes:
-        ids: Up to and without the stop id that ended it.
-        ties: Per step, the stop id's included, every token that was as likely as the best up to ``TIE_LOGIT``.
+        ids: Its tokens, without the stop id that ended it.
+        ties: For each step, that of the stop id included, the tokens that were as likely as the best one, up to
+            ``TIE_LOGIT``.
     """
 
     ids: tuple[int, ...]
@@ -51,10 +59,11 @@ class Ending:
     """How a thought ends and what is asked behind it.
 
     Attributes:
-        stop_ids: Ids that end a thought and are no part of it: what ends an answer, and what closes a thought.
+        stop_ids: Ids that end a thought and are no part of it: those that end an answer, and the one that begins what
+            closes a thought.
         tail: Ids between thought and verdict.
         choice_ids: Ids of the choices whose logits are read behind the tail.
-        budget: Ids of the longest thought.
+        budget: Most ids of a thought.
     """
 
     stop_ids: frozenset[int]
@@ -64,43 +73,46 @@ class Ending:
 
     @property
     def tokens(self) -> int:
-        """Most ids that a chain adds to its prompt."""
+        """The most ids that a chain adds to its prompt."""
         return self.budget + len(self.tail)
 
 
 @dataclass(frozen=True, slots=True)
 class ChainTask:
-    """A prompt's ids to think about."""
+    """The ids of a prompt to think about, and how the thought ends."""
 
     prompt: tuple[int, ...]
     ending: Ending
 
     @property
     def tokens(self) -> int:
-        """Most ids that the prompt and its chain can have."""
+        """The most ids that the prompt and its chain can have together."""
         return len(self.prompt) + self.ending.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A thought, without what closes it, and the logits of the choices behind it."""
+    """A thought, without the text that closes it, and the logits of the choices behind it."""
 
     thought: Thought
     choice_logits: tuple[float, ...]
 
     @property
     def verdict(self) -> int:
-        """Position of the best choice; the earlier one on a tie."""
+        """Position of the choice with the highest logit; the first of them if there are several."""
         return self.choice_logits.index(max(self.choice_logits))
 
     def probability(self, choice: int) -> float:
-        """Probability of a choice against the best other one, in [0, 1]."""
+        """Return the probability of a choice when only the best of the others stands against it, in [0, 1]."""
         others = max(x for i, x in enumerate(self.choice_logits) if i != choice)
         return sigmoid(self.choice_logits[choice] - others)
 
 
 class ChainWriter:
-    """Writes one chain greedily, thought, tail and verdict in one go, whatever model gives the logits."""
+    """Says token by token how one chain goes on: the thought, then the tail, then the verdict.
+
+    It takes the logits from its caller, so it works for any model.
+    """
 
     def __init__(self, ending: Ending) -> None:
         self._ending = ending
@@ -112,7 +124,7 @@ class ChainWriter:
         """Return the id to write next, or the whole chain.
 
         Args:
-            logits: Behind all that is written so far, [vocabulary].
+            logits: Logits behind everything that is written so far, shape [vocabulary].
         """
         if self._tail is None and len(self._thought) < self._ending.budget:
             best = int(logits.argmax())
@@ -125,7 +137,9 @@ class ChainWriter:
         token = next(self._tail, None)
         if token is not None:
             return token
-        return Chain(Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist()))
+        return Chain(
+            Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist())
+        )
 
 
 def _ties(logits: NDArray[np.float32], best: int) -> frozenset[int]:
@@ -134,7 +148,7 @@ def _ties(logits: NDArray[np.float32], best: int) -> frozenset[int]:
 
 
 def read_logits(logits: NDArray[np.float32], label_ids: Sequence[int]) -> TokenReading:
-    """Reduce the logits of one position, shape [vocabulary], in double precision."""
+    """Return what the logits of one position, shape [vocabulary], say; it is computed in double precision."""
     values = logits.astype(np.float64)
     best = float(values.max())
     weights = np.exp(values - best)
@@ -146,14 +160,23 @@ def read_logits(logits: NDArray[np.float32], label_ids: Sequence[int]) -> TokenR
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Sequences, by position, that begin with the same ``shared`` ids; each has at least one more."""
+    """Sequences that begin alike.
+
+    Attributes:
+        shared: Number of ids that all begin with; each sequence has at least one more.
+        members: Positions of the sequences.
+    """
 
     shared: int
     members: tuple[int, ...]
 
 
 def families(sequences: Sequence[Sequence[int]]) -> list[Family]:
-    """Group sequences that begin alike, so that a model reads that once: at least a quarter of each, and as saves most."""
+    """Group sequences that begin alike, so that a model reads their common beginning once.
+
+    A sequence joins a family where they share at least a quarter of the sequence, and where the family then saves more
+    tokens than without it. One that joins none is a family of its own, with ``shared`` 0.
+    """
     found: list[Family] = []
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         if found:

@@ -1,4 +1,4 @@
-"""The checkpoint itself, in float32 through transformers: what every exported file is measured against."""
+"""Runs the checkpoint itself in float32 through transformers. Every exported file is measured against it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from fsrm_lite.errors import ExportError, missing_extra
 from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
 
 TOKENS_PER_BATCH = 2048
-"""Keeps the activations of a batch small beside the weights."""
+"""Tokens of a batch, at most: so few that its activations take little memory beside the weights."""
 
 THINKING_TOKENS_PER_BATCH = 8192
-"""Many chains at a time, since every step reads all weights; a token's keys and values take 200 to 300 KB in float32."""
+"""Tokens of a batch of chains, at most.
+
+Many chains are written at a time, since every step reads all weights. What limits them is memory: the keys and values
+of one token take 200 to 300 KB in float32.
+"""
 
 Progress = Callable[[int, int], None]
 
 
 class Reference:
-    """A transformers model in float32 on the CPU."""
+    """The checkpoint as a transformers model, in float32 on the CPU."""
 
     def __init__(self, root: Path) -> None:
         """Load the weights; takes four bytes per parameter.
@@ -38,12 +42,27 @@ class Reference:
         logging.disable_progress_bar()
         self._torch = torch
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                root, dtype=torch.float32, local_files_only=True
+            ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
 
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
-        """Read the distribution behind each sequence of ids, in input order; what a family shares is read once."""
+    def first_token(
+        self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None
+    ) -> list[TokenReading]:
+        """Read the distribution of the next token behind each sequence of ids.
+
+        What several sequences begin with is read once (see ``families``).
+
+        Args:
+            sequences: Token ids, one list per sequence.
+            label_ids: Tokens whose logits are kept.
+            progress: Called with sequences done and sequences in all.
+
+        Returns:
+            One reading per sequence, in input order.
+        """
         readings: dict[int, TokenReading] = {}
         for batch in _family_batches(sequences):
             members = [i for family in batch for i in family.members]
@@ -55,7 +74,9 @@ class Reference:
                 if past is not None:
                     past.batch_select_indices(self._torch.tensor(owners))
                 seen = self._torch.cat([before[owners], mask], 1)
-                hidden = self._model.model(**_inputs(ids, seen), past_key_values=past, use_cache=past is not None).last_hidden_state
+                hidden = self._model.model(
+                    **_inputs(ids, seen), past_key_values=past, use_cache=past is not None
+                ).last_hidden_state
                 last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
                 logits = self._model.lm_head(last).numpy()
             readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
@@ -64,7 +85,10 @@ class Reference:
         return [readings[i] for i in range(len(sequences))]
 
     def _read_shared(self, prefixes: list[Sequence[int]]) -> tuple[Any, Any]:
-        """Keys and values of one prefix per family, and their mask; (None, a mask of no columns) where they are empty."""
+        """Read one prefix per family; return their keys and values, and their attention mask.
+
+        If the prefixes are empty, the first is None and the mask has no columns.
+        """
         ids, mask = self._pad(prefixes, left=True)
         if not ids.shape[1]:
             return None, mask
@@ -72,10 +96,10 @@ class Reference:
             return self._model.model(**_inputs(ids, mask), use_cache=True).past_key_values, mask
 
     def think(self, tasks: Sequence[ChainTask], progress: Progress | None = None) -> list[Chain]:
-        """Write a chain for each task, greedily, in input order.
+        """Write a chain for each task, greedily; return the chains in input order.
 
-        The loop is written out: ``generate`` would mix in the checkpoint's own generation config, and read everything
-        again for the verdict.
+        The loop is written out here, because transformers' ``generate`` would obey the checkpoint's own generation
+        config, and would read everything again for the verdict.
         """
         chains: dict[int, Chain] = {}
         for batch in _batches([task.tokens for task in tasks], THINKING_TOKENS_PER_BATCH):
@@ -85,6 +109,7 @@ class Reference:
         return [chains[i] for i in range(len(tasks))]
 
     def _write(self, tasks: list[ChainTask]) -> list[Chain]:
+        """Return the chains of one batch of tasks, in input order."""
         torch = self._torch
         writers = [ChainWriter(task.ending) for task in tasks]
         chains: dict[int, Chain] = {}
@@ -104,7 +129,7 @@ class Reference:
         return [chains[i] for i in range(len(tasks))]
 
     def _pad(self, rows: list[Sequence[int]], *, left: bool) -> tuple[Any, Any]:
-        """Ids and attention mask, int64 [rows, longest]."""
+        """Return ids and attention mask, int64 [rows, longest], padded on the left or on the right."""
         width = max(len(row) for row in rows)
         ids = self._torch.zeros((len(rows), width), dtype=self._torch.long)
         mask = self._torch.zeros_like(ids)
@@ -116,13 +141,19 @@ class Reference:
 
 
 def _inputs(ids: Any, mask: Any) -> dict[str, Any]:  # noqa: ANN401 - torch tensors
-    """What the model is called with: ``ids`` are the last columns of what ``mask`` covers, which may be padded anywhere."""
+    """Return the arguments to call the model with.
+
+    ``ids`` are the last columns of what ``mask`` covers. Padding may be anywhere, so positions are counted by the mask.
+    """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def _family_batches(sequences: Sequence[Sequence[int]]) -> list[list[Family]]:
-    """Families in batches of bounded size; those that share nothing apart, since an empty prefix cannot be read."""
+    """Return the families in batches of bounded size.
+
+    Families that share nothing get batches of their own, since the model cannot read an empty prefix.
+    """
     found = families(sequences)
     batches: list[list[Family]] = []
     for chosen in ([f for f in found if f.shared], [f for f in found if not f.shared]):
@@ -132,7 +163,7 @@ def _family_batches(sequences: Sequence[Sequence[int]]) -> list[list[Family]]:
 
 
 def _batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Positions in batches of like size, each of at most about ``limit`` when padded to its largest."""
+    """Return positions in batches of similar sizes; padded to its largest, a batch comes to at most about ``limit``."""
     batches: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
         if not batches or (len(batches[-1]) + 1) * sizes[i] > limit:

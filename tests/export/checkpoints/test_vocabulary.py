@@ -42,11 +42,13 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def llama_ids(tmp_path_factory):
-    """A function from (tokenizer, text) to the ids that llama.cpp reads from the exported GGUF."""
+    """A function that exports a tokenizer as a GGUF file; its result turns texts into the ids that llama.cpp reads."""
     pytest.importorskip("gguf")
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    llama_cpp = load_llama()  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
+    # load_llama silences llama.cpp for good. A log callback made here would be freed with this fixture, and llama.cpp
+    # would call it later.
+    llama_cpp = load_llama()
     from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
     from fsrm_lite.export.gguf.writer import write_gguf
 
@@ -86,10 +88,12 @@ def test_gpt2_ids_are_those_of_llama_cpp(llama_ids):
     assert [read(text) for text in TEXTS] == [plain_ids(tokenizer, text) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("split", "pre"), [(QWEN_SPLIT, "qwen2"), (LLAMA_SPLIT, "llama-bpe"), (TEKKEN_SPLIT, "tekken"), (None, "gpt-2")])
+@pytest.mark.parametrize(
+    ("split", "pre"), [(QWEN_SPLIT, "qwen2"), (LLAMA_SPLIT, "llama-bpe"), (TEKKEN_SPLIT, "tekken"), (None, "gpt-2")]
+)
 def test_ids_of_each_split_are_those_of_llama_cpp(split, pre, llama_ids):
     tokenizer = build_tokenizer(split)
-    tokenizer.normalizer = None  # llama.cpp composes no characters; the runtime feeds it ids
+    tokenizer.normalizer = None  # llama.cpp does not normalize characters; the package hands it ids
     assert detect_pre(json.loads(tokenizer.to_str())) == pre
     read = llama_ids(tokenizer)
     assert [read(text) for text in TEXTS[:-1]] == [plain_ids(tokenizer, text) for text in TEXTS[:-1]]
@@ -129,7 +133,10 @@ def test_read_vocabulary_takes_merges_in_both_forms(tmp_path):
         ({"pre_tokenizer": {"type": "Metaspace"}}, r"pre-tokenizer \(Metaspace\) is not known"),
         ({"pre_tokenizer": None}, r"pre-tokenizer \(none\) is not known"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}}, "does not split at all"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+            "does not split at all",
+        ),
     ],
 )
 def test_detect_pre_refuses_by_name(change, message):

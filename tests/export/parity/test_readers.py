@@ -1,4 +1,4 @@
-"""The checkpoint and a GGUF are asked alike: readings and chains equal those of the plainest possible loop."""
+"""The checkpoint and a GGUF file give the readings and chains that the simplest possible loop gives."""
 
 import importlib
 import json
@@ -19,24 +19,34 @@ LABELS = [11, 7]
 
 
 def random_sequences():
-    """Two families of different lengths, one sequence twice, one alone, one as short as can be."""
+    """Sequences of two families (which begin alike), one of them twice, one alone, and one as short as can be."""
     rng = np.random.default_rng(5)
     long, short = rng.integers(0, 400, 40).tolist(), rng.integers(0, 400, 9).tolist()
     ends = [rng.integers(0, 400, n).tolist() for n in (3, 1, 7, 2)]
-    return [long + ends[0], short + ends[1], long + ends[2], [5], long + ends[0], short + ends[3], rng.integers(0, 400, 30).tolist()]
+    return [
+        long + ends[0],
+        short + ends[1],
+        long + ends[2],
+        [5],
+        long + ends[0],
+        short + ends[3],
+        rng.integers(0, 400, 30).tolist(),
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = make_checkpoint(tmp_path_factory.mktemp("readers") / "ckpt", "qwen3")
-    # Settings that would change every greedy choice, were they obeyed.
-    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 5.0, "do_sample": True, "min_new_tokens": 9}))
+    # Settings that would change every greedy choice if they were obeyed.
+    (folder / "generation_config.json").write_text(
+        json.dumps({"repetition_penalty": 5.0, "do_sample": True, "min_new_tokens": 9})
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def logits(folder):
-    """Logits behind a sequence, by a whole forward pass of its own."""
+    """A function that returns the logits behind a sequence, from a forward pass of the whole sequence."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -64,7 +74,10 @@ def gguf(folder, tmp_path_factory):
 
 
 def tasks_of(logits, prompts):
-    """Every prompt with two endings: one without stops, and one that stops some thoughts early, at the third token of the first's."""
+    """Every prompt with two endings: one without stop ids, and one that stops some thoughts early.
+
+    Its stop id is the third token that is written behind the first prompt.
+    """
     plain = Ending(frozenset(), (3, 9, 4), (20, 21, 22), 6)
     third = greedy(logits, ChainTask(prompts[0], plain))[0][2]
     stopped = Ending(frozenset({third}), (8,), (30, 31), 4)
@@ -72,7 +85,7 @@ def tasks_of(logits, prompts):
 
 
 def greedy(logits, task):
-    """Thought and choice logits, one whole forward pass per token."""
+    """The thought and the logits of the choices, from one whole forward pass per token."""
     ids: list[int] = []
     while len(ids) < task.ending.budget:
         best = int(logits([*task.prompt, *ids]).argmax())
