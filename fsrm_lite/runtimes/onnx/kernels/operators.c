@@ -190,7 +190,7 @@ static OrtStatus *read_heads(Work *w, int64_t kv_heads, size_t norm) {
 /* NormRotateQueries: queries [S, heads * d], cos, sin, factor, weight -> [kv, group * S, d], [kv, group * S, 1]; RotateQueries: without weight */
 static void run_queries(const Work *w, size_t from, size_t to, float *scratch) {
     rotate_queries(from, to, w->shape, w->in[0].data, w->in[4].data, w->epsilon, w->in[1].data, w->in[2].data, w->factor, scratch, w->out[0],
-                   w->out[1]);
+                   w->out[1], w->out[2]);
 }
 
 static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
@@ -198,6 +198,7 @@ static OrtStatus *prepare_queries(Work *w, void *context, int64_t kv_heads) {
     Shape s = w->shape;
     MAKE(w, context, 0, s.kv_heads, s.group * s.tokens, s.dim);
     MAKE(w, context, 1, s.kv_heads, s.group * s.tokens, 1);
+    if (w->outputs == 3) MAKE(w, context, 2, s.kv_heads, s.group * s.tokens, s.dim);
     w->units = s.tokens, w->width = s.kv_heads * s.group * s.dim, w->run = run_queries;
     return NULL;
 }
@@ -291,6 +292,13 @@ static Operator operators[] = {
     {.label = "GateQuantizeTwice", .inputs = FLOATS_4, .outputs = AS_UINT8_TWICE, .prepare = prepare_gate},
     {.label = "RotateQueries", .inputs = FLOATS_4, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_queries},
     {.label = "NormRotateQueries", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_queries},
+    {.label = "RotateQueriesTwice", .inputs = FLOATS_4, .outputs = AS_UINT8_TWICE, .count = "kv_heads", .prepare = prepare_queries},
+    {.label = "NormRotateQueriesTwice",
+     .inputs = FLOATS_5,
+     .outputs = AS_UINT8_TWICE,
+     .count = "kv_heads",
+     .normed = 1,
+     .prepare = prepare_queries},
     {.label = "RotateKeys", .inputs = FLOATS_5, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_keys},
     {.label = "NormRotateKeys", .inputs = FLOATS_6, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
     {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_values},

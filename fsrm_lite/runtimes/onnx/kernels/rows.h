@@ -41,7 +41,7 @@ void gate_quantize(size_t from, size_t to, size_t width, const float *gate, cons
  * [kv_heads, group * tokens, dim] and scales [kv_heads, group * tokens]; cos and sin are [tokens, dim / 2]. scratch holds
  * SCRATCH_PER_DIM * dim values. */
 void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon, const float *cos,
-                    const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest);
+                    const float *sin, Factor factor, float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* Key/value heads [from, to) of the same for keys [tokens, kv_heads * dim] to [kv_heads, dim, tokens] and [kv_heads, tokens], less a
  * mean [kv_heads, dim]. */
