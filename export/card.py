@@ -15,8 +15,10 @@ _ROWS = (
     ("label logit, mean difference", "mean_delta_logit", _DIFFERENCE, None),
     ("score, largest difference", "max_delta_score", _DIFFERENCE, "delta_score"),
     ("score, mean difference", "mean_delta_score", _DIFFERENCE, None),
-    ("pairwise decisions alike", "decisions_alike", _SHARE, "decisions"),
-    ("gate routes alike", "routes_alike", _SHARE, "routes"),
+    ("difference of two responses, mean error (noise)", "noise", _DIFFERENCE, None),
+    ("pairwise decisions alike, near ties aside", "decisions_alike", _SHARE, "decisions"),
+    ("pairwise decisions alike, all", "all_decisions_alike", _SHARE, None),
+    ("gate routes alike, near ties aside", "routes_alike", _SHARE, "routes"),
     ("rank correlation", "rank_correlation", "{:.5f}", None),
     ("greedy verdicts alike", "verdicts_alike", _SHARE, "verdicts"),
     ("chains that part where the checkpoint ties (not counted above)", "parted_at_ties", "{:d}", None),
@@ -68,6 +70,10 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     slow = parity.get("slow")
     if slow and slow.get("chains"):
         text += f" and {slow['chains']} chains of thought of at most {slow['thinking_tokens']} tokens"
+    fast = parity["fast"]
+    near = fast["pairs"] - fast["clear_pairs"]
+    if near:
+        text += f"; {near} pairs are near ties, which the checkpoint itself tells apart by less than two scores may differ"
     if parity["passed"]:
         return text + "; within tolerance."
     return text + "; OUT OF TOLERANCE, written by force: " + "; ".join(parity["violations"]) + "."

@@ -140,9 +140,10 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
     path = folder / FAST_PATH
     path.parent.mkdir()
     measured: list[FirstTokenParity] = []
+    near_tie = tolerance.near_tie(kind)
 
     def judge(graph: Path) -> float:
-        with closing(_looks(source, expected, graph, report)) as looks:
+        with closing(_looks(source, expected, graph, near_tie, report)) as looks:
             for found in looks:
                 measured.append(found)
                 if excess(kind, at_best(found, len(source.data.items), len(source.data.pairs)), tolerance) > 1:
@@ -151,12 +152,12 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
 
     tuned = write_tuned_graph(source.checkpoint, path, source.label_ids, source.fast_ids, judge, precision=kind, progress=report)
     if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
-        measured += _looks(source, expected, path, report)
+        measured += _looks(source, expected, path, near_tie, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
     return FastResult(roles, measured[-1], tuned)
 
 
-def _looks(source: Source, expected: Expected, path: Path, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
+def _looks(source: Source, expected: Expected, path: Path, near_tie: float, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
     """Read the calibration set through a fast graph part by part; yield the parity on what is read."""
     data, readings = source.data, []
     report("fast parity", 0, len(data.items))
@@ -166,7 +167,7 @@ def _looks(source: Source, expected: Expected, path: Path, report: StageProgress
             readings += model.read(source.fast_ids[part])
             report("fast parity", len(readings), len(data.items))
             pairs = [pair for pair in data.pairs if max(pair) < len(readings)]
-            yield compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest)
+            yield compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest, near_tie)
     finally:
         model.close()
 
@@ -191,13 +192,14 @@ def build_slow(source: Source, expected: Expected, folder: Path, kind: SlowKind,
     path.parent.mkdir()
     dtype = "f16" if kind == "f16" else native_dtype(source.checkpoint)
     _write_slow(source, source.checkpoint, path, kind, dtype, report)
-    result = _measure_slow(source, expected, path, smoothed=False, report=report)
+    near_tie = tolerance.near_tie(kind)
+    result = _measure_slow(source, expected, path, near_tie, smoothed=False, report=report)
     if kind == "f16" or result.verdicts is None or not verdict_violations(result.verdicts, tolerance):
         return result
     second = path.with_suffix(".smoothed.gguf")
     # The rescaled weights are no longer bfloat16 numbers.
     _write_slow(source, smooth(source.checkpoint, source.fast_ids, report), second, kind, "f32", report)
-    again = _measure_slow(source, expected, second, smoothed=True, report=report)
+    again = _measure_slow(source, expected, second, near_tie, smoothed=True, report=report)
     if again.verdicts is None or again.verdicts.rank() <= result.verdicts.rank():
         second.unlink()
         return result
@@ -215,11 +217,11 @@ def _write_slow(source: Source, weights: Weights, path: Path, kind: SlowKind, dt
         report("quantize slow file", 1, 1)
 
 
-def _measure_slow(source: Source, expected: Expected, path: Path, *, smoothed: bool, report: StageProgress) -> SlowResult:
+def _measure_slow(source: Source, expected: Expected, path: Path, near_tie: float, *, smoothed: bool, report: StageProgress) -> SlowResult:
     report("slow scores", 0, len(source.fast_ids))
     with GgufReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
-        parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest)
+        parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest, near_tie)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
         report("slow thoughts", 0, len(expected.tasks))

@@ -96,14 +96,19 @@ def _config(kind: str, entries: dict[str, Any], tensors: dict[str, NDArray[np.fl
         "head_dim": int(entries.get(f"{kind}.attention.key_length", hidden // heads)),
         "intermediate_size": int(entry("feed_forward_length")),
         "max_position_embeddings": int(entry("context_length")),
-        "rope_theta": float(entries.get(f"{kind}.rope.freq_base", 10_000.0)),  # the format's own default
-        "rms_norm_eps": float(entry("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _shortest(entries.get(f"{kind}.rope.freq_base", 10_000.0)),  # the format's own default
+        "rms_norm_eps": _shortest(entry("attention.layer_norm_rms_epsilon")),
         **{
             f"{name}_token_id": int(entries[f"tokenizer.ggml.{name}_token_id"])
             for name in ("bos", "eos")
             if f"tokenizer.ggml.{name}_token_id" in entries
         },
     }
+
+
+def _shortest(value: float) -> float:
+    """The number as the config had it: the shortest of those that float32 does not tell apart."""
+    return float(str(np.float32(value)))
 
 
 def _write_tokenizer(folder: Path, entries: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.fused import softmax_quantize
-from fsrm_lite.export.graph.linear import Value
+from fsrm_lite.export.graph.linear import Value, add_terms
 from fsrm_lite.export.graph.quantize import ZERO
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
@@ -60,7 +60,10 @@ def int8_attention(graph: GraphWriter, arch: Architecture, layer: int, q: Value,
     values, value_scale = _with_past(graph, f"value.{layer}", v, [arch.kv_heads, "P", arch.head_dim], ["P", 1])
     unit = graph.constant(1 / (127 * 127 * math.sqrt(arch.head_dim)), np.float32)
     zero = graph.constant(ZERO, np.uint8)
-    product = graph.add("MatMulIntegerToFloat", [q.name, keys, unit, key_scale, zero, zero], domain=MICROSOFT)
+    rows = q.name if q.rest is None else graph.add("Concat", [q.name, q.rest], axis=1)
+    product = graph.add("MatMulIntegerToFloat", [rows, keys, unit, key_scale, zero, zero], domain=MICROSOFT)
+    if q.rest is not None:
+        product = add_terms(graph, product, axis=1)
     p = softmax_quantize(graph, arch, Value(product, q.scale), bias, value_scale)
     steps = [graph.constant(1 / 255, np.float32), graph.constant(1 / 127, np.float32)]
     inputs = [p.name, values, *steps, graph.constant(0, np.uint8), zero]

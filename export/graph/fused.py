@@ -70,17 +70,18 @@ def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str,
     return graph.add("RotaryEmbedding", [x, cos, sin], num_heads=heads)
 
 
-def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None) -> Value:
+def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None, terms: int = 1) -> Value:
     """Rotate, spread and quantize queries [S, heads * d], by head; returns [kv_heads, group * S, d], heads that share keys as rows of one matrix."""
     group = arch.heads // arch.kv_heads
 
     def body(q: str, cos: str, sin: str, factor: str, weight: str | None = None) -> list[str]:
         rotated = spread(graph, rotate(graph, arch, q, arch.heads, cos, sin, weight), arch.head_dim, factor)
-        values, largest = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]))
-        values, largest = (graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in (values, largest))
-        return [reshape(graph, values, [arch.kv_heads, -1, arch.head_dim]), reshape(graph, largest, [arch.kv_heads, -1, 1])]
+        parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]), terms)
+        parts = [graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in parts]
+        return [reshape(graph, x, [arch.kv_heads, -1, width]) for x, width in zip(parts, (arch.head_dim, 1, arch.head_dim), strict=False)]
 
-    return _rotated(graph, arch, "RotateQueries", [q, cos, sin, factor_weight(graph, arch.head_dim)], weight, body)
+    inputs = [q, cos, sin, factor_weight(graph, arch.head_dim)]
+    return _rotated(graph, arch, _named("RotateQueries", terms), inputs, weight, body, 1 + terms)
 
 
 def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, mean: str, weight: str | None) -> Value:
@@ -99,10 +100,19 @@ def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: s
     return _rotated(graph, arch, "RotateKeys", [k, cos, sin, factor_weight(graph, arch.head_dim), mean], weight, body)
 
 
-def _rotated(graph: GraphWriter, arch: Architecture, name: str, inputs: list[str], weight: str | None, body: Callable[..., list[str]]) -> Value:
+def _rotated(
+    graph: GraphWriter,
+    arch: Architecture,
+    name: str,
+    inputs: list[str],
+    weight: str | None,
+    body: Callable[..., list[str]],
+    outputs: int = 2,
+) -> Value:
     if weight is None:
-        return Value(*graph.call(name, inputs, body, 2, kv_heads=arch.kv_heads))
-    return Value(*graph.call(f"Norm{name}", [*inputs, weight], body, 2, kv_heads=arch.kv_heads, epsilon=arch.rms_eps))
+        return Value(*graph.call(name, inputs, body, outputs, kv_heads=arch.kv_heads))
+    attributes = {"kv_heads": arch.kv_heads, "epsilon": arch.rms_eps}
+    return Value(*graph.call(f"Norm{name}", [*inputs, weight], body, outputs, **attributes))
 
 
 def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:

@@ -150,7 +150,8 @@ def _attention(
         attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.bias))
         linears.seen |= {"attention_input": x.name, "queries": queries, "keys": keys, "attended": attended.name}
     else:
-        queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm)
+        terms8 = TERMS.get(linears.precision(prefix), 1)
+        queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm, terms8)
         mean = graph.weight(key_mean_name(layer), lambda: np.zeros((arch.kv_heads, arch.head_dim), dtype=np.float32))
         keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, mean, k_norm)
         mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)

@@ -98,8 +98,7 @@ class Linears:
         assert q.rest is not None
         # One product of twice the rows, whose weight is held once.
         both = product(graph, graph.add("Concat", [q.name, q.rest], axis=0), weight)
-        first, second = graph.add_many("Split", [both], [True, True], axis=0, num_outputs=2)
-        return Value(graph.add("Add", [first, graph.add("Mul", [second, graph.constant(1 / STEPS, np.float32)])]), q.scale)
+        return Value(add_terms(graph, both, axis=0), q.scale)
 
     def terms(self, *names: str) -> int:
         """In how many terms of 8 bits these MatMuls want their common input; 0 if any of them wants it in float32."""
@@ -136,6 +135,12 @@ def product(graph: GraphWriter, rows: str, weight: Sequence[str]) -> str:
     """Add the product of ``rows``, uint8 [n, in] in steps of 1/127, with the values and scales of a weight, see ``int8_names``."""
     unit, zero = graph.constant(1 / 127, np.float32), graph.constant(ZERO, np.uint8)
     return graph.add("MatMulIntegerToFloat", [rows, weight[0], unit, weight[1], zero, zero], domain=MICROSOFT)
+
+
+def add_terms(graph: GraphWriter, both: str, axis: int) -> str:
+    """Add up the products of first and second terms, which lie one behind the other along ``axis``."""
+    first, second = graph.add_many("Split", [both], [True, True], axis=axis, num_outputs=2)
+    return graph.add("Add", [first, graph.add("Mul", [second, graph.constant(1 / STEPS, np.float32)])])
 
 
 def int8_names(name: str) -> list[str]:

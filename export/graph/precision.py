@@ -49,8 +49,10 @@ COST = {"int4": 1.0, "int8": 1.0, "int8x2": 2.0, "fp32": 4.0}
 
 _ATTENTION_TOKENS = 256  # A row's attention products cost what a weight of so many inputs would.
 _HEAD_ROWS, _HEAD_TOKENS = 64, 256
-_ATTEMPTS = 7
+_ATTEMPTS = 6
 _TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
+_REFINEMENTS = 2  # Cheaper sets tried once one is within tolerance,
+_CLOSE = 0.8  # unless it is so close to it, or to one that is not.
 
 Progress = Callable[[str, int, int], None]
 
@@ -129,18 +131,48 @@ def write_tuned_graph(
     worst = None
     if excess > 1:
         rungs = _Rungs(checkpoint.arch, precision, matmul_damage(fitted, sequences, precision, report, out_path, weights))
-        worst, allowed = rungs.worst, 1 / excess
-        for attempt in range(_ATTEMPTS):
-            # At last everything is raised as far as it goes: a tolerance that is met in fp32 is met.
-            keep = rungs.cheapest(allowed if attempt + 1 < _ATTEMPTS else 0.0)
+        worst, search = rungs.worst, _Search(excess)
+        while search.goes_on:
+            keep = rungs.cheapest(search.allowed)
             files, excess = write(fitted, keep)
             history.append(Attempt(rungs.cost(keep), excess))
-            if excess <= 1:
-                break
-            allowed *= min(_TIGHTER, 1 / excess)
+            search.note(keep, excess)
+        if excess > 1 and search.best is not None:
+            keep = search.best
+            files, excess = write(fitted, keep)
     if weights.path is not None:
         drop_unused(out_path)
-    return TunedGraph(files, keep, excess, worst, history[-1].cost, history)
+    cost = 1.0 if worst is None else rungs.cost(keep)
+    return TunedGraph(files, keep, excess, worst, cost, history)
+
+
+class _Search:
+    """Seeks the largest error, as a share of that of a graph with nothing raised, that still meets the tolerance."""
+
+    def __init__(self, excess: float) -> None:
+        self.best: dict[str, str] | None = None
+        """What was raised in the cheapest graph within tolerance so far."""
+        self.goes_on = True
+        self.allowed = 1 / excess
+        self._too_much, self._enough = 1.0, 0.0
+        self._left, self._refinements = _ATTEMPTS, _REFINEMENTS
+
+    def note(self, keep: dict[str, str], excess: float) -> None:
+        """Take note of a graph that was judged, and choose the next error allowed."""
+        self._left -= 1
+        if excess <= 1:
+            self.best, self._enough = keep, self.allowed
+        else:
+            self._too_much = self.allowed
+        if self.best is not None:
+            self._refinements -= 1
+            close = self._enough > _CLOSE * self._too_much or _CLOSE < excess <= 1
+            self.goes_on = self._refinements >= 0 and not close
+            self.allowed = float(np.sqrt(self._enough * self._too_much))
+        else:
+            self.goes_on = self.allowed > 0
+            # At last everything is raised as far as it goes: a tolerance that fp32 meets is met.
+            self.allowed = self.allowed * min(_TIGHTER, 1 / excess) if self._left > 1 else 0.0
 
 
 class _Rungs:
@@ -155,7 +187,7 @@ class _Rungs:
     def cost(self, keep: Mapping[str, str]) -> float:
         """Cost of a graph in that of one that keeps nothing."""
         total = sum(self._work.values()) * COST[self._base]
-        return sum(work * COST[keep.get(name, self._base)] for name, work in self._work.items()) / total
+        return sum(work * _cost(name, keep.get(name, self._base)) for name, work in self._work.items()) / total
 
     def cheapest(self, allowed: float) -> dict[str, str]:
         """Raise MatMuls until the error is ``allowed`` times that of none raised, by what each step saves for its cost.
@@ -176,11 +208,16 @@ class _Rungs:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
         found = []
         for to, error in self._damage[name].items():
-            price = self._work[name] * (COST[to] - COST[at])
+            price = self._work[name] * (_cost(name, to) - _cost(name, at))
             if price > 0:
                 saved = self._damage[name][at] ** 2 - error**2
                 found.append((saved / price, saved, name, to))
         return found
+
+
+def _cost(name: str, rung: str) -> float:
+    # Of attention's two products only that of queries and keys has a second term.
+    return (COST["int8"] + COST[rung]) / 2 if name.endswith("self_attn") and rung == "int8x2" else COST[rung]
 
 
 def _work(arch: Architecture) -> dict[str, float]:
@@ -278,11 +315,11 @@ def matmul_damage(
 
 
 def ladder(name: str, precision: str) -> tuple[str, ...]:
-    """The rungs of a MatMul in a graph of this precision: attention has no second term, the head no 4 bits."""
+    """The rungs of a MatMul in a graph of this precision: neither attention nor the head has 4 bits, which mean 8 there."""
     rungs = LADDERS[precision]
     kind = name.rpartition(".")[2]
     if kind == "self_attn":
-        return (precision, "fp32")
+        return (precision, "int8x2", "fp32")
     return (precision, *rungs[rungs.index("int8") + 1 :]) if kind == "lm_head" else rungs
 
 

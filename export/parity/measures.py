@@ -15,7 +15,7 @@ from fsrm_lite.errors import ExportError
 from fsrm_lite.gate import FastSignals, Gate, signals
 
 FP32_NOISE_LOGIT = 1e-3
-"""Pairs closer than this in the reference are ties to float32: either decision counts as alike."""
+"""Pairs whose score logits are closer than this in the reference are ties to float32."""
 
 
 class Reading(Protocol):
@@ -36,8 +36,8 @@ class Tolerance:
     Attributes:
         delta_logit: Largest |delta label logit| of an fp32 graph.
         delta_score: Largest |delta score| of a quantized graph, scores in [0, 1].
-        decisions: Share of pairwise fast decisions that must be alike.
-        routes: Share of gate decisions that must be alike.
+        decisions: Share of pairwise fast decisions that must be alike, of those that are no near ties.
+        routes: Share of gate decisions that must be alike, of those that are no near ties.
         verdicts: Share of greedy chains of thought whose verdict must be equal, each file thinking for itself, and
             also behind the checkpoint's own thoughts.
     """
@@ -69,6 +69,14 @@ class Tolerance:
         difference = {"delta_logit": self.delta_logit} if exact else {"delta_score": self.delta_score}
         return {**difference, "decisions": self.decisions, "routes": self.routes}
 
+    def near_tie(self, precision: str) -> float:
+        """Score logits this close are a near tie: the difference allowed, where a score is near one half.
+
+        There a score moves by a quarter of what its logit moves by. Two scores that are both within tolerance may change
+        places when they are so close, so that a decision between them says nothing about the file.
+        """
+        return FP32_NOISE_LOGIT if precision == "fp32" else max(FP32_NOISE_LOGIT, 4 * self.delta_score)
+
     def of_slow(self) -> dict[str, float]:
         """What a slow file must meet, by field."""
         return {"verdicts": self.verdicts}
@@ -85,9 +93,15 @@ class FirstTokenParity:
         mean_delta_logit: Mean of the same.
         max_delta_score: Largest |delta score|.
         mean_delta_score: Mean of the same.
-        decisions_alike: Share of pairs with the same preferred response.
-        routes_alike: Share of gate decisions (each pair, each response) that are the same.
+        decisions_alike: Share of clear pairs with the same preferred response; clear is what is no near tie in the
+            reference, see :meth:`Tolerance.near_tie`.
+        routes_alike: Share of clear gate decisions (each pair, each response) that are the same; clear is what stays the
+            same in the reference when its score logit moves by a near tie's distance.
         rank_correlation: Spearman's, of the score logits.
+        noise: Mean |delta| of a pair's difference of score logits: what decisions have to stand out from.
+        all_decisions_alike: Share of all pairs with the same preferred response, near ties included.
+        clear_pairs: Pairs that are clear.
+        clear_routes: Gate decisions that are clear.
     """
 
     items: int
@@ -99,6 +113,10 @@ class FirstTokenParity:
     decisions_alike: float
     routes_alike: float
     rank_correlation: float
+    noise: float
+    all_decisions_alike: float
+    clear_pairs: int
+    clear_routes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, in six significant digits."""
@@ -138,14 +156,20 @@ class VerdictParity:
         return _rounded(asdict(self))
 
 
-def gate_signals(readings: Sequence[Reading], manifest: Manifest) -> list[FastSignals]:
-    """The gate's view of each reading."""
-    values = [label.value for label in manifest.labels]
-    return [signals(r.label_logits, values, log_mass=r.log_mass, entropy=r.entropy, vocab_size=manifest.vocab_size) for r in readings]
+def gate_signals(readings: Sequence[Reading], manifest: Manifest, shift: float = 0.0) -> list[FastSignals]:
+    """The gate's view of each reading, its score logit moved by ``shift``."""
+    values = np.array([label.value for label in manifest.labels], dtype=np.float64)
+    by = shift * (values - values.mean()) / np.ptp(values)
+    vocab_size = manifest.vocab_size
+    return [signals(np.asarray(r.label_logits) + by, values, log_mass=r.log_mass, entropy=r.entropy, vocab_size=vocab_size) for r in readings]
 
 
 def compare_readings(
-    reference: Sequence[Reading], actual: Sequence[Reading], pairs: Sequence[tuple[int, int]], manifest: Manifest
+    reference: Sequence[Reading],
+    actual: Sequence[Reading],
+    pairs: Sequence[tuple[int, int]],
+    manifest: Manifest,
+    near_tie: float = FP32_NOISE_LOGIT,
 ) -> FirstTokenParity:
     """Measure the readings of an exported file against the checkpoint's.
 
@@ -154,13 +178,16 @@ def compare_readings(
         actual: Of the file, the same items.
         pairs: Positions of two responses to one prompt.
         manifest: Gives label values and gate.
+        near_tie: Distance of two score logits up to which a decision between them counts for nothing.
     """
     want, have = gate_signals(reference, manifest), gate_signals(actual, manifest)
     logits = np.abs(np.array([r.label_logits for r in actual]) - np.array([r.label_logits for r in reference]))
     scores = np.abs(np.array([s.score for s in have]) - np.array([s.score for s in want]))
-    gate = Gate(manifest.gate)
-    routes = [gate.single(w).escalate == gate.single(h).escalate for w, h in zip(want, have, strict=True)]
-    routes += [gate.pair(want[i], want[j]).escalate == gate.pair(have[i], have[j]).escalate for i, j in pairs]
+    margins = np.array([[side[i].logit - side[j].logit for i, j in pairs] for side in (want, have)])
+    same, clear = (margins[0] > 0) == (margins[1] > 0), np.abs(margins[0]) > near_tie
+    moved = [gate_signals(reference, manifest, shift) for shift in (near_tie, -near_tie)]
+    expected, got = _routes(want, want, pairs, manifest), _routes(have, have, pairs, manifest)
+    firm = np.logical_and.reduce([_routes(side, want, pairs, manifest) == expected for side in moved])
     return FirstTokenParity(
         items=len(want),
         pairs=len(pairs),
@@ -168,18 +195,31 @@ def compare_readings(
         mean_delta_logit=float(logits.mean()),
         max_delta_score=float(scores.max()),
         mean_delta_score=float(scores.mean()),
-        decisions_alike=_share(_same_decision(want[i].logit - want[j].logit, have[i].logit - have[j].logit) for i, j in pairs),
-        routes_alike=_share(routes),
+        decisions_alike=_share(same[clear]),
+        routes_alike=_share((expected == got)[firm]),
         rank_correlation=spearman([s.logit for s in want], [s.logit for s in have]),
+        noise=float(np.abs(margins[0] - margins[1]).mean()) if len(pairs) else 0.0,
+        all_decisions_alike=_share(same),
+        clear_pairs=int(clear.sum()),
+        clear_routes=int(firm.sum()),
     )
 
 
+def _routes(side: Sequence[FastSignals], other: Sequence[FastSignals], pairs: Sequence[tuple[int, int]], manifest: Manifest) -> NDArray[np.bool_]:
+    """Whether the gate escalates each response of ``side``, and each pair of one of it with one of ``other``."""
+    gate = Gate(manifest.gate)
+    single = [gate.single(s).escalate for s in side]
+    return np.array(single + [gate.pair(side[i], other[j]).escalate for i, j in pairs], dtype=bool)
+
+
 def at_best(part: FirstTokenParity, items: int, pairs: int) -> FirstTokenParity:
-    """What the figures of a whole set can be at best when some of it measured ``part``: all the rest is alike."""
+    """What the figures of a whole set can be at best when some of it measured ``part``: all the rest is clear and alike."""
+    clear_pairs = part.clear_pairs + pairs - part.pairs
+    clear_routes = part.clear_routes + items + pairs - part.items - part.pairs
     return replace(
         part,
-        decisions_alike=1 - (1 - part.decisions_alike) * part.pairs / pairs,
-        routes_alike=1 - (1 - part.routes_alike) * (part.items + part.pairs) / (items + pairs),
+        decisions_alike=1 - (1 - part.decisions_alike) * part.clear_pairs / max(clear_pairs, 1),
+        routes_alike=1 - (1 - part.routes_alike) * part.clear_routes / max(clear_routes, 1),
     )
 
 
@@ -221,9 +261,9 @@ def violations(precision: str, fast: FirstTokenParity | None, slow: VerdictParit
         if precision != "fp32" and not fast.max_delta_score <= tolerance.delta_score:
             found.append(f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}")
         if not fast.decisions_alike >= tolerance.decisions:
-            found.append(f"fast: {fast.decisions_alike:.2%} of pairwise decisions alike, expected {tolerance.decisions:.2%}{help_fast}")
+            found.append(f"fast: {fast.decisions_alike:.2%} of clear pairwise decisions alike, expected {tolerance.decisions:.2%}{help_fast}")
         if not fast.routes_alike >= tolerance.routes:
-            found.append(f"fast: {fast.routes_alike:.2%} of gate routes alike, expected {tolerance.routes:.2%}{help_fast}")
+            found.append(f"fast: {fast.routes_alike:.2%} of clear gate routes alike, expected {tolerance.routes:.2%}{help_fast}")
     return found + (verdict_violations(slow, tolerance) if slow is not None else [])
 
 
@@ -232,10 +272,6 @@ def verdict_violations(slow: VerdictParity, tolerance: Tolerance) -> list[str]:
     shares = ((slow.verdicts_alike, ""), (slow.given_thought_alike, " behind the checkpoint's own thoughts"))
     form = "slow: {:.2%} of verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
     return [form.format(share, what, tolerance.verdicts) for share, what in shares if not share >= tolerance.verdicts]
-
-
-def _same_decision(want: float, have: float) -> bool:
-    return (want > 0) == (have > 0) or abs(want) <= FP32_NOISE_LOGIT
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:

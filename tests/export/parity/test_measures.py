@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +28,12 @@ from fsrm_lite.export.parity.readings import (
     read_logits,
 )
 
-GOOD = FirstTokenParity(204, 510, 1e-4, 1e-5, 1e-4, 1e-5, 1.0, 1.0, 1.0)
+PARITY = {
+    "items": 204, "pairs": 510, "max_delta_logit": 1e-4, "mean_delta_logit": 1e-5, "max_delta_score": 1e-4, "mean_delta_score": 1e-5,
+    "decisions_alike": 1.0, "routes_alike": 1.0, "rank_correlation": 1.0, "noise": 1e-5, "all_decisions_alike": 1.0,
+    "clear_pairs": 500, "clear_routes": 700,
+}  # fmt: skip
+GOOD = FirstTokenParity(**PARITY)
 GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)
 
 
@@ -66,7 +72,26 @@ def test_compare_readings_forgives_float32_ties_only():
     want = readings([(1.0, 0), (1.0005, 0), (1.1, 0)])
     have = readings([(1.0001, 0), (1.0, 0), (0.9, 0)])
     parity = compare_readings(want, have, [(0, 1), (0, 2)], plain_manifest())
-    assert parity.decisions_alike == 0.5
+    assert (parity.clear_pairs, parity.decisions_alike, parity.all_decisions_alike) == (1, 0.0, 0.0)
+
+
+def test_near_ties_count_for_nothing_but_are_reported():
+    want = readings([(1.0, 0), (1.05, 0), (2.0, 0), (0.0, 0)])
+    have = readings([(1.06, 0), (1.0, 0), (0.9, 0), (0.0, 0)])
+    pairs = [(0, 1), (0, 2), (2, 3)]
+    parity = compare_readings(want, have, pairs, plain_manifest(), Tolerance().near_tie("int8"))
+    assert Tolerance().near_tie("int8") == pytest.approx(0.08)
+    assert (parity.clear_pairs, parity.decisions_alike) == (2, 0.5)
+    assert parity.all_decisions_alike == pytest.approx(1 / 3)
+    assert parity.noise == pytest.approx((0.11 + 1.16 + 1.1) / 3, abs=1e-6)
+
+
+def test_routes_near_the_gates_threshold_count_for_nothing():
+    # The plain manifest's gate escalates where |2 score - 1| is below one half: at a logit of log 3.
+    edge = math.log(3)
+    want, have = readings([(edge + 0.05, 0), (edge + 0.3, 0)]), readings([(edge - 0.05, 0), (edge - 0.3, 0)])
+    parity = compare_readings(want, have, [], plain_manifest(), 0.08)
+    assert (parity.clear_routes, parity.routes_alike) == (1, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +111,7 @@ def test_spearman_agrees_with_scipy():
 
 def test_violations_name_the_figure_and_the_flag():
     assert violations("int8", GOOD, GOOD_VERDICTS, Tolerance()) == []
-    bad = FirstTokenParity(204, 510, 0.5, 0.1, 0.3, 0.1, 0.9, 0.8, 0.9)
+    bad = replace(GOOD, max_delta_logit=0.5, max_delta_score=0.3, decisions_alike=0.9, routes_alike=0.8)
     found = violations("int8", bad, VerdictParity(60, 0, 0.9, 0.5, 0.97, 0.2, 16), Tolerance())
     assert found[0] == "fast: a score is off by 0.3, allowed 0.02; try --fast fp32"
     assert [line.split(":")[0] for line in found] == ["fast", "fast", "fast", "slow", "slow"]
@@ -94,7 +119,7 @@ def test_violations_name_the_figure_and_the_flag():
 
 
 def test_excess_is_the_worst_figure_over_its_allowance():
-    bad = FirstTokenParity(204, 510, 0.5, 0.1, 0.03, 0.1, 0.97, 0.995, 0.9)
+    bad = replace(GOOD, max_delta_logit=0.5, max_delta_score=0.03, decisions_alike=0.97, routes_alike=0.995)
     assert excess("int8", bad, Tolerance()) == pytest.approx(3.0)
     assert excess("fp32", bad, Tolerance()) == pytest.approx(500.0)
     assert excess("int8", bad, Tolerance(delta_score=0.0)) == math.inf
@@ -103,7 +128,7 @@ def test_excess_is_the_worst_figure_over_its_allowance():
 
 def test_violations_treat_nan_as_out_of_tolerance():
     nan = float("nan")
-    broken = FirstTokenParity(1, 1, nan, nan, nan, nan, nan, nan, nan)
+    broken = replace(GOOD, max_delta_logit=nan, max_delta_score=nan, decisions_alike=nan, routes_alike=nan)
     assert len(violations("fp32", broken, None, Tolerance())) == 3
 
 

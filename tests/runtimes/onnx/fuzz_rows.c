@@ -253,7 +253,7 @@ static Shape random_shape(size_t most_in_group, int even) {
 
 static void run_queries(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
     rotate_queries(from, to, c->shape, c->in[0], c->in[1], c->epsilon, c->in[2], c->in[3], c->factor, scratch, out[0],
-                   out[1]);
+                   out[1], out[2]);
 }
 
 static void run_keys(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
@@ -277,11 +277,12 @@ static void fuzz_rotation(Kind kind, int of_keys) {
                  .factor = random_factor(shape.dim, kind),
                  .epsilon = 1e-6f,
                  .scratch_values = SCRATCH_PER_DIM * shape.dim,
-                 .out_bytes = {n, rows * sizeof(float)}};
+                 .out_bytes = {n, rows * sizeof(float), of_keys ? 0 : perhaps(n)}};
     void *out[OUTPUTS];
     run_twice(&call, out);
     if (kind != ORDINARY) return;
     check_uint8(out[0], n);
+    if (out[2]) check_uint8(out[2], n);
     check_largest(out[1], rows);
 }
 

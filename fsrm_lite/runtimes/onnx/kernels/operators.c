@@ -238,7 +238,7 @@ static OrtStatusPtr check_heads(Work *work, int64_t kv_heads, size_t norm) {
  * RotateQueries: the same without weight */
 static void run_queries(const Work *work, size_t from, size_t to, float *scratch) {
     rotate_queries(from, to, work->shape, work->in[0].data, work->in[4].data, work->epsilon, work->in[1].data,
-                   work->in[2].data, work->factor, scratch, work->out[0], work->out[1]);
+                   work->in[2].data, work->factor, scratch, work->out[0], work->out[1], work->out[2]);
 }
 
 static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64_t kv_heads) {
@@ -246,6 +246,7 @@ static OrtStatusPtr prepare_queries(Work *work, OrtKernelContext *context, int64
     Shape shape = work->shape;
     MAKE(work, context, 0, shape.kv_heads, shape.group * shape.tokens, shape.dim);
     MAKE(work, context, 1, shape.kv_heads, shape.group * shape.tokens, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, shape.kv_heads, shape.group * shape.tokens, shape.dim);
     work->units = shape.tokens;
     work->width = shape.kv_heads * shape.group * shape.dim;
     work->run = run_queries;
@@ -423,6 +424,10 @@ static const Operator operators[] = {
      .count = "kv_heads", .prepare = prepare_queries},
     {OPERATOR, .label = "NormRotateQueries", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_queries},
+    {OPERATOR, .label = "RotateQueriesTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
+     .count = "kv_heads", .prepare = prepare_queries},
+    {OPERATOR, .label = "NormRotateQueriesTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {UINT8, FLOAT, UINT8}, .count = "kv_heads", .has_epsilon = 1, .prepare = prepare_queries},
     {OPERATOR, .label = "RotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .count = "kv_heads", .prepare = prepare_keys},
     {OPERATOR, .label = "NormRotateKeys", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},

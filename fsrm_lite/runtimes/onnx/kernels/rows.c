@@ -217,7 +217,7 @@ INLINE float *rotate(const float *x, size_t dim, const float *weight, float epsi
 VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float *restrict queries,
                                const float *restrict weight, float epsilon, const float *restrict cos,
                                const float *restrict sin, Factor factor, float *restrict scratch,
-                               uint8_t *restrict quantized, float *restrict largest) {
+                               uint8_t *restrict quantized, float *restrict largest, uint8_t *restrict rest) {
     size_t heads = shape.kv_heads * shape.group, dim = shape.dim;
     for (size_t token = from; token < to; token++)
         for (size_t head = 0; head < heads; head++) {
@@ -226,7 +226,7 @@ VECTORIZED void rotate_queries(size_t from, size_t to, Shape shape, const float 
             float unit, *x = rotate(query, dim, weight, epsilon, cos + token * (dim / 2), sin + token * (dim / 2),
                                     factor, scratch, &unit);
             float top = largest_magnitude(x, dim, SMALLEST);
-            to_uint8(x, dim, 127.0f / top, quantized + row * dim);
+            quantize_row(x, dim, 127.0f / top, quantized + row * dim, rest ? rest + row * dim : NULL);
             largest[row] = top * unit;
         }
 }

@@ -65,7 +65,7 @@ void gate_quantize(size_t from, size_t to, size_t width, const float *gate, cons
  * floats. */
 void rotate_queries(size_t from, size_t to, Shape shape, const float *queries, const float *weight, float epsilon,
                     const float *cos, const float *sin, Factor factor, float *scratch, uint8_t *quantized,
-                    float *largest);
+                    float *largest, uint8_t *rest);
 
 /* The same for keys [tokens, kv_heads * dim], for heads in the given range, with mean [kv_heads, dim] taken off after
  * the spreading. The results are quantized [kv_heads, dim, tokens] and largest [kv_heads, tokens]. */
