@@ -35,7 +35,15 @@ from fsrm_lite.runtimes.threads import usable_cores
 
 JUDGE_STAGES = {"judge-random": "random weights", "judge-embedded": "embedded"}
 STAGES = ("prepare", "startup", "roofline", *(w.name for w in MAIN), "growth", *JUDGE_STAGES)
-BUDGET_SHARES = {"W1": 0.08, "W2": 0.15, "W3": 0.24, "W4": 0.16, "growth": 0.14, "judge-random": 0.18, "judge-embedded": 0.05}
+BUDGET_SHARES = {
+    "W1": 0.08,
+    "W2": 0.15,
+    "W3": 0.24,
+    "W4": 0.16,
+    "growth": 0.14,
+    "judge-random": 0.18,
+    "judge-embedded": 0.05,
+}
 """Shares of the minutes; loading, start-up, the roofline and what the least rounds take beyond a share come on top."""
 
 METHOD = 2
@@ -75,7 +83,10 @@ def main() -> None:
     results = Results(work / "results.json")
     about = _about(files, arguments.shape, threads)
     if results.data and results.data["about"]["setting"] != about["setting"]:
-        say("another machine, thread count, version or way to measure than the kept results come from: measuring all of it again")
+        say(
+            "another machine, thread count, version or way to measure than the kept results come from: measuring "
+            "all of it again"
+        )
         results.data.clear()
     results.data["about"] = about
     field = Field(work, threads, say, None if arguments.again else results.data.get("spin", {}).get("count"))
@@ -101,13 +112,29 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder for model files and results")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.6b")
-    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES, metavar="STAGE", help=f"any of {', '.join(STAGES)}; default: all")
+    parser.add_argument(
+        "--stage",
+        choices=STAGES,
+        nargs="+",
+        default=STAGES,
+        metavar="STAGE",
+        help=f"any of {', '.join(STAGES)}; default: all",
+    )
     parser.add_argument("--again", action="store_true", help="measure again what is measured already")
     parser.add_argument("--minutes", type=float, default=17.0, help="for all measurements together, without loading")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[*PEERS], metavar="PEER", help="in W1 to W4, only these beside fsrm-lite int8")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=[*PEERS],
+        metavar="PEER",
+        help="in W1 to W4, only these beside fsrm-lite int8",
+    )
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     return parser.parse_args()
 
@@ -151,10 +178,15 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
         data["growth"] = grow(field, peers, budget_s, say)
     elif stage in JUDGE_STAGES:
         field.close()
-        data.setdefault("judge", {})[stage] = judge.measure(field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s)
+        data.setdefault("judge", {})[stage] = judge.measure(
+            field.root, field.threads, say, JUDGE_STAGES[stage], budget_s=budget_s
+        )
     elif stage != "prepare":
         workload = next(w for w in MAIN if w.name == stage)
-        asked = {next(iter(PEERS)), *arguments.peers} - {ROOFLINE, *(() if workload.prompt else ("transformers bf16 cached",))}
+        asked = {next(iter(PEERS)), *arguments.peers} - {
+            ROOFLINE,
+            *(() if workload.prompt else ("transformers bf16 cached",)),
+        }
         peers = [name for name in PEERS if name in asked]
         if workload is not MAIN[0]:
             peers = best_forms(peers, data.get("main", {}).get(MAIN[0].name, {}))
@@ -174,7 +206,11 @@ def _measure_roofline(data: dict[str, Any], field: Field) -> None:
 
 def _check_agreement(series: dict[str, Any]) -> None:
     """Peers that answer something else measure nothing: fp32 files must give one logit."""
-    exact = [series[name].values for name in ("fsrm-lite fp32", "transformers fp32") if name in series and series[name].values]
+    exact = [
+        series[name].values
+        for name in ("fsrm-lite fp32", "transformers fp32")
+        if name in series and series[name].values
+    ]
     if len(exact) == 2:
         gap = max(abs(a - b) for a, b in zip(*exact, strict=False))
         say(f"largest gap between fsrm-lite fp32 and transformers fp32: {gap:.1e}")
@@ -183,7 +219,10 @@ def _check_agreement(series: dict[str, Any]) -> None:
 
 
 def _fastest_llama(data: dict[str, Any]) -> str:
-    """Name the form of the low-level llama.cpp peer that the first workload shows to be the fastest; the first one where it was not run."""
+    """Name the form of the low-level llama.cpp peer that the first workload shows to be the fastest.
+
+    The first one where it was not run.
+    """
     rows = data.get("main", {}).get(MAIN[0].name, {})
     forms = next(family for family in FAMILIES if family[0].startswith("llama.cpp"))
     return min(forms, key=lambda name: rows.get(name, {}).get("median_s") or float("inf"))

@@ -21,7 +21,9 @@ class CrossEncoderPeer:
         from sentence_transformers.cross_encoder.modules import LogitScore
 
         torch.set_num_threads(threads)
-        reader = Transformer(str(checkpoint), transformer_task="text-generation", model_kwargs={"dtype": torch.bfloat16})
+        reader = Transformer(
+            str(checkpoint), transformer_task="text-generation", model_kwargs={"dtype": torch.bfloat16}
+        )
         self._model = CrossEncoder(modules=[reader, LogitScore(LABELS[0])], device="cpu")
 
     def run(self, workload: Workload) -> list[float]:
@@ -29,5 +31,7 @@ class CrossEncoderPeer:
         texts = ["".join(_LETTERS[i] for i in ids) for ids in workload.sequences(len(_LETTERS))]
         cut = max(workload.prompt, 1)
         batch = max(1, 2048 // (workload.prompt + workload.response))
-        scores = self._model.predict([(text[:cut], text[cut:]) for text in texts], batch_size=batch, show_progress_bar=False)
+        scores = self._model.predict(
+            [(text[:cut], text[cut:]) for text in texts], batch_size=batch, show_progress_bar=False
+        )
         return [float(score) for score in scores]

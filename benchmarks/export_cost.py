@@ -36,7 +36,10 @@ SPEC: dict[str, Any] = {
             "verdict": {"close": "</think>\n\n", "choices": ["Yes", "No"], "values": [1, 0]},
         },
         "pairwise_slow": {
-            "text": ASK + "Assistant 1: {response_a}\nAssistant 2: {response_b}\nThink, then choose the better one." + END + "<think>\n",
+            "text": ASK
+            + "Assistant 1: {response_a}\nAssistant 2: {response_b}\nThink, then choose the better one."
+            + END
+            + "<think>\n",
             "verdict": {"close": "</think>\n\n", "prefix": "\\boxed{Assistant ", "choices": ["1", "2"], "suffix": "}"},
         },
     },
@@ -55,16 +58,23 @@ def write_checkpoint(folder: Path, shape: str) -> None:
     settings = dict(SHAPES[shape])
     rope = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters=rope, bos_token_id=None, eos_token_id=None)).to(torch.bfloat16)
+    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters=rope, bos_token_id=None, eos_token_id=None)).to(
+        torch.bfloat16
+    )
     model.save_pretrained(folder, max_shard_size="500MB")
     tokenizer = Tokenizer(models.BPE())
     split = next(pattern for pattern, name in PRE_BY_PATTERN.items() if name == "qwen2")
-    steps = [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    steps = [
+        pre_tokenizers.Split(Regex(split), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     texts = [str(template["text"]) for template in SPEC["templates"].values()] + ["Yes", "No"] * 50
     texts += [f"{prompt} {response}" for prompt, response in load_calibration(None).items]
-    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -97,7 +107,9 @@ def main(work: Path, shape: str) -> None:
         shutil.rmtree(checkpoint, ignore_errors=True)
         write_checkpoint(checkpoint, shape)
     stages, start = Stages(), time.perf_counter()
-    manifest = export_checkpoint(checkpoint, work / f"bundle-{shape}", overwrite=True, force=True, progress=stages.report)
+    manifest = export_checkpoint(
+        checkpoint, work / f"bundle-{shape}", overwrite=True, force=True, progress=stages.report
+    )
     total = time.perf_counter() - start
     for stage, seconds in stages.seconds.items():
         click.echo(f"{seconds:7.1f} s  {stage}")

@@ -46,10 +46,14 @@ class _Curve:
     def seconds(self) -> dict[str, float]:
         """Return the fastest time of each point."""
         measured = ((name, scale, self.runs[shape]) for name, (shape, scale) in self.points.items())
-        return {name: scale * summarise(own.seconds, own.others)["min_s"] for name, scale, own in measured if own.seconds}
+        return {
+            name: scale * summarise(own.seconds, own.others)["min_s"] for name, scale, own in measured if own.seconds
+        }
 
 
-def grow(field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def grow(
+    field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
     """Run every point once, then again, the quickest first, while the budget lasts; the faster time counts.
 
     Args:
@@ -68,7 +72,10 @@ def grow(field_: Field, peers: Sequence[str], budget_s: float, say: Callable[[st
     def run(curve: _Curve, shape: Workload) -> None:
         own = curve.runs.setdefault(shape, Series())
         run_once(field_, curve.peer, shape, own, _TIMEOUT)
-        say(f"growth: {curve.peer}, {shape.count} behind a prompt of {shape.prompt}: {own.failed or f'{own.seconds[-1]:.2f} s'}")
+        say(
+            f"growth: {curve.peer}, {shape.count} behind a prompt of {shape.prompt}: "
+            f"{own.failed or f'{own.seconds[-1]:.2f} s'}"
+        )
 
     for workload in (*BY_COUNT, *BY_PROMPT):
         for curve in curves:

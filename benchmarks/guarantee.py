@@ -48,7 +48,15 @@ def population(kind: str, rng: np.random.Generator, size: int = POPULATION) -> S
     }[kind]
     correct = rng.random(size) < right
     distribution = np.clip(np.tanh(np.abs(logit) / 2) + rng.normal(0, 0.2, size), 0, 1)
-    return Sample(logit, distribution, np.where(correct, 1.0, -1.0) * np.abs(logit), correct, None, None, np.arange(size).astype(str))
+    return Sample(
+        logit,
+        distribution,
+        np.where(correct, 1.0, -1.0) * np.abs(logit),
+        correct,
+        None,
+        None,
+        np.arange(size).astype(str),
+    )
 
 
 def oracle_coverage(sample: Sample, risk: float) -> float:
@@ -63,13 +71,21 @@ def trial(sample: Sample, rng: np.random.Generator, items: int, paths: list[str]
     """Calibrate on a fresh draw; return the true risk (NaN when everything escalates) and the true coverage."""
     draw = sample.take(rng.integers(0, len(sample), items))
     cut = int(items * TUNING_SHARE)
-    result = control_risk(draw.take(np.arange(cut)), draw.take(np.arange(cut, items)), risk=RISK, confidence=CONFIDENCE, paths=paths)
+    result = control_risk(
+        draw.take(np.arange(cut)), draw.take(np.arange(cut, items)), risk=RISK, confidence=CONFIDENCE, paths=paths
+    )
     kept = ~escalations(result.gate, sample)
     return (float(1 - sample.fast_correct[kept].mean()) if kept.any() else np.nan), float(kept.mean())
 
 
 def run(
-    name: str, sample: Sample, *, splits: int = SPLITS, items: int = SIZES[0], paths: list[str] | None = None, seed: int = 0
+    name: str,
+    sample: Sample,
+    *,
+    splits: int = SPLITS,
+    items: int = SIZES[0],
+    paths: list[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, object]:
     """Run ``splits`` trials on one population and sum them up."""
     rng = np.random.default_rng(seed)
@@ -113,7 +129,9 @@ def main() -> None:
     if arguments.items:
         populations["real"] = recorded(arguments.items)
     # One path at full delta everywhere; what splitting delta over three paths costs is shown once.
-    jobs: list[tuple[str, int, list[str] | None]] = [(name, items, None) for name in populations for items in arguments.size]
+    jobs: list[tuple[str, int, list[str] | None]] = [
+        (name, items, None) for name in populations for items in arguments.size
+    ]
     jobs.append(("calibrated", max(arguments.size), list(PATH_NAMES)))
     for name, items, paths in jobs:
         print(json.dumps(run(name, populations[name], splits=arguments.splits, items=items, paths=paths)), flush=True)

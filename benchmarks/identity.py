@@ -3,10 +3,10 @@
 Run it in one version with a path that does not exist yet, and in another version with the same path:
 
     python -m benchmarks.identity RECORD.json      # writes 500 scores, 200 comparisons and the hashes of an export
-    python -m benchmarks.identity RECORD.json      # later, elsewhere: compares, and ends with status 1 where anything differs
+    python -m benchmarks.identity RECORD.json      # later: compares, and ends with status 1 where anything differs
 
-The export is that of the embedded model's own weights, taken back from its GGUF file. Both runs need the same machine, since
-other processors round differently, and the same number of threads (one).
+The export is that of the embedded model's own weights, taken back from its GGUF file. Both runs need the same machine,
+since other processors round differently, and the same number of threads (one).
 """
 
 from __future__ import annotations
@@ -45,9 +45,16 @@ def record() -> dict[str, Any]:
 
     rows = [pair_row(pair) for pair in held_out("test", max(SCORES, COMPARISONS))]
     with FastSlowRM.from_pretrained(threads=1) as rm:
-        scores = rm.score_many([(row["prompt"], row["chosen" if i % 2 else "rejected"]) for i, row in enumerate(rows[:SCORES])])
-        comparisons = rm.compare_many([(row["prompt"], row["rejected"], row["chosen"]) for row in rows[:COMPARISONS]], votes=2)
-        lists = [rm.best_of_n(row["prompt"], [other["chosen"] for other in rows[i : i + 6]]) for i, row in enumerate(rows[:20])]
+        scores = rm.score_many(
+            [(row["prompt"], row["chosen" if i % 2 else "rejected"]) for i, row in enumerate(rows[:SCORES])]
+        )
+        comparisons = rm.compare_many(
+            [(row["prompt"], row["rejected"], row["chosen"]) for row in rows[:COMPARISONS]], votes=2
+        )
+        lists = [
+            rm.best_of_n(row["prompt"], [other["chosen"] for other in rows[i : i + 6]])
+            for i, row in enumerate(rows[:20])
+        ]
     return {
         "scores": [score.to_dict() for score in scores],
         "comparisons": [comparison.to_dict() for comparison in comparisons],
@@ -62,7 +69,11 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     for part in sorted(before.keys() | after.keys()):
         old, new = before.get(part), after.get(part)
         old, new = (dict(enumerate(x)) if isinstance(x, list) else x or {} for x in (old, new))
-        found += [f"{part} {key}: {old.get(key)} became {new.get(key)}" for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)]
+        found += [
+            f"{part} {key}: {old.get(key)} became {new.get(key)}"
+            for key in [*old, *(new.keys() - old.keys())]
+            if old.get(key) != new.get(key)
+        ]
     return found
 
 

@@ -32,7 +32,13 @@ EMBEDDED = {
     Task("8 votes, all of them, one pair per call", EMBEDDED_PAIRS, EMBEDDED_VOTES): 5.0,
     Task(f"8 votes, all of them, {EMBEDDED_PAIRS} pairs per call", EMBEDDED_PAIRS, EMBEDDED_VOTES, EMBEDDED_PAIRS): 5.0,
     Task("8 votes, adaptive, one pair per call", EMBEDDED_PAIRS, EMBEDDED_VOTES, adaptive=True): 5.0,
-    Task(f"8 votes, adaptive, {EMBEDDED_PAIRS} pairs per call", EMBEDDED_PAIRS, EMBEDDED_VOTES, EMBEDDED_PAIRS, adaptive=True): 5.0,
+    Task(
+        f"8 votes, adaptive, {EMBEDDED_PAIRS} pairs per call",
+        EMBEDDED_PAIRS,
+        EMBEDDED_VOTES,
+        EMBEDDED_PAIRS,
+        adaptive=True,
+    ): 5.0,
 }
 """What is measured, and the ratio asked for; from the issue that asked for this."""
 
@@ -76,7 +82,9 @@ Outcomes = list[dict[str, Any]]
 """Of one task, round by round."""
 
 
-def measure(root: Path, threads: int, say: Callable[[str], None], which: str, *, budget_s: float) -> list[dict[str, Any]]:
+def measure(
+    root: Path, threads: int, say: Callable[[str], None], which: str, *, budget_s: float
+) -> list[dict[str, Any]]:
     """Measure one model; returns rows as dicts.
 
     Args:
@@ -86,7 +94,11 @@ def measure(root: Path, threads: int, say: Callable[[str], None], which: str, *,
         which: "random weights" or "embedded".
         budget_s: Seconds for the runs; loading comes on top, and the least rounds may take ``OVERDRAFT`` times as long.
     """
-    tasks, trial, peer_task = (RANDOM, _TRIAL_RANDOM, _PEER_RANDOM) if which == "random weights" else (EMBEDDED, _TRIAL_EMBEDDED, _PEER_EMBEDDED)
+    tasks, trial, peer_task = (
+        (RANDOM, _TRIAL_RANDOM, _PEER_RANDOM)
+        if which == "random weights"
+        else (EMBEDDED, _TRIAL_EMBEDDED, _PEER_EMBEDDED)
+    )
     form, peer_worker = _fastest_form(root, threads, say, which, trial)
     workers = [peer_worker]
     try:
@@ -102,8 +114,13 @@ def measure(root: Path, threads: int, say: Callable[[str], None], which: str, *,
     return [asdict(_row(which, task, target, outcomes[task.name], peer, form, every)) for task, target in tasks.items()]
 
 
-def _take_turns(turns: Sequence[tuple[Worker, Task]], say: Callable[[str], None], which: str, budget_s: float) -> dict[str, Outcomes]:
-    """Do all tasks in turn: ``LEAST_ROUNDS`` of each within ``OVERDRAFT`` (of a long one, one), further ones within the budget."""
+def _take_turns(
+    turns: Sequence[tuple[Worker, Task]], say: Callable[[str], None], which: str, budget_s: float
+) -> dict[str, Outcomes]:
+    """Do all tasks in turn.
+
+    ``LEAST_ROUNDS`` of each within ``OVERDRAFT`` (of a long one, one), further ones within the budget.
+    """
     outcomes: dict[str, Outcomes] = {task.name: [] for _, task in turns}
     start = perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
@@ -121,7 +138,11 @@ def _take_turns(turns: Sequence[tuple[Worker, Task]], say: Callable[[str], None]
 def _fastest_form(root: Path, threads: int, say: Callable[[str], None], which: str, trial: Task) -> tuple[str, Worker]:
     """Start the peer in each of its forms, try them, and keep the fastest one; returns its name and its process."""
     counts = {threads, 1} if which == "embedded" else {threads}
-    forms = {f"{n} threads, GOMP_SPINCOUNT={spin}": (n, spin) for n in sorted(counts) for spin in (SPINS if n > 1 else SPINS[:1])}
+    forms = {
+        f"{n} threads, GOMP_SPINCOUNT={spin}": (n, spin)
+        for n in sorted(counts)
+        for spin in (SPINS if n > 1 else SPINS[:1])
+    }
     workers: dict[str, Worker] = {}
     best = ""
     try:
@@ -163,7 +184,10 @@ def _row(which: str, task: Task, target: float, ours: Outcomes, peer: Outcomes, 
 
 
 def _scale(which: str, task: Task, outcomes: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the peer's seconds for the votes of ``task``: those of random weights are all alike, so a few are measured."""
+    """Return the peer's seconds for the votes of ``task``.
+
+    Those of random weights are all alike, so a few are measured.
+    """
     if which == "embedded":
         return [outcome["seconds"] for outcome in outcomes]
     return [outcome["seconds"] / outcome["tokens"] * VOTE * task.pairs * 2 * task.votes for outcome in outcomes]
@@ -174,14 +198,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "**Judge: beside `Llama.create_completion`, one call per vote**",
         "",
-        "| | median s | spread | tokens/s | create_completion, s | spread | ratio | target | outside `llama_decode` | one call of it | |",
+        "| | median s | spread | tokens/s | create_completion, s | spread | ratio | target | outside "
+        "`llama_decode` | one call of it | |",
         "|---" * 11 + "|",
     ]
     for r in rows:
-        ours, peer = (f"{r[k]['median_s']:.2f} | {r[k]['min_s']:.2f} - {r[k]['max_s']:.2f}, n={r[k]['runs']}" for k in ("seconds", "peer_seconds"))
+        ours, peer = (
+            f"{r[k]['median_s']:.2f} | {r[k]['min_s']:.2f} - {r[k]['max_s']:.2f}, n={r[k]['runs']}"
+            for k in ("seconds", "peer_seconds")
+        )
         met = "met" if r["ratio"] >= r["target"] else "missed"
         lines.append(
-            f"| {r['what']} | {ours} | {r['tokens_per_second']:.0f} | {peer} | {r['ratio']:.2f}x | {r['target']}x: {met} "
+            f"| {r['what']} | {ours} | {r['tokens_per_second']:.0f} | {peer} | {r['ratio']:.2f}x | {r['target']}x: "
+            f"{met} "
             f"| {r['overhead']:.1%}{'' if r['overhead'] <= OVERHEAD else ' (over 10 %)'} "
             f"| {r['step_ms']:.2f} ms, {r['step_rows']:.0f} rows | {r['note']} |"
         )

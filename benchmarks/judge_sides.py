@@ -1,7 +1,9 @@
-"""The two sides of the judge's benchmark, each in a process of its own: fsrm-lite's judge, and ``Llama.create_completion``.
+"""The two sides of the judge's benchmark, each in a process of its own.
 
-The peer gets the very same prompts as token ids, in an order that keeps its prompt cache warm, with the same sampling and
-the same budget. Votes of random weights are as long as their budget whatever is drawn (they never stop).
+Fsrm-lite's judge, and ``Llama.create_completion``.
+
+The peer gets the very same prompts as token ids, in an order that keeps its prompt cache warm, with the same sampling
+and the same budget. Votes of random weights are as long as their budget whatever is drawn (they never stop).
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Steps:
 
     def outcome(self, seconds: float, tokens: int, winners: Sequence[int] = ()) -> dict[str, Any]:
         """Return the :class:`Outcome` of a judge that took these steps, as a dict."""
-        return asdict(Outcome(seconds, tokens, sum(self.seconds), 1000 * median(self.seconds), median(self.rows), list(winners)))
+        return asdict(
+            Outcome(seconds, tokens, sum(self.seconds), 1000 * median(self.seconds), median(self.rows), list(winners))
+        )
 
 
 @contextmanager
@@ -115,7 +119,9 @@ def random_prompts(task: Task, vocab_size: int) -> list[tuple[int, ...]]:
     rng = np.random.default_rng(0)
     out = []
     for _ in range(task.pairs):
-        front, a, b = (rng.integers(0, vocab_size, n).tolist() for n in (SHARED, (PROMPT - SHARED) // 2, (PROMPT - SHARED) // 2))
+        front, a, b = (
+            rng.integers(0, vocab_size, n).tolist() for n in (SHARED, (PROMPT - SHARED) // 2, (PROMPT - SHARED) // 2)
+        )
         for order in (front + a + b, front + b + a):
             out += [tuple(order)] * task.votes
     return out[:1] * task.votes if task.one_prompt else out
@@ -140,7 +146,9 @@ class RandomJudge:
         referee = Referee(Plan(jobs))
         with decoding_steps(self._engine._llama) as steps:
             start = time.perf_counter()
-            scheduler = Scheduler(self._engine, lambda ids: "", Sampling(TEMPERATURE), (), min(STREAMS, len(jobs)), PROMPT + VOTE)
+            scheduler = Scheduler(
+                self._engine, lambda ids: "", Sampling(TEMPERATURE), (), min(STREAMS, len(jobs)), PROMPT + VOTE
+            )
             scheduler.run(referee)
             seconds = time.perf_counter() - start
         return steps.outcome(seconds, sum(len(r.ids) for r in referee.results if r))
@@ -155,7 +163,9 @@ class Completion:
 
         llama = load_llama()
         guard_high_level(llama, path)
-        self.llama = llama.Llama(str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+        self.llama = llama.Llama(
+            str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
 
     def write(self, prompts: Sequence[Sequence[int]], budget: int) -> Outcome:
         """Write one completion per prompt; equal prompts must follow each other."""
@@ -216,7 +226,11 @@ class EmbeddedJudge:
         options = JudgeOptions(votes=task.votes, adaptive=task.adaptive, temperature=TEMPERATURE)
         with decoding_steps(load_llama()) as steps:
             start = time.perf_counter()
-            judgements = [j for i in range(0, len(pairs), task.batch) for j in self._judge.compare(pairs[i : i + task.batch], options)]
+            judgements = [
+                j
+                for i in range(0, len(pairs), task.batch)
+                for j in self._judge.compare(pairs[i : i + task.batch], options)
+            ]
             seconds = time.perf_counter() - start
         return steps.outcome(seconds, sum(j.tokens_generated for j in judgements), [j.winner for j in judgements])
 

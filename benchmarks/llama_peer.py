@@ -24,7 +24,9 @@ def amx_crashes(lib: Any) -> bool:  # noqa: ANN401
 
 
 def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has no types
-    """llama.cpp's default model parameters; where its AMX kernels would crash (see fsrm_lite/runtimes/llama/engine.py), the AVX ones.
+    """llama.cpp's default model parameters.
+
+    Where its AMX kernels would crash (see fsrm_lite/runtimes/llama/engine.py), the AVX ones.
 
     Weights are interleaved for those kernels as they would be by default on a machine without AMX.
     """
@@ -38,7 +40,7 @@ def model_params(lib: Any, path: Path) -> Any:  # noqa: ANN401 - llama_cpp has n
 
 
 def guard_high_level(lib: Any, path: Path) -> None:  # noqa: ANN401
-    """Have ``Llama``, which has no argument for it, start from :func:`model_params` for this file, the only one it will load."""
+    """Have ``Llama``, which has no argument for it, start from :func:`model_params` for the only file it will load."""
     params = model_params(lib, path)
     lib.llama_cpp.llama_model_default_params = lambda: params
 
@@ -59,7 +61,9 @@ class LlamaLowLevel:
     def run(self, workload: Workload) -> list[float]:
         """Read the workload: the prompt in pieces, then the responses, as many per call as fill ``_BATCH_TOKENS``."""
         lib = self._lib
-        together = max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        together = (
+            max(1, min(workload.count, _BATCH_TOKENS // workload.response)) if workload.response <= _BATCH_TOKENS else 1
+        )
         context = self._context(workload, together)
         memory = lib.llama_get_memory(context)
         sequences = workload.sequences(self._vocab_size)
@@ -74,7 +78,11 @@ class LlamaLowLevel:
                     # Sequence 0 keeps the prompt, 1.. are the responses.
                     if workload.prompt:
                         lib.llama_memory_seq_cp(memory, 0, i, 0, workload.prompt)
-                out += self._decode(context, [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)], logits=True)
+                out += self._decode(
+                    context,
+                    [(i, workload.prompt, ids[workload.prompt :]) for i, ids in enumerate(group, 1)],
+                    logits=True,
+                )
                 for i in range(1, len(group) + 1):
                     lib.llama_memory_seq_rm(memory, i, -1, -1)
         finally:

@@ -18,14 +18,21 @@ class Watch:
         self._start, self._before = perf_counter(), self._other_seconds()
 
     def others(self) -> float:
-        """Return the share of all processors, in [0, 1], that other processes or other machines took; 0 where the system does not say."""
-        share = (self._other_seconds() - self._before) / ((os.cpu_count() or 1) * max(perf_counter() - self._start, 1e-3))
+        """Return the share of all processors, in [0, 1], that other processes or other machines took.
+
+        0 where the system does not say.
+        """
+        share = (self._other_seconds() - self._before) / (
+            (os.cpu_count() or 1) * max(perf_counter() - self._start, 1e-3)
+        )
         return min(1.0, max(0.0, share))
 
     def _other_seconds(self) -> float:
         """Processor seconds so far of everything but the process; the hypervisor's share ("steal") is among them."""
         try:
-            _, user, nice, system, _, _, irq, softirq, steal = (self._root / "stat").read_text("ascii").split("\n", 1)[0].split()[:9]
+            _, user, nice, system, _, _, irq, softirq, steal = (
+                (self._root / "stat").read_text("ascii").split("\n", 1)[0].split()[:9]
+            )
             own = (self._root / str(self._pid) / "stat").read_text("utf-8").rpartition(")")[2].split()[11:13]
         except (OSError, ValueError):
             return 0.0

@@ -28,13 +28,19 @@ NEAR = 3.0
 """A peer that takes more than this many times as long as the first one runs once, unless a ratio is taken of it."""
 
 CLOSE = 1.25
-"""What takes up to this many times as long as the best peer, or as the best that shares nothing, is measured whole: ratios are taken of those."""
+"""What takes up to this many times as long as the best peer, or as the best that shares nothing, is measured whole.
+
+Ratios are taken of those.
+"""
 
 EQUAL = 1.05
 """Forms of one peer that stand this close in the first workload all run in the others."""
 
 SPINS = ("300000", "2000")
-"""GOMP_SPINCOUNT, how long llama.cpp's threads spin at a barrier: libgomp's default, best on an idle machine, and a short one for a busy one."""
+"""GOMP_SPINCOUNT, how long llama.cpp's threads spin at a barrier.
+
+Libgomp's default, best on an idle machine, and a short one for a busy one.
+"""
 
 TRIAL = MAIN[0]
 
@@ -47,7 +53,7 @@ _PARTS_SMALL = 512
 
 @dataclass(slots=True)
 class Series:
-    """All times of one peer in one workload, in seconds, scaled to the whole workload, and what others took meanwhile."""
+    """All times of one peer in one workload, in seconds, scaled to all of it, and what others took meanwhile."""
 
     seconds: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -59,12 +65,20 @@ class Series:
     def to_dict(self) -> dict[str, Any]:
         """Median, fastest, slowest of the runs that count, and every time."""
         summary = summarise(self.seconds, self.others) if self.seconds else {}
-        rest = {"seconds": self.seconds, "others": self.others, "scale": self.scale, "rss_bytes": self.rss_bytes, "failed": self.failed}
+        rest = {
+            "seconds": self.seconds,
+            "others": self.others,
+            "scale": self.scale,
+            "rss_bytes": self.rss_bytes,
+            "failed": self.failed,
+        }
         return summary | rest
 
 
 def summarise(seconds: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """Median, fastest and slowest of the runs on a quiet machine; where there is none, of the least disturbed one alone.
+    """Median, fastest and slowest of the runs on a quiet machine.
+
+    Where there is none, of the least disturbed one alone.
 
     Args:
         seconds: Wall times, at least one.
@@ -80,7 +94,8 @@ class Field:
     """The peers that are running, each started when first needed.
 
     Attributes:
-        spin: The GOMP_SPINCOUNT of every llama.cpp peer: the faster one of ``SPINS``, tried once with the first such peer
+        spin: The GOMP_SPINCOUNT of every llama.cpp peer: the faster one of ``SPINS``, tried once with the first such
+            peer
             unless it is given; its name in ``spin_tried``.
     """
 
@@ -137,7 +152,7 @@ class Field:
         return Worker(peer, self.root, self.threads, environ={"GOMP_SPINCOUNT": self.spin})
 
     def _faster_spin(self, peer: str) -> Worker:
-        """Start a llama.cpp peer with either way to wait at barriers, and keep the faster one, for all llama.cpp peers."""
+        """Start a llama.cpp peer with either way to wait at barriers, and keep the faster one for all of llama.cpp."""
         workers: dict[str, Worker] = {}
         try:
             for spin in SPINS:
@@ -185,7 +200,9 @@ def best_forms(peers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> l
     slower: set[str] = set()
     for family in FAMILIES:
         times = {name: rows[name]["median_s"] for name in family if rows.get(name, {}).get("median_s")}
-        slower |= {name for name in family if name in rows and times.get(name, 1e9) > EQUAL * min(times.values(), default=1e9)}
+        slower |= {
+            name for name in family if name in rows and times.get(name, 1e9) > EQUAL * min(times.values(), default=1e9)
+        }
     return [name for name in peers if name == peers[0] or name not in slower]
 
 
@@ -200,8 +217,9 @@ def race(
     """Run ``peers`` in turn: all of them once, then those that are near or lead.
 
     In the first round, peers of equal pieces run a part; those that a ratio may be taken of then run the whole, which
-    counts instead. Further rounds follow, up to the first of ``rounds`` within ``OVERDRAFT`` and up to the second within
-    the budget; peers that do not fit into what is left stay out, slowest first. Loading a peer is not on the budget.
+    counts instead. Further rounds follow, up to the first of ``rounds`` within ``OVERDRAFT`` and up to the second
+    within the budget; peers that do not fit into what is left stay out, slowest first. Loading a peer is not on the
+    budget.
     """
     end = perf_counter() + budget_s - field_.loading_s
     series = {peer: Series() for peer in peers}
@@ -248,9 +266,14 @@ def part_for(peer: str, workload: Workload) -> Workload:
 
 
 def _groups(series: Mapping[str, Series], workload: Workload) -> list[list[str]]:
-    """Return the measured peers, those that share nothing and, in the first workload, those of llama.cpp: a ratio is taken of the best of each."""
+    """Return the measured peers, those that share nothing and, in the first workload, those of llama.cpp.
+
+    A ratio is taken of the best of each.
+    """
     _, *others = series
-    measured = [name for name in others if series[name].seconds and not series[name].failed and not name.startswith("fsrm-lite")]
+    measured = [
+        name for name in others if series[name].seconds and not series[name].failed and not name.startswith("fsrm-lite")
+    ]
     groups = [measured, [name for name in measured if name in UNSHARED]]
     return [*groups, [name for name in measured if name in LLAMA_CPP]] if workload is MAIN[0] else groups
 

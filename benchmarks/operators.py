@@ -78,14 +78,18 @@ def _kind(event: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path(".bench/0.6b"))
     parser.add_argument("--workload", choices=[w.name for w in MAIN], default="W1")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     workload = next(w for w in MAIN if w.name == arguments.workload)
-    spent, seconds, plain = profile(Files(arguments.work).fast(arguments.precision), workload, arguments.threads or usable_cores())
+    spent, seconds, plain = profile(
+        Files(arguments.work).fast(arguments.precision), workload, arguments.threads or usable_cores()
+    )
     print(f"{workload.name}, {arguments.precision}: {1000 * plain:.0f} ms, with the profiler {1000 * seconds:.0f} ms\n")
     print("| operator | ms per run | share |\n|---|---|---|")
     total = sum(spent.values())

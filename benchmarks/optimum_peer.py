@@ -39,7 +39,9 @@ class Optimum:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._model = ORTModelForCausalLM.from_pretrained(path, use_cache=False, use_io_binding=False, session_options=options)
+        self._model = ORTModelForCausalLM.from_pretrained(
+            path, use_cache=False, use_io_binding=False, session_options=options
+        )
 
     def run(self, workload: Workload) -> list[float]:
         """Read the workload."""
@@ -65,7 +67,9 @@ def setup(root: Path, say: Callable[[str], None]) -> None:
         say(f"installing {' and '.join(PINS)} in an environment of their own")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(python.parents[1])], check=True)
         for pin in PINS:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True)
+            subprocess.run(
+                [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True
+            )
         done.touch()
     for precision in ("fp32", "int8"):
         if not folder(root, precision).is_dir():
@@ -93,7 +97,12 @@ def _quantize(root: Path) -> None:
     target = folder(root, "int8.part")
     for name in ("config.json", "generation_config.json"):
         copyfile(folder(root, "fp32") / name, target / name)
-    options = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": True}
+    options = {
+        "op_types_to_quantize": ["MatMul"],
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+        "use_external_data_format": True,
+    }
     quantize_dynamic(folder(root, "fp32") / "model.onnx", target / "model.onnx", **options)
 
 

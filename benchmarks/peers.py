@@ -51,7 +51,9 @@ class Transformers:
         torch.set_num_threads(threads)
         self._torch = torch
         self._cached = cached
-        self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), local_files_only=True).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype), local_files_only=True
+        ).eval()
 
     def run(self, workload: Workload) -> list[float]:
         """Read the workload in batches of about 2,048 tokens."""
@@ -65,7 +67,9 @@ class Transformers:
                 cache = deepcopy(first)
                 if cache is not None:
                     cache.batch_repeat_interleave(len(rows))
-                logits = model(rows[:, shared:], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1).logits
+                logits = model(
+                    rows[:, shared:], past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+                ).logits
                 out += logits[:, -1, LABELS[0]].float().tolist()
         return out
 
@@ -79,7 +83,13 @@ class LlamaHighLevel:
 
         self._lib = load_llama()
         guard_high_level(self._lib, path)
-        options: dict[str, Any] = {"n_ctx": 1024, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
+        options: dict[str, Any] = {
+            "n_ctx": 1024,
+            "n_batch": 512,
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "verbose": False,
+        }
         self._llama = self._lib.Llama(model_path=str(path), **options)
 
     def run(self, workload: Workload) -> list[float]:
@@ -150,7 +160,15 @@ PEERS: dict[str, Callable[[Files, int], Peer]] = {
 }
 """By name. The first is what the ratios are taken of; the largest stand last, where they find the memory full."""
 
-UNSHARED = ("Llama Q4_0", "Llama Q8_0", "transformers bf16", "transformers fp32", "CrossEncoder bf16", "optimum fp32", "optimum int8")
+UNSHARED = (
+    "Llama Q4_0",
+    "Llama Q8_0",
+    "transformers bf16",
+    "transformers fp32",
+    "CrossEncoder bf16",
+    "optimum fp32",
+    "optimum int8",
+)
 """The usual way: nothing is shared between sequences."""
 
 ONE_BY_ONE = ("Llama Q4_0", "Llama Q8_0")

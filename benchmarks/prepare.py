@@ -115,7 +115,9 @@ def _write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     settings = dict(shape)
     theta = settings.pop("rope_theta")
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(torch.bfloat16)
+    model = Qwen3ForCausalLM(Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(
+        torch.bfloat16
+    )
     model.save_pretrained(folder)
     # transformers 4, which optimum's exporter pins, reads the base here and nowhere else, and has a silent default.
     config = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_theta": theta}

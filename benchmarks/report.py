@@ -35,8 +35,17 @@ def machine() -> dict[str, Any]:
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni") if f in facts.get("flags", "").split()]
-    return {"cpu": facts.get("model name", platform.processor()), "flags": flags, "system": platform.platform(), "python": platform.python_version()}
+    flags = [
+        f
+        for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
+        if f in facts.get("flags", "").split()
+    ]
+    return {
+        "cpu": facts.get("model name", platform.processor()),
+        "flags": flags,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -46,12 +55,16 @@ def table(results: dict[str, Any]) -> str:
     where = setting["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items() if version)
     parts = [
-        f"{where['cpu']} ({', '.join(where['flags'])}), {setting['threads']} threads, shape {setting['shape']}, {about['date']}; "
+        f"{where['cpu']} ({', '.join(where['flags'])}), {setting['threads']} threads, shape {setting['shape']}, "
+        f"{about['date']}; "
         f"Python {where['python']}, {versions}, {'with' if setting['compiled'] else 'without'} compiled operators",
     ]
     peak = results.get("main", {}).get("roofline")
     if peak:
-        parts.append(f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T operations per second.")
+        parts.append(
+            f"GEMM peak through ONNX Runtime: int8 {peak['int8'] / 1e12:.2f} T, fp32 {peak['fp32'] / 1e12:.2f} T "
+            "operations per second."
+        )
     parts += [_workload_table(workload, results) for workload in MAIN if workload.name in results.get("main", {})]
     parts += [_rounds_note(results), _llama_note(results)]
     if "startup" in results:
@@ -72,13 +85,22 @@ def _rounds_note(results: dict[str, Any]) -> str:
     main = results.get("main", {})
     first, later = main.get(MAIN[0].name, {}), [main[w.name] for w in MAIN[1:] if w.name in main]
     note = (
-        f"Peers take turns. Those within {NEAR:g} times of fsrm-lite, and those that a ratio is taken of (the best of all, of the usual way, which"
-        f" shares nothing, and in W1 of llama.cpp), run {LEAST_ROUNDS} rounds and more while the time lasts, the others one. Peers of equal pieces"
-        " run a part of them, unless they come close to the best of all or of the usual way; these run the whole. Runs beside busy neighbours do"
+        f"Peers take turns. Those within {NEAR:g} times of fsrm-lite, and those that a ratio is taken of (the best "
+        "of all, of the usual way, which"
+        f" shares nothing, and in W1 of llama.cpp), run {LEAST_ROUNDS} rounds and more while the time lasts, the "
+        "others one. Peers of equal pieces"
+        " run a part of them, unless they come close to the best of all or of the usual way; these run the whole. "
+        "Runs beside busy neighbours do"
         " not count while there are others."
     )
-    left_out = [name for name in PEERS if name in first and name != ROOFLINE and not any(name in rows for rows in later)]
-    return f"{note} Left out behind W1, since another form of the same thing was faster there: {', '.join(left_out)}." if later and left_out else note
+    left_out = [
+        name for name in PEERS if name in first and name != ROOFLINE and not any(name in rows for rows in later)
+    ]
+    return (
+        f"{note} Left out behind W1, since another form of the same thing was faster there: {', '.join(left_out)}."
+        if later and left_out
+        else note
+    )
 
 
 def _llama_note(results: dict[str, Any]) -> str:
@@ -88,7 +110,8 @@ def _llama_note(results: dict[str, Any]) -> str:
     note += f": {spin['count']}, tried in W1 with {spin['tried']} and used for all of its rows." if spin else "."
     if results["about"]["llama_without_amx"]:
         note += (
-            " It runs its AVX kernels, 4-bit weights interleaved for them as without AMX: the AMX kernels of builds made with GCC load a tile"
+            " It runs its AVX kernels, 4-bit weights interleaved for them as without AMX: the AMX kernels of "
+            "builds made with GCC load a tile"
             " configuration that the compiler has optimized away, and the process dies (llama.cpp pull request 26954)."
         )
     return note
@@ -125,12 +148,16 @@ def _peer_row(workload: Workload, name: str, row: dict[str, Any], results: dict[
     ratio = f"{row['median_s'] / ours:.2f}" if ours else ""
     note = f" (1/{row['scale']} measured, scaled)" if row["scale"] > 1 else ""
     spread = f"{row['min_s']:.2f} - {row['max_s']:.2f}, n={row['runs']}{'' if row['quiet'] else ', busy machine'}"
-    return f"| {name}{note} | {row['median_s']:.2f} | {spread} | {ratio} | {share} | {row['rss_bytes'] / 2**20:.0f} MiB |"
+    return (
+        f"| {name}{note} | {row['median_s']:.2f} | {spread} | {ratio} | {share} | {row['rss_bytes'] / 2**20:.0f} MiB |"
+    )
 
 
 def _share(workload: Workload, row: dict[str, Any], results: dict[str, Any]) -> float:
     """Linear maps of the tokens that have to be read, at the median time, over the int8 peak."""
-    return float(2 * results["about"]["linear_weights"] * workload.tokens / row["median_s"] / results["main"]["roofline"]["int8"])
+    return float(
+        2 * results["about"]["linear_weights"] * workload.tokens / row["median_s"] / results["main"]["roofline"]["int8"]
+    )
 
 
 def _target(met: bool, target: float) -> str:
@@ -176,13 +203,20 @@ def _startup_table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_GROWTH_NOTE = f"peers that share nothing: from a part of the candidates, scaled; no point where one run would take over {POINT_SECONDS:.0f} s"
+_GROWTH_NOTE = (
+    "peers that share nothing: from a part of the candidates, scaled; "
+    f"no point where one run would take over {POINT_SECONDS:.0f} s"
+)
 
 
 def _growth_table(growth: dict[str, Any]) -> str:
     lines = [f"**Growth: seconds, and the slope of a straight line** ({_GROWTH_NOTE})"]
     for title, workloads, x in _growth_axes():
-        lines += ["", f"| {title} | " + " | ".join(str(x(w)) for w in workloads) + " | ms per unit |", "|---" * (len(workloads) + 2) + "|"]
+        lines += [
+            "",
+            f"| {title} | " + " | ".join(str(x(w)) for w in workloads) + " | ms per unit |",
+            "|---" * (len(workloads) + 2) + "|",
+        ]
         for peer, points in growth.items():
             cells = [f"{points[w.name]:.2f}" if points.get(w.name) else "" for w in workloads]
             lines.append(f"| {peer} | " + " | ".join(cells) + f" | {_slope(points, workloads, x)} |")

@@ -12,8 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 _SECONDS = 0.1  # Spent on each product.
 
 
-def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:
-    """Return a session and its input for each (kind, rows, in, out); kinds are "int8" (MatMulInteger) and "fp32" (MatMul)."""
+def gemm_sessions(
+    rows: Sequence[int], shapes: Sequence[tuple[int, int]], threads: int
+) -> dict[tuple[str, int, int, int], tuple[Any, Any]]:
+    """Return a session and its input for each (kind, rows, in, out).
+
+    Kinds are "int8" (MatMulInteger) and "fp32" (MatMul).
+    """
     import onnxruntime
 
     rng = np.random.default_rng(0)
@@ -36,7 +41,9 @@ def gemm_sessions(rows: Sequence[int], shapes: Sequence[tuple[int, int]], thread
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = threads
                 options.log_severity_level = 4
-                session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(
+                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
                 a = rng.integers(0, 255, (m, k)).astype(helper.tensor_dtype_to_np_dtype(left))
                 sessions[kind, m, k, n] = (session, a)
     return sessions

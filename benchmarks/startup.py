@@ -11,7 +11,8 @@ PROGRAMS = {
     "bare interpreter": "pass",
     "import numpy": "import numpy",
     "import fsrm_lite": "import fsrm_lite",
-    "first score": "from fsrm_lite import FastSlowRM; FastSlowRM.from_pretrained(judge='never').predict([('What is 2 + 3?', '5')])",
+    "first score": "from fsrm_lite import FastSlowRM; "
+    "FastSlowRM.from_pretrained(judge='never').predict([('What is 2 + 3?', '5')])",
 }
 """Whole processes; the last loads the embedded model and scores one pair, fast."""
 
@@ -28,4 +29,7 @@ def startup_times(rounds: int = 9) -> dict[str, dict[str, object]]:
                 failed[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
             elif number:
                 times[name].append(perf_counter() - start)
-    return {name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)} for name, t in times.items()}
+    return {
+        name: {"median_s": median(t) if t else None, "min_s": min(t, default=None), "failed": failed.get(name)}
+        for name, t in times.items()
+    }

@@ -1,4 +1,7 @@
-"""A peer in a process of its own: reads one JSON command a line, answers one JSON line. See :class:`Worker` for the other end."""
+"""A peer in a process of its own.
+
+Reads one JSON command a line, answers one JSON line. See :class:`Worker` for the other end.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ class WorkerError(Exception):
 class Worker:
     """The harness's end of a peer's process."""
 
-    def __init__(self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0) -> None:
+    def __init__(
+        self, peer: str, root: Path, threads: int, *, environ: Mapping[str, str] | None = None, timeout: float = 300.0
+    ) -> None:
         self.peer = peer
         python = sys.executable
         if peer.startswith("optimum"):
@@ -49,7 +54,10 @@ class Worker:
         self.loaded = self._answer(timeout)
 
     def run(self, task: Workload | Task, timeout: float) -> dict[str, Any]:
-        """Run a task; returns ``seconds``, ``values``, ``rss_bytes`` and ``others``, the share of the machine that others took meanwhile."""
+        """Run a task.
+
+        Returns ``seconds``, ``values``, ``rss_bytes`` and ``others``, the share of the machine that others took.
+        """
         if self._process.stdin is None:
             raise WorkerError(f"{self.peer}: no standard input")
         watch = Watch(self._process.pid)
@@ -100,7 +108,9 @@ def serve(peer_name: str, root: Path, threads: int) -> None:
         from benchmarks.peers import PEERS
 
         start = perf_counter()
-        kind, warm_up, builders = (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        kind, warm_up, builders = (
+            (Task, judge_sides.WARM_UP, SIDES) if peer_name in SIDES else (Workload, WARM_UP, PEERS)
+        )
         peer: Any = builders[peer_name](Files(root), threads)
         # First runs allocate, pack and start threads: not what is measured.
         peer.run(warm_up)

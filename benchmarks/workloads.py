@@ -1,4 +1,7 @@
-"""What is measured: token ids, cut into a shared prompt and responses. The ids are random; only their number matters."""
+"""What is measured: token ids, cut into a shared prompt and responses. The ids are random.
+
+Only their number matters.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ Beside the weights the trainer leaves a fragment, ``fsrm.json`` in the checkpoin
      "special_tokens": [...],                                                   default: added tokens that templates use
      "limits": {"context": 4096, "thinking_tokens": 1024}, "gate": {...}, "judge": {...}}
 
-Words become token ids here, in the context they will stand in, or the export fails. ``models/spec.json`` is a whole one.
+Words become token ids here, in the context they will stand in, or the export fails. ``models/spec.json`` is a whole
+one.
 
 ``export_checkpoint`` is the way in. It is imported on first use, so that a part of this package can be used without
 the dependencies of the others: the GGUF writer needs ``gguf``, the fast graph ``onnx``, parity torch and transformers.

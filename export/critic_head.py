@@ -114,7 +114,9 @@ def fit_critic(
         InputError: If an argument is out of range.
     """
     if head not in HEADS or not 0.0 <= threshold <= 1.0:
-        raise InputError(f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]")
+        raise InputError(
+            f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]"
+        )
     parts = _read_parts(list(traces), model, progress)
     layers = _fit(parts, head, seed)
     report = _measure(parts, layers, head)
@@ -134,7 +136,7 @@ def fit_critic(
 
 
 def network_bytes(layers: Sequence[Layer]) -> bytes:
-    """Return an ONNX network: input ``hidden`` [N, H] float32, dense layers with ReLU between, output ``probability`` [N, 1].
+    """Return an ONNX network of dense layers with ReLU between: ``hidden`` [N, H] float32 to ``probability`` [N, 1].
 
     Raises:
         MissingExtraError: If onnx is not installed.
@@ -145,7 +147,9 @@ def network_bytes(layers: Sequence[Layer]) -> bytes:
         raise missing_extra("onnx", "critic", error) from error
     nodes, weights, name = [], [], "hidden"
     for i, (w, b) in enumerate(layers):
-        weights += [numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))]
+        weights += [
+            numpy_helper.from_array(np.asarray(x, dtype=np.float32), f"{kind}{i}") for kind, x in (("w", w), ("b", b))
+        ]
         nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"dense{i}"]))
         name = f"dense{i}"
         if i < len(layers) - 1:
@@ -178,7 +182,8 @@ def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int]
         kinds = {label for _, label, _ in found}
         if len(questions[part]) < MIN_QUESTIONS or len(kinds) < 2:
             raise CalibrationError(
-                f"the part '{part}' has {len(questions[part])} questions and {len(kinds)} kinds of label, expected at least {MIN_QUESTIONS} and both "
+                f"the part '{part}' has {len(questions[part])} questions and {len(kinds)} kinds of label, expected "
+                f"at least {MIN_QUESTIONS} and both "
                 "right and wrong traces; distil more questions, or more samples of each at a higher temperature"
             )
     return {part: _stack(found, len(questions[part])) for part, found in rows.items()}
@@ -205,7 +210,9 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
     standard = (fit.hidden - mean) / scale
     candidates: list[list[Layer]] = []
     if head == "mlp":
-        found = MLPClassifier((MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300).fit(standard, fit.labels)
+        found = MLPClassifier(
+            (MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300
+        ).fit(standard, fit.labels)
         candidates.append(list(zip(found.coefs_, found.intercepts_, strict=True)))
     else:
         for strength in STRENGTHS:
@@ -215,7 +222,10 @@ def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
     best = min(folded, key=lambda layers: _log_loss(_logits(layers, check.hidden), check.labels))
     # Platt's scaling: a logistic regression on the one logit, with next to no penalty.
     platt = LogisticRegression(C=1e3).fit(_logits(best, check.hidden)[:, None], check.labels)
-    slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])  # a negative slope would turn the ranking around
+    slope, shift = (
+        max(float(platt.coef_[0, 0]), 1e-3),
+        float(platt.intercept_[0]),
+    )  # a negative slope would turn the ranking around
     weights, biases = best[-1]
     return [*best[:-1], (weights * slope, biases * slope + shift)]
 
@@ -253,4 +263,6 @@ def _measure(parts: dict[str, _Part], layers: Sequence[Layer], head: str) -> Cri
         "ece": ece(probability, test.labels),
         "brier": brier(probability, test.labels),
     }
-    return CriticReport(head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures)
+    return CriticReport(
+        head=head, questions=test.questions, traces=len(hits), fitted_on=len(parts["fit"].labels), **figures
+    )

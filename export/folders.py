@@ -26,13 +26,18 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         if not _is_bundle(target):
             raise ExportError(f"the output folder {target} is not empty and not a bundle; name another folder")
         if not overwrite:
-            raise ExportError(f"the output folder {target} holds a bundle already; name another folder or pass --overwrite")
+            raise ExportError(
+                f"the output folder {target} holds a bundle already; name another folder or pass --overwrite"
+            )
     elif target.exists() or target.is_symlink():
         raise ExportError(f"the output path {target} is a file; expected a folder to create")
 
 
 def _is_bundle(folder: Path) -> bool:
-    """A trainer's fragment has the name of a manifest too, but lists no files; a checkpoint must never pass for a bundle."""
+    """A trainer's fragment has the name of a manifest too, but lists no files.
+
+    A checkpoint must never pass for a bundle.
+    """
     try:
         return bool(json.loads((folder / MANIFEST_NAME).read_text("utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -45,7 +45,9 @@ def push_bundle(folder: Path, name: str, *, private: bool = False, token: str | 
     api = HfApi(token=token, library_name="fsrm-lite")
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {bundle.manifest.name}, exported by fsrm-lite")
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message=f"Upload {bundle.manifest.name}, exported by fsrm-lite"
+        )
     except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
         raise ExportError(f"cannot push {folder} to {name}: {type(error).__name__}: {one_line(error)}") from error
     return str(commit.commit_url)

@@ -89,10 +89,15 @@ def export_checkpoint(
         shutil.copyfile(root / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)
-        parity = {"fast": fast_result.to_dict(fast, count_matmuls(source), limits), "slow": slow_result.to_dict(slow, limits)}
+        parity = {
+            "fast": fast_result.to_dict(fast, count_matmuls(source), limits),
+            "slow": slow_result.to_dict(slow, limits),
+        }
         found = _out_of_tolerance(source, (fast, slow), fast_result, slow_result, limits, report)
         if found and not force:
-            raise ToleranceError("the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force")
+            raise ToleranceError(
+                "the export is out of tolerance: " + "; ".join(found) + "; or write it anyway with --force"
+            )
         manifest = replace(source.manifest, card=_card_entries(source, parity, found, fingerprint))
         (folder / "README.md").write_text(model_card(manifest, card_text), "utf-8")
         return write_manifest(folder, manifest, {"tokenizer": TOKENIZER_NAME, **fast_result.files, **slow_result.files})
@@ -131,7 +136,12 @@ def check_weights(checkpoint: Checkpoint, report: StageProgress) -> str:
 
 
 def _out_of_tolerance(
-    source: Source, kinds: tuple[FastKind, SlowKind], fast: FastResult, slow: SlowResult, limits: Tolerance, report: StageProgress
+    source: Source,
+    kinds: tuple[FastKind, SlowKind],
+    fast: FastResult,
+    slow: SlowResult,
+    limits: Tolerance,
+    report: StageProgress,
 ) -> list[str]:
     """What is out of tolerance, one line each, and the MatMul to look at where quantization did it."""
     found = violations(kinds[0], fast.parity, slow.verdicts, limits)

@@ -30,7 +30,7 @@ from fsrm_lite.scorer import FastSlowRM
 CALIBRATION_PAIRS = 2000
 PARITY_PAIRS = 510
 LOSS, CONFIDENCE = 0.005, 0.9
-"""The gate is the cheapest one that is this sure, on the calibration split, to lose no more of always-slow's accuracy."""
+"""The gate is the cheapest that is this sure, on the calibration split, to lose no more of always-slow's accuracy."""
 
 GOLDEN = 12
 """Test responses whose scores the manifest keeps, for ``fsrm-lite doctor`` and the tests."""
@@ -63,7 +63,11 @@ def describe(bundle: Path, gate: GateSpec, *, threads: int | None, test_pairs: i
     """Give a bundle this gate, measure it on the test split, and write its manifest and card."""
     with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", test_pairs) as bar:
         measured = measure(rm, test_pairs, bar.update)
-        golden = [{"prompt": p.problem.question, "response": r.text} for p in held_out("test", GOLDEN // 2) for r in (p.chosen, p.rejected)]
+        golden = [
+            {"prompt": p.problem.question, "response": r.text}
+            for p in held_out("test", GOLDEN // 2)
+            for r in (p.chosen, p.rejected)
+        ]
         scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
         manifest = rm.bundle.manifest
     entries = [{**g, "score": s.score, "logit": s.logit} for g, s in zip(golden, scores, strict=True)]
@@ -89,7 +93,12 @@ def main(checkpoint: Path | None, output: Path, threads: int | None, calibration
     if checkpoint is not None:
         release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
     else:
-        describe(output, choose_gate(output, threads=threads, count=calibration_pairs), threads=threads, test_pairs=test_pairs)
+        describe(
+            output,
+            choose_gate(output, threads=threads, count=calibration_pairs),
+            threads=threads,
+            test_pairs=test_pairs,
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.tensors import TensorInfo, index_shards, read_tensor, row_slices
 
-MODEL_CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+MODEL_CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+}
 """Supported ``model_type`` and the class that must have written the weights."""
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -115,13 +120,16 @@ class Architecture:
             sliding_window=_sliding_window(config),
         )
         if arch.heads % arch.kv_heads or arch.head_dim % 2:
-            raise ExportError(f"config.json: {arch.heads} heads over {arch.kv_heads} KV heads of size {arch.head_dim} is impossible")
+            raise ExportError(
+                f"config.json: {arch.heads} heads over {arch.kv_heads} KV heads of size {arch.head_dim} is impossible"
+            )
         return arch
 
     def rope_frequencies(self) -> NDArray[np.float32]:
         """Angular frequency per rotated pair, shape [head_dim/2], in radians per position.
 
-        Source: transformers 5.23, modeling_rope_utils.py, ``_compute_default_rope_parameters`` and ``_compute_llama3_parameters``.
+        Source: transformers 5.23, modeling_rope_utils.py, ``_compute_default_rope_parameters`` and
+        ``_compute_llama3_parameters``.
         """
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         plain = (1.0 / np.float32(self.rope_theta) ** exponent).astype(np.float32)
@@ -135,7 +143,12 @@ class Architecture:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the checkpoint must have, by Hugging Face name, with its shape."""
-        h, q, kv, ff = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate_size
+        h, q, kv, ff = (
+            self.hidden_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+            self.intermediate_size,
+        )
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, h)}
         linears = {
             "self_attn.q_proj": (q, h, self.qkv_bias),
@@ -190,12 +203,19 @@ class Checkpoint:
         expected = arch.tensor_shapes()
         for name, shape in expected.items():
             if name not in found:
-                raise ExportError(f"{root} has no tensor {name}; a {MODEL_CLASSES[arch.model_type]} of this config needs it")
+                raise ExportError(
+                    f"{root} has no tensor {name}; a {MODEL_CLASSES[arch.model_type]} of this config needs it"
+                )
             if found[name].shape != shape:
-                raise ExportError(f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}, config.json implies {list(shape)}")
+                raise ExportError(
+                    f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}, config.json implies "
+                    f"{list(shape)}"
+                )
         surplus = sorted(set(found) - set(expected))
         if surplus:
-            raise UnsupportedCheckpointError(f"{root} holds {len(surplus)} tensors that {arch.model_type} does not use, such as {surplus[0]}")
+            raise UnsupportedCheckpointError(
+                f"{root} holds {len(surplus)} tensors that {arch.model_type} does not use, such as {surplus[0]}"
+            )
         return cls(root, arch, {name: found[name] for name in expected})
 
     def names(self) -> list[str]:
@@ -229,7 +249,9 @@ class Checkpoint:
         values = read_tensor(self._tensors[name], rows)
         # One finite sum proves every value finite without an array of flags; an overflowing one proves nothing.
         if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
-            raise ExportError(f"{self._tensors[name].file}: tensor {name} holds NaN or infinite weights; the training run is broken")
+            raise ExportError(
+                f"{self._tensors[name].file}: tensor {name} holds NaN or infinite weights; the training run is broken"
+            )
         return values
 
 
@@ -245,7 +267,9 @@ def read_config(root: Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.is_file():
         if (root / "adapter_config.json").is_file():
-            raise UnsupportedCheckpointError(f"{root} holds a LoRA adapter; merge it into its base model first (merge_and_unload) and save that")
+            raise UnsupportedCheckpointError(
+                f"{root} holds a LoRA adapter; merge it into its base model first (merge_and_unload) and save that"
+            )
         raise ExportError(f"{root} has no config.json; expected a Hugging Face checkpoint folder")
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -258,15 +282,25 @@ def read_config(root: Path) -> dict[str, Any]:
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
     kind = config.get("model_type")
-    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")) or "moe" in str(kind):
-        raise UnsupportedCheckpointError(f"model_type {kind!r} is a mixture of experts; only dense models can be exported")
+    if any(
+        config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+    ) or "moe" in str(kind):
+        raise UnsupportedCheckpointError(
+            f"model_type {kind!r} is a mixture of experts; only dense models can be exported"
+        )
     if kind not in MODEL_CLASSES:
-        raise UnsupportedCheckpointError(f"model_type {kind!r} is not supported, expected one of {', '.join(MODEL_CLASSES)}")
+        raise UnsupportedCheckpointError(
+            f"model_type {kind!r} is not supported, expected one of {', '.join(MODEL_CLASSES)}"
+        )
     classes = config.get("architectures") or [MODEL_CLASSES[kind]]
     if classes != [MODEL_CLASSES[kind]]:
-        raise UnsupportedCheckpointError(f"the checkpoint is a {', '.join(map(str, classes))}, expected {MODEL_CLASSES[kind]}")
+        raise UnsupportedCheckpointError(
+            f"the checkpoint is a {', '.join(map(str, classes))}, expected {MODEL_CLASSES[kind]}"
+        )
     if config.get("quantization_config"):
-        raise UnsupportedCheckpointError("the checkpoint is quantized already (quantization_config); export the full-precision weights")
+        raise UnsupportedCheckpointError(
+            "the checkpoint is quantized already (quantization_config); export the full-precision weights"
+        )
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise UnsupportedCheckpointError(f"hidden_act {config['hidden_act']!r} is not supported, expected 'silu'")
     # transformers' Qwen2 and Mistral ignore attention_bias; a config that sets it means some other code.
@@ -275,13 +309,18 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, Llama3Rope | None]:
-    """Return rope theta and scaling, from ``rope_parameters`` (transformers 5) or ``rope_theta`` + ``rope_scaling`` (4)."""
+    """Return rope theta and scaling, as transformers 5 (``rope_parameters``) or 4 writes them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     thetas = {float(t) for t in (config.get("rope_theta"), rope.get("rope_theta")) if t is not None}
     if not thetas:
-        raise ExportError("config.json gives no rope_theta (neither at the top nor in rope_parameters); write the base the model was trained with")
+        raise ExportError(
+            "config.json gives no rope_theta (neither at the top nor in rope_parameters); write the base the "
+            "model was trained with"
+        )
     if len(thetas) > 1:
-        raise ExportError(f"config.json gives two values of rope_theta, {sorted(thetas)}; keep the one the model was trained with")
+        raise ExportError(
+            f"config.json gives two values of rope_theta, {sorted(thetas)}; keep the one the model was trained with"
+        )
     if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)) != 1.0:
         raise UnsupportedCheckpointError("partial_rotary_factor other than 1 is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -332,5 +371,6 @@ def _check_tied(root: Path, found: dict[str, TensorInfo]) -> None:
     for rows in row_slices(head.shape):
         if not np.array_equal(read_tensor(head, rows), read_tensor(embedding, rows)):
             raise ExportError(
-                f"{root}: config.json ties the head to the embedding, but {HEAD} differs from {EMBEDDING}; set tie_word_embeddings to false"
+                f"{root}: config.json ties the head to the embedding, but {HEAD} differs from {EMBEDDING}; set "
+                "tie_word_embeddings to false"
             )

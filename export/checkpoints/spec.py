@@ -15,7 +15,17 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.bundle.manifest import SLOTS, JudgeDefaults, Label, Limits, Manifest, Template, Verdict, check_template, template_slots
+from fsrm_lite.bundle.manifest import (
+    SLOTS,
+    JudgeDefaults,
+    Label,
+    Limits,
+    Manifest,
+    Template,
+    Verdict,
+    check_template,
+    template_slots,
+)
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, Vocabulary
@@ -66,7 +76,9 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
             raise ExportError(f"{path} holds a {type(data).__name__}, expected an object")
     unknown = sorted(set(data) - set(SPEC_KEYS))
     if unknown:
-        raise ExportError(f"{where} has unknown keys {', '.join(unknown)}; expected among {', '.join(sorted(SPEC_KEYS))}")
+        raise ExportError(
+            f"{where} has unknown keys {', '.join(unknown)}; expected among {', '.join(sorted(SPEC_KEYS))}"
+        )
     for key, value in data.items():
         kind = SPEC_KEYS[key]
         if value is not None and not isinstance(value, kind):
@@ -74,7 +86,9 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
     return where, data
 
 
-def resolve_spec(where: str, spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path) -> Manifest:
+def resolve_spec(
+    where: str, spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path
+) -> Manifest:
     """Turn a spec into a complete manifest without files.
 
     Args:
@@ -135,15 +149,24 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
         return Template(text)
     choices = tuple(str(c) for c in raw["choices"])
     values = tuple(float(v) for v in raw.get("values") or ())
-    return Template(text, Verdict(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values))
+    return Template(
+        text, Verdict(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values)
+    )
 
 
-def _special_tokens(spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer) -> dict[str, int]:
+def _special_tokens(
+    spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer
+) -> dict[str, int]:
     """The control tokens that templates may use: those the spec names, else the added tokens that occur in it."""
     named = spec.get("special_tokens")
     if named is None:
         texts = [t.text for t in templates.values()] + stop
-        texts += [part for t in templates.values() if t.verdict for part in (t.verdict.close, t.verdict.prefix, t.verdict.suffix)]
+        texts += [
+            part
+            for t in templates.values()
+            if t.verdict
+            for part in (t.verdict.close, t.verdict.prefix, t.verdict.suffix)
+        ]
         added = (t.content for t in tokenizer.get_added_tokens_decoder().values())
         named = [a for a in added if a.strip() and any(a in text for text in texts)]
     return {str(text): _token_id(tokenizer, str(text), '"special_tokens"') for text in named}
@@ -158,10 +181,14 @@ def _token_id(tokenizer: Tokenizer, text: str, entry: str) -> int:
 
 def _check_limits(limits: Limits, arch: Architecture) -> None:
     if limits.context > arch.context:
-        raise ExportError(f"limits.context is {limits.context}, the model was made for {arch.context} positions (max_position_embeddings)")
+        raise ExportError(
+            f"limits.context is {limits.context}, the model was made for {arch.context} positions "
+            "(max_position_embeddings)"
+        )
     if arch.sliding_window is not None and arch.sliding_window < limits.context:
         raise UnsupportedCheckpointError(
-            f"the model's sliding window of {arch.sliding_window} tokens is shorter than limits.context, {limits.context}; "
+            f"the model's sliding window of {arch.sliding_window} tokens is shorter than limits.context, "
+            f"{limits.context}; "
             f"set limits.context to {arch.sliding_window} or less"
         )
 
@@ -196,5 +223,7 @@ def _next_token(encoder: PromptEncoder, before: str, word: str, what: str, after
     with_word = encoder.encode_template(before + word)
     if with_word[:-1] != head or len(with_word) != len(head) + 1 or whole[: len(with_word)] != with_word:
         shown = " + ".join(repr(encoder.decode([i])) for i in whole[max(0, len(head) - 1) :][:6])
-        raise ExportError(f"the {what} {word!r} is not a single token behind {before[-20:]!r}: the tokenizer reads {shown}")
+        raise ExportError(
+            f"the {what} {word!r} is not a single token behind {before[-20:]!r}: the tokenizer reads {shown}"
+        )
     return with_word[-1]

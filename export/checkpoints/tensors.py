@@ -52,12 +52,17 @@ def index_shards(root: Path) -> dict[str, TensorInfo]:
             tensors |= read_header(root / shard)
         for name, shard in weight_map.items():
             if name not in tensors:
-                raise ExportError(f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; copy the checkpoint again")
+                raise ExportError(
+                    f"{root / shard} does not hold the tensor {name} that {INDEX_NAME} places there; copy the "
+                    "checkpoint again"
+                )
         return tensors
     if (root / SINGLE_NAME).is_file():
         return read_header(root / SINGLE_NAME)
     if any(root.glob("*.bin")):
-        raise UnsupportedCheckpointError(f"{root} holds .bin weights only; save it again with save_pretrained(..., safe_serialization=True)")
+        raise UnsupportedCheckpointError(
+            f"{root} holds .bin weights only; save it again with save_pretrained(..., safe_serialization=True)"
+        )
     raise ExportError(f"{root} holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected a Hugging Face checkpoint folder")
 
 
@@ -86,14 +91,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise ExportError(f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; copy the checkpoint again")
+            raise ExportError(
+                f"the shard {path} ({size} bytes) is corrupt: its header would be {length} bytes; copy the "
+                "checkpoint again"
+            )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
             end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExportError(f"the shard {path} is corrupt: its header cannot be read ({error}); copy the checkpoint again") from error
+            raise ExportError(
+                f"the shard {path} is corrupt: its header cannot be read ({error}); copy the checkpoint again"
+            ) from error
     if end != size:
         raise ExportError(f"the shard {path} has {size} bytes, its header promises {end}; copy the checkpoint again")
     return tensors
@@ -103,7 +113,9 @@ def _parse_entry(path: Path, name: str, entry: dict[str, Any], base: int) -> Ten
     dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
     start, end = entry["data_offsets"]
     if dtype not in _DTYPES:
-        raise UnsupportedCheckpointError(f"{path}: tensor {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}")
+        raise UnsupportedCheckpointError(
+            f"{path}: tensor {name} is stored as {dtype}, expected one of {', '.join(_DTYPES)}"
+        )
     if end - start != math.prod(shape) * _DTYPES[dtype][1]:
         raise ValueError(f"tensor {name} of shape {list(shape)} takes {end - start} bytes")
     return TensorInfo(path, dtype, shape, base + start)

@@ -34,8 +34,8 @@ PRE_BY_PATTERN = {
 }
 """Split pattern in tokenizer.json to llama.cpp's ``tokenizer.ggml.pre``.
 
-Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp. Two more splits
-have no pattern: "gpt-2" is ByteLevel's own, "smollm" (SmolLM2) the same behind digits that stand alone.
+Source: the tokenizer.json of Qwen2/2.5/3, Llama 3 and Mistral-Nemo, and llama.cpp's src/llama-vocab.cpp. Two more
+splits have no pattern: "gpt-2" is ByteLevel's own, "smollm" (SmolLM2) the same behind digits that stand alone.
 """
 
 
@@ -77,7 +77,9 @@ def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
     """
     data = _read_json(root / TOKENIZER_NAME)
     if data is None:
-        raise ExportError(f"{root} has no {TOKENIZER_NAME}; save the tokenizer there in the fast format (tokenizer.save_pretrained)")
+        raise ExportError(
+            f"{root} has no {TOKENIZER_NAME}; save the tokenizer there in the fast format (tokenizer.save_pretrained)"
+        )
     try:
         pre = detect_pre(data)
         tokens, types = _tokens(data, vocab_size)
@@ -86,7 +88,9 @@ def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
     except (KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{root / TOKENIZER_NAME} is malformed ({error!r}); save the tokenizer again") from error
     named = _special_names(root, ids)
-    return Vocabulary(tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"), _chat_template(root))
+    return Vocabulary(
+        tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"), _chat_template(root)
+    )
 
 
 def detect_pre(data: dict[str, Any]) -> str:
@@ -97,28 +101,47 @@ def detect_pre(data: dict[str, Any]) -> str:
     """
     model = data["model"]
     if model.get("type") != "BPE":
-        raise UnsupportedCheckpointError(f"the tokenizer is of type {model.get('type')!r}; only byte-level BPE can be exported")
+        raise UnsupportedCheckpointError(
+            f"the tokenizer is of type {model.get('type')!r}; only byte-level BPE can be exported"
+        )
     if model.get("byte_fallback"):
-        raise UnsupportedCheckpointError("the tokenizer is a SentencePiece-style BPE (byte_fallback); only byte-level BPE can be exported")
+        raise UnsupportedCheckpointError(
+            "the tokenizer is a SentencePiece-style BPE (byte_fallback); only byte-level BPE can be exported"
+        )
     steps = _flatten(data.get("pre_tokenizer"), "pretokenizers")
     byte_level = [s for s in steps if s.get("type") == "ByteLevel"]
     splits = [s for s in steps if s.get("type") == "Split"]
     digits = [s for s in steps if s.get("type") == "Digits" and s.get("individual_digits")]
-    if len(byte_level) != 1 or len(splits) + len(digits) > 1 or len(steps) != len(byte_level) + len(splits) + len(digits):
+    if (
+        len(byte_level) != 1
+        or len(splits) + len(digits) > 1
+        or len(steps) != len(byte_level) + len(splits) + len(digits)
+    ):
         names = ", ".join(str(s.get("type")) for s in steps) or "none"
         raise UnsupportedCheckpointError(
-            f"the tokenizer's pre-tokenizer ({names}) is not known; expected ByteLevel, alone or behind a Split or single Digits"
+            f"the tokenizer's pre-tokenizer ({names}) is not known; expected ByteLevel, alone or behind a Split or "
+            "single Digits"
         )
     if byte_level[0].get("add_prefix_space"):
-        raise UnsupportedCheckpointError("the tokenizer adds a space before each text (add_prefix_space), which llama.cpp would not do")
+        raise UnsupportedCheckpointError(
+            "the tokenizer adds a space before each text (add_prefix_space), which llama.cpp would not do"
+        )
     if not splits:
         if not byte_level[0].get("use_regex", True):
-            raise UnsupportedCheckpointError("the tokenizer's pre-tokenizer does not split at all, which llama.cpp cannot do")
+            raise UnsupportedCheckpointError(
+                "the tokenizer's pre-tokenizer does not split at all, which llama.cpp cannot do"
+            )
         return "smollm" if digits else "gpt-2"
     pattern = splits[0]["pattern"].get("Regex")
-    behaves = splits[0].get("behavior") == "Isolated" and not splits[0].get("invert") and not byte_level[0].get("use_regex", True)
+    behaves = (
+        splits[0].get("behavior") == "Isolated"
+        and not splits[0].get("invert")
+        and not byte_level[0].get("use_regex", True)
+    )
     if pattern not in PRE_BY_PATTERN or not behaves:
-        raise UnsupportedCheckpointError(f"the tokenizer's split {pattern!r} is not known; known: Qwen, Llama 3, Mistral-Nemo, GPT-2")
+        raise UnsupportedCheckpointError(
+            f"the tokenizer's split {pattern!r} is not known; known: Qwen, Llama 3, Mistral-Nemo, GPT-2"
+        )
     return PRE_BY_PATTERN[pattern]
 
 
@@ -137,7 +160,9 @@ def pre_tokenizer(pre: str) -> PreTokenizer:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     if pre == "gpt-2":
         return byte_level
-    raise UnsupportedCheckpointError(f"the split {pre!r} is not known, expected one of {', '.join([*patterns, 'smollm', 'gpt-2'])}")
+    raise UnsupportedCheckpointError(
+        f"the split {pre!r} is not known, expected one of {', '.join([*patterns, 'smollm', 'gpt-2'])}"
+    )
 
 
 def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -157,7 +182,9 @@ def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]
         texts[token["id"]], types[token["id"]] = token["content"], CONTROL if token["special"] else USER_DEFINED
     highest = max(texts)
     if highest >= vocab_size:
-        raise ExportError(f"{TOKENIZER_NAME} gives {texts[highest]!r} the id {highest}, but the embedding has only {vocab_size} rows")
+        raise ExportError(
+            f"{TOKENIZER_NAME} gives {texts[highest]!r} the id {highest}, but the embedding has only {vocab_size} rows"
+        )
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(vocab_size)]
     # llama.cpp aborts the whole process on a duplicate.
     if len(set(tokens)) != len(tokens):
@@ -191,7 +218,10 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
 
 
 def _chat_template(root: Path) -> str | None:
-    """The template where transformers keeps it: chat_template.jinja, else tokenizer_config.json (of several, "default")."""
+    """The template where transformers keeps it.
+
+    Chat_template.jinja, else tokenizer_config.json (of several, "default").
+    """
     path = root / "chat_template.jinja"
     if path.is_file():
         try:
@@ -200,7 +230,10 @@ def _chat_template(root: Path) -> str | None:
             raise ExportError(f"{path} is not UTF-8: {error}") from error
     found = (_read_json(root / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(found, list):
-        found = next((entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"), None)
+        found = next(
+            (entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"),
+            None,
+        )
     return found if isinstance(found, str) else None
 
 

@@ -40,11 +40,15 @@ class GgufReader:
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Free the model."""
         self._engine.close()
 
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
+    def first_token(
+        self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None
+    ) -> list[TokenReading]:
         """Read the distribution behind each sequence of ids, in input order."""
         readings: dict[int, TokenReading] = {}
         # Neighbours in this order share the most.
@@ -58,7 +62,9 @@ class GgufReader:
                 progress(len(readings), len(sequences))
         return [readings[i] for i in range(len(sequences))]
 
-    def think(self, tasks: Sequence[ChainTask], given: Sequence[Thought], progress: Progress | None = None) -> list[tuple[Chain, Chain]]:
+    def think(
+        self, tasks: Sequence[ChainTask], given: Sequence[Thought], progress: Progress | None = None
+    ) -> list[tuple[Chain, Chain]]:
         """Write a chain for each task, greedily, and read the verdict behind a given thought too.
 
         Args:
@@ -95,7 +101,9 @@ class GgufReader:
             live = list(tokens)
             if not live:
                 return [chains[i] for i in range(len(tasks))]
-            logits = self._engine.decode(_int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True)
+            logits = self._engine.decode(
+                _int32(list(tokens.values())), _int32([lengths[i] for i in live]), _int32(live), outputs=True
+            )
             for i in live:
                 lengths[i] += 1
 
@@ -111,11 +119,16 @@ class GgufReader:
         choices = {i: chain.choice_logits for i, chain in enumerate(own)}
         if unread:
             logits = self._read(unread)
-            choices |= {i: tuple(row[list(tasks[i].ending.choice_ids)].tolist()) for i, row in zip(unread, logits, strict=True)}
+            choices |= {
+                i: tuple(row[list(tasks[i].ending.choice_ids)].tolist()) for i, row in zip(unread, logits, strict=True)
+            }
         return [Chain(thought, choices[i]) for i, thought in enumerate(given)]
 
     def _prefill(self, sequences: Sequence[Sequence[int]], extra: int) -> NDArray[np.float32]:
-        """Read each sequence into a stream of its own; return the logits behind each, float32 [sequences, vocabulary]."""
+        """Read each sequence into a stream of its own.
+
+        Return the logits behind each, float32 [sequences, vocabulary].
+        """
         engine = self._engine
         engine.prepare(len(sequences), max(len(s) for s in sequences) + extra + 1)
         unread: dict[int, tuple[int, Sequence[int]]] = {i: (0, sequences[i]) for i in range(len(sequences))}
@@ -130,11 +143,16 @@ class GgufReader:
         return self._read(unread)
 
     def _read(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> NDArray[np.float32]:
-        """Append ids to streams, each from a position on; return the logits behind each, in ascending order of streams."""
+        """Append ids to streams, each from a position on.
+
+        Return the logits behind each, in ascending order of streams.
+        """
         self._decode({i: (start, ids[:-1]) for i, (start, ids) in unread.items()})
         streams = sorted(unread)
         ends = [unread[i][0] + len(unread[i][1]) - 1 for i in streams]
-        return self._engine.decode(_int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True)
+        return self._engine.decode(
+            _int32([unread[i][1][-1] for i in streams]), _int32(ends), _int32(streams), outputs=True
+        )
 
     def _decode(self, unread: Mapping[int, tuple[int, Sequence[int]]]) -> None:
         # llama.cpp computes as many tokens of each stream at a time as all in the batch have: like lengths go together.

@@ -1,6 +1,7 @@
 """Checkpoint to GGUF through the ``gguf`` library: F32, F16 or BF16, a few rows at a time.
 
-Quantization to Q8_0 and the K-quants is llama.cpp's own (``fsrm_lite.runtimes.llama.engine.quantize``), applied to what is written here.
+Quantization to Q8_0 and the K-quants is llama.cpp's own (``fsrm_lite.runtimes.llama.engine.quantize``), applied to what
+is written here.
 """
 
 from __future__ import annotations
@@ -77,7 +78,13 @@ def hugging_face_name(name: str) -> str:
 
 
 def write_gguf(
-    checkpoint: Weights, vocabulary: Vocabulary, out: Path, *, dtype: str = "f16", name: str = "model", progress: Progress | None = None
+    checkpoint: Weights,
+    vocabulary: Vocabulary,
+    out: Path,
+    *,
+    dtype: str = "f16",
+    name: str = "model",
+    progress: Progress | None = None,
 ) -> None:
     """Write a checkpoint as one GGUF file; norms and biases stay float32.
 
@@ -99,7 +106,9 @@ def write_gguf(
         raise missing_extra("gguf", "export", error) from error
     arch = checkpoint.arch
     if arch.model_type == "qwen3" and arch.qkv_bias:
-        raise UnsupportedCheckpointError("llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none")
+        raise UnsupportedCheckpointError(
+            "llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none"
+        )
     writer = gguf.GGUFWriter(str(out), GGUF_ARCHITECTURE[arch.model_type])
     try:
         _add_metadata(writer, arch, name, _FILE_TYPE[dtype])
@@ -159,7 +168,12 @@ def _plan(checkpoint: Weights, dtype: str) -> dict[str, tuple[tuple[int, ...], s
     return plan
 
 
-def _write_tensors(writer: Any, checkpoint: Weights, plan: dict[str, tuple[tuple[int, ...], str]], progress: Progress | None) -> None:  # noqa: ANN401
+def _write_tensors(
+    writer: Any,  # noqa: ANN401 - gguf has no types
+    checkpoint: Weights,
+    plan: dict[str, tuple[tuple[int, ...], str]],
+    progress: Progress | None,
+) -> None:
     # write_tensor_data wants whole tensors; the writer's own file takes them in pieces just as well.
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
@@ -202,7 +216,9 @@ def _encode(values: NDArray[np.float32], kind: str, name: str) -> NDArray[Any]:
         return values
     if kind == "f16":
         if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
-            raise ExportError(f"tensor {name} holds weights beyond float16's range; export with --slow q8_0 or another quantized kind")
+            raise ExportError(
+                f"tensor {name} holds weights beyond float16's range; export with --slow q8_0 or another quantized kind"
+            )
         return values.astype(np.float16)
     # Round to the nearest bfloat16, ties to even; exact when the checkpoint is bfloat16 itself.
     bits = values.view(np.uint32)

@@ -44,7 +44,8 @@ def load_calibration(path: Path | None) -> CalibrationSet:
     """Read calibration pairs from JSONL, or make the built-in ones.
 
     Args:
-        path: Rows with ``prompt`` and either ``response_a`` + ``response_b``, ``chosen`` + ``rejected``, or ``responses``.
+        path: Rows with ``prompt`` and either ``response_a`` + ``response_b``, ``chosen`` + ``rejected``, or
+            ``responses``.
 
     Raises:
         DataFormatError: Naming the line that is not such a row, or when there are no pairs.
@@ -74,7 +75,9 @@ def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[Calibratio
     position = {old: new for new, old in enumerate(i for i, x in enumerate(ids) if x is not None)}
     pairs = tuple((position[i], position[j]) for i, j in data.pairs if i in position and j in position)
     if not pairs:
-        raise DataFormatError(f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens")
+        raise DataFormatError(
+            f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens"
+        )
     kept = CalibrationSet(data.source, tuple(data.items[i] for i in position), pairs)
     return kept, [x for x in ids if x is not None]
 
@@ -110,7 +113,9 @@ def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
                 raise DataFormatError(f"{path}, line {number}: {error}") from error
             except (ValueError, KeyError, TypeError) as error:
                 expected = "prompt and response_a + response_b, chosen + rejected, or responses"
-                raise DataFormatError(f"{path}, line {number}: expected an object with {expected} ({error!r})") from error
+                raise DataFormatError(
+                    f"{path}, line {number}: expected an object with {expected} ({error!r})"
+                ) from error
 
 
 def _responses(row: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Greedy chains of thought, the same way from the checkpoint and from a GGUF, so that their verdicts can be compared."""
+"""Greedy chains of thought, the same way from checkpoint and GGUF, so that their verdicts can be compared."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence
 
 def parted_at_tie(want: Thought, have: Thought) -> bool:
     """Whether the first token that differs is one that the checkpoint held as likely as its own."""
-    step = next((i for i, (a, b) in enumerate(zip(want.ids, have.ids, strict=False)) if a != b), min(len(want.ids), len(have.ids)))
+    step = next(
+        (i for i, (a, b) in enumerate(zip(want.ids, have.ids, strict=False)) if a != b),
+        min(len(want.ids), len(have.ids)),
+    )
     if want.ids == have.ids or step >= len(want.ties):
         return False
     # Where one of them ended, the token is the stop id, which is not kept: any tie at that step will do.
@@ -79,7 +82,9 @@ def parted_at_tie(want: Thought, have: Thought) -> bool:
 
 
 def _same_verdict(want: Chain, have: Chain) -> bool:
-    return want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < TIE_LOGIT
+    return (
+        want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < TIE_LOGIT
+    )
 
 
 def _share(alike: Iterable[bool]) -> float:

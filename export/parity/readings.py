@@ -1,4 +1,7 @@
-"""What parity compares, from the checkpoint and from an exported file alike: first-token readings and chains of thought."""
+"""What parity compares, from the checkpoint and from an exported file alike.
+
+First-token readings and chains of thought.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,9 @@ class ChainWriter:
         token = next(self._tail, None)
         if token is not None:
             return token
-        return Chain(Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist()))
+        return Chain(
+            Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist())
+        )
 
 
 def _ties(logits: NDArray[np.float32], best: int) -> frozenset[int]:
@@ -153,7 +158,10 @@ class Family:
 
 
 def families(sequences: Sequence[Sequence[int]]) -> list[Family]:
-    """Group sequences that begin alike, so that a model reads that once: at least a quarter of each, and as saves most."""
+    """Group sequences that begin alike, so that a model reads that once.
+
+    At least a quarter of each, and as saves most.
+    """
     found: list[Family] = []
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         if found:

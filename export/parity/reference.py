@@ -13,7 +13,10 @@ TOKENS_PER_BATCH = 2048
 """Keeps the activations of a batch small beside the weights."""
 
 THINKING_TOKENS_PER_BATCH = 8192
-"""Many chains at a time, since every step reads all weights; a token's keys and values take 200 to 300 KB in float32."""
+"""Many chains at a time, since every step reads all weights.
+
+A token's keys and values take 200 to 300 KB in float32.
+"""
 
 Progress = Callable[[int, int], None]
 
@@ -38,11 +41,15 @@ class Reference:
         logging.disable_progress_bar()
         self._torch = torch
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                root, dtype=torch.float32, local_files_only=True
+            ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
 
-    def first_token(self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None) -> list[TokenReading]:
+    def first_token(
+        self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None
+    ) -> list[TokenReading]:
         """Read the distribution behind each sequence of ids, in input order; what a family shares is read once."""
         readings: dict[int, TokenReading] = {}
         for batch in _family_batches(sequences):
@@ -55,7 +62,9 @@ class Reference:
                 if past is not None:
                     past.batch_select_indices(self._torch.tensor(owners))
                 seen = self._torch.cat([before[owners], mask], 1)
-                hidden = self._model.model(**_inputs(ids, seen), past_key_values=past, use_cache=past is not None).last_hidden_state
+                hidden = self._model.model(
+                    **_inputs(ids, seen), past_key_values=past, use_cache=past is not None
+                ).last_hidden_state
                 last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
                 logits = self._model.lm_head(last).numpy()
             readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
@@ -64,7 +73,10 @@ class Reference:
         return [readings[i] for i in range(len(sequences))]
 
     def _read_shared(self, prefixes: list[Sequence[int]]) -> tuple[Any, Any]:
-        """Keys and values of one prefix per family, and their mask; (None, a mask of no columns) where they are empty."""
+        """Keys and values of one prefix per family, and their mask.
+
+        (None, a mask of no columns) where they are empty.
+        """
         ids, mask = self._pad(prefixes, left=True)
         if not ids.shape[1]:
             return None, mask
@@ -116,7 +128,10 @@ class Reference:
 
 
 def _inputs(ids: Any, mask: Any) -> dict[str, Any]:  # noqa: ANN401 - torch tensors
-    """What the model is called with: ``ids`` are the last columns of what ``mask`` covers, which may be padded anywhere."""
+    """What the model is called with.
+
+    ``ids`` are the last columns of what ``mask`` covers, which may be padded anywhere.
+    """
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 

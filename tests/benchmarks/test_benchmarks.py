@@ -61,7 +61,15 @@ def test_peers_take_turns_and_the_slow_one_runs_a_part_once():
 
 
 def test_what_a_ratio_is_taken_of_is_measured_whole_however_far():
-    field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 0.5, "transformers bf16": 0.3, "CrossEncoder bf16": 0.33, "Llama Q4_0": 1.0})
+    field = _FakeField(
+        {
+            "ours": 0.01,
+            "llama.cpp seq_cp Q4_0": 0.5,
+            "transformers bf16": 0.3,
+            "CrossEncoder bf16": 0.33,
+            "Llama Q4_0": 1.0,
+        }
+    )
     series = race(field, list(field.seconds), MAIN[3], 1e9, lambda text: None, rounds=(3, 3))
     assert {name: (s.scale, len(s.seconds)) for name, s in series.items()} == {
         "ours": (1, 3),
@@ -118,7 +126,12 @@ def test_a_part_that_looks_good_is_replaced_by_the_whole_even_when_another_whole
 def test_only_peers_that_share_nothing_run_a_part_of_a_shared_prompt():
     field = _FakeField({"ours": 0.01, "llama.cpp seq_cp Q4_0": 1.0, "transformers fp32": 2.0, "transformers bf16": 1.0})
     race(field, list(field.seconds), MAIN[3], 1e9, lambda text: None, rounds=(3, 3))
-    assert field.asked[:4] == [("ours", 64), ("llama.cpp seq_cp Q4_0", 64), ("transformers fp32", 16), ("transformers bf16", 16)]
+    assert field.asked[:4] == [
+        ("ours", 64),
+        ("llama.cpp seq_cp Q4_0", 64),
+        ("transformers fp32", 16),
+        ("transformers bf16", 16),
+    ]
 
 
 def test_a_far_look_beside_neighbours_is_taken_again():
@@ -141,7 +154,9 @@ def test_the_first_workload_chooses_among_the_forms_of_a_peer():
         "transformers bf16",
         "CrossEncoder bf16",
     ]
-    assert best_forms(peers, rows | {"Llama Q8_0": {"median_s": 1.1 * EQUAL}}) == [name for name in best_forms(peers, rows) if name != "Llama Q8_0"]
+    assert best_forms(peers, rows | {"Llama Q8_0": {"median_s": 1.1 * EQUAL}}) == [
+        name for name in best_forms(peers, rows) if name != "Llama Q8_0"
+    ]
     assert best_forms(peers, {}) == peers
     assert {name for family in FAMILIES for name in family} <= PEERS.keys()
 
@@ -162,7 +177,9 @@ def test_growth_shares_parts_and_leaves_out_what_takes_too_long():
     assert set(growth["ours"]) == {w.name for w in (*BY_COUNT, *BY_PROMPT)}
     assert set(growth["llama.cpp seq_cp Q4_0"]) == {"N1", "N4", "P128", "P512"}
     assert growth["transformers bf16"]["N64"] == pytest.approx(16 * growth["transformers bf16"]["N4"])
-    assert [peer for peer, count in field.asked if count == 4 and peer == "transformers bf16"] == 2 * ["transformers bf16"]
+    assert [peer for peer, count in field.asked if count == 4 and peer == "transformers bf16"] == 2 * [
+        "transformers bf16"
+    ]
     assert max(field.asked.count(asked) for asked in [("ours", 1), ("ours", 16), ("ours", 64)]) == 1
 
 
@@ -201,7 +218,14 @@ class _Waiting:
         self.alive.append(self.name)
 
     def run(self, task, timeout: float) -> dict[str, object]:
-        values = {"seconds": self.seconds, "inside_s": 0.8 * self.seconds, "tokens": 10, "winners": [0, 1], "step_ms": 2.0, "step_rows": 8}
+        values = {
+            "seconds": self.seconds,
+            "inside_s": 0.8 * self.seconds,
+            "tokens": 10,
+            "winners": [0, 1],
+            "step_ms": 2.0,
+            "step_rows": 8,
+        }
         return {"seconds": self.seconds, "values": values, "others": 0.0, "rss_bytes": 1}
 
     def close(self) -> None:
@@ -247,13 +271,19 @@ def test_the_judges_peer_runs_in_the_form_that_its_trial_shows_to_be_fastest(wai
     rows = judge.measure(None, 2, lambda text: None, "embedded", budget_s=0.45)
     assert waiting.alive == []
     assert len(rows) == len(judge.EMBEDDED)
-    assert rows[0]["note"] == "peer: 2 threads, GOMP_SPINCOUNT=2000; 1 of 2 right; 2 decided as by all votes, one pair per call"
+    assert (
+        rows[0]["note"]
+        == "peer: 2 threads, GOMP_SPINCOUNT=2000; 1 of 2 right; 2 decided as by all votes, one pair per call"
+    )
     assert (rows[0]["seconds"]["runs"], rows[0]["step_ms"], rows[0]["step_rows"]) == (3, 2.0, 8)
 
 
 def test_a_long_task_of_the_judge_runs_again_only_where_the_budget_allows(waiting, monkeypatch):
     def runs(budget_s: float) -> set[int]:
-        return {row["seconds"]["runs"] for row in judge.measure(None, 1, lambda text: None, "random weights", budget_s=budget_s)}
+        return {
+            row["seconds"]["runs"]
+            for row in judge.measure(None, 1, lambda text: None, "random weights", budget_s=budget_s)
+        }
 
     assert runs(0.0) == {1}
     assert runs(0.9) == {3}
@@ -264,7 +294,9 @@ def test_a_long_task_of_the_judge_runs_again_only_where_the_budget_allows(waitin
 
 def test_the_peers_few_votes_stand_for_all_of_them():
     task, *_ = judge.RANDOM
-    ours = [{"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}]
+    ours = [
+        {"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}
+    ]
     row = judge._row("random weights", task, 2.2, ours, [{"seconds": 1.0, "tokens": 100, "others": 0.0}], "100", [])
     assert row.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
     assert row.ratio == pytest.approx(10.24 / 4.4)
@@ -315,8 +347,21 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     times = {"bare interpreter": 0.02, "import numpy": 0.1, "import fsrm_lite": 0.03, "first score": 1.5}
     startup = {name: {"median_s": s} for name, s in times.items()}
     spin = {"count": "2000", "tried": "Llama Q8_0"}
-    main = {"W1": rows | {"transformers fp32": Series([4.5]).to_dict()}, "W2": rows, "roofline": {"int8": 1e6, "fp32": 1e5}}
-    text = table({"about": about, "main": main, "growth": growth, "judge": {"judge-embedded": [judged]}, "startup": startup, "spin": spin})
+    main = {
+        "W1": rows | {"transformers fp32": Series([4.5]).to_dict()},
+        "W2": rows,
+        "roofline": {"int8": 1e6, "fp32": 1e5},
+    }
+    text = table(
+        {
+            "about": about,
+            "main": main,
+            "growth": growth,
+            "judge": {"judge-embedded": [judged]},
+            "startup": startup,
+            "spin": spin,
+        }
+    )
     plot_growth(growth, tmp_path / "growth.png")
     assert "Some CPU (avx2), 2 threads" in text
     assert "2.27x the best peer (transformers bf16; target 1.8: met)" in text
@@ -328,7 +373,10 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "2000, tried in W1 with Llama Q8_0" in text
     assert "another form of the same thing was faster there: transformers fp32." in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
-    assert "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% | 1.25 ms, 8 rows |" in text
+    assert (
+        "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 | 4.00x | 5.0x: missed | 5.0% | 1.25 "
+        "ms, 8 rows |" in text
+    )
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 

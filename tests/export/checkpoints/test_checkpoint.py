@@ -40,7 +40,9 @@ def llama(tmp_path):
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("ckpt") / "qwen3", "qwen3", dtype="bfloat16", shard="80KB", spec=None)
+    return make_checkpoint(
+        tmp_path_factory.mktemp("ckpt") / "qwen3", "qwen3", dtype="bfloat16", shard="80KB", spec=None
+    )
 
 
 def edit_config(folder, **changes):
@@ -119,7 +121,10 @@ def test_sliding_window_counts_only_where_it_is_used():
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported"),
         ({"model_type": "qwen3_moe"}, "mixture of experts"),
         ({"num_local_experts": 8}, "mixture of experts"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification, expected LlamaForCausalLM"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "LlamaForSequenceClassification, expected LlamaForCausalLM",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope scaling 'linear' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -138,7 +143,10 @@ def test_unsupported_configs_are_refused_by_name(changes, message):
     [
         ({"rope_theta": None}, "gives no rope_theta"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "two values of rope_theta"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor, original_max"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "lacks low_freq_factor, high_freq_factor, original_max",
+        ),
         ({"num_key_value_heads": 3}, "4 heads over 3 KV heads"),
         ({"hidden_size": 0}, "hidden_size is 0, expected a positive whole number"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None"),
@@ -174,14 +182,18 @@ def test_open_names_a_missing_and_a_truncated_shard(tmp_path):
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-10])
-    with pytest.raises(ExportError, match=rf"{shard.name} has {len(whole) - 10} bytes, its header promises {len(whole)}"):
+    with pytest.raises(
+        ExportError, match=rf"{shard.name} has {len(whole) - 10} bytes, its header promises {len(whole)}"
+    ):
         Checkpoint.open(folder)
     shard.unlink()
     with pytest.raises(ExportError, match=f"{shard.name} is missing"):
         Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 8, (5).to_bytes(8, "little") + b"{oops", (2).to_bytes(8, "little") + b"[]"])
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff" * 8, (5).to_bytes(8, "little") + b"{oops", (2).to_bytes(8, "little") + b"[]"]
+)
 def test_open_names_a_corrupt_header(content, llama):
     (llama / "model.safetensors").write_bytes(content)
     with pytest.raises(ExportError, match=r"model\.safetensors.*is corrupt"):
@@ -193,10 +205,14 @@ def test_open_compares_shapes_and_names_with_the_config(llama):
     with pytest.raises(ExportError, match=r"no tensor model\.layers\.2\.input_layernorm\.weight"):
         Checkpoint.open(llama)
     edit_config(llama, num_hidden_layers=1)
-    with pytest.raises(UnsupportedCheckpointError, match=r"tensors that llama does not use, such as model\.layers\.1\."):
+    with pytest.raises(
+        UnsupportedCheckpointError, match=r"tensors that llama does not use, such as model\.layers\.1\."
+    ):
         Checkpoint.open(llama)
     edit_config(llama, num_hidden_layers=2, vocab_size=500)
-    with pytest.raises(ExportError, match=r"embed_tokens\.weight has shape \[433, 96\], config.json implies \[500, 96\]"):
+    with pytest.raises(
+        ExportError, match=r"embed_tokens\.weight has shape \[433, 96\], config.json implies \[500, 96\]"
+    ):
         Checkpoint.open(llama)
 
 

@@ -92,7 +92,12 @@ def test_load_spec_takes_a_mapping_a_file_or_the_checkpoints_own(tmp_path):
     (tmp_path / "other.json").write_text("{")
     with pytest.raises(ExportError, match=r"other\.json is not JSON"):
         load_spec(tmp_path, tmp_path / "other.json")
-    for key, value, kind in (("labels", 3, "a list"), ("templates", "x", "an object"), ("stop", "<|im_end|>", "a list"), ("gate", [], "an object")):
+    for key, value, kind in (
+        ("labels", 3, "a list"),
+        ("templates", "x", "an object"),
+        ("stop", "<|im_end|>", "a list"),
+        ("gate", [], "an object"),
+    ):
         with pytest.raises(ExportError, match=f"the spec: '{key}' is .*, expected {kind}"):
             load_spec(tmp_path, {**SPEC, key: value})
     with pytest.raises(ExportError, match="unknown keys lables"):

@@ -6,7 +6,15 @@ from helpers.export import LLAMA_SPLIT, QWEN_SPLIT, build_tokenizer, make_checkp
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
-from fsrm_lite.export.checkpoints.vocabulary import CONTROL, NORMAL, PRE_BY_PATTERN, UNUSED, USER_DEFINED, detect_pre, read_vocabulary
+from fsrm_lite.export.checkpoints.vocabulary import (
+    CONTROL,
+    NORMAL,
+    PRE_BY_PATTERN,
+    UNUSED,
+    USER_DEFINED,
+    detect_pre,
+    read_vocabulary,
+)
 from fsrm_lite.runtimes.llama.engine import load_llama
 
 GPT2 = SHARED / "gpt2-tokenizer"
@@ -38,7 +46,9 @@ def llama_ids(tmp_path_factory):
     pytest.importorskip("gguf")
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    llama_cpp = load_llama()  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
+    llama_cpp = (
+        load_llama()
+    )  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
     from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
     from fsrm_lite.export.gguf.writer import write_gguf
 
@@ -78,7 +88,9 @@ def test_gpt2_ids_are_those_of_llama_cpp(llama_ids):
     assert [read(text) for text in TEXTS] == [plain_ids(tokenizer, text) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("split", "pre"), [(QWEN_SPLIT, "qwen2"), (LLAMA_SPLIT, "llama-bpe"), (TEKKEN_SPLIT, "tekken"), (None, "gpt-2")])
+@pytest.mark.parametrize(
+    ("split", "pre"), [(QWEN_SPLIT, "qwen2"), (LLAMA_SPLIT, "llama-bpe"), (TEKKEN_SPLIT, "tekken"), (None, "gpt-2")]
+)
 def test_ids_of_each_split_are_those_of_llama_cpp(split, pre, llama_ids):
     tokenizer = build_tokenizer(split)
     tokenizer.normalizer = None  # llama.cpp composes no characters; the runtime feeds it ids
@@ -121,7 +133,10 @@ def test_read_vocabulary_takes_merges_in_both_forms(tmp_path):
         ({"pre_tokenizer": {"type": "Metaspace"}}, r"pre-tokenizer \(Metaspace\) is not known"),
         ({"pre_tokenizer": None}, r"pre-tokenizer \(none\) is not known"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}}, "does not split at all"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+            "does not split at all",
+        ),
     ],
 )
 def test_detect_pre_refuses_by_name(change, message):

@@ -38,7 +38,9 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def llama_cpp():
     pytest.importorskip("llama_cpp")
-    return load_llama()  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
+    return (
+        load_llama()
+    )  # silenced for good: a log callback of ours would die with this fixture, and llama.cpp call it later
 
 
 def export(folder, out, dtype="f32"):
@@ -112,7 +114,15 @@ def test_write_gguf_metadata(tmp_path):
     [
         ("chat_template.jinja", "{{ messages }}"),
         ("tokenizer_config.json", {"chat_template": "{{ messages }}"}),
-        ("tokenizer_config.json", {"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages }}"}]}),
+        (
+            "tokenizer_config.json",
+            {
+                "chat_template": [
+                    {"name": "tool_use", "template": "no"},
+                    {"name": "default", "template": "{{ messages }}"},
+                ]
+            },
+        ),
     ],
 )
 def test_write_gguf_carries_the_chat_template(tmp_path, name, content):
@@ -129,7 +139,13 @@ def test_write_gguf_reports_every_byte_and_large_f16_weights_are_refused(tmp_pat
     seen = []
     checkpoint = Checkpoint.open(folder)
     vocabulary = read_vocabulary(folder, checkpoint.arch.vocab_size)
-    write_gguf(checkpoint, vocabulary, tmp_path / "m.gguf", dtype="f32", progress=lambda done, total: seen.append((done, total)))
+    write_gguf(
+        checkpoint,
+        vocabulary,
+        tmp_path / "m.gguf",
+        dtype="f32",
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert seen[-1][0] == seen[-1][1] > 0
     with pytest.raises(ExportError, match="beyond float16's range"):
         write_gguf(checkpoint, vocabulary, tmp_path / "h.gguf", dtype="f16")
@@ -138,7 +154,9 @@ def test_write_gguf_reports_every_byte_and_large_f16_weights_are_refused(tmp_pat
 def test_write_gguf_reads_a_few_rows_at_a_time(tmp_path, monkeypatch):
     piece = 1 << 20
     monkeypatch.setattr("fsrm_lite.export.gguf.writer.row_slices", partial(row_slices, chunk_bytes=piece))
-    folder = make_checkpoint(tmp_path / "ckpt", "qwen3", dtype="bfloat16", vocab_size=64_000, hidden_size=128, tie_word_embeddings=True)
+    folder = make_checkpoint(
+        tmp_path / "ckpt", "qwen3", dtype="bfloat16", vocab_size=64_000, hidden_size=128, tie_word_embeddings=True
+    )
     checkpoint = Checkpoint.open(folder)
     vocabulary = read_vocabulary(folder, checkpoint.arch.vocab_size)
     largest = 4 * max(math.prod(checkpoint.shape(name)) for name in checkpoint.names())

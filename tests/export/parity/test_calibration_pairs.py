@@ -39,7 +39,14 @@ def test_every_form_of_row_gives_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", [{"prompt": "p"}, {"prompt": "p", "responses": "text"}, {"prompt": "p", "chosen": "", "rejected": "x"}, {"chosen": "a"}, 7]
+    "row",
+    [
+        {"prompt": "p"},
+        {"prompt": "p", "responses": "text"},
+        {"prompt": "p", "chosen": "", "rejected": "x"},
+        {"chosen": "a"},
+        7,
+    ],
 )
 def test_bad_rows_are_named_by_line(row, tmp_path):
     path = write(tmp_path / "rows.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"}, row)
@@ -64,7 +71,9 @@ def test_prompts_that_cannot_be_asked_and_bytes_that_are_no_text_are_named_by_li
 def test_rows_beyond_the_context_are_left_out(tmp_path):
     write_tokenizer(tmp_path, build_tokenizer())
     template = Template("Question: {prompt}\nAnswer: {response}\nIs the answer correct?")
-    manifest = Manifest("m", (Label("Yes", 1, 1), Label("No", 2, 0)), {"pointwise_fast": template}, {}, (), Limits(120, 8), 433)
+    manifest = Manifest(
+        "m", (Label("Yes", 1, 1), Label("No", 2, 0)), {"pointwise_fast": template}, {}, (), Limits(120, 8), 433
+    )
     encoder = PromptEncoder(tmp_path / "tokenizer.json", manifest)
     long = "no " * 200
     data = load_calibration(write(tmp_path / "rows.jsonl", {"prompt": "p", "responses": ["a", long, "b"]}))

@@ -23,14 +23,24 @@ def random_sequences():
     rng = np.random.default_rng(5)
     long, short = rng.integers(0, 400, 40).tolist(), rng.integers(0, 400, 9).tolist()
     ends = [rng.integers(0, 400, n).tolist() for n in (3, 1, 7, 2)]
-    return [long + ends[0], short + ends[1], long + ends[2], [5], long + ends[0], short + ends[3], rng.integers(0, 400, 30).tolist()]
+    return [
+        long + ends[0],
+        short + ends[1],
+        long + ends[2],
+        [5],
+        long + ends[0],
+        short + ends[3],
+        rng.integers(0, 400, 30).tolist(),
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = make_checkpoint(tmp_path_factory.mktemp("readers") / "ckpt", "qwen3")
     # Settings that would change every greedy choice, were they obeyed.
-    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 5.0, "do_sample": True, "min_new_tokens": 9}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"repetition_penalty": 5.0, "do_sample": True, "min_new_tokens": 9})
+    )
     return folder
 
 
@@ -64,7 +74,10 @@ def gguf(folder, tmp_path_factory):
 
 
 def tasks_of(logits, prompts):
-    """Every prompt with two endings: one without stops, and one that stops some thoughts early, at the third token of the first's."""
+    """Every prompt with two endings.
+
+    One without stops, and one that stops some thoughts early, at the third token of the first's.
+    """
     plain = Ending(frozenset(), (3, 9, 4), (20, 21, 22), 6)
     third = greedy(logits, ChainTask(prompts[0], plain))[0][2]
     stopped = Ending(frozenset({third}), (8,), (30, 31), 4)
