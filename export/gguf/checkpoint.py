@@ -53,7 +53,9 @@ def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = 
     tensors: dict[str, NDArray[np.float32]] = {}
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
-            raise UnsupportedCheckpointError(f"{gguf_path} scales its rotary frequencies, in a form that no config.json has")
+            raise UnsupportedCheckpointError(
+                f"{gguf_path} scales its rotary frequencies, in a form that no config.json has"
+            )
         name = hugging_face_name(tensor.name)
         values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         heads = {"q_proj": "head_count", "k_proj": "head_count_kv"}.get(name.split(".")[-2])
@@ -112,12 +114,14 @@ def _shortest(value: float) -> float:
 
 
 def _write_tokenizer(folder: Path, entries: dict[str, Any]) -> None:
-    """Write ``tokenizer.json`` from the file's tokens and merges, and ``tokenizer_config.json`` with the chat template."""
+    """Write ``tokenizer.json`` from tokens and merges, and ``tokenizer_config.json`` with the chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     if entries.get("tokenizer.ggml.model") != "gpt2":
         kind = entries.get("tokenizer.ggml.model")
-        raise UnsupportedCheckpointError(f"the file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be brought back")
+        raise UnsupportedCheckpointError(
+            f"the file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be brought back"
+        )
     tokens, types = entries["tokenizer.ggml.tokens"], entries["tokenizer.ggml.token_type"]
     pre = entries.get("tokenizer.ggml.pre", "gpt-2")
     merges = [tuple(merge.split(" ")) for merge in entries["tokenizer.ggml.merges"]]
@@ -135,7 +139,11 @@ def _write_tokenizer(folder: Path, entries: dict[str, Any]) -> None:
         if f"tokenizer.ggml.{key}_token_id" in entries
     }
     template = entries.get("tokenizer.chat_template")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **({} if template is None else {"chat_template": template})}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
+        **({} if template is None else {"chat_template": template}),
+    }
     _write_json(folder / "tokenizer_config.json", config)
 
 

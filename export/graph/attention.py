@@ -1,10 +1,10 @@
 """Attention over the past and the new tokens as ONNX nodes: in fp32, or with int8 products.
 
 fp32 is the ``Attention`` operator. Its two products are the largest cost beside the int8 linear maps, and they are not
-weights that could be quantized once, so ``int8_attention`` quantizes what flows through them, row by row: a query by its
-own maximum, a key by its own, a row of probabilities by its own; nothing depends on what else is in the batch. A product
-with int8 values can scale rows and columns of its result but not its summands, so the scale s_j of value j joins the
-probability it is multiplied with before that is quantized:
+weights that could be quantized once, so ``int8_attention`` quantizes what flows through them, row by row: a query by
+its own maximum, a key by its own, a row of probabilities by its own; nothing depends on what else is in the batch. A
+product with int8 values can scale rows and columns of its result but not its summands, so the scale s_j of value j
+joins the probability it is multiplied with before that is quantized:
 
     out_i = sum_j p_ij v_j = sum_j (p_ij s_j) (v_j / s_j)
 """
@@ -42,15 +42,19 @@ def float_attention(graph: GraphWriter, arch: Architecture, layer: int, q: str, 
     past = [graph.input(f"past_{part}.{layer}", TensorProto.FLOAT, shape) for part in ("key", "value")]
     v = graph.add("Reshape", [v, graph.constant([1, -1, arch.kv_heads * arch.head_dim], np.int64)])
     inputs = [q, k, v, bias, *past]
-    out, key, value = graph.add_many("Attention", inputs, [True, True, True], q_num_heads=arch.heads, kv_num_heads=arch.kv_heads)
+    out, key, value = graph.add_many(
+        "Attention", inputs, [True, True, True], q_num_heads=arch.heads, kv_num_heads=arch.kv_heads
+    )
     shape[2] = "T"
     graph.output(f"present_key.{layer}", key, TensorProto.FLOAT, shape)
     graph.output(f"present_value.{layer}", value, TensorProto.FLOAT, shape)
     return graph.add("Reshape", [out, graph.constant([-1, arch.heads * arch.head_dim], np.int64)])
 
 
-def int8_attention(graph: GraphWriter, arch: Architecture, layer: int, q: Value, k: Value, v: Value, bias: str) -> Value:
-    """Add attention with int8 products over quantized queries, keys and values, as :mod:`fsrm_lite.export.graph.fused` gives them.
+def int8_attention(
+    graph: GraphWriter, arch: Architecture, layer: int, q: Value, k: Value, v: Value, bias: str
+) -> Value:
+    """Add attention with int8 products over quantized queries, keys and values, as :mod:`.fused` gives them.
 
     Returns:
         The mixed values [kv_heads, group * N, d], their row scale unapplied.
@@ -70,11 +74,19 @@ def int8_attention(graph: GraphWriter, arch: Architecture, layer: int, q: Value,
     return Value(graph.add("MatMulIntegerToFloat", inputs, domain=MICROSOFT), p.scale)
 
 
-def _with_past(graph: GraphWriter, name: str, new: Value, shape: list[int | str], scale_shape: list[int | str]) -> tuple[str, str]:
-    """Declare the past and present of ``name`` and its scale; returns the present ones: past and new along the axis "P"."""
+def _with_past(
+    graph: GraphWriter, name: str, new: Value, shape: list[int | str], scale_shape: list[int | str]
+) -> tuple[str, str]:
+    """Declare the past and present of ``name`` and its scale.
+
+    Returns the present ones: past and new along the axis "P".
+    """
     assert new.scale is not None
     kind, _, layer = name.partition(".")
-    parts = [(name, new.name, TensorProto.UINT8, shape), (f"{kind}_scale.{layer}", new.scale, TensorProto.FLOAT, scale_shape)]
+    parts = [
+        (name, new.name, TensorProto.UINT8, shape),
+        (f"{kind}_scale.{layer}", new.scale, TensorProto.FLOAT, scale_shape),
+    ]
     for part, value, dtype, dims in parts:
         past = graph.input(f"past_{part}", dtype, dims)
         present = graph.add("Concat", [past, value], axis=dims.index("P"))

@@ -38,7 +38,9 @@ from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.graph.writer import INLINE_LIMIT_BYTES, GraphWriter, WeightStore
 
 CHUNK_TOKENS, ROW_TOKENS = 256, 256
-"""How a prefix is cut, and how much is packed into one run: wide enough for fast products, narrow enough that activations
+"""How a prefix is cut, and how much is packed into one run.
+
+Wide enough for fast products, narrow enough that activations
 stay near and attention does little of the masked half. Measured in benchmarks/NOTES.md."""
 
 FastPrecision = Literal["fp32", "int8x2", "int8", "int4"]
@@ -77,7 +79,8 @@ def write_fast_graph(
     """Write the fast graph of a checkpoint.
 
     Args:
-        checkpoint: Source of shapes and weights, a :class:`fsrm_lite.export.checkpoints.checkpoint.Checkpoint` or one rescaled.
+        checkpoint: Source of shapes and weights, a :class:`fsrm_lite.export.checkpoints.checkpoint.Checkpoint` or one
+            rescaled.
         out_path: The ``.onnx`` file; overwritten. Large models get ``out_path + ".data"`` beside it.
         label_ids: Token ids of the labels, in the manifest's order.
         precision: Of every MatMul that ``keep`` does not name.
@@ -97,7 +100,9 @@ def write_fast_graph(
     _check(arch, label_ids, precision, keep)
     store = weights or open_store(arch, out_path)
     graph = GraphWriter(out_path, store)
-    _write(graph, checkpoint, label_ids, Linears(graph, checkpoint, precision, keep), progress or (lambda done, of: None))
+    _write(
+        graph, checkpoint, label_ids, Linears(graph, checkpoint, precision, keep), progress or (lambda done, of: None)
+    )
     graph.save(_metadata(arch, label_ids, precision, keep))
     return [out_path] if store.path is None else [out_path, store.path]
 
@@ -108,7 +113,13 @@ def open_store(arch: Architecture, out_path: Path) -> WeightStore:
     return WeightStore(out_path.with_name(out_path.name + ".data") if size > INLINE_LIMIT_BYTES else None)
 
 
-def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], linears: Linears, progress: Callable[[int, int], None]) -> None:
+def _write(
+    graph: GraphWriter,
+    checkpoint: Weights,
+    label_ids: Sequence[int],
+    linears: Linears,
+    progress: Callable[[int, int], None],
+) -> None:
     arch = checkpoint.arch
     ids = graph.input("input_ids", TensorProto.INT64, ["S"])
     position_ids = graph.input("position_ids", TensorProto.INT64, [1, "S"])
@@ -134,7 +145,10 @@ def _write(graph: GraphWriter, checkpoint: Weights, label_ids: Sequence[int], li
 
 
 def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> dict[str, str]:
-    """What the runtime must know; the widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py."""
+    """What the runtime must know.
+
+    The widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py.
+    """
     return {
         "fsrm.format": "2",
         "fsrm.vocab_size": str(arch.vocab_size),
@@ -150,10 +164,16 @@ def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep
 def _check(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> None:
     outside = [i for i in label_ids if not 0 <= i < arch.vocab_size]
     if outside or len(label_ids) < 2:
-        raise ExportError(f"label ids {list(label_ids)}: expected at least two ids below the vocabulary size {arch.vocab_size}")
+        raise ExportError(
+            f"label ids {list(label_ids)}: expected at least two ids below the vocabulary size {arch.vocab_size}"
+        )
     known = set(matmul_names(arch))
     for name, kind in [("precision", precision), *keep.items()]:
         if kind not in get_args(FastPrecision):
-            raise ExportError(f"{name}: unknown precision {kind!r}, expected one of {', '.join(get_args(FastPrecision))}")
+            raise ExportError(
+                f"{name}: unknown precision {kind!r}, expected one of {', '.join(get_args(FastPrecision))}"
+            )
         if name != "precision" and name not in known:
-            raise ExportError(f"no MatMul is named {name!r}; names look like 'model.layers.0.mlp.down_proj' or 'lm_head'")
+            raise ExportError(
+                f"no MatMul is named {name!r}; names look like 'model.layers.0.mlp.down_proj' or 'lm_head'"
+            )

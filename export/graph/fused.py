@@ -1,13 +1,14 @@
 """Steps between the products, as functions of the graph: each has a body of stock operators and a compiled operator.
 
 Between two int8 products lie a handful of row-wise operations that cost more in passes over memory than in arithmetic.
-Here each such step is one function of the graph. Where ``fsrm_lite.runtimes.onnx.kernels`` is compiled, ONNX Runtime runs it
-as one operator; elsewhere it inlines the body. Both compute the same up to the rounding of float32, so a value that
-lies between two int8 steps may fall to either side.
+Here each such step is one function of the graph. Where ``fsrm_lite.runtimes.onnx.kernels`` is compiled, ONNX Runtime
+runs it as one operator; elsewhere it inlines the body. Both compute the same up to the rounding of float32, so a value
+that lies between two int8 steps may fall to either side.
 
-Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, and the second term where two
-are asked for, see :func:`fsrm_lite.export.graph.linear.quantize_rows`. What is spread before it is quantized is
-multiplied by an orthogonal matrix, see :mod:`fsrm_lite.export.graph.rotation`; the map behind it has the same in its weight.
+Quantized values come as ``Value(q, largest)``: uint8 around 128 and the row's largest magnitude, and the second term
+where two are asked for, see :func:`fsrm_lite.export.graph.linear.quantize_rows`. What is spread before it is quantized
+is multiplied by an orthogonal matrix, see :mod:`fsrm_lite.export.graph.rotation`; the map behind it has the same in its
+weight.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ _SMALLEST_VALUE_SCALE = 1e-6  # Values below are as good as zero; a scale of 0 w
 def add_then_norm(graph: GraphWriter, residual: str, update: str, weight: str, epsilon: float) -> tuple[str, str]:
     """Add ``update`` to ``residual`` [S, H]; returns (the sum, its RMSNorm), both in float32."""
     wanted = [True, False, False, True]
-    normed, _, _, total = graph.add_many("SkipSimplifiedLayerNormalization", [update, residual, weight], wanted, domain=MICROSOFT, epsilon=epsilon)
+    normed, _, _, total = graph.add_many(
+        "SkipSimplifiedLayerNormalization", [update, residual, weight], wanted, domain=MICROSOFT, epsilon=epsilon
+    )
     return total, normed
 
 
-def add_norm_quantize(graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float, width: int, terms: int = 1) -> tuple[str, Value]:
+def add_norm_quantize(
+    graph: GraphWriter, residual: str, update: Value, weight: str, epsilon: float, width: int, terms: int = 1
+) -> tuple[str, Value]:
     """Add ``update`` to ``residual`` [S, width]; returns (the sum, its RMSNorm spread and quantized)."""
 
     def body(residual: str, update: str, scale: str, weight: str, factor: str) -> list[str]:
@@ -61,8 +66,13 @@ def _named(function: str, terms: int) -> str:
     return function if terms == 1 else f"{function}Twice"
 
 
-def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str, sin: str, weight: str | None = None) -> str:
-    """Add the norm per head, where there is a weight, and the rotary embedding to ``x`` [S, heads * d]; returns [1, S, heads * d]."""
+def rotate(
+    graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str, sin: str, weight: str | None = None
+) -> str:
+    """Add the norm per head, where there is a weight, and the rotary embedding to ``x`` [S, heads * d].
+
+    Returns [1, S, heads * d].
+    """
     if weight is not None:
         x = reshape(graph, x, [-1, heads, arch.head_dim])
         x = graph.add("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=arch.rms_eps, stash_type=1)
@@ -70,21 +80,31 @@ def rotate(graph: GraphWriter, arch: Architecture, x: str, heads: int, cos: str,
     return graph.add("RotaryEmbedding", [x, cos, sin], num_heads=heads)
 
 
-def rotate_queries(graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None, terms: int = 1) -> Value:
-    """Rotate, spread and quantize queries [S, heads * d], by head; returns [kv_heads, group * S, d], heads that share keys as rows of one matrix."""
+def rotate_queries(
+    graph: GraphWriter, arch: Architecture, q: str, cos: str, sin: str, weight: str | None, terms: int = 1
+) -> Value:
+    """Rotate, spread and quantize queries [S, heads * d], by head.
+
+    Returns [kv_heads, group * S, d], heads that share keys as rows of one matrix.
+    """
     group = arch.heads // arch.kv_heads
 
     def body(q: str, cos: str, sin: str, factor: str, weight: str | None = None) -> list[str]:
         rotated = spread(graph, rotate(graph, arch, q, arch.heads, cos, sin, weight), arch.head_dim, factor)
         parts = quantize_rows(graph, reshape(graph, rotated, [-1, arch.kv_heads, group, arch.head_dim]), terms)
         parts = [graph.add("Transpose", [x], perm=[1, 2, 0, 3]) for x in parts]
-        return [reshape(graph, x, [arch.kv_heads, -1, width]) for x, width in zip(parts, (arch.head_dim, 1, arch.head_dim), strict=False)]
+        return [
+            reshape(graph, x, [arch.kv_heads, -1, width])
+            for x, width in zip(parts, (arch.head_dim, 1, arch.head_dim), strict=False)
+        ]
 
     inputs = [q, cos, sin, factor_weight(graph, arch.head_dim)]
     return _rotated(graph, arch, _named("RotateQueries", terms), inputs, weight, body, 1 + terms)
 
 
-def rotate_keys(graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, mean: str, weight: str | None) -> Value:
+def rotate_keys(
+    graph: GraphWriter, arch: Architecture, k: str, cos: str, sin: str, mean: str, weight: str | None
+) -> Value:
     """Rotate, spread and quantize keys [S, kv_heads * d]; returns [kv_heads, d, S] and scales [kv_heads, 1, S].
 
     ``mean`` [kv_heads, d] is taken off what is spread. It may be any vector: it adds the same to all scores of a query,
@@ -121,22 +141,25 @@ def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
     def body(v: str, scale: str) -> list[str]:
         values, largest = quantize_rows(graph, v)
         values = graph.add("Transpose", [reshape(graph, values, [-1, arch.kv_heads, arch.head_dim])], perm=[1, 0, 2])
-        return [values, graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)])]
+        return [
+            values,
+            graph.add("Max", [graph.add("Mul", [largest, scale]), graph.constant(_SMALLEST_VALUE_SCALE, np.float32)]),
+        ]
 
     scale = graph.constant([[1.0]], np.float32) if v.scale is None else v.scale
     return Value(*graph.call("QuantizeValues", [v.name, scale], body, 2, kv_heads=arch.kv_heads))
 
 
 def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias: str, value_scale: str) -> Value:
-    """Return ``softmax(scores + bias) * value_scale`` for scores [kv_heads, group * S, T], bias [S, T] and value scales [T, 1].
+    """Return ``softmax(scores + bias) * value_scale`` for scores [kv_heads, group * S, T], bias [S, T], scales [T, 1].
 
     As uint8 in steps of 1/255 of each row's largest, and that largest [kv_heads, group * S, 1].
     """
     group = arch.heads // arch.kv_heads
 
     def body(scores: str, scale: str, bias: str, value_scale: str) -> list[str]:
-        # The value scales join the scores as logarithms, which is one pass less over [group * S, T] than to multiply with
-        # them; what that does to the sum under the softmax is divided out again.
+        # The value scales join the scores as logarithms, which is one pass less over [group * S, T] than to multiply
+        # with them; what that does to the sum under the softmax is divided out again.
         tilted = graph.add("Add", [bias, graph.add("Transpose", [graph.add("Log", [value_scale])], perm=[1, 0])])
         tilted = graph.add("Concat", [tilted] * group, axis=0) if group > 1 else tilted
         p = graph.add("Softmax", [graph.add("Add", [graph.add("Mul", [scores, scale]), tilted])], axis=-1)
@@ -151,7 +174,7 @@ def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias
 
 
 def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value, terms: int = 1) -> Value:
-    """Return the attended values [kv_heads, group * S, d] as rows [S, heads * d], spread and quantized over all heads."""
+    """Return attended values [kv_heads, group * S, d] as rows [S, heads * d], spread and quantized over all heads."""
     width = arch.heads * arch.head_dim
 
     def body(mixed: str, scale: str, factor: str) -> list[str]:

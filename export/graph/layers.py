@@ -26,7 +26,10 @@ from fsrm_lite.export.graph.quantize import quantize_table
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 LARGE_EMBEDDING_VALUES = 1 << 24
-"""Embeddings from this size on are stored in int8 where the head is int8 or int4; smaller ones, and all others, in fp16."""
+"""Embeddings from this size on are stored in int8 where the head is int8 or int4.
+
+Smaller ones, and all others, in fp16.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ class Positions:
         """Compute the rotary tables for ``position_ids`` [1, S]; no table of the whole context is stored."""
         graph.scope = "rotary"
         frequencies = graph.weight("rotary.frequencies", arch.rope_frequencies)
-        position = graph.add("Cast", [graph.add("Unsqueeze", [position_ids, graph.constant([-1], np.int64)])], to=TensorProto.FLOAT)
+        position = graph.add(
+            "Cast", [graph.add("Unsqueeze", [position_ids, graph.constant([-1], np.int64)])], to=TensorProto.FLOAT
+        )
         angles = graph.add("Mul", [position, frequencies])
         return cls(graph.add("Cos", [angles]), graph.add("Sin", [angles]), bias)
 
@@ -64,7 +69,9 @@ def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
         table = graph.weight(f"{EMBEDDING}.fp16", lambda: checkpoint.tensor(EMBEDDING).astype(np.float16))
         return graph.add("Cast", [graph.add("Gather", [table, ids], axis=0)], to=TensorProto.FLOAT)
     names = [f"{EMBEDDING}.int8", f"{EMBEDDING}.int8.scales"]
-    table, scales = graph.weights(names, lambda: quantize_table(lambda part: checkpoint.tensor(EMBEDDING, part), (vocab, hidden)))
+    table, scales = graph.weights(
+        names, lambda: quantize_table(lambda part: checkpoint.tensor(EMBEDDING, part), (vocab, hidden))
+    )
     rows = graph.add("Gather", [table, ids], axis=0)
     scale = graph.add("Unsqueeze", [graph.add("Gather", [scales, ids], axis=0), graph.constant([-1], np.int64)])
     return graph.add("Mul", [graph.add("Cast", [rows], to=TensorProto.FLOAT), scale])
@@ -80,11 +87,17 @@ class Stream:
 
 def settle(graph: GraphWriter, linears: Linears, stream: Stream) -> str:
     """Return the residual with its update added."""
-    return stream.residual if stream.update is None else graph.add("Add", [stream.residual, linears.plain(stream.update)])
+    return (
+        stream.residual if stream.update is None else graph.add("Add", [stream.residual, linears.plain(stream.update)])
+    )
 
 
-def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, readers: Sequence[str]) -> tuple[Value, str]:
-    """Settle the stream and normalize it by the RMSNorm ``norm``; returns (the input of the maps ``readers``, the residual).
+def add_norm(
+    graph: GraphWriter, linears: Linears, stream: Stream, norm: str, readers: Sequence[str]
+) -> tuple[Value, str]:
+    """Settle the stream and normalize it by the RMSNorm ``norm``.
+
+    Returns (the input of the maps ``readers``, the residual).
 
     Without readers the input is in float32.
     """
@@ -95,13 +108,17 @@ def add_norm(graph: GraphWriter, linears: Linears, stream: Stream, norm: str, re
         return Value(x), stream.residual
     terms = linears.terms(*readers) if readers and update.scale is not None else 0
     if terms:
-        residual, quantized = add_norm_quantize(graph, stream.residual, update, weight, epsilon, linears.checkpoint.arch.hidden_size, terms)
+        residual, quantized = add_norm_quantize(
+            graph, stream.residual, update, weight, epsilon, linears.checkpoint.arch.hidden_size, terms
+        )
         return linears.adopt(quantized), residual
     residual, x = add_then_norm(graph, stream.residual, linears.plain(update), weight, epsilon)
     return Value(x), residual
 
 
-def decoder_layer(graph: GraphWriter, linears: Linears, layer: int, stream: Stream, positions: Positions, wanted: str | None) -> Stream:
+def decoder_layer(
+    graph: GraphWriter, linears: Linears, layer: int, stream: Stream, positions: Positions, wanted: str | None
+) -> Stream:
     """Add one decoder layer.
 
     Args:
@@ -131,9 +148,14 @@ _MLP_READERS = ("mlp.gate_proj", "mlp.up_proj")
 def _attention(
     graph: GraphWriter, linears: Linears, layer: int, x: Value, residual: str, positions: Positions, wanted: str | None
 ) -> tuple[Value, str]:
-    """Add the attention block on ``x``; returns (what it adds to the residual, the residual), both for the rows ``wanted``."""
+    """Add the attention block on ``x``.
+
+    Returns (what it adds to the residual, the residual), both for the rows ``wanted``.
+    """
     arch, prefix = linears.checkpoint.arch, f"model.layers.{layer}.self_attn"
-    q_norm, k_norm = (linears.norm_weight(f"{prefix}.{name}") if arch.qk_norm else None for name in ("q_norm", "k_norm"))
+    q_norm, k_norm = (
+        linears.norm_weight(f"{prefix}.{name}") if arch.qk_norm else None for name in ("q_norm", "k_norm")
+    )
     k = linears.biased(f"{prefix}.k_proj", x, arch.qkv_bias)
     v = linears.biased(f"{prefix}.v_proj", x, arch.qkv_bias)
     own = positions
@@ -155,7 +177,11 @@ def _attention(
         mean = graph.weight(key_mean_name(layer), lambda: np.zeros((arch.kv_heads, arch.head_dim), dtype=np.float32))
         keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, mean, k_norm)
         mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)
-        attended = linears.adopt(quantize_mixed(graph, arch, mixed, terms)) if terms else Value(plain_mixed(graph, arch, mixed))
+        attended = (
+            linears.adopt(quantize_mixed(graph, arch, mixed, terms))
+            if terms
+            else Value(plain_mixed(graph, arch, mixed))
+        )
     return linears.biased(f"{prefix}.o_proj", attended, arch.o_bias), residual
 
 
@@ -190,10 +216,15 @@ class Readings:
 
 
 def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequence[int]) -> Readings:
-    """Add the reading of ``hidden`` [R, H]; label logits are products in fp32 whatever the precision of the vocabulary."""
+    """Add the reading of ``hidden`` [R, H].
+
+    Label logits are products in fp32 whatever the precision of the vocabulary.
+    """
     checkpoint = linears.checkpoint
     name = checkpoint.head_name
-    labels = graph.weight("labels.weight", lambda: np.stack([checkpoint.tensor(name, slice(i, i + 1))[0] for i in label_ids], axis=1))
+    labels = graph.weight(
+        "labels.weight", lambda: np.stack([checkpoint.tensor(name, slice(i, i + 1))[0] for i in label_ids], axis=1)
+    )
     label_logits = graph.add("MatMul", [hidden.name, labels])
     # Without rows to read, the whole vocabulary's weights are not touched (and ReduceMax of no rows is not called).
     rows = graph.add("Gather", [graph.add("Shape", [hidden.name]), graph.constant(0, np.int64)])
@@ -202,7 +233,9 @@ def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequenc
         log_mass, entropy = _distribution(graph, _vocabulary_logits(graph, linears, hidden))
     with graph.branch() as nothing:
         empty = [graph.add("ConstantOfShape", [graph.constant([0], np.int64)]) for _ in range(2)]
-    return Readings(label_logits, *graph.choose(any_rows, [(reading, [log_mass, entropy]), (nothing, empty)], TensorProto.FLOAT))
+    return Readings(
+        label_logits, *graph.choose(any_rows, [(reading, [log_mass, entropy]), (nothing, empty)], TensorProto.FLOAT)
+    )
 
 
 def _distribution(graph: GraphWriter, logits: str) -> tuple[str, str]:
@@ -224,6 +257,6 @@ def _vocabulary_logits(graph: GraphWriter, linears: Linears, hidden: Value) -> s
         weight = EMBEDDING if checkpoint.arch.tied else graph.weight(name, lambda: checkpoint.tensor(name))
         return graph.add("Gemm", [hidden.name, weight], transB=1)
     # int4 keeps the head in int8: it is read once per reading, and the whole distribution hangs on it. A tied weight is
-    # stored twice, as columns here and as rows for the embedding: shared, all of it would stay in memory beside the packed
-    # copy that the product makes; apart, the columns are let go and Gather touches few pages of the rows.
+    # stored twice, as columns here and as rows for the embedding: shared, all of it would stay in memory beside the
+    # packed copy that the product makes; apart, the columns are let go and Gather touches few pages of the rows.
     return linears.plain(linears.int8(hidden, "lm_head", name, TERMS.get(kind, 1)))

@@ -17,7 +17,10 @@ TERMS = {"int8": 1, "int8x2": 2}
 """Precisions of 8 bits, and in how many terms of 8 bits they take their input: x = s (q + rest / STEPS)."""
 
 STEPS = 254
-"""Steps of the second term in one of the first: what is left behind rounding is at most half a step, or 127 of these."""
+"""Steps of the second term in one of the first.
+
+What is left behind rounding is at most half a step, or 127 of these.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ class Linears:
         if kind == "fp32":
             weight = self.graph.weight(weight_name, lambda: self.checkpoint.tensor(weight_name).T)
             return Value(self.graph.add("MatMul", [x.name, weight]), x.scale)
-        packed = self.graph.weights([f"{name}.int4", f"{name}.int4.scales"], lambda: quantize_int4(self._reader(weight_name), (rows, columns)))
+        packed = self.graph.weights(
+            [f"{name}.int4", f"{name}.int4.scales"], lambda: quantize_int4(self._reader(weight_name), (rows, columns))
+        )
         inputs = [self.plain(x), *packed]
         attributes = {"K": columns, "N": rows, "bits": 4, "block_size": INT4_BLOCK, "accuracy_level": 4}
         return Value(self.graph.add("MatMulNBits", inputs, domain=MICROSOFT, **attributes))
@@ -91,7 +96,10 @@ class Linears:
         The weight is stored as columns under ``int8_names(name)``.
         """
         graph, (rows, width) = self.graph, self.checkpoint.shape(tensor)
-        weight = graph.weights(int8_names(name), lambda: quantize_int8(lambda part: spread_rows(self.checkpoint.tensor(tensor, part)), (rows, width)))
+        weight = graph.weights(
+            int8_names(name),
+            lambda: quantize_int8(lambda part: spread_rows(self.checkpoint.tensor(tensor, part)), (rows, width)),
+        )
         q = self.quantize(x, width, terms)
         if terms == 1:
             return Value(product(graph, q.name, weight), q.scale)
@@ -106,7 +114,10 @@ class Linears:
         return max(TERMS[kind] for kind in kinds) if all(kind in TERMS for kind in kinds) else 0
 
     def adopt(self, quantized: Value) -> Value:
-        """Return a value that is known in 8 bits with its row scale alone: an input for maps of 8 bits, see :meth:`terms`."""
+        """Return a value that is known in 8 bits with its row scale alone.
+
+        An input for maps of 8 bits, see :meth:`terms`.
+        """
         value = Value(quantized.name)
         self._quantized[value] = quantized
         return value
@@ -115,24 +126,30 @@ class Linears:
         """Return some rows of ``x``, quantized already where ``x`` is."""
         q = self._quantized.get(x)
         if q is None or q.name != x.name:
-            return Value(self.graph.add("Gather", [x.name, rows], axis=0), x.scale and self.graph.add("Gather", [x.scale, rows], axis=0))
-        parts = (q.name, q.scale, q.rest)
-        return self.adopt(Value(*(part and self.graph.add("Gather", [part, rows], axis=0) for part in parts)))
+            return Value(
+                self.graph.add("Gather", [x.name, rows], axis=0),
+                x.scale and self.graph.add("Gather", [x.scale, rows], axis=0),
+            )
+        name = self.graph.add("Gather", [q.name, rows], axis=0)
+        scale, rest = (part and self.graph.add("Gather", [part, rows], axis=0) for part in (q.scale, q.rest))
+        return self.adopt(Value(name, scale, rest))
 
     def _reader(self, tensor: str) -> RowReader:
         return lambda rows: self.checkpoint.tensor(tensor, rows)
 
     def quantize(self, x: Value, width: int, terms: int = 1) -> Value:
-        """Return ``x`` [rows, width], spread, as uint8 around ``ZERO`` with the scale [rows, 1] that undoes it, up to the constant 1/127."""
+        """Return ``x`` [rows, width], spread, as uint8 around ``ZERO``, with the scale [rows, 1] of 127 steps."""
         if x not in self._quantized or (terms == 2 and self._quantized[x].rest is None):
             graph = self.graph
             values, largest, *rest = quantize_rows(graph, spread(graph, x.name, width), terms)
-            self._quantized[x] = Value(values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]), *rest)
+            self._quantized[x] = Value(
+                values, largest if x.scale is None else graph.add("Mul", [largest, x.scale]), *rest
+            )
         return self._quantized[x]
 
 
 def product(graph: GraphWriter, rows: str, weight: Sequence[str]) -> str:
-    """Add the product of ``rows``, uint8 [n, in] in steps of 1/127, with the values and scales of a weight, see ``int8_names``."""
+    """Add the product of ``rows``, uint8 [n, in] in steps of 1/127, with a weight's values and scales."""
     unit, zero = graph.constant(1 / 127, np.float32), graph.constant(ZERO, np.uint8)
     return graph.add("MatMulIntegerToFloat", [rows, weight[0], unit, weight[1], zero, zero], domain=MICROSOFT)
 
@@ -178,8 +195,8 @@ def reshape(graph: GraphWriter, x: str, shape: list[int]) -> str:
 def quantize_rows(graph: GraphWriter, x: str, terms: int = 1, floor: float = 1e-30) -> list[str]:
     """Quantize along the last axis to steps of 1/127 of the largest magnitude, in one term or two.
 
-    Returns (values, largest, at least ``floor``) and with two terms the second one; all but ``largest`` are uint8 around
-    ``ZERO``. Two reductions are cheaper than one behind Abs, which writes a copy.
+    Returns (values, largest, at least ``floor``) and with two terms the second one; all but ``largest`` are uint8
+    around ``ZERO``. Two reductions are cheaper than one behind Abs, which writes a copy.
     """
     axis = graph.constant([-1], np.int64)
     top = graph.add("ReduceMax", [x, axis], keepdims=1)

@@ -1,11 +1,11 @@
 """Makes a quantized fast graph that decides like the checkpoint, as cheaply as that can be had.
 
-Three steps. The checkpoint is run layer by layer in fp32 on calibration rows: what flows there decides which channels are
-scaled (``smoothing``) and how the weights are rounded (``rounding``); neither changes the fp32 function by more than
-rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed alone on
-each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its layer's output
-measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at the least cost,
-written and judged, with less and less error allowed until the tolerance holds.
+Three steps. The checkpoint is run layer by layer in fp32 on calibration rows: what flows there decides which channels
+are scaled (``smoothing``) and how the weights are rounded (``rounding``); neither changes the fp32 function by more
+than rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed
+alone on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its
+layer's output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at
+the least cost, written and judged, with less and less error allowed until the tolerance holds.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ DAMAGE_TOKENS = 512
 """Tokens of them on which the rungs of each MatMul are compared."""
 
 LADDERS: dict[str, tuple[str, ...]] = {"int8": ("int8", "int8x2", "fp32"), "int4": ("int4", "int8", "int8x2", "fp32")}
-"""What a MatMul can be moved to, by what the graph was asked for, each more exact and more costly than the one before."""
+"""What a MatMul can be moved to, by what the graph was asked for, each more exact and more costly than the last."""
 
 COST = {"int4": 1.0, "int8": 1.0, "int8x2": 2.0, "fp32": 4.0}
-"""Time of a product of each precision, in that of one of 8 bits, on processors with AVX-512 VNNI (1.75 T against 0.35 to
-0.46 T operations a second, benchmarks/NOTES.md). Fixed, so that a checkpoint gives the same graph wherever it is exported;
-``python -m benchmarks.real`` measures it on the machine it runs on."""
+"""Time of a product of each precision, in that of one of 8 bits, on processors with AVX-512 VNNI.
+
+There the rates are 1.75 T and 0.35 to 0.46 T operations a second, see benchmarks/NOTES.md. Fixed, so that a checkpoint
+gives the same graph wherever it is exported; ``python -m benchmarks.real`` measures speeds where it runs.
+"""
 
 _ATTENTION_TOKENS = 256  # A row's attention products cost what a weight of so many inputs would.
 _HEAD_ROWS, _HEAD_TOKENS = 64, 256
@@ -59,7 +61,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One set of rungs that was written and judged: its cost in that of all MatMuls on the first rung, and its excess."""
+    """One set of rungs that was written and judged.
+
+    Its cost in that of all MatMuls on the first rung, and its excess.
+    """
 
     cost: float
     excess: float
@@ -73,7 +78,8 @@ class TunedGraph:
         files: Files written, the model first.
         keep: MatMuls at another precision than the rest.
         excess: Worst figure divided by its tolerance, or an estimate above 1; at most 1 when the tolerance holds.
-        worst: The MatMul that does the most damage, with the relative error of its layer's output; None if not measured.
+        worst: The MatMul that does the most damage, with the relative error of its layer's output; None if not
+            measured.
         cost: Of all products, in that of the same products without ``keep``, by ``COST``.
         history: What was tried, in order.
     """
@@ -130,7 +136,9 @@ def write_tuned_graph(
     keep: dict[str, str] = {}
     worst = None
     if excess > 1:
-        rungs = _Rungs(checkpoint.arch, precision, matmul_damage(fitted, sequences, precision, report, out_path, weights))
+        rungs = _Rungs(
+            checkpoint.arch, precision, matmul_damage(fitted, sequences, precision, report, out_path, weights)
+        )
         worst, search = rungs.worst, _Search(excess)
         while search.goes_on:
             keep = rungs.cheapest(search.allowed)
@@ -230,7 +238,10 @@ def _work(arch: Architecture) -> dict[str, float]:
 
 
 def smooth(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Progress) -> SmoothedCheckpoint:
-    """The checkpoint with its outlier channels scaled away for llama.cpp, by what ``sequences`` activate; the same in fp32."""
+    """The checkpoint with its outlier channels scaled away for llama.cpp, by what ``sequences`` activate.
+
+    The same in fp32.
+    """
     factors: dict[str, Factor] = {}
     for layer, seen in _activations(checkpoint, calibration_rows(sequences), progress):
         factors |= layer_factors(checkpoint, layer, seen, spread=False)
@@ -269,7 +280,9 @@ _INPUTS = {
 """The maps that read each of the ``Activations``."""
 
 
-def _round_together(checkpoint: Weights, names: Sequence[str], gram: np.ndarray[Any, Any], weights: WeightStore) -> None:
+def _round_together(
+    checkpoint: Weights, names: Sequence[str], gram: np.ndarray[Any, Any], weights: WeightStore
+) -> None:
     """Round the weights of maps with one input and put them into the store."""
     values, scales = round_weight(spread(np.concatenate([checkpoint.tensor(f"{name}.weight") for name in names])), gram)
     ends = np.cumsum([checkpoint.shape(f"{name}.weight")[0] for name in names])
@@ -287,8 +300,8 @@ def matmul_damage(
 ) -> dict[str, dict[str, float]]:
     """Compute each MatMul alone on each rung of its ladder; return by name and rung the error of its layer's output.
 
-    The error is that of a token's residual relative to its size, root mean square over the tokens; 0 for fp32. The layers
-    are written into files beside ``beside``, where the data of ``weights`` are.
+    The error is that of a token's residual relative to its size, root mean square over the tokens; 0 for fp32. The
+    layers are written into files beside ``beside``, where the data of ``weights`` are.
     """
     damage: dict[str, dict[str, float]] = {}
     arch, rows = checkpoint.arch, calibration_rows(sequences, DAMAGE_TOKENS)
@@ -315,7 +328,10 @@ def matmul_damage(
 
 
 def ladder(name: str, precision: str) -> tuple[str, ...]:
-    """The rungs of a MatMul in a graph of this precision: neither attention nor the head has 4 bits, which mean 8 there."""
+    """The rungs of a MatMul in a graph of this precision.
+
+    Neither attention nor the head has 4 bits, which mean 8 there.
+    """
     rungs = LADDERS[precision]
     kind = name.rpartition(".")[2]
     if kind == "self_attn":
@@ -327,7 +343,9 @@ def worst_matmul(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], pro
     """The MatMul that suffers most from 8 bits as they come, with the relative error of its layer's output."""
     with tempfile.TemporaryDirectory(prefix="fsrm-layers-") as folder:
         path = Path(folder) / "model.onnx"
-        damage = matmul_damage(checkpoint, sequences, "int8", progress, path, WeightStore(path.with_name("model.onnx.data")))
+        damage = matmul_damage(
+            checkpoint, sequences, "int8", progress, path, WeightStore(path.with_name("model.onnx.data"))
+        )
     return _Rungs(checkpoint.arch, "int8", damage).worst
 
 
@@ -363,7 +381,10 @@ def _activations(checkpoint: Weights, rows: list[PackedRow], report: Progress) -
 def _check_activations(layer: int, seen: Mapping[str, Floats]) -> None:
     for name, values in seen.items():
         if not np.isfinite(values).all():
-            raise ExportError(f"layer {layer} computes NaN or infinite values ({name}) on the calibration prompts in float32; the weights are broken")
+            raise ExportError(
+                f"layer {layer} computes NaN or infinite values ({name}) on the calibration prompts in float32; "
+                "the weights are broken"
+            )
 
 
 def _relative_error(got: Floats, expected: Floats) -> float:
@@ -382,7 +403,11 @@ def _head_damage(checkpoint: Weights, residuals: list[Floats], rung: str) -> flo
     if rung == "fp32":
         return 0.0
     x = np.concatenate(residuals)[-_HEAD_ROWS:]
-    x = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + checkpoint.arch.rms_eps) * checkpoint.tensor("model.norm.weight")
+    x = (
+        x
+        / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + checkpoint.arch.rms_eps)
+        * checkpoint.tensor("model.norm.weight")
+    )
     name = checkpoint.head_name
     tokens = np.unique(np.linspace(0, checkpoint.shape(name)[0] - 1, _HEAD_TOKENS).astype(int))
     weight = np.concatenate([checkpoint.tensor(name, slice(i, i + 1)) for i in tokens])
@@ -400,7 +425,14 @@ class _Layer:
     """One decoder layer as a graph of its own beside its weights, fp32 but for ``keep``, run on the residual stream."""
 
     def __init__(
-        self, path: Path, checkpoint: Weights, layer: int, weights: WeightStore, keep: Mapping[str, str] | None = None, *, taps: bool = False
+        self,
+        path: Path,
+        checkpoint: Weights,
+        layer: int,
+        weights: WeightStore,
+        keep: Mapping[str, str] | None = None,
+        *,
+        taps: bool = False,
     ) -> None:
         graph = GraphWriter(path, weights)
         ids = graph.input("position_ids", TensorProto.INT64, [1, "S"])
@@ -423,7 +455,12 @@ class _Layer:
 
     def run(self, row: PackedRow, residual: Floats) -> dict[str, Any]:
         """Return the outputs by name for one row."""
-        feeds = {"position_ids": np.array([row.positions], dtype=np.int64), "bias": row.bias(), "residual_in": residual, **self._past}
+        feeds = {
+            "position_ids": np.array([row.positions], dtype=np.int64),
+            "bias": row.bias(),
+            "residual_in": residual,
+            **self._past,
+        }
         values = self._session.run(self._outputs, feeds)
         return {name: np.asarray(v).reshape(len(row.ids), -1) for name, v in zip(self._outputs, values, strict=True)}
 

@@ -11,8 +11,8 @@ ZERO = 128
 """Where uint8 values have their zero: they hold int8 values shifted up by this.
 
 Every product is one of uint8 by uint8. ONNX Runtime's product of uint8 by int8 adds pairs in 16 bits on x86 processors
-without VNNI and AMX, and saturates there without a word; its product of uint8 by uint8 is exact on all of them and, where
-there is VNNI or AMX, the same kernel as the other.
+without VNNI and AMX, and saturates there without a word; its product of uint8 by uint8 is exact on all of them and,
+where there is VNNI or AMX, the same kernel as the other.
 """
 
 INT4_BLOCK = 32
@@ -36,7 +36,10 @@ def int8_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.f
 
 
 def row_scales(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return 1/127 of the largest magnitude of each row of ``rows`` [n, in]; 1 for a row of zeros, so that nothing divides by it."""
+    """Return 1/127 of the largest magnitude of each row of ``rows`` [n, in].
+
+    1 for a row of zeros, so that nothing divides by it.
+    """
     scales = np.abs(rows).max(axis=1) / np.float32(127.0)
     return np.where(scales > 0, scales, np.float32(1.0)).astype(np.float32)
 
@@ -74,7 +77,7 @@ def quantize_int8(read: RowReader, shape: tuple[int, int]) -> tuple[NDArray[np.u
 
 
 def quantize_int4(read: RowReader, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Quantize a weight [out, in] to int4 with one scale per ``INT4_BLOCK`` inputs, for ``MatMulNBits`` with zero point 8.
+    """Quantize a weight [out, in] to int4, one scale per ``INT4_BLOCK`` inputs, for ``MatMulNBits`` with zero point 8.
 
     The last block is padded with zeros.
 

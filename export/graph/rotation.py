@@ -1,20 +1,21 @@
 """An orthogonal matrix that takes the outliers out of what is quantized and leaves the function as it is.
 
 A row whose largest value is a thousand times its median loses all but that value to int8. Multiplied by an orthogonal
-matrix whose entries are all of the same size, the outlier is spread over the whole row, and the row fits into 8 bits:
-x W^T = (x R) (W R)^T. Every map of 8 bits has its input spread so, behind the norm or gate that makes it (``fused``), and its
-weight, once, on export. QuaRot (arXiv 2404.00456) and SpinQuant (2405.16406) do the same with the residual stream and save
-the steps behind the norms, but for that a norm's gains have to go into the weights behind it. Where a model keeps a channel
-of enormous values small by its gain, as SmolLM2 does, the rounding of the weights then meets those values as they are:
-the error was four times as large (benchmarks/NOTES.md).
+matrix whose entries are all of the same size, the outlier is spread over the whole row, and the row fits into 8 bits: x
+W^T = (x R) (W R)^T. Every map of 8 bits has its input spread so, behind the norm or gate that makes it (``fused``), and
+its weight, once, on export. QuaRot (arXiv 2404.00456) and SpinQuant (2405.16406) do the same with the residual stream
+and save the steps behind the norms, but for that a norm's gains have to go into the weights behind it. Where a model
+keeps a channel of enormous values small by its gain, as SmolLM2 does, the rounding of the weights then meets those
+values as they are: the error was four times as large (benchmarks/NOTES.md).
 
-The matrix is its own inverse: the Hadamard matrix of a power of two, which takes n log n additions, and for the odd factor
-of a width the Hartley matrix, cos + sin of 2 pi i j / n (Bracewell, J. Opt. Soc. Am. 73, 1983).
+The matrix is its own inverse: the Hadamard matrix of a power of two, which takes n log n additions, and for the odd
+factor of a width the Hartley matrix, cos + sin of 2 pi i j / n (Bracewell, J. Opt. Soc. Am. 73, 1983).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fsrm_lite.export.graph.weights import Floats
 
@@ -23,14 +24,18 @@ LARGEST_FACTOR = 64
 
 
 def hartley(size: int) -> Floats:
-    """Return the orthogonal Hartley matrix [size, size]; for a power of two the Hadamard matrix, which is as even as can be."""
+    """Return the orthogonal Hartley matrix [size, size].
+
+    For a power of two the Hadamard matrix, which is as even as can be.
+    """
+    matrix: NDArray[np.float64] = np.ones((1, 1))
     if size & (size - 1) == 0:
-        matrix = np.ones((1, 1))
         while len(matrix) < size:
             matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-        return (matrix / np.sqrt(size)).astype(np.float32)
-    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
-    return ((np.cos(angle) + np.sin(angle)) / np.sqrt(size)).astype(np.float32)
+    else:
+        angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
+        matrix = np.cos(angle) + np.sin(angle)
+    return np.asarray(matrix / np.sqrt(size), dtype=np.float32)
 
 
 def power_of_two(width: int) -> int:
@@ -52,11 +57,8 @@ def spread(x: Floats) -> Floats:
     """
     small, width = factor(x.shape[-1]), x.shape[-1]
     size = power_of_two(width)
-    parts = x.reshape(-1, len(small), size)
-    if len(small) > 1:
-        parts = np.einsum("ij,bjk->bik", small, parts, optimize=True)
+    mixed = small @ x.reshape(-1, len(small), size)
     # Two small matrices instead of log2(size) passes: for numpy a product is the faster way to add.
     left = 1 << (size.bit_length() // 2)
-    parts = parts.reshape(-1, left, size // left)
-    parts = hartley(left) @ parts @ hartley(size // left)
-    return np.ascontiguousarray(parts.reshape(x.shape), dtype=np.float32)
+    turned = hartley(left) @ mixed.reshape(-1, left, size // left) @ hartley(size // left)
+    return np.ascontiguousarray(turned.reshape(x.shape), dtype=np.float32)

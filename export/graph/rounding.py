@@ -1,9 +1,9 @@
 """Rounding a weight to 8 bits with an eye on what flows through it.
 
-Rounded to the nearest step, the weights of an output err independently, and where inputs have a direction in common (they
-do: a mean, a few enormous channels), the errors in that direction add up to a shift of every output. Rounding one input
-after the other and carrying each error over to the inputs not yet rounded, as far as the inputs go together, leaves the
-errors where the inputs are small (GPTQ, arXiv 2210.17323). It costs nothing at run time.
+Rounded to the nearest step, the weights of an output err independently, and where inputs have a direction in common
+(they do: a mean, a few enormous channels), the errors in that direction add up to a shift of every output. Rounding one
+input after the other and carrying each error over to the inputs not yet rounded, as far as the inputs go together,
+leaves the errors where the inputs are small (GPTQ, arXiv 2210.17323). It costs nothing at run time.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ number on one side and multiplied on the other. There are four such places in a 
 
 Row-wise int8 activations suffer from channels that are large in every row. The factor sqrt(activation / weight) splits
 the range evenly between both sides (SmoothQuant, arXiv 2211.10438, alpha 0.5), and undoes any such rescaling that a
-checkpoint comes with. Each place keeps its factors only where they lower the error measured on calibration rows, as that
-file quantizes: the fast graph spreads its rows first (``rotation``), llama.cpp does not. Where rows are spread, half of the
-channels change their sign, chosen at random: spreading adds channels up, and what they have in common must not pile up.
+checkpoint comes with. Each place keeps its factors only where they lower the error measured on calibration rows, as
+that file quantizes: the fast graph spreads its rows first (``rotation``), llama.cpp does not. Where rows are spread,
+half of the channels change their sign, chosen at random: spreading adds channels up, and what they have in common must
+not pile up.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ def layer_factors(checkpoint: Weights, layer: int, seen: Activations, *, spread:
 
     attention, mlp = [f"self_attn.{p}_proj.weight" for p in "qkv"], ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
     balance = _Balance(spread)
-    for norm, maps, x in (("input_layernorm.weight", attention, seen.attention_input), ("post_attention_layernorm.weight", mlp, seen.mlp_input)):
+    for norm, maps, x in (
+        ("input_layernorm.weight", attention, seen.attention_input),
+        ("post_attention_layernorm.weight", mlp, seen.mlp_input),
+    ):
         by = balance.of(x, np.concatenate([checkpoint.tensor(prefix + name) for name in maps]))
         divide([norm], by)
         columns.update({prefix + name: by for name in maps})
@@ -159,7 +163,9 @@ def _signs(count: int) -> Floats:
 
 
 def _score_balance(arch: Architecture, queries: Floats, keys: Floats) -> Floats:
-    """Return what to divide queries by and multiply keys by: [kv_heads * d], or [d] where a norm is shared by all heads.
+    """Return what to divide queries by and multiply keys by.
+
+    [kv_heads * d], or [d] where a norm is shared by all heads.
 
     Rotation mixes channel c with c + d/2, so both get one factor.
     """
@@ -188,7 +194,7 @@ def _ratio(top: Floats, other: Floats) -> Floats:
 
 
 def int8_error(x: Floats, weight: Floats, *, spread: bool) -> float:
-    """Mean squared error of the int8 product of ``x`` [rows, in] with ``weight`` [out, in], both spread first or not."""
+    """Mean squared error of the int8 product of ``x`` [rows, in] with ``weight`` [out, in], spread first or not."""
     exact = x @ weight.T
     if spread:
         x, weight = rotation.spread(x), rotation.spread(weight)

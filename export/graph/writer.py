@@ -131,7 +131,15 @@ class GraphWriter:
         """Add a node and return the name of its first output; see :meth:`add_many` for several."""
         return self.add_many(op, inputs, [True] + [False] * (outputs - 1), domain=domain, **attributes)[0]
 
-    def add_many(self, op: str, inputs: Sequence[str], wanted: Sequence[bool], *, domain: str = "", **attributes: Any) -> list[str]:  # noqa: ANN401
+    def add_many(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        wanted: Sequence[bool],
+        *,
+        domain: str = "",
+        **attributes: Any,  # noqa: ANN401
+    ) -> list[str]:
         """Add a node with several outputs; those not ``wanted`` get the empty name."""
         node = f"{self.scope}/{op}_{self._count}"
         self._count += 1
@@ -150,28 +158,46 @@ class GraphWriter:
         finally:
             self._nodes = outer
 
-    def choose(self, condition: str, branches: Sequence[tuple[list[onnx.NodeProto], Sequence[str]]], dtype: int) -> list[str]:
+    def choose(
+        self, condition: str, branches: Sequence[tuple[list[onnx.NodeProto], Sequence[str]]], dtype: int
+    ) -> list[str]:
         """Add an ``If``: the values of the first branch where ``condition``, else those of the second."""
         names = ("then_branch", "else_branch")
         bodies = {
-            name: helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(value, dtype, None) for value in values])
+            name: helper.make_graph(
+                nodes, name, [], [helper.make_tensor_value_info(value, dtype, None) for value in values]
+            )
             for name, (nodes, values) in zip(names, branches, strict=True)
         }
         return self.add_many("If", [condition], [True] * len(branches[0][1]), **bodies)
 
-    def call(self, function: str, inputs: Sequence[str], build: Callable[..., Sequence[str]], outputs: int, **attributes: Any) -> list[str]:  # noqa: ANN401
+    def call(
+        self,
+        function: str,
+        inputs: Sequence[str],
+        build: Callable[..., Sequence[str]],
+        outputs: int,
+        **attributes: Any,  # noqa: ANN401
+    ) -> list[str]:
         """Add a call of a function and return the names of its outputs.
 
         ``build`` adds the function's body for the names of its parameters and returns those of its results; it runs for
         the first call only, so all calls of one name must mean the same. The body takes weights as parameters.
         """
         if self._attributes.setdefault(function, attributes) != attributes:
-            raise ValueError(f"{function} was called with {self._attributes[function]} before, now with {attributes}: its body knows only the former")
+            raise ValueError(
+                f"{function} was called with {self._attributes[function]} before, now with {attributes}: its body "
+                "knows only the former"
+            )
         if function not in self._functions:
-            self._functions[function] = self._define(function, [f"parameter_{i}" for i in range(len(inputs))], build, list(attributes))
+            self._functions[function] = self._define(
+                function, [f"parameter_{i}" for i in range(len(inputs))], build, list(attributes)
+            )
         return self.add_many(function, inputs, [True] * outputs, domain=FSRM, **attributes)
 
-    def _define(self, name: str, parameters: list[str], build: Callable[..., Sequence[str]], attributes: list[str]) -> onnx.FunctionProto:
+    def _define(
+        self, name: str, parameters: list[str], build: Callable[..., Sequence[str]], attributes: list[str]
+    ) -> onnx.FunctionProto:
         outer = self._nodes, self._constants
         self._nodes, self._constants, self._in_function = [], {}, True
         try:
@@ -219,6 +245,8 @@ class GraphWriter:
         graph = helper.make_graph(self._nodes, "fsrm-fast", self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid(*opset) for opset in (_OPSETS | {FSRM: 1}).items()]
         functions = list(self._functions.values())
-        model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=11, producer_name="fsrm-lite")
+        model = helper.make_model(
+            graph, functions=functions, opset_imports=opsets, ir_version=11, producer_name="fsrm-lite"
+        )
         helper.set_model_props(model, metadata)
         self._path.write_bytes(model.SerializeToString())

@@ -72,8 +72,8 @@ class Tolerance:
     def near_tie(self, precision: str) -> float:
         """Score logits this close are a near tie: the difference allowed, where a score is near one half.
 
-        There a score moves by a quarter of what its logit moves by. Two scores that are both within tolerance may change
-        places when they are so close, so that a decision between them says nothing about the file.
+        There a score moves by a quarter of what its logit moves by. Two scores that are both within tolerance may
+        change places when they are so close, so that a decision between them says nothing about the file.
         """
         return FP32_NOISE_LOGIT if precision == "fp32" else max(FP32_NOISE_LOGIT, 4 * self.delta_score)
 
@@ -95,7 +95,8 @@ class FirstTokenParity:
         mean_delta_score: Mean of the same.
         decisions_alike: Share of clear pairs with the same preferred response; clear is what is no near tie in the
             reference, see :meth:`Tolerance.near_tie`.
-        routes_alike: Share of clear gate decisions (each pair, each response) that are the same; clear is what stays the
+        routes_alike: Share of clear gate decisions (each pair, each response) that are the same; clear is what stays
+            the
             same in the reference when its score logit moves by a near tie's distance.
         rank_correlation: Spearman's, of the score logits.
         noise: Mean |delta| of a pair's difference of score logits: what decisions have to stand out from.
@@ -161,7 +162,10 @@ def gate_signals(readings: Sequence[Reading], manifest: Manifest, shift: float =
     values = np.array([label.value for label in manifest.labels], dtype=np.float64)
     by = shift * (values - values.mean()) / np.ptp(values)
     vocab_size = manifest.vocab_size
-    return [signals(np.asarray(r.label_logits) + by, values, log_mass=r.log_mass, entropy=r.entropy, vocab_size=vocab_size) for r in readings]
+    return [
+        signals(np.asarray(r.label_logits) + by, values, log_mass=r.log_mass, entropy=r.entropy, vocab_size=vocab_size)
+        for r in readings
+    ]
 
 
 def compare_readings(
@@ -205,7 +209,9 @@ def compare_readings(
     )
 
 
-def _routes(side: Sequence[FastSignals], other: Sequence[FastSignals], pairs: Sequence[tuple[int, int]], manifest: Manifest) -> NDArray[np.bool_]:
+def _routes(
+    side: Sequence[FastSignals], other: Sequence[FastSignals], pairs: Sequence[tuple[int, int]], manifest: Manifest
+) -> NDArray[np.bool_]:
     """Whether the gate escalates each response of ``side``, and each pair of one of it with one of ``other``."""
     gate = Gate(manifest.gate)
     single = [gate.single(s).escalate for s in side]
@@ -213,7 +219,10 @@ def _routes(side: Sequence[FastSignals], other: Sequence[FastSignals], pairs: Se
 
 
 def at_best(part: FirstTokenParity, items: int, pairs: int) -> FirstTokenParity:
-    """What the figures of a whole set can be at best when some of it measured ``part``: all the rest is clear and alike."""
+    """What the figures of a whole set can be at best when some of it measured ``part``.
+
+    All the rest is clear and alike.
+    """
     clear_pairs = part.clear_pairs + pairs - part.pairs
     clear_routes = part.clear_routes + items + pairs - part.items - part.pairs
     return replace(
@@ -242,7 +251,9 @@ def excess(precision: str, parity: FirstTokenParity, tolerance: Tolerance) -> fl
     return max((figure / allowed if allowed > 0 else math.inf if figure > 0 else 0.0) for figure, allowed in figures)
 
 
-def violations(precision: str, fast: FirstTokenParity | None, slow: VerdictParity | None, tolerance: Tolerance) -> list[str]:
+def violations(
+    precision: str, fast: FirstTokenParity | None, slow: VerdictParity | None, tolerance: Tolerance
+) -> list[str]:
     """What is out of tolerance, one line each, ending in the flag that would help; empty when all is well.
 
     Args:
@@ -256,14 +267,22 @@ def violations(precision: str, fast: FirstTokenParity | None, slow: VerdictParit
         help_fast = {"fp32": "", "int8": "; try --fast fp32", "int4": "; try --fast int8"}[precision]
         if precision == "fp32" and not fast.max_delta_logit <= tolerance.delta_logit:
             found.append(
-                f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; see --tolerance delta_logit"
+                f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; "
+                "see --tolerance delta_logit"
             )
         if precision != "fp32" and not fast.max_delta_score <= tolerance.delta_score:
-            found.append(f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}")
+            found.append(
+                f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}"
+            )
         if not fast.decisions_alike >= tolerance.decisions:
-            found.append(f"fast: {fast.decisions_alike:.2%} of clear pairwise decisions alike, expected {tolerance.decisions:.2%}{help_fast}")
+            found.append(
+                f"fast: {fast.decisions_alike:.2%} of clear pairwise decisions alike, expected "
+                f"{tolerance.decisions:.2%}{help_fast}"
+            )
         if not fast.routes_alike >= tolerance.routes:
-            found.append(f"fast: {fast.routes_alike:.2%} of clear gate routes alike, expected {tolerance.routes:.2%}{help_fast}")
+            found.append(
+                f"fast: {fast.routes_alike:.2%} of clear gate routes alike, expected {tolerance.routes:.2%}{help_fast}"
+            )
     return found + (verdict_violations(slow, tolerance) if slow is not None else [])
 
 

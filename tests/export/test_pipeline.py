@@ -23,7 +23,10 @@ for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
 export_checkpoint = importlib.import_module("fsrm_lite.export").export_checkpoint
 
-ROWS = [{"prompt": f"How much is {i} and {i + 3}?", "responses": [str(2 * i + 3), f"It is {i}.", "I do not know."]} for i in range(4)]
+ROWS = [
+    {"prompt": f"How much is {i} and {i + 3}?", "responses": [str(2 * i + 3), f"It is {i}.", "I do not know."]}
+    for i in range(4)
+]
 BUNDLE = json.dumps({"files": {"fast": {}}})
 LOOSE = {"delta_score": 1, "decisions": 0, "routes": 0, "verdicts": 0}
 
@@ -44,7 +47,9 @@ def rows(tmp_path_factory):
 def exported(checkpoint, rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     stages = []
-    manifest = export_checkpoint(checkpoint, out, fast="fp32", slow="f16", calibration=rows, progress=lambda stage, *_: stages.append(stage))
+    manifest = export_checkpoint(
+        checkpoint, out, fast="fp32", slow="f16", calibration=rows, progress=lambda stage, *_: stages.append(stage)
+    )
     return out, manifest, list(dict.fromkeys(stages))
 
 
@@ -116,7 +121,9 @@ def test_export_card_holds_the_table(exported):
 def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(exported):
     lines = parity_table(exported[1].card["parity"]).splitlines()
     bounded = {
-        line.split("|")[1].strip(): [cell.partition("(")[2].strip(" )") for cell in line.split("|")[2:4]] for line in lines[2:] if "(at" in line
+        line.split("|")[1].strip(): [cell.partition("(")[2].strip(" )") for cell in line.split("|")[2:4]]
+        for line in lines[2:]
+        if "(at" in line
     }
     assert bounded == {
         "label logit, largest difference": ["at most 0.001", ""],
@@ -125,7 +132,12 @@ def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(export
         "greedy verdicts alike": ["", "at least 98%"],
         "verdicts alike behind the same thought": ["", "at least 98%"],
     }
-    int8 = {**exported[1].card["parity"]["fast"], "precision": "int8", "tolerance": Tolerance().of_fast("int8"), "max_delta_score": 0.0125}
+    int8 = {
+        **exported[1].card["parity"]["fast"],
+        "precision": "int8",
+        "tolerance": Tolerance().of_fast("int8"),
+        "max_delta_score": 0.0125,
+    }
     table = parity_table({"fast": int8})
     assert "| score, largest difference | 0.013 (at most 0.02) |" in table
     assert "0.001" not in table
@@ -152,10 +164,16 @@ def test_export_out_of_tolerance_writes_nothing_unless_forced(checkpoint, rows, 
     assert not Bundle.open(tmp_path / "out").has("slow")
 
 
-@pytest.mark.parametrize(("fast", "slow", "named"), [("int8", "none", True), ("fp32", "q8_0", True), ("fp32", "f16", False)])
-def test_export_names_the_worst_matmul_where_quantization_did_it(fast, slow, named, checkpoint, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fast", "slow", "named"), [("int8", "none", True), ("fp32", "q8_0", True), ("fp32", "f16", False)]
+)
+def test_export_names_the_worst_matmul_where_quantization_did_it(
+    fast, slow, named, checkpoint, rows, tmp_path, monkeypatch
+):
     kind = "slow" if slow != "none" else "fast"
-    monkeypatch.setattr("fsrm_lite.export.pipeline.violations", lambda *_: [f"{kind}: something is off; try --{kind} wider"])
+    monkeypatch.setattr(
+        "fsrm_lite.export.pipeline.violations", lambda *_: [f"{kind}: something is off; try --{kind} wider"]
+    )
     with pytest.raises(ToleranceError, match=f"{kind}: something is off; try --{kind} wider; ") as caught:
         export_checkpoint(checkpoint, tmp_path / "out", fast=fast, slow=slow, calibration=rows, tolerance=LOOSE)
     assert ("the worst MatMul is " in str(caught.value)) == named
@@ -167,7 +185,10 @@ def drop_shard(folder):
 
 
 def small_embedding(folder):
-    edit_json(folder / "tokenizer.json", lambda data: data["added_tokens"].append({**data["added_tokens"][-1], "id": 433, "content": "<far>"}))
+    edit_json(
+        folder / "tokenizer.json",
+        lambda data: data["added_tokens"].append({**data["added_tokens"][-1], "id": 433, "content": "<far>"}),
+    )
 
 
 def nan_weights(folder):
@@ -187,7 +208,10 @@ def unknown_slot(folder):
 
 
 def choice_of_two_tokens(folder):
-    edit_json(folder / "fsrm.json", lambda data: data["templates"]["pairwise_slow"]["verdict"].update(choices=["first", "zweite"]))
+    edit_json(
+        folder / "fsrm.json",
+        lambda data: data["templates"]["pairwise_slow"]["verdict"].update(choices=["first", "zweite"]),
+    )
 
 
 def long_context(folder):
@@ -199,7 +223,10 @@ def unigram(folder):
 
 
 def unknown_split(folder):
-    edit_json(folder / "tokenizer.json", lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\w+"}))
+    edit_json(
+        folder / "tokenizer.json",
+        lambda data: data["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\w+"}),
+    )
 
 
 def no_tokenizer(folder):
@@ -248,7 +275,9 @@ def test_export_never_replaces_the_checkpoint_itself(copy, rows, tmp_path):
 
 def test_export_refuses_a_window_shorter_than_the_context(tmp_path):
     folder = make_checkpoint(tmp_path / "ckpt", "mistral", sliding_window=128)
-    with pytest.raises(UnsupportedCheckpointError, match=r"sliding window of 128 tokens is shorter than limits\.context, 256"):
+    with pytest.raises(
+        UnsupportedCheckpointError, match=r"sliding window of 128 tokens is shorter than limits\.context, 256"
+    ):
         export_checkpoint(folder, tmp_path / "out")
     assert listing(tmp_path) == ["ckpt"]
 
@@ -298,14 +327,23 @@ def test_atomic_folder_leaves_the_old_bundle_when_the_new_one_fails(tmp_path):
 
 def test_atomic_folder_never_clobbers(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ExportError, match="is a file; expected a folder"), atomic_folder(tmp_path / "file", overwrite=True):
+    with (
+        pytest.raises(ExportError, match="is a file; expected a folder"),
+        atomic_folder(tmp_path / "file", overwrite=True),
+    ):
         pytest.fail("entered")
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.txt").write_text("x")
-    with pytest.raises(ExportError, match="is not empty and not a bundle"), atomic_folder(tmp_path / "home", overwrite=True):
+    with (
+        pytest.raises(ExportError, match="is not empty and not a bundle"),
+        atomic_folder(tmp_path / "home", overwrite=True),
+    ):
         pytest.fail("entered")
     (tmp_path / "home/fsrm.json").write_text(json.dumps(SPEC))  # a trainer's fragment is not a bundle's manifest
-    with pytest.raises(ExportError, match="is not empty and not a bundle"), atomic_folder(tmp_path / "home", overwrite=True):
+    with (
+        pytest.raises(ExportError, match="is not empty and not a bundle"),
+        atomic_folder(tmp_path / "home", overwrite=True),
+    ):
         pytest.fail("entered")
     (tmp_path / "home/fsrm.json").write_text(BUNDLE)
     with (
@@ -344,16 +382,40 @@ def test_export_on_a_full_disk_says_so_and_leaves_nothing(limit_bytes, checkpoin
 
 
 def test_cli_prints_the_table_and_the_stages(checkpoint, rows, tmp_path):
-    arguments = [str(checkpoint), "-o", str(tmp_path / "out"), "--slow", "none", "--calibration", str(rows), "--tolerance", "delta-score=0.5"]
+    arguments = [
+        str(checkpoint),
+        "-o",
+        str(tmp_path / "out"),
+        "--slow",
+        "none",
+        "--calibration",
+        str(rows),
+        "--tolerance",
+        "delta-score=0.5",
+    ]
     result = CliRunner().invoke(export, [*arguments, "--tolerance", "decisions=0", "--tolerance", "routes=0"])
     assert result.exit_code == 0, result.output
     assert "| against the checkpoint in float32 | fast (int8) |" in result.stdout
     assert "reference scores ..." in result.stderr
-    assert Bundle.open(tmp_path / "out").manifest.card["parity"]["fast"]["tolerance"] == {"delta_score": 0.5, "decisions": 0.0, "routes": 0.0}
+    assert Bundle.open(tmp_path / "out").manifest.card["parity"]["fast"]["tolerance"] == {
+        "delta_score": 0.5,
+        "decisions": 0.0,
+        "routes": 0.0,
+    }
 
 
 def test_cli_out_of_tolerance_exits_1(checkpoint, rows, tmp_path):
-    arguments = [str(checkpoint), "-o", str(tmp_path / "out"), "--slow", "none", "--calibration", str(rows), "--tolerance", "delta_score=0"]
+    arguments = [
+        str(checkpoint),
+        "-o",
+        str(tmp_path / "out"),
+        "--slow",
+        "none",
+        "--calibration",
+        str(rows),
+        "--tolerance",
+        "delta_score=0",
+    ]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 1
     assert "out of tolerance" in result.stderr
@@ -375,8 +437,14 @@ def test_cli_refuses_malformed_options_before_any_work(checkpoint, tmp_path):
 
 
 MATRIX = {
-    "qwen2-tied": ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": True, "vocab_size": 441}),
-    "qwen2-bf16": ("qwen2", {"hidden_size": 120, "num_attention_heads": 10, "num_key_value_heads": 5, "dtype": "bfloat16", "shard": "90KB"}),
+    "qwen2-tied": (
+        "qwen2",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": True, "vocab_size": 441},
+    ),
+    "qwen2-bf16": (
+        "qwen2",
+        {"hidden_size": 120, "num_attention_heads": 10, "num_key_value_heads": 5, "dtype": "bfloat16", "shard": "90KB"},
+    ),
     "qwen3": ("qwen3", {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 40}),
     "qwen3-bf16": ("qwen3", {"tie_word_embeddings": True, "dtype": "bfloat16"}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_size": 84, "intermediate_size": 142}),
@@ -429,7 +497,9 @@ def test_killed_exports_leave_a_whole_bundle_or_none(checkpoint, rows, tmp_path)
     out, finished = tmp_path / "out", 0
     for _ in range(8):
         child = subprocess.Popen(
-            [sys.executable, "-c", code, str(checkpoint), str(out), str(rows)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code, str(checkpoint), str(out), str(rows)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         child.stdout.readline()
         try:

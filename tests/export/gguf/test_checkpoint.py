@@ -26,7 +26,12 @@ CASES = {
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
 }
-TEXTS = ["Tom has 17 apples, 3.5 of them red.", "Zażółć 敏捷的 😀👩‍👩‍👧 ١٢٣", "def f(x):\n    return x  # <think>", "<|im_start|>user"]
+TEXTS = [
+    "Tom has 17 apples, 3.5 of them red.",
+    "Zażółć 敏捷的 😀👩‍👩‍👧 ١٢٣",
+    "def f(x):\n    return x  # <think>",
+    "<|im_start|>user",
+]
 
 
 def _as_gguf(folder: Path, out: Path) -> Path:
@@ -53,7 +58,12 @@ def test_checkpoint_comes_back(tmp_path, case):
 
 
 def test_tensor_names_go_both_ways():
-    names = ["model.embed_tokens.weight", "lm_head.weight", "model.layers.7.self_attn.q_norm.weight", "model.layers.12.mlp.up_proj.bias"]
+    names = [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.7.self_attn.q_norm.weight",
+        "model.layers.12.mlp.up_proj.bias",
+    ]
     assert [hugging_face_name(gguf_name(name)) for name in names] == names
     with pytest.raises(UnsupportedCheckpointError, match=r"blk\.0\.ffn_gate_exps\.weight has no place"):
         hugging_face_name("blk.0.ffn_gate_exps.weight")
@@ -101,7 +111,9 @@ def test_real_tokenizer_reads_as_llama_cpp_does():
     model = Llama(str(next(REAL.glob("*.Q4_1.gguf"))), vocab_only=True, verbose=False)
     tokenizer = Tokenizer.from_file(str(REAL / "checkpoint" / "tokenizer.json"))
     for text in texts:
-        assert tokenizer.encode(text, add_special_tokens=False).ids == model.tokenize(text.encode(), add_bos=False, special=True)
+        assert tokenizer.encode(text, add_special_tokens=False).ids == model.tokenize(
+            text.encode(), add_bos=False, special=True
+        )
 
 
 @pytest.mark.slow

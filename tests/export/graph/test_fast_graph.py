@@ -21,7 +21,12 @@ AWKWARD = [(kind, {}) for kind in SHAPES] + [
     ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     (
         "llama",
-        {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 31.0}},
+        {
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 31.0},
+        },
     ),
     ("mistral", {"num_key_value_heads": 8, "vocab": 257, "layers": 1}),
 ]
@@ -29,7 +34,9 @@ AWKWARD = [(kind, {}) for kind in SHAPES] + [
 
 def _largest_gaps(path: Path, folder: Path, sequences: list[list[int]]) -> dict[str, float]:
     gaps = dict.fromkeys(("label_logits", "log_mass", "entropy", "hidden"), 0.0)
-    for got, expected in zip(FastModel(path, threads=1).read(sequences, hidden=True), reference(folder, sequences), strict=True):
+    for got, expected in zip(
+        FastModel(path, threads=1).read(sequences, hidden=True), reference(folder, sequences), strict=True
+    ):
         for name in gaps:
             gaps[name] = max(gaps[name], float(np.abs(np.asarray(getattr(got, name)) - expected[name]).max()))
     return gaps
@@ -57,7 +64,13 @@ def test_quantized_graph_is_close_to_transformers(tmp_path, kind, precision, lim
 def test_keeping_every_matmul_at_fp32_undoes_int8(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint")
     checkpoint = Checkpoint.open(folder)
-    write_fast_graph(checkpoint, tmp_path / "fast.onnx", LABELS, precision="int8", keep=dict.fromkeys(matmul_names(checkpoint.arch), "fp32"))
+    write_fast_graph(
+        checkpoint,
+        tmp_path / "fast.onnx",
+        LABELS,
+        precision="int8",
+        keep=dict.fromkeys(matmul_names(checkpoint.arch), "fp32"),
+    )
     assert max(_largest_gaps(tmp_path / "fast.onnx", folder, random_sequences(2, 5)).values()) < 1e-4
 
 
@@ -103,7 +116,13 @@ def test_graphs_share_a_store_and_the_last_keeps_what_it_uses(tmp_path, monkeypa
 
 def test_tiny_bundle_sized_model_is_small(tmp_path):
     folder = make_checkpoint(
-        tmp_path / "checkpoint", hidden_size=256, num_attention_heads=4, head_dim=64, intermediate_size=640, layers=2, vocab=1024
+        tmp_path / "checkpoint",
+        hidden_size=256,
+        num_attention_heads=4,
+        head_dim=64,
+        intermediate_size=640,
+        layers=2,
+        vocab=1024,
     )
     write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS)
     parameters = sum(int(np.prod(shape)) for shape in Checkpoint.open(folder).arch.tensor_shapes().values())
@@ -124,7 +143,10 @@ def test_graph_rests_on_stock_operators_and_names_nodes_by_layer(tmp_path):
 def test_progress_counts_layers(tmp_path):
     seen = []
     write_fast_graph(
-        Checkpoint.open(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "fast.onnx", LABELS, progress=lambda done, of: seen.append((done, of))
+        Checkpoint.open(make_checkpoint(tmp_path / "checkpoint")),
+        tmp_path / "fast.onnx",
+        LABELS,
+        progress=lambda done, of: seen.append((done, of)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 

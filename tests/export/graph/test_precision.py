@@ -30,7 +30,7 @@ SEQUENCES = random_sequences(11, 24)
 
 
 def _hostile(folder: Path, kind: str, factor: float = 300.0, **overrides: object) -> Path:
-    """A checkpoint whose fp32 function is the random one's, with outlier channels in both norms and the MLP of each layer."""
+    """A checkpoint whose fp32 function is the random one's, with outlier channels in norms and MLP of each layer."""
     make_checkpoint(folder, kind, **overrides)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -109,7 +109,9 @@ def test_raising_stops_as_soon_as_the_tolerance_holds(tmp_path):
     checkpoint, judge = Checkpoint.open(folder), _judge(folder)
     first = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, judge)
     plain = first.history[0].excess
-    strict = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * judge(path) / plain)
+    strict = write_tuned_graph(
+        checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * judge(path) / plain
+    )
     assert strict.excess <= 1
     assert 0 < len(strict.keep) < 3 * 8 + 1
     assert strict.worst is not None
@@ -175,7 +177,9 @@ def test_damage_names_the_matmul_that_was_made_hostile(tmp_path):
         model.model.layers[1].mlp.up_proj.weight[3] *= 300
         model.model.layers[1].mlp.down_proj.weight[:, 3] /= 300
     model.save_pretrained(folder)
-    damage = matmul_damage(Checkpoint.open(folder), SEQUENCES, "int8", lambda *_: None, tmp_path / "fast.onnx", WeightStore())
+    damage = matmul_damage(
+        Checkpoint.open(folder), SEQUENCES, "int8", lambda *_: None, tmp_path / "fast.onnx", WeightStore()
+    )
     assert max(damage, key=lambda name: damage[name]["int8"]) == "model.layers.1.mlp.down_proj"
     assert len(damage) == 3 * 8 + 1
     assert {tuple(rungs) for rungs in damage.values()} == {("int8", "int8x2", "fp32")}
@@ -197,10 +201,14 @@ def test_weights_that_compute_nan_are_refused_by_layer(tmp_path):
 def test_rounding_with_the_inputs_in_view_errs_less_where_they_go_together():
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((40, 96)).astype(np.float32)
-    x = (rng.standard_normal((500, 8)) @ rng.standard_normal((8, 96)) + 0.05 * rng.standard_normal((500, 96))).astype(np.float32)
+    x = (rng.standard_normal((500, 8)) @ rng.standard_normal((8, 96)) + 0.05 * rng.standard_normal((500, 96))).astype(
+        np.float32
+    )
     nearest, scales = int8_rows(weight)
     rounded, own = round_weight(weight, (x.T @ x).astype(np.float64))
-    errors = [np.square(x @ (values * s[:, None] - weight).T).mean() for values, s in ((nearest, scales), (rounded, own))]
+    errors = [
+        np.square(x @ (values * s[:, None] - weight).T).mean() for values, s in ((nearest, scales), (rounded, own))
+    ]
     assert errors[1] < errors[0] / 4
     np.testing.assert_array_equal(own, scales)
 

@@ -1,4 +1,4 @@
-"""The integer products that graphs are made of are exact on the machine that runs this, whatever its instruction set."""
+"""The integer products that graphs are made of are exact on the machine that runs this, whatever it can do."""
 
 from __future__ import annotations
 

@@ -29,10 +29,20 @@ from fsrm_lite.export.parity.readings import (
 )
 
 PARITY = {
-    "items": 204, "pairs": 510, "max_delta_logit": 1e-4, "mean_delta_logit": 1e-5, "max_delta_score": 1e-4, "mean_delta_score": 1e-5,
-    "decisions_alike": 1.0, "routes_alike": 1.0, "rank_correlation": 1.0, "noise": 1e-5, "all_decisions_alike": 1.0,
-    "clear_pairs": 500, "clear_routes": 700,
-}  # fmt: skip
+    "items": 204,
+    "pairs": 510,
+    "max_delta_logit": 1e-4,
+    "mean_delta_logit": 1e-5,
+    "max_delta_score": 1e-4,
+    "mean_delta_score": 1e-5,
+    "decisions_alike": 1.0,
+    "routes_alike": 1.0,
+    "rank_correlation": 1.0,
+    "noise": 1e-5,
+    "all_decisions_alike": 1.0,
+    "clear_pairs": 500,
+    "clear_routes": 700,
+}
 GOOD = FirstTokenParity(**PARITY)
 GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)
 
@@ -55,7 +65,12 @@ def test_read_logits_survives_large_logits():
 def test_compare_readings_of_equal_files_is_perfect():
     same = readings([(1, 0), (0, 1), (0.5, 0.2)])
     parity = compare_readings(same, same, [(0, 1), (1, 2)], plain_manifest())
-    assert (parity.max_delta_logit, parity.decisions_alike, parity.routes_alike, parity.rank_correlation) == (0.0, 1.0, 1.0, 1.0)
+    assert (parity.max_delta_logit, parity.decisions_alike, parity.routes_alike, parity.rank_correlation) == (
+        0.0,
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_compare_readings_counts_flips():
@@ -168,7 +183,16 @@ def test_chain_writer_stops_at_its_budget_and_needs_no_tail():
 
 
 def test_families_share_at_least_a_quarter_of_each_sequence_and_never_all():
-    sequences = [(1, 2, 3, 4, 5), (9,), (1, 2, 3, 4, 6), (1, 2, 3, 4), (1, 2, 3, 4, 5), (1, 7, 7, 7, 7), (9,), (1, 2, 3, 4, 5, 0)]
+    sequences = [
+        (1, 2, 3, 4, 5),
+        (9,),
+        (1, 2, 3, 4, 6),
+        (1, 2, 3, 4),
+        (1, 2, 3, 4, 5),
+        (1, 7, 7, 7, 7),
+        (9,),
+        (1, 2, 3, 4, 5, 0),
+    ]
     found = families(sequences)
     assert sorted(i for family in found for i in family.members) == list(range(8))
     assert Family(3, (3, 0, 4, 7, 2)) in found
