@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -18,37 +18,47 @@ def log_bad_item(position: int, error: Exception) -> None:
     logger.warning("one item of a batch has no result: %s", error)
 
 
+def each(
+    call: Callable[[list[_Item]], Sequence[_Result]],
+    items: Sequence[_Item],
+    errors: type[_Error],
+    on_bad: Callable[[int, _Error], None] = log_bad_item,
+) -> Iterator[_Result | None]:
+    """Call a batch function; where it fails, halve the batch until the items that make it fail stand alone.
+
+    Args:
+        call: From a list of items to one result per item, in order.
+        items: Any number; ``call`` is not called for none.
+        errors: What counts as a bad item. Anything else is raised.
+        on_bad: Called with the position of each item that fails on its own, in order, and its error; it may raise.
+
+    Yields:
+        One result per item, in order; None for an item that fails on its own. Whoever stops listening stops the calls.
+    """
+
+    def part(start: int, stop: int) -> Iterator[_Result | None]:
+        if start == stop:
+            return
+        try:
+            results: Sequence[_Result | None] = list(call(list(items[start:stop])))
+        except errors as error:
+            if stop - start > 1:
+                middle = (start + stop) // 2
+                yield from part(start, middle)
+                yield from part(middle, stop)
+                return
+            on_bad(start, error)
+            results = [None]
+        yield from results
+
+    return part(0, len(items))
+
+
 def each_or_none(
     call: Callable[[list[_Item]], Sequence[_Result]],
     items: Sequence[_Item],
     errors: type[_Error],
     on_bad: Callable[[int, _Error], None] = log_bad_item,
 ) -> list[_Result | None]:
-    """Call a function on a batch such that an item that makes it fail costs only itself its result.
-
-    A batch that fails is cut in half and each half is tried again, until every item that fails does so on its own.
-
-    Args:
-        call: Takes a list of items and returns one result per item, in order. It is never called with an empty list.
-        items: Any number of items.
-        errors: The exception type that means a bad item. Any other exception is raised at once.
-        on_bad: Called with the position and the error of each item that fails on its own, in order. It may raise.
-
-    Returns:
-        One result per item, in order; None for an item that fails on its own.
-    """
-
-    def part(start: int, stop: int) -> list[_Result | None]:
-        """Return the results of ``items[start:stop]``, halving that range where the call fails."""
-        if start == stop:
-            return []
-        try:
-            return list(call(list(items[start:stop])))
-        except errors as error:
-            if stop - start == 1:
-                on_bad(start, error)
-                return [None]
-        middle = (start + stop) // 2
-        return [*part(start, middle), *part(middle, stop)]
-
-    return part(0, len(items))
+    """Return all results of ``each``, which explains the arguments."""
+    return list(each(call, items, errors, on_bad))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import IO, Any
 from fsrm_lite.errors import DataFormatError, one_line
 
 _NOT_OURS = "this is not a results file to go on with"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def complete_lines(path: Path, start: bytes = b"{") -> Iterator[tuple[int, bytes
             yield number, line
             whole += len(line)
     if whole < path.stat().st_size:
-        logger.warning("%s ends in a half-written line, which is cut off", path)
+        warnings.warn(f"{path} ends in a half-written line, which is cut off", stacklevel=2)
         os.truncate(path, whole)
 
 

@@ -316,6 +316,10 @@ class FastSlowRM:
         """
         from fsrm_lite.ranking.tournament import BLANK_SCORE, TournamentOptions, select
 
+        known = {"judge", *JudgeOptions.__dataclass_fields__, *TournamentOptions.__dataclass_fields__}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise InputError(f"unknown options {unknown}, expected among {sorted(known | {'strategy'})}")
         tournament = {name: value for name, value in options.items() if name in TournamentOptions.__dataclass_fields__}
         judging = {name: value for name, value in options.items() if name not in (*tournament, "judge")}
         policy, settings = self._policy_of(options.get("judge")), self._judge_options(judging)
@@ -397,12 +401,17 @@ class FastSlowRM:
         """
         unknown = sorted(set(given) - set(JudgeOptions.__dataclass_fields__))
         if unknown:
-            raise InputError(f"unknown options {unknown}, expected among {sorted(JudgeOptions.__dataclass_fields__)}")
+            known = sorted({"judge", *JudgeOptions.__dataclass_fields__})
+            raise InputError(f"unknown options {unknown}, expected among {known}")
         return JudgeOptions(**{**self._settings, **given})
 
     def _encoded(self, number: int, prompt: Prompt, response: Response) -> EncodedResponse:
         """Return an item with its ids, which are made now unless they were made before. An error names the item."""
         if isinstance(response, EncodedResponse):
+            if response.encoder is not self.encoder:
+                raise InputError(f"item {number}: the response was encoded by another model; encode it with this one")
+            if response.prompt != prompt_text(prompt):
+                raise InputError(f"item {number}: the response was encoded for another prompt; encode it for this one")
             return response
         try:
             return self.fast.encode(prompt, response)

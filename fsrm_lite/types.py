@@ -184,7 +184,7 @@ class Decoding:
     """How the next token is drawn.
 
     Attributes:
-        temperature: Divides the logits; 0 takes the likeliest token. At least 0.
+        temperature: Divides the logits; 0 takes the likeliest token. 0, or at least 1e-6.
         top_p: Keep the smallest set of likeliest tokens whose probability reaches this; in (0, 1].
         top_k: Keep the k likeliest tokens, and any as likely as the last of them; 0 keeps all.
     """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsrm_lite.batches import each_or_none
+from fsrm_lite.batches import each, each_or_none
 from fsrm_lite.errors import InputError
 
 
@@ -47,3 +47,18 @@ def test_other_errors_and_what_on_bad_raises_get_through():
 
     with pytest.raises(InputError, match="item 2: negative -7"):
         each_or_none(squares, [1, 2, -7], InputError, refuse)
+
+
+def test_whoever_stops_listening_stops_the_calls():
+    calls = []
+
+    def counted(items):
+        calls.extend(items)
+        return squares(items)
+
+    results = each(counted, [-1, *range(63)], InputError)
+    assert next(results) is None
+    assert calls.count(-1) == 7  # 64, 32, 16, 8, 4, 2, 1
+    seen = len(calls)
+    results.close()
+    assert len(calls) == seen < 128

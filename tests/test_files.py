@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and results files that a broken-off run left."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -44,11 +45,36 @@ def test_a_link_stays_a_link(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="devices are files on POSIX systems only")
 def test_what_is_no_file_is_written_to_directly(tmp_path):
-    from pathlib import Path
-
     with whole_file(Path("/dev/null")) as part:
         part.write_text("gone")
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have names on POSIX systems only")
+def test_a_pipe_under_another_name_is_written_to_directly(tmp_path):
+    reading, writing = os.pipe()
+    with whole_file(Path(f"/dev/fd/{writing}")) as part:
+        part.write_text("through")
+    os.close(writing)
+    assert os.read(reading, 100) == b"through"
+    os.close(reading)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have such permissions on POSIX systems only")
+def test_a_new_file_keeps_the_permissions_of_the_old_one(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    path.chmod(0o600)
+    with whole_file(path) as part:
+        part.write_text("new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_what_a_killed_run_left_is_replaced_by_the_next(tmp_path):
+    (tmp_path / ".out.txt.partial").write_text("half of an earlier run")
+    with whole_file(tmp_path / "out.txt") as part:
+        part.write_text("new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.txt", "new")]
 
 
 def test_a_half_written_line_is_cut_off_behind_the_others(tmp_path):

@@ -62,7 +62,8 @@ def imports(path):
             return
         if isinstance(node, ast.Import):
             found.extend((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} is a relative import, which would escape these tests"
             found.extend((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)

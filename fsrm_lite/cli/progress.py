@@ -29,7 +29,7 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
     Yields:
         A function to call with the number of steps just done.
     """
-    if not sys.stderr.isatty():
+    if not _is_watched():
         yield lambda count=1: None
     elif total is None:
         done = 0
@@ -39,12 +39,19 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
             done += count
             click.echo(f"\r{done} {what}", nl=False, err=True)
 
-        yield count_up
-        click.echo("", err=True)
+        try:
+            yield count_up
+        finally:
+            click.echo("", err=True)
     else:
         shown = None if note is None else lambda _: note()
         with click.progressbar(length=total, file=sys.stderr, label=what, item_show_func=shown) as bar:
             yield lambda count=1: bar.update(count, None)
+
+
+def _is_watched() -> bool:
+    """Whether standard error is a terminal; it may also be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Stages:
@@ -52,7 +59,7 @@ class Stages:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._live = sys.stderr.isatty()
+        self._live = _is_watched()
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 
 import click
 
-from fsrm_lite.batches import each_or_none
+from fsrm_lite.batches import each
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
@@ -271,13 +271,13 @@ class _Rows:
             if self._stopped is not None:
                 return
 
-    def _answers(self, batch: list[_Asked]) -> list[dict[str, Any] | None]:
+    def _answers(self, batch: list[_Asked]) -> Iterator[dict[str, Any] | None]:
         """Answer a batch. A row that turns out to be bad only now gets None."""
 
         def run(part: list[_Asked]) -> list[dict[str, Any]]:
             return self._operation.run(self._rm, [asked.texts for asked in part])
 
-        return each_or_none(run, batch, InputError, lambda position, error: self._bad(batch[position].line, error))
+        return each(run, batch, InputError, lambda position, error: self._bad(batch[position].line, error))
 
     def _bad(self, line: int, error: InputError) -> None:
         """Note a bad row: either it is skipped, or the run ends with its error after the rows before it."""

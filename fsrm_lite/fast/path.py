@@ -7,8 +7,9 @@ token, and from that prediction (a *reading*) comes the score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import ContextOverflowError
@@ -19,17 +20,21 @@ from fsrm_lite.types import Prompt, Score
 
 @dataclass(frozen=True, slots=True)
 class EncodedResponse:
-    """A response together with its prompt, ready for the fast model.
+    """A response to a prompt, checked and turned into ids: what ``FastSlowRM.encode`` returns.
+
+    It belongs to that prompt and to the model that made it, and is refused for any other.
 
     Attributes:
-        prompt: What was asked, as it was given.
-        text: The response as it will be scored. Its end is missing if it was too long and cutting was allowed.
-        ids: Token ids of the bundle's fast template, filled in with both.
+        prompt: What was asked, as the text that fills the template.
+        text: The response as it will be scored: cut at its end where that was asked for and needed.
+        ids: Token ids of the bundle's fast template, with both filled in.
+        encoder: The encoder that made it.
     """
 
-    prompt: Prompt
+    prompt: str
     text: str
     ids: tuple[int, ...]
+    encoder: PromptEncoder = field(repr=False, compare=False)
 
 
 class FastPath:
@@ -70,12 +75,12 @@ class FastPath:
                 too long.
         """
         try:
-            return EncodedResponse(prompt, response, tuple(self._encoder.pointwise_fast(prompt, response)))
+            text, ids = response, self._encoder.pointwise_fast(prompt, response)
         except ContextOverflowError:
             if not self._truncate:
                 raise
-        text, ids = self._encoder.truncated(prompt, response)
-        return EncodedResponse(prompt, text, tuple(ids))
+            text, ids = self._encoder.truncated(prompt, response)
+        return EncodedResponse(prompt_text(prompt), text, tuple(ids), self._encoder)
 
     def read(self, items: Sequence[EncodedResponse], temperature: float) -> list[Score]:
         """Return the fast scores, in input order. Responses to one prompt share the work of reading it.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from fsrm_lite.batches import each_or_none
-from fsrm_lite.checks import MAX_VOTES, expect, is_number, is_whole
+from fsrm_lite.checks import MAX_VOTES, MIN_TEMPERATURE, expect, is_number, is_whole
 from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
 
 if TYPE_CHECKING:
@@ -86,12 +86,9 @@ class Sampling:
         for name in ("n", "max_tokens"):
             value = getattr(self, name)
             expect(is_whole(value) and value >= 1, f"sampling: {name}", value, "a whole number of at least 1")
-        expect(
-            is_number(self.temperature) and self.temperature >= 0.0,
-            "sampling: temperature",
-            self.temperature,
-            "a number of at least 0",
-        )
+        hot = is_number(self.temperature) and (self.temperature == 0.0 or self.temperature >= MIN_TEMPERATURE)
+        least = f"0 (greedy) or a number of at least {MIN_TEMPERATURE:g}"
+        expect(hot, "sampling: temperature", self.temperature, least)
         expect(is_number(self.top_p) and 0.0 < self.top_p <= 1.0, "sampling: top_p", self.top_p, "a number in (0, 1]")
         expect(is_whole(self.seed), "sampling: seed", self.seed, "a whole number")
 

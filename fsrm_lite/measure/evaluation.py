@@ -171,7 +171,11 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
     texts = [(x.prompt, response) for x in batch for response in x.responses if response.strip()]
     try:
         read = iter(
-            each_or_none(score, texts, ContextOverflowError) if options.skip_too_long else score(texts) if texts else []
+            each_or_none(score, texts, ContextOverflowError, _left_to_the_report)
+            if options.skip_too_long
+            else score(texts)
+            if texts
+            else []
         )
     except InputError as error:
         if len(batch) > 1:  # try one item at a time, so that the error can name the item
@@ -215,7 +219,7 @@ def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOpti
         pairs = [(x.prompt, x.responses[0], x.responses[1]) for x in part]
         return rm.compare_many(pairs, judge="always", votes=options.votes, seed=options.seed)
 
-    answers = each_or_none(compare, examples, ContextOverflowError)
+    answers = each_or_none(compare, examples, ContextOverflowError, _left_to_the_report)
     return {x.id: None if c is None else _slow_pair(c) for x, c in zip(examples, answers, strict=True)}
 
 
@@ -232,7 +236,8 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
         return rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed)
 
     answers = {
-        (r.example.id, i): s for (r, i), s in zip(asked, each_or_none(score, asked, ContextOverflowError), strict=True)
+        (r.example.id, i): s
+        for (r, i), s in zip(asked, each_or_none(score, asked, ContextOverflowError, _left_to_the_report), strict=True)
     }
     judged: dict[str, Slow | None] = {}
     for r in readings:
@@ -245,6 +250,10 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
             )
             judged[r.example.id] = slow if whole else None
     return judged
+
+
+def _left_to_the_report(position: int, error: ContextOverflowError) -> None:
+    """Say nothing of an item that is too long: its record says so, and the report counts such items."""
 
 
 def _slow_pair(comparison: Comparison) -> Slow | None:

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from fsrm_lite import FastSlowRM
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.cli import main
 from fsrm_lite.errors import ContextOverflowError, InputError
@@ -57,6 +58,28 @@ def test_an_encoded_response_stands_for_its_text(rm, rendered):
     assert rm.rank(QUESTION, [second, first], judge="never") == rm.rank(QUESTION, ["6", "5"], judge="never")
     assert rm.best_of_n(QUESTION, [second, first]) == rm.best_of_n(QUESTION, ["6", "5"])
     assert rendered == [*"56", *"5", *"56", *"65", *"65"]
+
+
+def test_an_encoded_response_is_refused_for_another_prompt_or_model(rm):
+    encoded = rm.encode(QUESTION, "5")
+    for call in (
+        lambda: rm.score("What is 50 - 8?", encoded),
+        lambda: rm.compare("What is 50 - 8?", "42", encoded),
+        lambda: rm.rank("What is 50 - 8?", ["42", encoded]),
+        lambda: rm.best_of_n("What is 50 - 8?", ["42", encoded]),
+    ):
+        with pytest.raises(InputError, match=r"item [01]: the response was encoded for another prompt"):
+            call()
+    with pytest.raises(InputError, match="the prompt is null"):
+        rm.score(None, encoded)
+    with (
+        FastSlowRM.from_pretrained(threads=1) as other,
+        pytest.raises(InputError, match="item 0: the response was encoded by another model"),
+    ):
+        other.score(QUESTION, encoded)
+    messages = [{"role": "user", "content": QUESTION}]
+    assert rm.score(messages, encoded, judge="never") == rm.score(QUESTION, "5", judge="never")
+    assert len({encoded, rm.encode(messages, "5")}) == 1
 
 
 def test_a_long_response_is_cut_where_that_was_asked_for(rm):

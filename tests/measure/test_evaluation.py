@@ -315,11 +315,18 @@ def test_resume_survives_a_half_written_last_line(tmp_path):
         assert len(output.read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize("text", ['{"precious": 1}', "notes", '{"prompt": "a"}\n{"prompt": "b"}'])
-def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"precious": 1}', "line 1: not a row; this is not a results file to go on with"),
+        ("notes", "line 1: not a row; this is not a results file to go on with"),
+        ('{"prompt": "a"}\n{"prompt": "b"}', "line 1 is not a result of this command .*; start a new file"),
+    ],
+)
+def test_resume_leaves_a_file_that_is_not_its_own_alone(tmp_path, text, message):
     output = tmp_path / "precious.json"
     output.write_text(text)
-    with pytest.raises(DataFormatError, match=r"not a row|is not a result of this command"):
+    with pytest.raises(DataFormatError, match=message):
         run(StandIn(knows), output, resume=True)
     assert output.read_text() == text
 
