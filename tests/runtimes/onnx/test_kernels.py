@@ -60,7 +60,7 @@ def _with_terms_joined(outputs):
     first, rest = (next((i for i in order if outputs[i].dtype == np.uint8), None) for order in (range(len(outputs)), range(len(outputs))[::-1]))
     if first == rest:
         return outputs
-    joined = (outputs[first].astype(np.float32) - 128) + (outputs[rest].astype(np.float32) - 128) / 254
+    joined = outputs[first].astype(np.float32) + outputs[rest].astype(np.float32) / 254  # their zeros are the same in both
     return [joined / 127, *(out for i, out in enumerate(outputs) if i not in (first, rest))]
 
 
@@ -78,7 +78,7 @@ def _check(stock, compiled):
         else:  # float32 rounding may put a value that lies between two steps on either side
             steps = np.abs(got.astype(int) - expected.astype(int))
             assert steps.max(initial=0) <= 1
-            assert steps.mean() < 0.01
+            assert steps.sum() <= max(1, 0.01 * steps.size)
     return len(stock)
 
 
@@ -123,10 +123,11 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         rows = {"residual": normal(tokens, width), "update": normal(tokens, width), "scale": scale, "weight": normal(width)}
         compared += _check(*_both(folder, add_norm, **rows))
 
+        # Not further out: the stock operator's sigmoid is exact to an absolute 1e-8, and a row may be all that small.
         def gate(graph, terms=terms):
             return _quantized(graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale"), width, terms), 2)
 
-        compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=5.0), up=normal(tokens, width), scale=scale))
+        compared += _check(*_both(folder, gate, gate=normal(tokens, width, by=2.0), up=normal(tokens, width), scale=scale))
 
     angles = normal(1, tokens, dim // 2, by=9.0)
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
@@ -152,14 +153,17 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
 
         compared += _check(*_both(folder, values, v=normal(tokens, width), **scales))
 
-    def softmax(graph):
-        return _quantized(graph_fused.softmax_quantize(graph, arch, Value("scores", "scale"), "bias", "value_scale"), 3)
+    def softmax(graph, terms):
+        value = graph_fused.softmax_quantize(graph, arch, Value("scores", "scale"), "bias", "value_scale", terms)
+        return _quantized(value, 3)
 
     seen = rng.random((tokens, total)) < 0.5
     seen[np.arange(tokens), past + np.arange(tokens)] = True  # a token sees itself
     bias = np.where(seen, np.float32(0.0), np.float32(-1e9))
     rows = {"scores": normal(kv_heads, group * tokens, total, by=40.0), "scale": np.abs(normal(kv_heads, group * tokens, 1))}
-    compared += _check(*_both(folder, softmax, **rows, bias=bias, value_scale=np.abs(normal(total, 1)) + np.float32(1e-3)))
+    rows |= {"bias": bias, "value_scale": np.abs(normal(total, 1)) + np.float32(1e-3)}
+    for terms in (1, 2):
+        compared += _check(*_both(folder, partial(softmax, terms=terms), **rows))
 
     for terms in (1, 2):
 
@@ -167,7 +171,7 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
             return _quantized(graph_fused.quantize_mixed(graph, arch, Value("mixed", "scale"), terms), 2)
 
         compared += _check(*_both(folder, mixed, mixed=normal(kv_heads, group * tokens, dim), scale=rows["scale"]))
-    assert compared == 32  # every output of every operator, those with two forms twice, two terms as one
+    assert compared == 34  # every output of every operator, those with two forms twice, two terms as one
 
 
 @needs_library

@@ -239,7 +239,7 @@ static OrtStatus *prepare_values(Work *w, void *context, int64_t kv_heads) {
  * -> quantized [kv, group * S, T], largest [kv, group * S, 1] */
 static void run_softmax(const Work *w, size_t from, size_t to, float *scratch) {
     softmax_quantize(from, to, w->shape.kv_heads * w->shape.group, w->shape.tokens, w->scratch, w->in[0].data, w->in[1].data, w->in[2].data,
-                     w->in[3].data, scratch, w->out[0], w->out[1]);
+                     w->in[3].data, scratch, w->out[0], w->out[1], w->out[2]);
 }
 
 static OrtStatus *prepare_softmax(Work *w, void *context, int64_t count) {
@@ -250,6 +250,7 @@ static OrtStatus *prepare_softmax(Work *w, void *context, int64_t count) {
         return misfit(w);
     MAKE(w, context, 0, kv_heads, rows, width);
     MAKE(w, context, 1, kv_heads, rows, 1);
+    if (w->outputs == 3) MAKE(w, context, 2, kv_heads, rows, width);
     w->shape = (Shape){tokens, kv_heads, rows / tokens, 0};
     w->units = tokens, w->width = kv_heads * (rows / tokens) * width, w->scratch = width, w->run = run_softmax;
     return NULL;
@@ -303,6 +304,7 @@ static Operator operators[] = {
     {.label = "NormRotateKeys", .inputs = FLOATS_6, .outputs = AS_UINT8, .count = "kv_heads", .normed = 1, .prepare = prepare_keys},
     {.label = "QuantizeValues", .inputs = FLOATS_2, .outputs = AS_UINT8, .count = "kv_heads", .prepare = prepare_values},
     {.label = "SoftmaxQuantize", .inputs = FLOATS_4, .outputs = AS_UINT8, .prepare = prepare_softmax},
+    {.label = "SoftmaxQuantizeTwice", .inputs = FLOATS_4, .outputs = AS_UINT8_TWICE, .prepare = prepare_softmax},
     {.label = "QuantizeMixed", .inputs = FLOATS_3, .outputs = AS_UINT8, .count = "group", .prepare = prepare_mixed},
     {.label = "QuantizeMixedTwice", .inputs = FLOATS_3, .outputs = AS_UINT8_TWICE, .count = "group", .prepare = prepare_mixed},
 };

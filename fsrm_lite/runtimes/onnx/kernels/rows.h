@@ -54,9 +54,9 @@ void quantize_values(size_t from, size_t to, Shape shape, const float *values, c
                      float *largest);
 
 /* Tokens [from, to) of, for scores [heads, tokens, width]: p = softmax(scores * score_scale + bias), w = p * value_scale [width];
- * quantized = w in steps of 1/255 of its largest, which is returned. bias is [tokens, width]; scratch holds width values. */
+ * quantized = w in steps of 1/255 of its largest, which is returned; rest, where it is not NULL, what that leaves behind. bias is [tokens, width]; scratch holds width values. */
 void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores, const float *score_scale,
-                      const float *bias, const float *value_scale, float *scratch, uint8_t *quantized, float *largest);
+                      const float *bias, const float *value_scale, float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* Tokens [from, to) of: mixed [kv_heads, group * tokens, dim] * scale [kv_heads, group * tokens], spread and
  * quantized over all heads to [tokens, heads * dim]; scratch holds 2 * heads * dim values. */
