@@ -125,22 +125,23 @@ def pairs(data: Path = DATA) -> list[tuple[str, str, str]]:
     return found
 
 
-def sequences(checkpoint: Path) -> list[list[int]]:
-    """The ids of the 200 fast prompts, the two of a pair side by side."""
-    encode = encoder(checkpoint).pointwise_fast
-    return [encode(prompt, response) for prompt, *responses in pairs() for response in responses]
+def sequences(checkpoint: Path, count: int) -> list[list[int]]:
+    """The ids of the fast prompts of ``count`` pairs, taken evenly from all, the two of a pair side by side."""
+    encode, found = encoder(checkpoint).pointwise_fast, pairs()
+    chosen = [found[i * len(found) // count] for i in range(count)]
+    return [encode(prompt, response) for prompt, *responses in chosen for response in responses]
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """How far a file is from fp32 of the same weights, over the 200 prompts.
+    """How far a file is from fp32 of the same weights, over the prompts.
 
     Attributes:
         mean_logit: Mean |delta| of the score logit, which is Yes's logit less No's.
         max_logit: Largest |delta| of it.
         max_score: Largest |delta score|.
         noise: Mean |delta| of the difference of a pair's two score logits.
-        alike: Share of the 100 pairs with the same preferred response.
+        alike: Share of the pairs with the same preferred response.
         beyond_noise: Share of the pairs whose fp32 difference is over three times the noise.
         alike_beyond_noise: Share of those with the same preferred response.
         divergence: Mean KL divergence of the first-token distribution from fp32's, nats, without what an int8 head
@@ -161,10 +162,10 @@ class Truth:
 class Measure:
     """Measures files against the fp32 graph of one checkpoint."""
 
-    def __init__(self, checkpoint: Path, fp32: Path, threads: int) -> None:
+    def __init__(self, checkpoint: Path, fp32: Path, threads: int, count: int) -> None:
         self._threads = threads
         self._manifest = encoder(checkpoint).manifest
-        self._sequences = sequences(checkpoint)
+        self._sequences = sequences(checkpoint, count)
         weights = Checkpoint.open(checkpoint)
         self._head = weights.tensor(weights.head_name)
         self._expected = self.read(fp32)
@@ -289,12 +290,12 @@ FP32, FIRST_RUNG = "fp32", "int8, first rung"
 TIERS = (0.05, 0.02)
 """Largest difference of a score: the exporter's default, and the stricter one."""
 
-TIMED_PROMPTS, ROUNDS = 40, 5
+TIMED_PAIRS, ROUNDS = 6, 5
 
 
 def speeds(checkpoint: Path, files: dict[str, Path], threads: int) -> dict[str, float]:
-    """Time of fp32 divided by that of each graph: medians over rounds in which all take turns on the first prompts."""
-    prompts = sequences(checkpoint)[:TIMED_PROMPTS]
+    """Time of fp32 divided by that of each graph: medians over rounds in which all take turns."""
+    prompts = sequences(checkpoint, TIMED_PAIRS)
     models = {
         name: FastModel(path, threads=threads, cache_bytes=0) for name, path in files.items() if path.suffix == ".onnx"
     }
@@ -325,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", action="store_true", help="fetch the model and stop")
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--pairs", type=int, default=SOLUTION_PAIRS + ANSWER_PAIRS, help="pairs to measure on")
     parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
     arguments = parser.parse_args()
     checkpoint = prepare()
@@ -332,7 +334,7 @@ def main() -> None:
         print(checkpoint)
         return
     files = write_files(checkpoint, FOLDER)
-    measure = Measure(checkpoint, files[FP32], arguments.threads)
+    measure = Measure(checkpoint, files[FP32], arguments.threads, arguments.pairs)
     print(head())
     for name, path in files.items():
         if name != FP32:

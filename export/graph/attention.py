@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.fused import softmax_quantize
-from fsrm_lite.export.graph.linear import Value, add_terms
+from fsrm_lite.export.graph.linear import STEPS, Value, add_terms
 from fsrm_lite.export.graph.quantize import ZERO
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
@@ -56,6 +56,8 @@ def int8_attention(
 ) -> Value:
     """Add attention with int8 products over quantized queries, keys and values, as :mod:`.fused` gives them.
 
+    Queries in two terms ask for probabilities in two terms.
+
     Returns:
         The mixed values [kv_heads, group * N, d], their row scale unapplied.
     """
@@ -68,10 +70,16 @@ def int8_attention(
     product = graph.add("MatMulIntegerToFloat", [rows, keys, unit, key_scale, zero, zero], domain=MICROSOFT)
     if q.rest is not None:
         product = add_terms(graph, product, axis=1)
-    p = softmax_quantize(graph, arch, Value(product, q.scale), bias, value_scale)
-    steps = [graph.constant(1 / 255, np.float32), graph.constant(1 / 127, np.float32)]
-    inputs = [p.name, values, *steps, graph.constant(0, np.uint8), zero]
-    return Value(graph.add("MatMulIntegerToFloat", inputs, domain=MICROSOFT), p.scale)
+    p = softmax_quantize(graph, arch, Value(product, q.scale), bias, value_scale, 1 if q.rest is None else 2)
+
+    def mixed(part: str, step: float, part_zero: str) -> str:
+        steps = [graph.constant(step, np.float32), graph.constant(1 / 127, np.float32)]
+        return graph.add("MatMulIntegerToFloat", [part, values, *steps, part_zero, zero], domain=MICROSOFT)
+
+    first = mixed(p.name, 1 / 255, graph.constant(0, np.uint8))
+    if p.rest is None:
+        return Value(first, p.scale)
+    return Value(graph.add("Add", [first, mixed(p.rest, 1 / (255 * STEPS), zero)]), p.scale)
 
 
 def _with_past(

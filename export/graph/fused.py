@@ -18,7 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
-from fsrm_lite.export.graph.linear import Value, factor_weight, quantize_rows, reshape, spread
+from fsrm_lite.export.graph.linear import STEPS, Value, factor_weight, quantize_rows, reshape, spread
+from fsrm_lite.export.graph.quantize import ZERO
 from fsrm_lite.export.graph.writer import MICROSOFT, GraphWriter
 
 _SMALLEST_VALUE_SCALE = 1e-6  # Values below are as good as zero; a scale of 0 would divide by it.
@@ -150,10 +151,13 @@ def quantize_values(graph: GraphWriter, arch: Architecture, v: Value) -> Value:
     return Value(*graph.call("QuantizeValues", [v.name, scale], body, 2, kv_heads=arch.kv_heads))
 
 
-def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias: str, value_scale: str) -> Value:
+def softmax_quantize(
+    graph: GraphWriter, arch: Architecture, scores: Value, bias: str, value_scale: str, terms: int = 1
+) -> Value:
     """Return ``softmax(scores + bias) * value_scale`` for scores [kv_heads, group * S, T], bias [S, T], scales [T, 1].
 
-    As uint8 in steps of 1/255 of each row's largest, and that largest [kv_heads, group * S, 1].
+    As uint8 in steps of 1/255 of each row's largest, and that [kv_heads, group * S, 1]. The values have their zero
+    at 0, since none is negative; a second term has it at ``ZERO``.
     """
     group = arch.heads // arch.kv_heads
 
@@ -166,11 +170,20 @@ def softmax_quantize(graph: GraphWriter, arch: Architecture, scores: Value, bias
         untilt = graph.add("MatMul", [p, graph.add("Reciprocal", [value_scale])])
         largest = graph.add("ReduceMax", [p, graph.constant([-1], np.int64)], keepdims=1)
         step = graph.add("Mul", [reshape(graph, largest, [-1]), graph.constant(1 / 255, np.float32)])
-        q = graph.add("QuantizeLinear", [graph.add("Flatten", [p], axis=2), step], axis=0)
-        return [graph.add("Reshape", [q, graph.add("Shape", [p])]), graph.add("Div", [largest, untilt])]
+        rows = graph.add("Flatten", [p], axis=2)
+        q = graph.add("QuantizeLinear", [rows, step], axis=0)
+        parts = [graph.add("Reshape", [q, graph.add("Shape", [p])]), graph.add("Div", [largest, untilt])]
+        if terms == 2:
+            left = graph.add("Sub", [rows, graph.add("DequantizeLinear", [q, step], axis=0)])
+            zeros = graph.add("Expand", [graph.constant([ZERO], np.uint8), graph.add("Shape", [step])])
+            fine = graph.add("Mul", [step, graph.constant(1 / STEPS, np.float32)])
+            rest = graph.add("QuantizeLinear", [left, fine, zeros], axis=0)
+            parts.append(graph.add("Reshape", [rest, graph.add("Shape", [p])]))
+        return parts
 
     assert scores.scale is not None
-    return Value(*graph.call("SoftmaxQuantize", [scores.name, scores.scale, bias, value_scale], body, 2))
+    inputs = [scores.name, scores.scale, bias, value_scale]
+    return Value(*graph.call(_named("SoftmaxQuantize", terms), inputs, body, 1 + terms))
 
 
 def quantize_mixed(graph: GraphWriter, arch: Architecture, mixed: Value, terms: int = 1) -> Value:

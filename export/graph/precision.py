@@ -195,7 +195,7 @@ class _Rungs:
     def cost(self, keep: Mapping[str, str]) -> float:
         """Cost of a graph in that of one that keeps nothing."""
         total = sum(self._work.values()) * COST[self._base]
-        return sum(work * _cost(name, keep.get(name, self._base)) for name, work in self._work.items()) / total
+        return sum(work * COST[keep.get(name, self._base)] for name, work in self._work.items()) / total
 
     def cheapest(self, allowed: float) -> dict[str, str]:
         """Raise MatMuls until the error is ``allowed`` times that of none raised, by what each step saves for its cost.
@@ -216,16 +216,11 @@ class _Rungs:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
         found = []
         for to, error in self._damage[name].items():
-            price = self._work[name] * (_cost(name, to) - _cost(name, at))
+            price = self._work[name] * (COST[to] - COST[at])
             if price > 0:
                 saved = self._damage[name][at] ** 2 - error**2
                 found.append((saved / price, saved, name, to))
         return found
-
-
-def _cost(name: str, rung: str) -> float:
-    # Of attention's two products only that of queries and keys has a second term.
-    return (COST["int8"] + COST[rung]) / 2 if name.endswith("self_attn") and rung == "int8x2" else COST[rung]
 
 
 def _work(arch: Architecture) -> dict[str, float]:

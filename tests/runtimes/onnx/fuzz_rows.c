@@ -312,7 +312,7 @@ static void fuzz_values(Kind kind) {
 
 static void run_softmax(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
     softmax_quantize(from, to, c->shape.kv_heads, c->shape.tokens, c->width, c->in[0], c->in[1], c->in[2], c->in[3],
-                     scratch, out[0], out[1]);
+                     scratch, out[0], out[1], out[2]);
 }
 
 static void fuzz_softmax(Kind kind) {
@@ -332,7 +332,7 @@ static void fuzz_softmax(Kind kind) {
                  .shape = shape,
                  .width = width,
                  .scratch_values = width,
-                 .out_bytes = {n, rows * sizeof(float)}};
+                 .out_bytes = {n, rows * sizeof(float), perhaps(n)}};
     void *out[OUTPUTS];
     run_twice(&call, out);
     if (kind != ORDINARY) return;
@@ -340,6 +340,7 @@ static void fuzz_softmax(Kind kind) {
     for (size_t i = 0; i < n; i++)
         check(bias[i / width % tokens * width + i % width] > -1e9f || quantized[i] == 0, "no weight on hidden keys");
     check_largest(out[1], rows);
+    if (out[2]) check_uint8(out[2], n);
 }
 
 static void run_mixed(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {

@@ -297,7 +297,8 @@ static OrtStatusPtr prepare_values(Work *work, OrtKernelContext *context, int64_
 static void run_softmax(const Work *work, size_t from, size_t to, float *scratch) {
     Shape shape = work->shape;
     softmax_quantize(from, to, shape.kv_heads * shape.group, shape.tokens, work->scratch_values, work->in[0].data,
-                     work->in[1].data, work->in[2].data, work->in[3].data, scratch, work->out[0], work->out[1]);
+                     work->in[1].data, work->in[2].data, work->in[3].data, scratch, work->out[0], work->out[1],
+                     work->out[2]);
 }
 
 static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64_t count) {
@@ -309,6 +310,7 @@ static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64
         return misfit(work);
     MAKE(work, context, 0, kv_heads, rows, seen);
     MAKE(work, context, 1, kv_heads, rows, 1);
+    if (work->outputs == 3) MAKE(work, context, 2, kv_heads, rows, seen);
     work->shape = (Shape){tokens, kv_heads, rows / tokens, 0};
     work->units = tokens;
     work->width = kv_heads * (rows / tokens) * seen;
@@ -436,6 +438,8 @@ static const Operator operators[] = {
      .prepare = prepare_values},
     {OPERATOR, .label = "SoftmaxQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT},
      .prepare = prepare_softmax},
+    {OPERATOR, .label = "SoftmaxQuantizeTwice", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT},
+     .outputs = {UINT8, FLOAT, UINT8}, .prepare = prepare_softmax},
     {OPERATOR, .label = "QuantizeMixed", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "group",
      .prepare = prepare_mixed},
     {OPERATOR, .label = "QuantizeMixedTwice", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},

@@ -273,7 +273,7 @@ VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float
 VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width,
                                  const float *restrict scores, const float *restrict score_scale,
                                  const float *restrict bias, const float *restrict value_scale, float *restrict scratch,
-                                 uint8_t *restrict quantized, float *restrict largest) {
+                                 uint8_t *restrict quantized, float *restrict largest, uint8_t *restrict rest) {
     for (size_t token = from; token < to; token++) {
         const float *b = bias + token * width;
         /* Keys that the token does not see lie mostly at the ends. They are left out there; their weight is zero. */
@@ -301,6 +301,12 @@ VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t to
             memset(q, 0, first);
             for (size_t i = first; i < last; i++) q[i] = (uint8_t)rounded_bits(scratch[i] * by);
             memset(q + last, 0, width - last);
+            if (rest) {
+                uint8_t *r = rest + row * width;
+                memset(r, 128, width);
+                for (size_t i = first; i < last; i++)
+                    r[i] = (uint8_t)(rounded_bits((scratch[i] * by - (float)q[i]) * 254.0f) + 128u);
+            }
             largest[row] = sum > 0.0f ? top / sum : 0.0f;
         }
     }

@@ -82,10 +82,11 @@ void quantize_values(size_t from, size_t to, Shape shape, const float *values, c
 /* Attention scores [heads, tokens, width], for tokens in the given range: softmax(scores * score_scale + bias) *
  * value_scale, where score_scale is [heads, tokens], bias is [tokens, width] and value_scale is [width]. The result is
  * never negative, so that it is stored as uint8 in steps of 1/255 of its largest, which is returned [heads, tokens].
+ * rest, if not NULL, takes what that leaves behind, in steps of 1/254 of a step; 128 is its zero.
  * scratch holds width floats. */
 void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores,
                       const float *score_scale, const float *bias, const float *value_scale, float *scratch,
-                      uint8_t *quantized, float *largest);
+                      uint8_t *quantized, float *largest, uint8_t *rest);
 
 /* What attention mixed, [kv_heads, group * tokens, dim], for tokens in the given range, multiplied by scale
  * [kv_heads, group * tokens]. All heads of a token are spread by factor and quantized together. The
