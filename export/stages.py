@@ -157,7 +157,7 @@ def build_fast(
     measured: list[FirstTokenParity] = []
     near_tie = tolerance.near_tie(kind)
 
-    def judge(graph: Path) -> float:
+    def excess_of(graph: Path) -> float:
         with closing(_looks(source, expected, graph, near_tie, report)) as looks:
             for found in looks:
                 measured.append(found)
@@ -166,7 +166,7 @@ def build_fast(
         return excess(kind, measured[-1], tolerance)
 
     tuned = write_tuned_graph(
-        source.checkpoint, path, source.label_ids, source.fast_ids, judge, precision=kind, progress=report
+        source.checkpoint, path, source.label_ids, source.fast_ids, excess_of, precision=kind, progress=report
     )
     if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
         measured += _looks(source, expected, path, near_tie, report)

@@ -5,7 +5,7 @@ are scaled (``smoothing``) and how the weights are rounded (``rounding``); neith
 than rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed
 alone on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its
 layer's output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at
-the least cost, written and judged, with less and less error allowed until the tolerance holds.
+the least cost, written and measured, with less and less error allowed until the tolerance holds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One set of rungs that was written and judged.
+    """One set of rungs that was written and measured.
 
     Its cost in that of all MatMuls on the first rung, and its excess.
     """
@@ -97,19 +97,19 @@ def write_tuned_graph(
     out_path: Path,
     label_ids: Sequence[int],
     sequences: Sequence[Sequence[int]],
-    judge: Callable[[Path], float],
+    excess_of: Callable[[Path], float],
     *,
     precision: FastPrecision = "int8",
     progress: Progress | None = None,
 ) -> TunedGraph:
-    """Write a fast graph, smoothed and rounded, with MatMuls as high on their ladders as ``judge`` asks for.
+    """Write a fast graph, smoothed and rounded, with MatMuls as high on their ladders as ``excess_of`` asks for.
 
     Args:
         checkpoint: The checkpoint.
         out_path: The ``.onnx`` file; overwritten.
         label_ids: Token ids of the labels.
         sequences: Calibration prompts as ids; ``CALIBRATION_TOKENS`` tokens of them are looked into.
-        judge: Given the graph's path, returns its worst figure divided by its tolerance; may give up and return
+        excess_of: Given the graph's path, returns its worst figure divided by its tolerance; may give up and return
             an estimate once it is sure to be above 1.
         precision: Of every MatMul that is not kept: "int8" or "int4"; "fp32" is written as it is.
         progress: Called as ``progress(stage, done, total)``.
@@ -125,7 +125,7 @@ def write_tuned_graph(
         shown(0, checkpoint.arch.layers)
         options: dict[str, Any] = {"precision": precision, "keep": keep, "weights": weights, "progress": shown}
         files = write_fast_graph(source, out_path, label_ids, **options)
-        return files, judge(out_path)
+        return files, excess_of(out_path)
 
     if precision == "fp32":
         files, excess = write(checkpoint, {})
@@ -166,7 +166,7 @@ class _Search:
         self._left, self._refinements = _ATTEMPTS, _REFINEMENTS
 
     def note(self, keep: dict[str, str], excess: float) -> None:
-        """Take note of a graph that was judged, and choose the next error allowed."""
+        """Take note of a graph that was measured, and choose the next error allowed."""
         self._left -= 1
         if excess <= 1:
             self.best, self._enough = keep, self.allowed

@@ -56,25 +56,25 @@ def _score(label_logits) -> float:
     return 1 / (1 + math.exp(label_logits[1] - label_logits[0]))
 
 
-def _judge(folder: Path):
+def _excess_of(folder: Path):
     expected = [_score(r["label_logits"]) for r in reference(folder, SEQUENCES)]
 
-    def judge(path: Path) -> float:
+    def excess_of(path: Path) -> float:
         readings = FastModel(path, threads=1).read(SEQUENCES)
         return max(abs(_score(r.label_logits) - e) for r, e in zip(readings, expected, strict=True)) / DELTA_SCORE
 
-    return judge
+    return excess_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_checkpoint_meets_the_tolerance(tmp_path, kind):
     folder = _hostile(tmp_path / "checkpoint", kind)
-    checkpoint, judge = Checkpoint.open(folder), _judge(folder)
+    checkpoint, excess_of = Checkpoint.open(folder), _excess_of(folder)
     write_fast_graph(checkpoint, tmp_path / "naive.onnx", LABELS)
-    tuned = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, judge)
-    assert judge(tmp_path / "naive.onnx") > 5
+    tuned = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, excess_of)
+    assert excess_of(tmp_path / "naive.onnx") > 5
     assert tuned.excess <= 1
-    assert judge(tmp_path / "fast.onnx") == tuned.excess
+    assert excess_of(tmp_path / "fast.onnx") == tuned.excess
     assert tuned.history[-1].excess == tuned.excess
 
 
@@ -88,10 +88,10 @@ def test_smoothing_alone_undoes_the_hostility(tmp_path, kind):
     gaps = {}
     for name, folder in (("benign", benign), ("hostile", hostile)):
         write_fast_graph(_fitted(folder), tmp_path / f"{name}.onnx", LABELS)
-        gaps[name] = _judge(folder)(tmp_path / f"{name}.onnx")
+        gaps[name] = _excess_of(folder)(tmp_path / f"{name}.onnx")
     write_fast_graph(Checkpoint.open(hostile), tmp_path / "naive.onnx", LABELS)
     assert gaps["hostile"] < 2 * gaps["benign"]
-    assert gaps["hostile"] < _judge(hostile)(tmp_path / "naive.onnx") / 4
+    assert gaps["hostile"] < _excess_of(hostile)(tmp_path / "naive.onnx") / 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,11 +106,11 @@ def test_smoothing_leaves_the_fp32_function_as_it_is(tmp_path, kind):
 
 def test_raising_stops_as_soon_as_the_tolerance_holds(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint")
-    checkpoint, judge = Checkpoint.open(folder), _judge(folder)
-    first = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, judge)
+    checkpoint, excess_of = Checkpoint.open(folder), _excess_of(folder)
+    first = write_tuned_graph(checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, excess_of)
     plain = first.history[0].excess
     strict = write_tuned_graph(
-        checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * judge(path) / plain
+        checkpoint, tmp_path / "fast.onnx", LABELS, SEQUENCES, lambda path: 2 * excess_of(path) / plain
     )
     assert strict.excess <= 1
     assert 0 < len(strict.keep) < 3 * 8 + 1
@@ -118,7 +118,7 @@ def test_raising_stops_as_soon_as_the_tolerance_holds(tmp_path):
     assert strict.worst[0] in strict.keep
     within = [attempt.cost for attempt in strict.history if attempt.excess <= 1]
     assert strict.cost == min(within) < 4
-    assert judge(tmp_path / "fast.onnx") * 2 / plain == strict.excess  # what was found is what lies there
+    assert excess_of(tmp_path / "fast.onnx") * 2 / plain == strict.excess  # what was found is what lies there
 
 
 DAMAGE = {
