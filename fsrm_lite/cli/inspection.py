@@ -32,8 +32,13 @@ CPU_FLAGS = (
 )
 """Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
 
-GOLDEN_TOLERANCE = 0.02
-"""How far the self-test's scores may be from the bundle's recorded ones: int8 arithmetic differs between processors."""
+GOLDEN_TOLERANCE = 0.005
+"""How far the self-test's scores may be from the bundle's recorded ones.
+
+Integer products are exact on every processor. What differs is the rounding of float32, which now and then moves a value
+by one step of its 8 bits: 0.0001 between a Xeon with AMX and an EPYC with AVX2. Products that saturate, as those of
+older graphs did without a word on processors without VNNI, were off by 0.01 on the embedded model and must not pass.
+"""
 
 
 @click.command()
