@@ -85,7 +85,7 @@ def _check(stock, compiled):
         else:  # float32 rounding may put a value that lies between two steps on either side
             steps = np.abs(got.astype(int) - expected.astype(int))
             assert steps.max(initial=0) <= 1
-            assert steps.sum() <= max(1, 0.01 * steps.size)
+            assert steps.mean() < 0.01
     return outputs
 
 
@@ -170,15 +170,15 @@ def test_compiled_operators_equal_the_functions(tmp_path_factory, sizes):
         }
         compared += _check(*_both(folder, add_norm, **rows))
 
-        # Not further out: the stock operator's sigmoid is exact to an absolute 1e-8, and a row may be all that small.
+        # Below -8 the stock operator's sigmoid is exact only to an absolute 1e-8, and a row may be all that small.
+        gates = np.maximum(normal(tokens, width, by=5.0), -8 / scale)
+
         def gate(graph, terms=terms):
             return _quantized(
                 graph_fused.gate_quantize(graph, Value("gate", "scale"), Value("up", "scale"), width, terms), 2
             )
 
-        compared += _check(
-            *_both(folder, gate, gate=normal(tokens, width, by=2.0), up=normal(tokens, width), scale=scale)
-        )
+        compared += _check(*_both(folder, gate, gate=gates, up=normal(tokens, width), scale=scale))
 
     angles = normal(1, tokens, dim // 2, by=9.0)
     tables = {"cos": np.cos(angles), "sin": np.sin(angles), "weight": normal(dim)}
