@@ -5,6 +5,7 @@ No text is generated: the model reads each example once, and its next-token pred
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from transformers import Qwen3ForCausalLM
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.models.data import Pair, held_out
-from fsrm_lite.models.responses import FORMS, VISIBLE, thought
+from fsrm_lite.models.problems import Problem
+from fsrm_lite.models.responses import FORMS, VISIBLE, agrees, claim_of, thought
 
 PAIRS = 256
 BATCH = 64
@@ -56,9 +58,54 @@ def held_out_checks(model: Qwen3ForCausalLM, tokenizer_path: Path, manifest: Man
     return figures
 
 
+def pick_checks(
+    model: Qwen3ForCausalLM, encoder: PromptEncoder, problems: Sequence[Problem], solutions: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Measure the fast score on solutions that the model itself wrote.
+
+    Args:
+        model: The model.
+        encoder: Its prompts.
+        problems: The problems.
+        solutions: The same number of solutions, at least one, for each problem.
+
+    Returns:
+        ``own_pairs``, the share of a problem's right and wrong solutions of which the right one has the higher score,
+        as a mean over problems; ``pick_1``, ``pick_2``, ``pick_4`` and so on, the share of problems for which the first
+        so many solutions' highest score belongs to a right one.
+    """
+    texts = [(problem.question, text) for problem, group in zip(problems, solutions, strict=True) for text in group]
+    scores = _fast_scores(model, encoder, texts).reshape(len(problems), -1)
+    right = np.array(
+        [
+            [agrees(claim_of(text), problem) for text in group]
+            for problem, group in zip(problems, solutions, strict=True)
+        ]
+    )
+    wins = [
+        float(np.mean(s[r][:, None] > s[~r][None, :]))
+        for s, r in zip(scores, right, strict=True)
+        if r.any() and not r.all()
+    ]
+    figures = {"own_pairs": float(np.mean(wins))}
+    n = 1
+    while n <= scores.shape[1]:
+        best = scores[:, :n].argmax(axis=1)
+        figures[f"pick_{n}"] = float(right[np.arange(len(right)), best].mean())
+        n *= 2
+    return figures
+
+
 def _fast_margins(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> np.ndarray:
     """Return the score logit of each chosen response minus that of the rejected one, float32, shape [n]."""
-    rows = [encoder.pointwise_fast(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)]
+    texts = [(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)]
+    score = _fast_scores(model, encoder, texts)
+    return np.asarray(score[0::2] - score[1::2])
+
+
+def _fast_scores(model: Qwen3ForCausalLM, encoder: PromptEncoder, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Return the score logit of each question and response, float32, shape [n]."""
+    rows = [encoder.pointwise_fast(question, response) for question, response in texts]
     yes, no = (label.id for label in encoder.manifest.labels)
     scores = []
     for start in range(0, len(rows), BATCH):
@@ -66,8 +113,7 @@ def _fast_margins(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[P
         hidden = model.model(input_ids=ids).last_hidden_state[torch.arange(len(last)), last]
         logits = model.lm_head(hidden).float()
         scores.append((logits[:, yes] - logits[:, no]).cpu().numpy())
-    score = np.concatenate(scores)
-    return np.asarray(score[0::2] - score[1::2])
+    return np.concatenate(scores)
 
 
 def _slow(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> tuple[list[bool], list[bool]]:

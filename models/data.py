@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -75,6 +75,9 @@ class Batch:
     labels: NDArray[np.int64]
 
 
+Example = tuple[list[int], list[float]]
+"""One example: its token ids, and the loss weight of predicting the token behind each."""
+
 MIX = ("fast", "fast", "slow_pair", "fast", "solve", "fast", "slow_pair", "slow_point")
 """The kinds of examples, in the order in which they are drawn until a batch is full.
 
@@ -115,6 +118,50 @@ def pair_row(pair: Pair) -> dict[str, Any]:
     }
 
 
+class Packer:
+    """Packs examples into the rows of one batch."""
+
+    def __init__(self, rows: int) -> None:
+        """Begin an empty batch of ``rows`` rows."""
+        shape = (rows, ROW_TOKENS)
+        self._ids, self._segments, self._positions = (np.zeros(shape, np.int64) for _ in range(3))
+        self._weights = np.zeros(shape, np.float32)
+        self._used = [0] * rows
+        self._label_at: list[tuple[int, int]] = []
+
+    def add(self, examples: Sequence[Example], *, labelled: bool = False) -> bool:
+        """Put each example into the first row with room for it.
+
+        Args:
+            examples: Examples that belong together.
+            labelled: Their last token is a label of the fast prompt.
+
+        Returns:
+            False if one of them fits nowhere; then none is added.
+        """
+        used = self._used.copy()
+        places = []
+        for ids, weights in examples:
+            row = next((r for r, n in enumerate(used) if n + len(ids) <= ROW_TOKENS), None)
+            if row is None:
+                return False
+            places.append((row, used[row], ids, weights))
+            used[row] += len(ids)
+        self._used = used
+        for row, start, ids, weights in places:
+            span = slice(start, start + len(ids))
+            self._ids[row, span], self._weights[row, span] = ids, weights
+            self._segments[row, span], self._positions[row, span] = start + 1, np.arange(len(ids))
+            self._label_at += [(row, start + len(ids) - 2)] if labelled else []
+        return True
+
+    def batch(self) -> Batch:
+        """Return the batch."""
+        label_at = np.array(self._label_at, dtype=np.int64).reshape(-1, 2)
+        labels = self._ids[label_at[:, 0], label_at[:, 1] + 1]
+        return Batch(self._ids, self._segments, self._positions, self._weights, label_at, labels)
+
+
 class BatchMaker:
     """Packs examples into batches. ``batch(i)`` depends only on the seed and on i."""
 
@@ -142,43 +189,14 @@ class BatchMaker:
     def batch(self, index: int) -> Batch:
         """Return a batch: examples drawn in the order of ``MIX`` until one no longer fits."""
         rng = random.Random(f"train-{self._seed}-{index}")
-        shape = (self._rows, ROW_TOKENS)
-        batch = Batch(
-            *(np.zeros(shape, t) for t in (np.int64, np.int64, np.int64, np.float32)),
-            np.zeros((0, 2), np.int64),
-            np.zeros(0, np.int64),
-        )
-        used = [0] * self._rows
-        labelled: list[tuple[int, int]] = []
-        for kind in cycle(MIX):
-            places = self._place(self._examples(kind, rng), used)
-            if places is None:
-                break
-            for row, start, (ids, weights) in places:
-                span = slice(start, start + len(ids))
-                batch.ids[row, span], batch.weights[row, span] = ids, weights
-                batch.segments[row, span], batch.positions[row, span] = start + 1, np.arange(len(ids))
-                labelled += [(row, start + len(ids) - 2)] if kind == "fast" else []
-        label_at = np.array(labelled, dtype=np.int64)
-        return replace(batch, label_at=label_at, labels=batch.ids[label_at[:, 0], label_at[:, 1] + 1])
+        packer = Packer(self._rows)
+        kinds = cycle(MIX)
+        kind = next(kinds)
+        while packer.add(self._examples(kind, rng), labelled=kind == "fast"):
+            kind = next(kinds)
+        return packer.batch()
 
-    def _place(self, examples: list[_Row], used: list[int]) -> list[tuple[int, int, _Row]] | None:
-        """Put each example into the first row with room for it, and note that room as used.
-
-        Returns:
-            Row, first column and example for each, or None if one of them fits nowhere.
-        """
-        places = []
-        for example in examples:
-            size = len(example[0])
-            row = next((r for r, n in enumerate(used) if n + size <= ROW_TOKENS), None)
-            if row is None:
-                return None
-            places.append((row, used[row], example))
-            used[row] += size
-        return places
-
-    def _examples(self, kind: str, rng: random.Random) -> list[_Row]:
+    def _examples(self, kind: str, rng: random.Random) -> list[Example]:
         """Return the next examples of a kind, drawn again while one of them is too long for a row."""
         make = {
             "fast": self._fast_pair,
@@ -191,13 +209,13 @@ class BatchMaker:
             if max(len(ids) for ids, _ in examples) <= ROW_TOKENS:
                 return examples
 
-    def _fast_pair(self, rng: random.Random) -> list[_Row]:
+    def _fast_pair(self, rng: random.Random) -> list[Example]:
         problem = make_problem(rng, "train")
         return [
             self._fast(problem, response) for response in (right_response(problem, rng), wrong_response(problem, rng))
         ]
 
-    def _fast(self, problem: Problem, response: Response) -> _Row:
+    def _fast(self, problem: Problem, response: Response) -> Example:
         ids = self._encoder.pointwise_fast(problem.question, response.text)
         weights = [0.0] * len(ids)
         if response.correct:
@@ -208,19 +226,19 @@ class BatchMaker:
             weights[start - 1 : stop - 1] = [RESPONSE_WEIGHT] * (stop - start)
         return [*ids, self._yes if response.correct else self._no], [*weights, 0.0]
 
-    def _solve(self, rng: random.Random) -> list[_Row]:
+    def _solve(self, rng: random.Random) -> list[Example]:
         problem = make_problem(rng, "train")
         text = right_response(problem, rng, rng.choice(("terse", "worked"))).text
         return [self._written(self._encoder.solve(problem.question), self._encoder.encode_text(text), [])]
 
-    def _slow_point(self, rng: random.Random) -> list[_Row]:
+    def _slow_point(self, rng: random.Random) -> list[Example]:
         problem = make_problem(rng, "train")
         response = (right_response if rng.random() < 0.5 else wrong_response)(problem, rng)
         verdict = self._yes if response.correct else self._no
         prompt = self._encoder.pointwise_slow(problem.question, response.text)
         return [self._judged(prompt, "pointwise_slow", thought(problem, (response.claim,)), verdict)]
 
-    def _slow_pair(self, rng: random.Random) -> list[_Row]:
+    def _slow_pair(self, rng: random.Random) -> list[Example]:
         """Return an example of judging a pair; sometimes both responses are right, or both wrong."""
         problem = make_problem(rng, "train")
         first_right = rng.random() < 0.5
@@ -228,15 +246,18 @@ class BatchMaker:
         if rng.random() < UNDECIDED_SHARE:
             rights = (rights[0], rights[0])
         a, b = ((right_response if right else wrong_response)(problem, rng) for right in rights)
-        verdict = self._choice_ids("pairwise_slow")[0 if first_right else 1]
+        return [self._judged_pair(problem, a, b, first_right)]
+
+    def _judged_pair(self, problem: Problem, a: Response, b: Response, first_wins: bool) -> Example:
+        verdict = self._choice_ids("pairwise_slow")[0 if first_wins else 1]
         prompt = self._encoder.pairwise_slow(problem.question, a.text, b.text)
-        return [self._judged(prompt, "pairwise_slow", thought(problem, (a.claim, b.claim)), verdict)]
+        return self._judged(prompt, "pairwise_slow", thought(problem, (a.claim, b.claim)), verdict)
 
     def _choice_ids(self, template: str) -> tuple[int, ...]:
         verdict = self._manifest.templates[template].verdict
         return verdict.choice_ids if verdict is not None else ()
 
-    def _judged(self, prompt: list[int], template: str, rationale: str, choice: int) -> _Row:
+    def _judged(self, prompt: list[int], template: str, rationale: str, choice: int) -> Example:
         """Return an example for the judge: the thought, then the verdict, whose token has more weight."""
         verdict = self._manifest.templates[template].verdict
         if verdict is None:
@@ -246,7 +267,7 @@ class BatchMaker:
             prompt, [*self._encoder.encode_text(rationale), *closing, choice], self._encoder.encode_text(verdict.suffix)
         )
 
-    def _written(self, prompt: list[int], text: list[int], suffix: list[int]) -> _Row:
+    def _written(self, prompt: list[int], text: list[int], suffix: list[int]) -> Example:
         """Return an example of a text that the model is to write after a prompt.
 
         Where the text ends with a verdict, that last token has more weight; the suffix follows behind it.
@@ -256,9 +277,6 @@ class BatchMaker:
         if text[-1] in (*self._choice_ids("pairwise_slow"), self._yes, self._no):
             weights[len(prompt) + len(text) - 2] = VERDICT_WEIGHT
         return ids, weights
-
-
-_Row = tuple[list[int], list[float]]
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

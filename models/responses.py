@@ -9,6 +9,7 @@ with, so the data have both.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from fsrm_lite.models.plans import ERRORS, LARGEST, Derivation
@@ -27,6 +28,7 @@ VISIBLE_SHARE = 0.4
 FAR = 8
 """Least difference between a far-off value and the right one."""
 
+_ANSWER = re.compile(r"^(?:.*\bThe answer is )?(.+?)\.?$", re.DOTALL)
 _NO_ANSWER = ("I do not know.", "I am not sure.", "This is hard to say.", "Let me think about it.")
 
 
@@ -94,6 +96,13 @@ def thought(problem: Problem, claims: tuple[str, ...]) -> str:
         who = "says" if len(claims) == 1 else f"{i + 1}:"
         lines.append(f"{who} {claim or 'nothing'} vs {answer} {'yes' if agrees(claim, problem) else 'no'}")
     return "".join(line + "\n" for line in lines)
+
+
+def claim_of(text: str) -> str:
+    """Return what a solution gives as its answer: what stands behind "The answer is", or all of a short text."""
+    found = _ANSWER.match(text.strip())
+    claim = found.group(1) if found else ""
+    return claim if len(claim.split()) <= 2 else ""
 
 
 def agrees(claim: str, problem: Problem) -> bool:

@@ -8,8 +8,8 @@ and solve a problem.
 The losses follow the description of F/S-RM (arXiv 2603.20212). For the first token they are a Bradley-Terry loss (the
 chosen response must score above the rejected one) and the cross-entropy of the label; for thoughts, verdicts and
 answers the cross-entropy of the next token. Training runs on a GPU if there is one, otherwise on the CPU with smaller
-batches; in both cases compiled and in bf16. It can be interrupted at any time; the same command continues where it
-stopped.
+batches; compiled, and in bf16 where the processor has instructions for it. It can be interrupted at any time; the same
+command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import click
@@ -35,6 +35,7 @@ from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.files import whole_file
 from fsrm_lite.models.checks import held_out_checks
 from fsrm_lite.models.data import SPEC, Batch, BatchMaker, template_texts, training_manifest
+from fsrm_lite.models.muon import Muon
 from fsrm_lite.models.tokenizer import train_tokenizer
 
 CPU_ROWS, GPU_ROWS = 24, 192
@@ -43,8 +44,7 @@ CPU_ROWS, GPU_ROWS = 24, 192
 STEPS = 5800
 """Training steps. On a CPU they are 45 million tokens, and take about an hour on two idle cores with AMX."""
 
-WARMUP_STEPS = 200
-CHECK_EVERY = 500
+CHECK_EVERY = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,14 @@ class Settings:
         steps: Number of training steps; a continued run may change it.
         learning_rate: Highest learning rate, after the warm-up.
         weight_decay: Of the matrices.
+        warmup: Steps in which the learning rate rises to its highest.
     """
 
     seed: int = 0
     steps: int = STEPS
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
+    warmup: int = 200
 
 
 class Batches(Dataset[Batch]):
@@ -113,15 +115,10 @@ def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[i
         chosen and rejected responses; ``label``, the cross-entropy of the label as the first token.
     """
     device = next(model.parameters()).device
-    ids, segments, positions, weights, label_at, labels = (
-        torch.as_tensor(getattr(batch, name), device=device) for name in Batch.__slots__
+    ids, weights, label_at, labels = (
+        torch.as_tensor(getattr(batch, name), device=device) for name in ("ids", "weights", "label_at", "labels")
     )
-    length = ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    same = (segments[:, :, None] == segments[:, None, :]) & causal
-    hidden = trunk(
-        input_ids=ids, position_ids=positions, attention_mask=same[:, None], use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(trunk, batch, device)
     row, column = torch.nonzero(weights, as_tuple=True)
     weight = weights[row, column]
     ce = F.cross_entropy(model.lm_head(hidden[row, column]).float(), ids[row, column + 1], reduction="none")
@@ -134,34 +131,72 @@ def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[i
     }
 
 
+def hidden_states(trunk: Any, batch: Batch, device: torch.device) -> torch.Tensor:  # noqa: ANN401 - compiled or not
+    """Return the last hidden states of packed examples, shape [R, L, hidden]; a token sees its own example alone."""
+    ids, segments, positions = (
+        torch.as_tensor(getattr(batch, name), device=device) for name in ("ids", "segments", "positions")
+    )
+    length = ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    same = (segments[:, :, None] == segments[:, None, :]) & causal
+    hidden: torch.Tensor = trunk(
+        input_ids=ids, position_ids=positions, attention_mask=same[:, None], use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
 def learning_rate(step: int, settings: Settings) -> float:
     """Return the learning rate of a step: a linear warm-up times a linear decay to zero at the last step."""
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    warm = min(1.0, (step + 1) / settings.warmup)
     return settings.learning_rate * warm * max(0.0, 1.0 - step / settings.steps)
+
+
+def has_bf16(device: str) -> bool:
+    """Return whether the device computes in bf16 itself; a processor without instructions for it emulates it slowly."""
+    if device != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 class Trainer:
     """One training run: the model, its optimizers, the number of steps done, and its files in the folder ``out``."""
 
-    def __init__(self, out: Path, settings: Settings, device: str, *, compiled: bool = True) -> None:
+    def __init__(
+        self, out: Path, settings: Settings, device: str, *, start: Path | None = None, compiled: bool = True
+    ) -> None:
+        """Make a new run, or take up the one whose state the folder holds.
+
+        Args:
+            out: The run's folder; made if it does not exist.
+            settings: Settings of a new run.
+            device: "cpu" or "cuda".
+            start: Checkpoint folder whose weights and tokenizer a new run begins with; None begins with random weights.
+            compiled: Compile the model.
+        """
         self.out, self.settings, self.device = out, settings, device
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer_path = out / "tokenizer.json"
         if not self.tokenizer_path.exists():
-            train_tokenizer(template_texts()).save(str(self.tokenizer_path))
+            if start is not None:
+                copyfile(start / "tokenizer.json", self.tokenizer_path)
+            else:
+                train_tokenizer(template_texts()).save(str(self.tokenizer_path))
         tokenizer = Tokenizer.from_file(str(self.tokenizer_path))
         self.manifest: Manifest = training_manifest(tokenizer)
         torch.manual_seed(settings.seed)
-        self.model = Qwen3ForCausalLM(model_config(tokenizer)).to(device)
+        if start is not None:
+            self.model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).to(device)
+        else:
+            self.model = Qwen3ForCausalLM(model_config(tokenizer)).to(device)
         self.trunk = torch.compile(self.model.model, dynamic=False) if compiled else self.model.model
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
         adamw = torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         # Muon needs about half the tokens that AdamW needs here. Its step is scaled to AdamW's size, so that both can
         # use the same learning rate.
-        muon = torch.optim.Muon(
-            matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = Muon(matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizers = [adamw, muon]
         self.step = 0
         self._resume()
@@ -194,20 +229,22 @@ class Trainer:
         self.model.save_pretrained(self.out)
         (self.out / "fsrm.json").write_text(SPEC.read_text())
 
-    def train(self, rows: int, workers: int) -> None:
+    def train(
+        self, maker: BatchMaker, workers: int, check: Callable[[Qwen3ForCausalLM], dict[str, float]] | None = None
+    ) -> None:
         """Train to the last step; at intervals measure the model on the calibration split and save it.
 
         Args:
-            rows: Packed rows per batch.
+            maker: Makes the batches.
             workers: Processes that make batches; 0 makes them in this one.
+            check: Measures the model in further ways.
         """
-        maker = BatchMaker(self.tokenizer_path, self.manifest, self.settings.seed, rows)
         progress = tqdm(total=self.settings.steps, initial=self.step, desc="train", unit="step", mininterval=5)
         for batch in self._batches(maker, workers):
             losses = self.update(batch)
             progress.update()
             if self.step % CHECK_EVERY == 0 or self.step == self.settings.steps:
-                self._check({name: float(value.detach()) for name, value in losses.items()}, progress)
+                self._check({name: float(value.detach()) for name, value in losses.items()}, progress, check)
         self.export_ready()
 
     def _batches(self, maker: BatchMaker, workers: int) -> Iterator[Batch]:
@@ -230,7 +267,7 @@ class Trainer:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
         yes, no = (label.id for label in self.manifest.labels)
-        with torch.autocast(self.device, torch.bfloat16):
+        with self.autocast:
             losses = losses_of(self.model, self.trunk, batch, (yes, no))
         (losses["rank"] + 0.5 * losses["label"] + losses["lm"]).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -239,11 +276,17 @@ class Trainer:
         self.step += 1
         return losses
 
-    def _check(self, losses: dict[str, float], progress: Any) -> None:  # noqa: ANN401 - a tqdm bar
+    def _check(
+        self,
+        losses: dict[str, float],
+        progress: Any,  # noqa: ANN401 - a tqdm bar
+        check: Callable[[Qwen3ForCausalLM], dict[str, float]] | None,
+    ) -> None:
         """Measure the model on the calibration split, add a line to ``metrics.jsonl``, and save a checkpoint."""
         self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16) if self.device == "cuda" else nullcontext():
+        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             figures = held_out_checks(self.model, self.tokenizer_path, self.manifest)
+            figures |= check(self.model) if check is not None else {}
         self.model.train()
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step, **losses, **figures}) + "\n")
@@ -276,7 +319,8 @@ def main(out: Path, steps: int, seed: int, learning_rate: float, workers: int, d
     trainer = Trainer(out, Settings(seed, steps, learning_rate), device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job saves its state like an interrupted one
     try:
-        trainer.train(GPU_ROWS if device == "cuda" else CPU_ROWS, workers)
+        rows = GPU_ROWS if device == "cuda" else CPU_ROWS
+        trainer.train(BatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, rows), workers)
     except KeyboardInterrupt:
         trainer.save()
         raise click.ClickException(f"interrupted at step {trainer.step}; run the same command to go on") from None

@@ -1,0 +1,172 @@
+"""What the model itself writes, as training data: sampled solutions, labelled by their answers.
+
+No human labels are needed: the plan behind a problem knows its answer. (Behaviour data in the sense of DRR,
+arXiv 2501.01457: a critic learns from the traces of the reasoner that it is to judge.)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tokenizers import Tokenizer
+
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
+from fsrm_lite.export.gguf.writer import write_gguf
+from fsrm_lite.files import whole_file
+from fsrm_lite.models.data import UNDECIDED_SHARE, BatchMaker, Example, training_manifest
+from fsrm_lite.models.problems import Problem, make_problem
+from fsrm_lite.models.responses import Response, agrees, claim_of
+from fsrm_lite.slow.judge import Judge
+
+MAX_TOKENS = 160
+"""Longest solution, in tokens. The longest right one has about 120."""
+
+AT_ONCE = 50
+"""Problems that are solved together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A problem and what the model wrote about it. Solutions that are alike stand here once.
+
+    Attributes:
+        problem: The problem.
+        right: Solutions with the right answer.
+        wrong: Solutions with a wrong answer, or without one.
+    """
+
+    problem: Problem
+    right: tuple[Response, ...]
+    wrong: tuple[Response, ...]
+
+
+def problems_of(split: str, count: int, seed: int) -> list[Problem]:
+    """Return ``count`` problems of a split, the same for the same seed."""
+    rng = random.Random(f"own-{split}-{seed}")
+    return [make_problem(rng, split) for _ in range(count)]
+
+
+def labelled(problem: Problem, text: str) -> Response | None:
+    """Return a solution with its label; None where the number is right and the unit wrong, which is neither."""
+    claim = claim_of(text)
+    right = agrees(claim, problem)
+    if not right and claim.split(" ")[0] == problem.answer:
+        return None
+    return Response(text, claim, right, "worked", "" if right else "own")
+
+
+def solve(
+    checkpoint: Path,
+    problems: Sequence[Problem],
+    n: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """Return ``n`` solutions of each problem, sampled at temperature 1.
+
+    llama.cpp writes them: it takes a tenth of the time that transformers takes here.
+
+    Args:
+        checkpoint: Folder of the model, with its tokenizer.
+        problems: The problems.
+        n: Solutions per problem.
+        seed: Seed of the sampling.
+        progress: Called after each batch with its number of problems.
+    """
+    solutions: list[list[str]] = []
+    encoder = encoder_of(checkpoint)
+    with TemporaryDirectory() as folder, closing(judge_of(checkpoint, encoder, Path(folder))) as judge:
+        for start in range(0, len(problems), AT_ONCE):
+            part = problems[start : start + AT_ONCE]
+            prompts = [encoder.solve(problem.question) for problem in part]
+            groups = judge.generate(prompts, n=n, max_tokens=MAX_TOKENS, temperature=1.0, seed=seed + start)
+            solutions += [[written.text.strip() for written in group] for group in groups]
+            if progress is not None:
+                progress(len(part))
+    return solutions
+
+
+def encoder_of(checkpoint: Path) -> PromptEncoder:
+    """Return the prompts of a checkpoint, as the bundle that is made of it will have them."""
+    tokenizer = checkpoint / "tokenizer.json"
+    manifest = training_manifest(Tokenizer.from_file(str(tokenizer)))
+    return PromptEncoder(tokenizer, replace(manifest, vocab_size=Checkpoint.open(checkpoint).arch.vocab_size))
+
+
+def judge_of(checkpoint: Path, encoder: PromptEncoder, folder: Path) -> Judge:
+    """Return the model of a checkpoint in llama.cpp.
+
+    Args:
+        checkpoint: Folder of the model, with its tokenizer.
+        encoder: Its prompts, from ``encoder_of``.
+        folder: Where to write the file that llama.cpp reads; it must stay until the judge is closed.
+    """
+    weights = Checkpoint.open(checkpoint)
+    vocabulary = read_vocabulary(checkpoint, weights.arch.vocab_size)
+    path = folder / "model.gguf"
+    write_gguf(weights, vocabulary, path, dtype="f32", name=encoder.manifest.name)
+    return Judge(path, encoder)
+
+
+def write_samples(path: Path, solutions: Sequence[Sequence[str]]) -> None:
+    """Write the solutions of ``problems_of`` as JSON Lines, a problem a line; whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_text("".join(json.dumps(texts) + "\n" for texts in solutions))
+
+
+def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
+    """Return the samples of a file that ``write_samples`` wrote, of problems with both right and wrong solutions."""
+    samples = []
+    for problem, line in zip(problems, path.read_text().splitlines(), strict=True):
+        responses = [labelled(problem, text) for text in dict.fromkeys(json.loads(line)) if text]
+        right = tuple(r for r in responses if r is not None and r.correct)
+        wrong = tuple(r for r in responses if r is not None and not r.correct)
+        if right and wrong:
+            samples.append(Samples(problem, right, wrong))
+    return samples
+
+
+class OwnBatchMaker(BatchMaker):
+    """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``."""
+
+    def __init__(
+        self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int, samples: Sequence[Samples], share: float
+    ) -> None:
+        """Keep the settings; see ``BatchMaker``.
+
+        Args:
+            tokenizer_path: The tokenizer's file.
+            manifest: Labels and templates of the model.
+            seed: Seed of the examples.
+            rows: Rows per batch.
+            samples: The model's own solutions.
+            share: Share of the pairs, fast and slow, that are taken from them, in [0, 1].
+        """
+        super().__init__(tokenizer_path, manifest, seed, rows)
+        self._samples, self._share = samples, share
+
+    def _fast_pair(self, rng: random.Random) -> list[Example]:
+        if rng.random() >= self._share:
+            return super()._fast_pair(rng)
+        own = rng.choice(self._samples)
+        return [self._fast(own.problem, rng.choice(own.right)), self._fast(own.problem, rng.choice(own.wrong))]
+
+    def _slow_pair(self, rng: random.Random) -> list[Example]:
+        if rng.random() >= self._share:
+            return super()._slow_pair(rng)
+        own = rng.choice(self._samples)
+        first_right = rng.random() < 0.5
+        rights = (first_right, not first_right)
+        if rng.random() < UNDECIDED_SHARE:
+            rights = (rights[0], rights[0])
+        a, b = (rng.choice(own.right if right else own.wrong) for right in rights)
+        return [self._judged_pair(own.problem, a, b, first_right)]

@@ -1,0 +1,175 @@
+"""Reinforces the slow verdict: the judge thinks freely, and right verdicts are made likelier than wrong ones.
+
+    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-2 --out checkpoints/fsrm-tiny-reinforced
+
+This is group-relative policy optimization (GRPO, arXiv 2402.03300); F/S-RM's training (arXiv 2603.20212) ends with such
+a step. For each pair, in both orders, a group of thoughts is sampled at temperature 1. A thought is rewarded with +1 if
+its verdict is right and with -1 otherwise, and counts by how far its reward lies above the mean of its group. Groups
+whose thoughts are all right or all wrong teach nothing and are left out. Between two such steps there is one ordinary
+step on all abilities, so that none is lost. Nothing is clipped: each thought is used once, by the model that wrote it
+or by one that is a few steps further.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.models.data import Batch, Example, Packer
+from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, problems_of, read_samples
+from fsrm_lite.models.problems import make_problem
+from fsrm_lite.models.responses import right_response, wrong_response
+from fsrm_lite.models.rounds import OWN_SHARE, PROBLEMS, ROUNDS
+from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states
+
+TURNS, PAIRS, THOUGHTS = 8, 150, 8
+"""Turns of sampling and learning, pairs in each turn, and thoughts about each order of a pair."""
+
+LEARNING_RATE = 2e-4
+THINKING_TOKENS = 200
+
+
+def advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each reward lies above the mean of its group, in standard deviations of the group.
+
+    Args:
+        rewards: float64, shape [groups, thoughts].
+
+    Returns:
+        The same shape; zero where all rewards of a group are equal.
+    """
+    centred = rewards - rewards.mean(axis=1, keepdims=True)
+    deviation = centred.std(axis=1, keepdims=True)
+    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+
+
+def drawn_pairs(rng: random.Random, samples: Sequence[Samples], count: int) -> Iterator[tuple[str, str, str]]:
+    """Yield questions with a right and a wrong response; every other pair is the model's own."""
+    for i in range(count):
+        if i % 2:
+            own = rng.choice(samples)
+            yield own.problem.question, rng.choice(own.right).text, rng.choice(own.wrong).text
+        else:
+            problem = make_problem(rng, "train")
+            yield problem.question, right_response(problem, rng).text, wrong_response(problem, rng).text
+
+
+def think(
+    checkpoint: Path, encoder: PromptEncoder, pairs: Sequence[tuple[str, str, str]], seed: int
+) -> tuple[list[list[int]], list[list[list[int]]], NDArray[np.float64]]:
+    """Let the judge think about each pair in both orders.
+
+    Returns:
+        The prompts, the ids of ``THOUGHTS`` thoughts for each, and their rewards, shape [prompts, thoughts].
+    """
+    verdict = encoder.manifest.templates["pairwise_slow"].verdict
+    if verdict is None:
+        raise ValueError("the pairwise template has no verdict form")
+    prompts, wanted = [], []
+    for question, right, wrong in pairs:
+        prompts += [encoder.pairwise_slow(question, right, wrong), encoder.pairwise_slow(question, wrong, right)]
+        wanted += [verdict.prefix + choice + verdict.suffix for choice in verdict.choices]
+    with TemporaryDirectory() as folder, closing(judge_of(checkpoint, encoder, Path(folder))) as judge:
+        groups = judge.generate(prompts, n=THOUGHTS, max_tokens=THINKING_TOKENS, temperature=1.0, seed=seed)
+    rewards = [
+        [1.0 if written.text.rpartition(verdict.close)[2].strip() == want else -1.0 for written in group]
+        for group, want in zip(groups, wanted, strict=True)
+    ]
+    return prompts, [[list(written.ids) for written in group] for group in groups], np.array(rewards)
+
+
+def batches_of(
+    prompts: Sequence[list[int]],
+    thoughts: Sequence[Sequence[list[int]]],
+    advantage: NDArray[np.float64],
+    stop: int,
+    rows: int,
+    rng: random.Random,
+) -> Iterator[Batch]:
+    """Yield packed batches of the thoughts whose advantage is not zero, which is the weight of their tokens.
+
+    A thought that was cut off by its budget has no stop token to learn.
+    """
+    examples: list[Example] = []
+    for prompt, group, values in zip(prompts, thoughts, advantage.tolist(), strict=True):
+        for ids, value in zip(group, values, strict=True):
+            if value and ids:
+                ending = [stop] if len(ids) < THINKING_TOKENS else []
+                written = len(ids) + len(ending)
+                weights = [0.0] * (len(prompt) - 1) + [value] * written + [0.0]
+                examples.append(([*prompt, *ids, *ending], weights))
+    rng.shuffle(examples)
+    packer, filled = Packer(rows), False
+    for example in examples:
+        if not packer.add([example]):
+            yield packer.batch()
+            packer = Packer(rows)
+            packer.add([example])
+        filled = True
+    if filled:
+        yield packer.batch()
+
+
+def learn(trainer: Trainer, batch: Batch) -> None:
+    """Take one step towards the thoughts with a positive weight and away from those with a negative one."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE
+        optimizer.zero_grad(set_to_none=True)
+    device = torch.device(trainer.device)
+    with trainer.autocast:
+        ids, weights = (torch.as_tensor(getattr(batch, name), device=device) for name in ("ids", "weights"))
+        row, column = torch.nonzero(weights, as_tuple=True)
+        hidden = hidden_states(trainer.trunk, batch, device)[row, column]
+        ce = F.cross_entropy(trainer.model.lm_head(hidden).float(), ids[row, column + 1], reduction="none")
+        (ce * weights[row, column]).mean().backward()
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+    for optimizer in trainer.optimizers:
+        optimizer.step()
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--turns", default=TURNS, show_default=True)
+def main(checkpoint: Path, out: Path, turns: int) -> None:
+    """Reinforce the verdicts of CHECKPOINT, the last round's folder, whose neighbours hold the samples."""
+    samples: list[Samples] = []
+    for number in range(1, len(ROUNDS) + 1):
+        path = checkpoint.parent / f"round-{number}" / "train.jsonl"
+        samples += read_samples(path, problems_of("train", PROBLEMS, number))
+    # The learning rate of ordinary steps falls to zero by the last of them; there are at most 30 in a turn.
+    settings = Settings(seed=99, steps=30 * turns, learning_rate=LEARNING_RATE, warmup=10)
+    trainer = Trainer(out, settings, "cpu", start=checkpoint)
+    encoder = encoder_of(checkpoint)
+    maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, CPU_ROWS, samples, OWN_SHARE)
+    trainer.export_ready()
+    for turn in range(turns):
+        rng = random.Random(f"reinforce-{turn}")
+        prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), seed=turn)
+        stop = trainer.manifest.stop_ids[0]
+        parts = list(batches_of(prompts, thoughts, advantages(rewards), stop, CPU_ROWS, rng))
+        for batch in tqdm(parts, desc=f"turn {turn + 1} of {turns}", unit="step", mininterval=5):
+            learn(trainer, batch)
+            trainer.update(maker.batch(trainer.step))
+        trainer.export_ready()
+        right = {"turn": turn + 1, "right": float((rewards > 0).mean()), "steps": len(parts)}
+        with (out / "reinforce.jsonl").open("a") as file:
+            file.write(json.dumps(right) + "\n")
+        click.echo(json.dumps(right), err=True)
+
+
+if __name__ == "__main__":
+    main()

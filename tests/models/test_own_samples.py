@@ -1,0 +1,173 @@
+"""Training on the model's own solutions: labels by answer, pairs of one problem, rounds that resume, Muon's step."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from fsrm_lite.models.data import template_texts, training_manifest
+from fsrm_lite.models.problems import make_problem
+from fsrm_lite.models.responses import agrees, claim_of, right_response, wrong_response
+from fsrm_lite.models.tokenizer import train_tokenizer
+
+torch = pytest.importorskip("torch")
+
+from fsrm_lite.models import own_samples, rounds  # noqa: E402 - these import torch
+from fsrm_lite.models.muon import Muon, orthogonal  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(template_texts(), problems=500).save(str(path))
+    return path
+
+
+@given(st.integers(0, 2**32))
+def test_the_claim_of_a_response_is_read_from_its_text(seed):
+    rng = random.Random(seed)
+    problem = make_problem(rng, "train")
+    for response in (right_response(problem, rng), wrong_response(problem, rng)):
+        if response.claim:
+            assert claim_of(response.text) == response.claim
+        assert agrees(claim_of(response.text), problem) == response.correct
+
+
+@pytest.mark.parametrize(
+    ("text", "claim"),
+    [
+        ("12 + 5 = 17. The answer is 17 pens.", "17 pens"),
+        ("The answer is 3. The answer is 4.", "4"),
+        ("Ann", "Ann"),
+        ("7 cups.", "7 cups"),
+        ("12 + 5 = 17. 17 - 3 =", ""),
+        ("The answer is 3 of the pens.", ""),
+        ("", ""),
+    ],
+)
+def test_a_text_without_a_short_answer_claims_nothing(text, claim):
+    assert claim_of(text) == claim
+
+
+def test_a_right_number_with_a_wrong_unit_is_neither_right_nor_wrong():
+    problem = next(p for p in (make_problem(random.Random(i), "train") for i in range(99)) if p.unit == "coins")
+    assert own_samples.labelled(problem, f"The answer is {problem.answer} coins.").correct
+    assert own_samples.labelled(problem, f"The answer is {problem.answer} hats.") is None
+    assert not own_samples.labelled(problem, "The answer is 99 coins.").correct
+    assert not own_samples.labelled(problem, "1 + 1 = 2.").correct
+
+
+def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_path):
+    problems = own_samples.problems_of("train", 3, seed=1)
+    assert problems == own_samples.problems_of("train", 3, seed=1) != own_samples.problems_of("train", 3, seed=2)
+    good = f"The answer is {problems[0].answer}."
+    path = tmp_path / "train.jsonl"
+    own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], []])
+    (found,) = own_samples.read_samples(path, problems)
+    assert found.problem == problems[0]
+    assert [r.text for r in found.right] == [good]
+    assert [r.text for r in found.wrong] == ["The answer is 99."]
+
+
+def test_a_batch_of_own_pairs_has_only_them(tokenizer_path):
+    manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
+    problem = make_problem(random.Random(5), "train")
+    texts = f"qq The answer is {problem.answer}.", "zz The answer is 99."
+    right, wrong = (own_samples.labelled(problem, text) for text in texts)
+    samples = [own_samples.Samples(problem, (right,), (wrong,))]
+    maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
+    batch = maker.batch(0)
+    seen = {tuple(batch.ids[row][: column + 2].tolist()) for row, column in batch.label_at.tolist()}
+    expected = {
+        (*maker._encoder.pointwise_fast(problem.question, r.text), manifest.labels[0 if r.correct else 1].id)
+        for r in (right, wrong)
+    }
+    assert {row[-len(e) :] for row in seen for e in expected} >= expected
+    assert batch.labels.tolist() == [label.id for label in manifest.labels] * (len(batch.labels) // 2)
+    plain = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 0.0).batch(0)
+    assert len(plain.labels) != len(batch.labels)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([(8, 8), (6, 20), (20, 6)]))
+def test_orthogonal_brings_singular_values_near_one(seed, shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
+    values = torch.linalg.svdvals(orthogonal(matrices))
+    assert values.max() < 1.3
+    assert torch.linalg.svdvals(orthogonal(matrices * 1000)) == pytest.approx(values, abs=1e-3)
+
+
+def test_muon_takes_the_step_of_torchs_own():
+    torch.manual_seed(0)
+    start = [torch.randn(12, 20), torch.randn(20, 12), torch.randn(12, 20)]
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    found = []
+    for make in (
+        lambda p: Muon(p, **options),
+        lambda p: torch.optim.Muon(p, adjust_lr_fn="match_rms_adamw", **options),
+    ):
+        weights = [torch.nn.Parameter(w.clone()) for w in start]
+        optimizer = make(weights)
+        for _ in range(4):
+            optimizer.zero_grad()
+            sum((w**3).sum() for w in weights).backward()
+            optimizer.step()
+        found.append(torch.cat([w.detach().flatten() for w in weights]))
+    moved = (found[1] - torch.cat([w.flatten() for w in start])).norm()
+    assert (found[0] - found[1]).norm() < 0.02 * moved  # torch's own works in bfloat16
+
+
+@pytest.mark.slow
+def test_an_interrupted_round_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from fsrm_lite.models.train import Settings, Trainer
+
+    start = tmp_path / "start"
+    trainer = Trainer(start, Settings(seed=1, steps=1), "cpu", compiled=False)
+    trainer.export_ready()
+    monkeypatch.setattr(rounds, "PROBLEMS", 4)
+    monkeypatch.setattr(rounds, "SOLUTIONS", 2)
+    monkeypatch.setattr(rounds, "CHECK_PROBLEMS", 2)
+    monkeypatch.setattr(rounds, "CHECK_SOLUTIONS", 2)
+    monkeypatch.setattr(rounds, "CPU_ROWS", 2)
+    monkeypatch.setattr(rounds, "ROUNDS", (rounds.Round(4, 1e-3),))
+
+    class Plain(Trainer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options, compiled=False)
+
+    monkeypatch.setattr(rounds, "Trainer", Plain)
+
+    def solved(checkpoint, problems, n, seed, progress=None):
+        return [[f"The answer is {p.answer}.", "The answer is 99."][:n] for p in problems]
+
+    monkeypatch.setattr(rounds, "solve", solved)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        rounds.run_round(1, start, tmp_path / "whole", [], 0)
+        update, steps = Trainer.update, []
+
+        def stopped(self, batch):
+            if self.step == 2 and not steps:
+                steps.append(self.step)
+                raise KeyboardInterrupt
+            return update(self, batch)
+
+        monkeypatch.setattr(Trainer, "update", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            rounds.run_round(1, start, tmp_path / "halves", [], 0)
+        samples = rounds.run_round(1, start, tmp_path / "halves", [], 0)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert steps == [2]
+    assert len(samples) == 4
+    states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "halves")]
+    assert states[0]["step"] == states[1]["step"] == 4
+    assert all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"])
+    metrics = json.loads((tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"own_pairs", "pick_1", "pick_2", "fast", "slow_exact"} <= set(metrics)
+    assert np.isfinite(metrics["own_pairs"])
