@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.errors import ExportError
+from fsrm_lite.files import sole_writer
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -59,17 +60,19 @@ def atomic_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         ExportError: If ``target`` must not be written to, or the disk is full or read-only.
+        DataFormatError: If another process is writing ``target``.
     """
     target = target.absolute()
     building = target.with_name(f".{target.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        check_target(target, overwrite=overwrite)
-        building.mkdir()
-        yield building
-        check_target(target, overwrite=overwrite)
-        _swap(building, target)
+        with sole_writer(target):
+            _remove_abandoned(target)
+            check_target(target, overwrite=overwrite)
+            building.mkdir()
+            yield building
+            check_target(target, overwrite=overwrite)
+            _swap(building, target)
     except OSError as error:
         # When a write falls short, as on a full disk, numpy raises an OSError without a number or a text.
         reason = error.strerror or f"the disk is full ({error})"

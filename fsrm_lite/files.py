@@ -1,12 +1,18 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that one process at a time may write."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+from fsrm_lite.errors import DataFormatError
 
 
 @contextmanager
@@ -18,17 +24,97 @@ def whole_file(path: Path) -> Iterator[Path]:
     device) is written to directly. A process that is killed leaves ``.NAME.partial``; the next run replaces it.
 
     Args:
-        path: The file to appear. Its folder must exist, and nobody else may write it at the same time.
+        path: The file to appear. Its folder must exist.
+
+    Raises:
+        DataFormatError: If another process is writing it.
     """
     if path.exists() and not path.is_file():
         yield path
         return
     target = path.resolve()
     partial = target.with_name(f".{target.name}.partial")
+    with sole_writer(target):
+        try:
+            yield partial
+            if target.exists():
+                shutil.copymode(target, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep every other process that uses this function from writing ``path`` while the block runs.
+
+    The claim is a lock of the operating system on ``.NAME.lock`` beside the file. It ends with the process, however
+    that ends, so a file that a killed process left is no obstacle. A link is followed: two names of one file are one
+    claim. What is no file (a pipe, a device) is not claimed.
+
+    Args:
+        path: The file that will be written, or the folder. Its own folder must exist.
+
+    Raises:
+        DataFormatError: If another process has the claim; the message names that process.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield
+        return
+    target = path.resolve()
+    lock = target.with_name(f".{target.name}.lock")
+    file = _claimed(lock, path)
     try:
-        yield partial
-        if target.exists():
-            shutil.copymode(target, partial)
-        os.replace(partial, target)
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # whoever opened it meanwhile notices that it is gone, and opens a new one
+            lock.unlink()
+        file.close()
+
+
+def _claimed(lock: Path, path: Path) -> IO[str]:
+    """Return the open lock file of ``path``, locked, with this process's number in it."""
+    while True:
+        file = lock.open("a+", encoding="utf-8")
+        if not _lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise DataFormatError(f"{path} is being written by {holder}; wait for it, or name another output")
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except FileNotFoundError:
+            same = False
+        if same:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # its holder finished and removed it between the two calls
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file for this process and return whether that worked; it does not wait.
+
+    On a file system that knows no locks, every process gets one.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1 << 20)  # the byte that is locked cannot be read by others, so it lies behind the text
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+    return True
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Pass what was written on to the disk itself, so that it is there after a power cut."""
+    file.flush()
+    with suppress(OSError):  # a pipe or a terminal has no disk
+        os.fsync(file.fileno())

@@ -1,13 +1,17 @@
 """Files that appear whole or not at all, and results files that a broken-off run left."""
 
 import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.files import whole_file
-from fsrm_lite.jsonl import complete_lines, complete_rows
+from fsrm_lite.files import sole_writer, whole_file
+from fsrm_lite.jsonl import complete_lines
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
@@ -77,19 +81,21 @@ def test_what_a_killed_run_left_is_replaced_by_the_next(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.txt", "new")]
 
 
-def test_a_half_written_line_is_cut_off_behind_the_others(tmp_path):
+@pytest.mark.parametrize("tail", [b'{"a"', b"\0" * 300, b'{"a": 3\0\0'])
+def test_what_a_broken_off_run_left_behind_the_last_line_is_cut_off(tmp_path, tail):
     path = tmp_path / "out.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    assert list(complete_rows(path)) == [{"a": 1}, {"a": 2}]
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + tail)
+    with pytest.warns(UserWarning, match="half-written line"):
+        assert list(complete_lines(path)) == [(1, b'{"a": 1}\n'), (2, b'{"a": 2}\n')]
     assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1}\nnotes\n{"a"', b'{"a": 1}\n[1]\n{"a"', b'{"a": 1}\nnotes', b"\n{"])
+@pytest.mark.parametrize("content", [b'{"a": 1}\nnotes', b"notes"])
 def test_nothing_is_cut_where_a_line_is_not_ours(tmp_path, content):
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataFormatError, match=r"line [12]: .*; this is not a results file to go on with"):
-        list(complete_rows(path))
+        list(complete_lines(path))
     assert path.read_bytes() == content
 
 
@@ -103,3 +109,62 @@ def test_a_half_written_line_must_begin_as_ours_do(tmp_path, rest, ours):
     else:
         with pytest.raises(DataFormatError, match="line 2: not a row"):
             list(complete_lines(path, b'{"run": "'))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fsrm_lite.files import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(path):
+    child = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"held\n"
+    return child
+
+
+def test_a_second_writer_is_told_who_the_first_one_is(tmp_path):
+    path = tmp_path / "out.jsonl"
+    (tmp_path / "link.jsonl").symlink_to(path)
+    with holder(path) as child:
+        for name in (path, tmp_path / "link.jsonl"):
+            with (
+                pytest.raises(DataFormatError, match=rf"is being written by process {child.pid} on "),
+                sole_writer(name),
+            ):
+                pass
+        child.stdin.close()
+    with sole_writer(path):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["link.jsonl"]
+
+
+def test_a_killed_writer_holds_nothing(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with holder(path) as child:
+        child.kill()
+    with sole_writer(path):
+        pass
+
+
+def test_many_writers_take_turns(tmp_path):
+    """Threads have file descriptions of their own, so the lock is theirs alone as well."""
+    path, inside, most = tmp_path / "out.jsonl", [], []
+
+    def write():
+        for _ in range(50):
+            with suppress(DataFormatError), sole_writer(path):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}

@@ -16,6 +16,7 @@ ROOMS = (
     "checks",
     "files",
     "jsonl",
+    "results",
     "batches",
     "gate",
     "types",

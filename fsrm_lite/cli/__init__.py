@@ -7,6 +7,7 @@
 ``reasoning``        distill, fit-critic
 ``inspection``       inspect, doctor
 ``models``           the options by which every command names its model
+``identity``         what decides the contents of a run's results
 ``progress``         shows how far a command has come
 ===================  ==================================================================================
 """

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsrm_lite.cli.progress import progress
-from fsrm_lite.errors import DataFormatError, InputError
-from fsrm_lite.jsonl import read_rows
+from fsrm_lite.errors import InputError
+from fsrm_lite.jsonl import open_lines, rows_of
 
 if TYPE_CHECKING:
     from fsrm_lite.loops.reasoners import Reasoner
@@ -94,13 +94,14 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
         progress("questions") as step,
     ):
         report = run(
-            _rows(questions),
+            rows_of(questions),
             asked,
             output,
             sampling=sampling,
             extractor=options["extractor"],
             batch_size=options["batch_size"],
             skip_unanswered=options["on_error"] == "skip",
+            identity=_identity(reasoner, template, rm),
             progress=step,
         )
     if options["as_json"]:
@@ -144,8 +145,8 @@ def fit_critic(
     from fsrm_lite.export.critic_head import fit_critic as fit
     from fsrm_lite.loops.distill import read_traces
 
-    with traces.open(encoding="utf-8") as file, _opened(model) as rm, progress("traces") as step:
-        report = fit(read_traces(file), rm, output, head=head, threshold=threshold, seed=seed, progress=step)
+    with open_lines(traces) as lines, _opened(model) as rm, progress("traces") as step:
+        report = fit(read_traces(lines), rm, output, head=head, threshold=threshold, seed=seed, progress=step)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
@@ -157,13 +158,14 @@ def fit_critic(
     click.echo(f"Brier     {report.brier:.3f}")
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file, or of standard input for ``-``, one at a time."""
-    with click.open_file(str(path), "rb") as file:
-        for row in read_rows(file):
-            if row.error:
-                raise DataFormatError(f"{path}, line {row.line}: {row.error}")
-            yield row.data
+def _identity(reasoner: str, template: str | None, rm: Any) -> dict[str, Any]:  # noqa: ANN401 - a FastSlowRM or None
+    """Return what decides what the reasoner of a command line writes, beside the sampling."""
+    from fsrm_lite.bundle.files import file_sha256
+
+    path = Path(reasoner)
+    content = {"the reasoner's file": file_sha256(path)} if path.suffix.lower() == ".gguf" and path.is_file() else {}
+    model = {"the model's files": {r: f.sha256 for r, f in rm.bundle.manifest.files.items()}} if rm is not None else {}
+    return {"--reasoner": path.name if content else reasoner, "--template": template, **content, **model}
 
 
 @contextmanager

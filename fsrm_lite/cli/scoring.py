@@ -6,21 +6,24 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import click
 
 from fsrm_lite.batches import each
+from fsrm_lite.cli.identity import run_identity
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
-from fsrm_lite.jsonl import Row, dump_row, open_output, read_rows
+from fsrm_lite.jsonl import Row, dump_row, open_lines, read_rows
 from fsrm_lite.ranking.order import best_first
 from fsrm_lite.ranking.tournament import STRATEGIES
+from fsrm_lite.results import InputLines, ResultsFile
 from fsrm_lite.scorer import FastSlowRM, Response
 from fsrm_lite.types import Comparison, Prompt, Score, Selection, Strategy
 
@@ -151,11 +154,20 @@ def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - cli
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_selection_fields(rm.best_of_n(p, responses, strategy=strategy)) for p, responses in batch]
 
-    _run(_Operation(_listed_texts, run, allow_empty=True), None, options)
+    _run(_Operation(_listed_texts, run, allow_empty=True), None, options, {"--strategy": strategy})
 
 
-def _run(operation: _Operation, single: _Texts | None, options: dict[str, Any]) -> None:
-    """Answer the one row that the options give, or all rows of a file."""
+def _run(
+    operation: _Operation, single: _Texts | None, options: dict[str, Any], own: dict[str, Any] | None = None
+) -> None:
+    """Answer the one row that the options give, or all rows of a file.
+
+    Args:
+        operation: What the command does.
+        single: The texts of a single call.
+        options: The options that all commands of this module have, and those of the model.
+        own: The command's own options that decide the contents of a row.
+    """
     as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
         raise click.UsageError("give either IN.jsonl (- for standard input) or the texts of a single call")
@@ -163,6 +175,8 @@ def _run(operation: _Operation, single: _Texts | None, options: dict[str, Any]) 
     if resume and (overwrite or str(output) == "-"):
         raise click.UsageError("--resume goes with an output file, and not with --overwrite")
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
+    own = {**(own or {}), "--prefix": prefix, "--batch-size": size}
+    given = dict(options)
     with open_model(options) as rm:
         if single is not None:
             texts, cut = _encoded(rm, single, operation.allow_empty)
@@ -173,8 +187,10 @@ def _run(operation: _Operation, single: _Texts | None, options: dict[str, Any]) 
                 else "\n".join(f"{name}: {value}" for name, value in fields.items())
             )
             return
-        with _Lines(source) as lines, _Writer(output, source, resume, overwrite) as writer:
-            _Rows(rm, operation, prefix, on_error == "skip").run(read_rows(lines), writer, size)
+        run = run_identity(click.get_current_context().info_name or "", rm, given, own)
+        rows = _Rows(rm, operation, prefix, on_error == "skip")
+        with _watched(source) as lines, _opened(output, source, run, resume, overwrite) as out:
+            rows.run(InputLines(lines), out, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,25 +220,23 @@ class _Rows:
         self._stop_line: float = math.inf
         self._cut = 0
 
-    def run(self, rows: Iterator[Row], writer: _Writer, size: int) -> None:
+    def run(self, lines: InputLines, out: _Output, size: int) -> None:
         """Write one output row per usable input row, in order, and report what was skipped or cut."""
-        usable = self._usable(rows)
-        for number, written in enumerate(writer.done, start=1):  # rows that an earlier run has answered
-            answered = f"{self._prefix}tokens_read" in written  # every command adds this field
-            if not answered or not self._found(written, usable):
-                raise DataFormatError(
-                    f"row {number} of the output is not this input's; "
-                    "give the input and options it was made with, or --overwrite"
-                )
-        while batch := list(islice(usable, size)):
-            for asked, fields in zip(batch, self._answers(batch), strict=False):
-                row = None if fields is None else self._merged(asked, fields)
-                if row is not None:
-                    writer.write(row)
-                    self._cut += bool(asked.cut)
-                elif not self._skip:
-                    break
-            writer.flush()
+        out.go_on(lines)
+        self._skipped, self._cut = list(out.skipped), out.cut
+        reported, cut, answered = len(self._skipped), self._cut, lines.count
+        usable = self._usable(read_rows(lines, after=lines.count))
+        while self._stopped is None:
+            batch = list(islice(usable, size))
+            self._answer(batch, out)
+            if self._stopped is not None:
+                out.flush()
+            elif lines.count > answered:
+                skipped = self._skipped[reported:]
+                out.end_batch(lines, full=len(batch) == size, skipped=skipped, cut=self._cut - cut)
+                reported, cut, answered = len(self._skipped), self._cut, lines.count
+            if len(batch) < size:
+                break
         if self._stopped is not None:
             raise self._stopped
         if self._cut:
@@ -239,19 +253,16 @@ class _Rows:
             )
             raise click.exceptions.Exit(1)
 
-    def _found(self, written: dict[str, Any], usable: Iterator[_Asked]) -> bool:
-        """Go on to the input row that an output row answers, and return whether there is one.
-
-        Input rows before it have no answer: when the interrupted run came to score them, it found them to be bad and
-        skipped them.
-        """
-        for asked in usable:
-            if asked.row.items() <= written.items():
-                return True
-            if not self._skip:
-                return False
-            self._skipped.append((asked.line, "skipped by the run that broke off"))
-        return False
+    def _answer(self, batch: list[_Asked], out: _Output) -> None:
+        """Write the output rows of a batch, up to the first bad row if bad rows end the run."""
+        self._rm.fast.forget()  # a batch starts alike, whether it is the first one of its process or not
+        for asked, fields in zip(batch, self._answers(batch), strict=False):
+            row = None if fields is None else self._merged(asked, fields)
+            if row is not None:
+                out.write(row)
+                self._cut += bool(asked.cut)
+            elif not self._skip:
+                break
 
     def _usable(self, rows: Iterator[Row]) -> Iterator[_Asked]:
         """Yield the rows that can be scored.
@@ -306,74 +317,75 @@ class _Rows:
         return asked.row | named
 
 
-class _Writer:
-    """Writes to standard output, or to a results file in which an earlier run may have left rows (``done``)."""
+class _Output(Protocol):
+    """Where rows go: a ``ResultsFile``, or standard output."""
 
-    def __init__(self, output: Path, source: Path, resume: bool, overwrite: bool) -> None:
-        self._file: IO[str]
-        self.done: Iterable[dict[str, Any]] = ()
-        if str(output) == "-":
-            self._file = _standard_output()
-        else:
-            self._file, self.done = open_output(output, source, resume=resume, overwrite=overwrite)
-        self._close = str(output) != "-"
+    skipped: list[tuple[int, str]]
+    cut: int
 
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._close:
-            self._file.close()
+    def go_on(self, lines: InputLines) -> None:
+        """Take the input lines that are answered already."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self._file.write(dump_row(row))
+
+    def end_batch(self, lines: InputLines, *, full: bool, skipped: list[tuple[int, str]], cut: int) -> None:
+        """Pass the rows of a whole batch on."""
 
     def flush(self) -> None:
-        """Pass the rows written so far on to the system, so that they are kept if the run is interrupted."""
-        self._file.flush()
+        """Pass the rows written so far on."""
 
 
-def _standard_output() -> IO[str]:
-    """Return standard output in UTF-8, which JSON needs whatever the locale says."""
-    if sys.stdout is None:
-        raise DataFormatError("standard output is closed; name an output with -o")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
-    return sys.stdout
+class _StandardOutput:
+    """Writes rows to standard output, in UTF-8, which JSON needs whatever the locale says."""
+
+    def __init__(self) -> None:
+        self.skipped: list[tuple[int, str]] = []
+        self.cut = 0
+        if sys.stdout is None:
+            raise DataFormatError("standard output is closed; name an output with -o")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+
+    def go_on(self, lines: InputLines) -> None:
+        """Do nothing: no row is answered yet."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        sys.stdout.write(dump_row(row))
+
+    def end_batch(self, lines: InputLines, *, full: bool, skipped: list[tuple[int, str]], cut: int) -> None:
+        """Pass the rows of a whole batch on to whoever reads."""
+        sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Pass the rows written so far on to whoever reads."""
+        sys.stdout.flush()
 
 
-class _Lines:
-    """The lines of a file or of standard input.
+@contextmanager
+def _opened(output: Path, source: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> Iterator[_Output]:
+    """Yield where the rows go, and close it afterwards."""
+    if str(output) == "-":
+        yield _StandardOutput()
+        return
+    with ResultsFile(output, source, run, resume=resume, overwrite=overwrite) as file:
+        yield file
 
-    For a file, a progress bar counts bytes where standard error is a terminal.
-    """
 
-    def __init__(self, source: Path) -> None:
-        self._source = source
-
-    def __enter__(self) -> Iterable[bytes]:
-        if str(self._source) == "-":
-            if sys.stdin is None:
-                raise DataFormatError("standard input is closed")
-            self._file: IO[bytes] = sys.stdin.buffer
-            return self._file
-        try:
-            self._file = self._source.open("rb")
-        except OSError as error:
-            raise DataFormatError(f"cannot read {self._source}: {error.strerror}") from error
-        return self._watched()
-
-    def _watched(self) -> Iterator[bytes]:
-        """Yield the lines of the file, moving the progress bar."""
-        with progress(self._source.name, self._source.stat().st_size) as step:
-            for line in self._file:
-                yield line
-                step(len(line))
-
-    def __exit__(self, *exception: object) -> None:
-        if str(self._source) != "-":
-            self._file.close()
+@contextmanager
+def _watched(source: Path) -> Iterator[Iterator[bytes]]:
+    """Yield the lines of the input, moving a progress bar that counts the bytes of a file."""
+    try:
+        size = source.stat().st_size if str(source) != "-" else 0
+    except OSError as error:
+        raise DataFormatError(f"cannot read {source}: {error.strerror}") from error
+    if str(source) == "-":
+        with open_lines(source) as lines:
+            yield lines
+        return
+    with progress(source.name, size) as step, open_lines(source, step) as lines:
+        yield lines
 
 
 def _single(**texts: str | None) -> _Texts | None:

@@ -99,6 +99,10 @@ class FastPath:
         """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""
         return self._model.read(sequences, hidden=hidden)
 
+    def forget(self) -> None:
+        """Forget what earlier calls left in memory; see ``FastModel.forget``."""
+        self._model.forget()
+
     def close(self) -> None:
         """Free the model. Safe to repeat."""
         self._model.close()

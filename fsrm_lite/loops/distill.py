@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
-from fsrm_lite.jsonl import complete_lines, dump_row
+from fsrm_lite.files import sole_writer, to_disk
+from fsrm_lite.jsonl import complete_lines, dump_row, parse_json
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.ranking.answers import Extractor, find_extractor
+from fsrm_lite.results import begin_run, check_run
 
 GIVE_UP_AFTER = 16
 """A reasoner that fails on this many questions before it has answered a single one is taken to be broken."""
@@ -84,6 +86,7 @@ def distill(
     extractor: str | Extractor = "final",
     batch_size: int = 32,
     skip_unanswered: bool = False,
+    identity: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DistillReport:
     """Run a reasoner over questions with known answers and write one labelled trace per response.
@@ -100,6 +103,8 @@ def distill(
             time.
         skip_unanswered: Leave out a row without a usable answer, or with another answer than its question had before,
             instead of raising.
+        identity: What else decides what the reasoner writes, by name, as JSON: for example the hash of its file. Traces
+            are only added to a file for which this, the sampling and the kind of reasoner are as they were.
         progress: Called after each batch with the number of questions in it.
 
     Returns:
@@ -117,14 +122,19 @@ def distill(
     if not output.parent.is_dir():
         raise InputError(f"{output} cannot be written: there is no folder {output.parent}")
     run = _Run(reasoner, sampling or Sampling(n=4), find_extractor(extractor), skip_unanswered)
-    kept = run.resume(output)
     size = 1 if getattr(reasoner, "one_by_one", False) else batch_size
-    with output.open("a", encoding="utf-8") as file:
+    with sole_writer(output), output.open("a", encoding="utf-8") as file:
+        kept = run.resume(output)
+        made = {"reasoner": type(reasoner).__name__, **asdict(run.sampling), **(identity or {})}
+        if kept:
+            check_run(output, made)
+        else:
+            begin_run(output, made)
         rows = iter(enumerate(questions, 1))
         while batch := list(islice(rows, size)):
             for trace in run.answer(batch):
                 file.write(dump_row(asdict(trace)))
-            file.flush()
+            to_disk(file)
             if progress is not None:
                 progress(len(batch))
             if run.failed >= GIVE_UP_AFTER and not run.written + kept:
@@ -134,8 +144,8 @@ def distill(
     return DistillReport(run.written, kept, run.right, run.skipped, run.failed)
 
 
-def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
-    """Yield the traces on the lines of a file.
+def read_traces(lines: Iterable[str | bytes]) -> Iterator[Trace]:
+    """Yield the traces on the lines of a file, given as text or as bytes.
 
     A last line without a line break was left half-written by a run that broke off; it is left out, with a warning.
 
@@ -143,7 +153,7 @@ def read_traces(lines: Iterable[str]) -> Iterator[Trace]:
         DataFormatError: If a line is not a trace; the message names it.
     """
     for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):
+        if line[-1:] not in ("\n", b"\n"):
             logger.warning("line %d is incomplete and left out", number)
             return
         if line.strip():
@@ -155,7 +165,7 @@ class _Run:
 
     def __init__(self, reasoner: Reasoner, sampling: Sampling, extractor: Extractor, skip_unanswered: bool) -> None:
         self._reasoner = reasoner
-        self._sampling = sampling
+        self.sampling = sampling
         self._extract = extractor
         self._skip_unanswered = skip_unanswered
         self._done: set[bytes] = set()
@@ -180,8 +190,8 @@ class _Run:
         for number, row in batch:
             if (pair := self._check(number, row)) is not None:
                 known.setdefault(*pair)
-        asked = [q for q in known if any(_key(q, k) not in self._done for k in range(self._sampling.n))]
-        groups = ask(self._reasoner, [Task(q) for q in asked], self._sampling)
+        asked = [q for q in known if any(_key(q, k) not in self._done for k in range(self.sampling.n))]
+        groups = ask(self._reasoner, [Task(q) for q in asked], self.sampling)
         for question, proposals in zip(asked, groups, strict=True):
             usable = [p for p in proposals if p.text.strip()]
             self.failed += not usable
@@ -227,13 +237,13 @@ def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
     if output.exists():
         for number, line in complete_lines(output, _START):
             if line.strip():
-                yield number, _parse(line.decode("utf-8", "replace"), number)
+                yield number, _parse(line, number)
 
 
-def _parse(line: str, number: int) -> Trace:
+def _parse(line: str | bytes, number: int) -> Trace:
     """Return the trace on a line; refuse a line that is not one."""
     try:
-        trace = Trace(**json.loads(line))
+        trace = Trace(**parse_json(line))
     except (ValueError, TypeError) as error:
         raise DataFormatError(f"line {number} is not a trace as fsrm-lite distill writes them: {error}") from error
     texts = (trace.question, trace.reference, trace.response)

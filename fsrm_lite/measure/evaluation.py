@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
+from fsrm_lite.files import sole_writer
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
 from fsrm_lite.measure.labelled import content_key
@@ -105,9 +107,23 @@ def evaluate(
 
     Raises:
         InputError: If ``output`` exists and ``resume`` is not set, or the model cannot read an item.
-        DataFormatError: If ``output`` comes from another run or other data, or is damaged elsewhere than at its end.
+        DataFormatError: If ``output`` comes from another run or other data, is damaged elsewhere than at its end, or is
+            being written by another process.
     """
-    options = options or EvalOptions()
+    with nullcontext() if output is None else sole_writer(output):
+        return _evaluate(rm, benchmark, options or EvalOptions(), output, resume, identity, progress)
+
+
+def _evaluate(
+    rm: FastSlowRM,
+    benchmark: Benchmark,
+    options: EvalOptions,
+    output: Path | None,
+    resume: bool,
+    identity: str,
+    progress: Callable[[Record], None] | None,
+) -> list[Record]:
+    """Do what ``evaluate`` says, as the only one who writes ``output``."""
     examples = benchmark.examples[: options.limit]
     run = _fingerprint(benchmark, options, rm, identity)
     done: dict[str, Record] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.files import to_disk
 from fsrm_lite.jsonl import complete_lines
 from fsrm_lite.measure.benchmark_formats import Example
 from fsrm_lite.measure.labelled import content_key
@@ -143,9 +144,10 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
 
 
 def append(output: Path, records: Sequence[Record]) -> None:
-    """Add records to the end of a results file."""
+    """Add records to the end of a results file, and put them on the disk."""
     with output.open("a", encoding="utf-8") as file:
         file.writelines(r.to_json() + "\n" for r in records)
+        to_disk(file)
 
 
 _START = b'{"run": "'  # how every line begins

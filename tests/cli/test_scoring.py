@@ -1,12 +1,22 @@
 """The commands a newcomer types: JSONL in and out, single calls, errors in one line, broken-off runs."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks.attack import bulk
+from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.cli import COMMANDS, main
+from fsrm_lite.files import sole_writer
+from fsrm_lite.gate import GateSpec
 from fsrm_lite.models.data import pair_row
+from fsrm_lite.results import journal_of
 
 QUESTION, RIGHT, WRONG = "What is 2 + 3?", "The answer is 5.", "The answer is 41."
 FAST = ("--judge", "never", "--threads", "1")
@@ -207,29 +217,97 @@ def test_an_existing_output_is_not_lost(source, tmp_path):
     assert len(rows(out)) == 3
 
 
-@pytest.mark.parametrize("tail", ["", '{"half": '])
-def test_a_broken_off_run_goes_on(source, tmp_path, tail):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    lines = source.read_text().splitlines()
-    source.write_text("\n".join([lines[0], "{oops", *lines[1:]]) + "\n")
-    run("score", source, "-o", whole, "--on-error", "skip", "--batch-size", 1, *FAST)
-    out.write_text("".join(whole.read_text().splitlines(keepends=True)[:2]) + tail)
-    assert run("score", source, "-o", out, "--resume", "--on-error", "skip", "--batch-size", 1, *FAST).exit_code == 1
-    same = ("id", "score", "logit")
-    assert [[r[k] for k in same] for r in rows(out)] == [[r[k] for k in same] for r in rows(whole)]
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """An input with bad rows among the good ones, and the output and journal of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("long")
+    lines = [
+        json.dumps({"prompt": f"What is {i // 3} + 3?", "response": f"The answer is {i}.", "id": i}) for i in range(26)
+    ]
+    lines[4], lines[11], lines[25] = "{oops", json.dumps({"prompt": "q", "response": "5", "tokens_read": 1}), "{"
+    source, out = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    result = run("score", source, "-o", out, *LONG)
+    assert result.exit_code == 1
+    return source, out.read_bytes(), journal_of(out).read_bytes(), result.stderr
 
 
-def test_a_broken_off_run_goes_on_past_rows_that_turned_out_bad_late(source, tmp_path):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    lines = source.read_text().splitlines()
-    taken = json.dumps(json.loads(lines[0]) | {"id": 9, "tokens_read": 3})
-    source.write_text("\n".join([lines[0], taken, *lines[1:]]) + "\n")
-    assert run("score", source, "-o", whole, "--on-error", "skip", *FAST).exit_code == 1
-    out.write_text("".join(whole.read_text().splitlines(keepends=True)[:2]))
-    resumed = run("score", source, "-o", out, "--resume", "--on-error", "skip", *FAST)
-    assert resumed.exit_code == 1
-    assert "line 2: skipped by the run that broke off" in resumed.stderr
-    assert [r["id"] for r in rows(out)] == [r["id"] for r in rows(whole)] == [0, 1, 2]
+LONG = ("--on-error", "skip", "--batch-size", "5", *FAST)
+
+
+@given(
+    output=st.integers(0, 10_000),
+    journal=st.integers(0, 10_000),
+    tail=st.sampled_from([b"", b"\0" * 70, b'{"half": ', b'{"half": \0\0']),
+    behind=st.sampled_from([b"", b"\0" * 40, b'{"line": 3, "inp']),
+)
+@settings(max_examples=25, deadline=None)
+def test_wherever_a_run_is_cut_the_rows_become_the_same_bytes(long_run, output, journal, tail, behind):
+    source, whole, notes, said = long_run
+    head = notes.index(b"\n") + 1  # the first line is on the disk before the first row is
+    kept = notes[: max(head, journal % (len(notes) + 1))]
+    ends = [json.loads(line)["bytes"] for line in kept.splitlines(keepends=True)[1:] if line.endswith(b"\n")]
+    written = max(ends[-1] if ends else 0, output % (len(whole) + 1))  # and a batch is before its line in the journal
+    out = source.with_name("cut.jsonl")
+    out.write_bytes(whole[:written] + tail)
+    journal_of(out).write_bytes(kept + behind)
+    result = run("score", source, "-o", out, "--resume" if written or tail else "--overwrite", *LONG)
+    assert result.exit_code == 1, result.stderr
+    assert out.read_bytes() == whole
+    assert result.stderr == said
+    assert journal_of(out).read_bytes() == notes
+    assert sorted(p.name for p in source.parent.iterdir()) == [
+        ".cut.jsonl.run",
+        ".out.jsonl.run",
+        "cut.jsonl",
+        "in.jsonl",
+        "out.jsonl",
+    ]
+
+
+def test_zero_bytes_within_the_rows_of_a_batch_are_written_again(long_run):
+    source, whole, notes, _ = long_run
+    out = source.with_name("cut.jsonl")
+    out.write_bytes(whole[:-200] + b"\0" * 200)
+    journal_of(out).write_bytes(notes)
+    assert run("score", source, "-o", out, "--resume", *LONG).exit_code == 1
+    assert out.read_bytes() == whole
+
+
+def test_a_judged_run_that_was_cut_becomes_the_same_bytes(tmp_path, pairs):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(pair_row(pair)) + "\n" for pair in pairs[:6]))
+    options = ("--judge", "always", "--batch-size", "2", "--threads", "1", "--thinking-tokens", "40")
+    assert run("compare", source, "-o", out, *options).exit_code == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[: len(whole) // 2])
+    assert run("compare", source, "-o", out, "--resume", *options).exit_code == 0
+    assert out.read_bytes() == whole
+
+
+def test_an_input_that_has_grown_is_answered_as_if_it_had_always_been_that_long(source, tmp_path):
+    out, fresh = tmp_path / "out.jsonl", tmp_path / "fresh.jsonl"
+    options = ("--batch-size", 2, *FAST)
+    assert run("score", source, "-o", out, *options).exit_code == 0
+    before = out.read_bytes()
+    assert run("score", source, "-o", out, "--resume", *options).exit_code == 0
+    assert out.read_bytes() == before
+    with source.open("a") as file:
+        file.write("".join(json.dumps({"prompt": QUESTION, "response": r}) + "\n" for r in ("6", "7", "five")))
+    assert run("score", source, "-o", out, "--resume", *options).exit_code == 0
+    assert run("score", source, "-o", fresh, *options).exit_code == 0
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_a_row_that_was_mended_is_answered_as_if_it_had_never_been_bad(source, tmp_path):
+    out, fresh = tmp_path / "out.jsonl", tmp_path / "fresh.jsonl"
+    good = source.read_text()
+    source.write_text(good.splitlines()[0] + "\n{oops\n")
+    assert run("score", source, "-o", out, *FAST).exit_code == 2
+    source.write_text(good)
+    assert run("score", source, "-o", out, "--resume", *FAST).exit_code == 0
+    assert run("score", source, "-o", fresh, *FAST).exit_code == 0
+    assert out.read_bytes() == fresh.read_bytes()
 
 
 def test_rows_before_a_bad_one_are_kept(source, tmp_path):
@@ -259,27 +337,110 @@ def test_the_input_is_never_the_output(source):
     assert source.read_text() == before
 
 
-def test_resuming_another_run_is_refused(source, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[::-1],
+        lambda lines: [json.dumps({"prompt": "new", "response": "row"}) + "\n", *lines],
+        lambda lines: [lines[0], "\n", *lines[1:]],
+        lambda lines: lines[:2],
+        lambda lines: [lines[0].replace("answer", "reply"), *lines[1:]],
+    ],
+)
+def test_resuming_with_another_input_is_refused(source, tmp_path, change):
     out = tmp_path / "out.jsonl"
     run("score", source, "-o", out, *FAST)
-    lines = source.read_text().splitlines(keepends=True)
-    source.write_text("".join(reversed(lines)))
+    written = out.read_bytes()
+    source.write_text("".join(change(source.read_text().splitlines(keepends=True))))
     result = run("score", source, "-o", out, "--resume", *FAST)
     assert result.exit_code == 2
-    assert "row 1 of the output is not this input's" in result.stderr
+    assert "the first 3 lines of the input are not those that" in result.stderr
+    assert out.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("command", "changed", "said"),
+    [
+        ("compare", (), "the command was 'score' and is 'compare'"),
+        ("rank", (), "the command was 'score' and is 'rank'"),
+        ("best-of-n", (), "the command was 'score' and is 'best-of-n'"),
+        ("score", ("--prefix", "p_"), "--prefix was '' and is 'p_'"),
+        ("score", ("--seed", "3"), "--seed was 0 and is 3"),
+        ("score", ("--judge", "auto"), "--judge was 'never' and is 'auto'"),
+        ("score", ("--votes", "2"), "--votes was None and is 2"),
+        ("score", ("--thinking-tokens", "9"), "--thinking-tokens was None and is 9"),
+        ("score", ("--temperature", "0"), "--temperature was None and is 0.0"),
+        ("score", ("--threads", "2"), "--threads was 1 and is 2"),
+        ("score", ("--truncate",), "--truncate was False and is True"),
+        ("score", ("--batch-size", "2"), "--batch-size was 64 and is 2"),
+    ],
+)
+def test_going_on_with_another_run_is_refused_and_says_what_changed(source, tmp_path, command, changed, said):
+    out = tmp_path / "out.jsonl"
+    run("score", source, "-o", out, *FAST)
+    written = out.read_bytes()
+    result = run(command, source, "-o", out, "--resume", *FAST, *changed)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert out.read_bytes() == written
+    assert run("score", source, "-o", out, "--resume", *FAST).exit_code == 0
+    assert out.read_bytes() == written
+
+
+def test_going_on_with_another_strategy_is_refused(tmp_path):
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text(json.dumps({"prompt": QUESTION, "responses": [RIGHT, WRONG]}) + "\n")
+    run("best-of-n", path, "-o", out, *FAST)
+    result = run("best-of-n", path, "-o", out, "--resume", "--strategy", "elo", *FAST)
+    assert "--strategy was 'gated' and is 'elo'" in result.stderr
+
+
+def test_going_on_with_another_model_is_refused_but_a_copy_elsewhere_is_the_same_model(source, tmp_path, rm):
+    out = tmp_path / "out.jsonl"
+    run("score", source, "-o", out, *FAST)
+    copy = tmp_path / "copy"
+    shutil.copytree(rm.bundle.root, copy)
+    assert run("score", source, "-o", out, "--resume", "--model", copy, *FAST).exit_code == 0
+    manifest = rm.bundle.manifest
+    write_manifest(
+        copy, replace(manifest, gate=GateSpec(intuition_threshold=0.4)), {r: f.path for r, f in manifest.files.items()}
+    )
+    result = run("score", source, "-o", out, "--resume", "--model", copy, *FAST)
+    assert result.exit_code == 2
+    assert "the model's gate was " in result.stderr
+    assert "the model's files" not in result.stderr
+
+
+def test_an_output_that_somebody_changed_is_not_gone_on_with(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run("score", source, "-o", out, *FAST)
+    changed = out.read_text().replace('"id": 1', '"id": 7')
+    out.write_text(changed)
+    result = run("score", source, "-o", out, "--resume", *FAST)
+    assert result.exit_code == 2
+    assert "was changed since its run wrote it" in result.stderr
+    assert out.read_text() == changed
+
+
+def test_an_output_without_its_journal_is_not_gone_on_with(source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    run("score", source, "-o", out, *FAST)
+    written = out.read_bytes()
+    journal_of(out).unlink()
+    result = run("score", source, "-o", out, "--resume", *FAST)
+    assert result.exit_code == 2
+    assert ".out.jsonl.run, which says how it was made, is not beside it" in result.stderr
+    assert out.read_bytes() == written
     assert run("score", source, "-o", out, "--resume", "--overwrite", *FAST).exit_code == 2
 
 
-@pytest.mark.parametrize(("before", "after"), [((), ("--prefix", "p_")), (("--prefix", "p_"), ())])
-def test_resuming_with_another_prefix_is_refused(source, tmp_path, before, after):
+def test_two_runs_cannot_write_one_output(source, tmp_path):
     out = tmp_path / "out.jsonl"
-    run("score", source, "-o", out, *before, *FAST)
-    written = out.read_text()
-    assert run("score", source, "-o", out, "--resume", *before, *FAST).exit_code == 0
-    assert (
-        "row 1 of the output is not this input's" in run("score", source, "-o", out, "--resume", *after, *FAST).stderr
-    )
-    assert out.read_text() == written
+    with sole_writer(out):
+        result = run("score", source, "-o", out, *FAST)
+    assert result.exit_code == 2
+    assert f"is being written by process {os.getpid()} on " in result.stderr
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -437,3 +598,9 @@ def test_doctor_passes_its_self_test():
     assert findings["self_test"]["passed"]
     assert findings["judge"] == "available"
     assert findings["packages"]["onnxruntime"] != "not installed"
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    outcome = bulk.run(tmp_path, kills=4, seed=3)
+    assert outcome.tried >= 4
+    assert outcome.found == []

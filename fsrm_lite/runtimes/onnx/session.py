@@ -133,6 +133,10 @@ class FastModel:
             readings.append(reading)
         return readings
 
+    def forget(self) -> None:
+        """Forget the kept prefixes, so that the next call computes, and counts, what a new model would."""
+        self._worker.submit(self._cache.clear).result()
+
     def check(self, vocab_size: int, label_ids: Sequence[int]) -> None:
         """Refuse a manifest that does not describe this graph: its scores would mean something else.
 

@@ -1,0 +1,40 @@
+"""Runs the attacks: ``python -m benchmarks.attack [NAME ...] [--seed N] [--scale X]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.attack import bulk
+
+ATTACKS = {
+    "bulk": lambda folder, seed, scale: bulk.run(folder, kills=max(4, round(200 * scale)), seed=seed),
+}
+
+
+def main() -> None:
+    """Run the attacks that were named, or all, and end with status 1 if one of them found something."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *ATTACKS], help="which attacks; default: all")
+    parser.add_argument("--seed", type=int, default=None, help="default: drawn from the clock, and printed")
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is the full campaign")
+    options = parser.parse_args()
+    seed = int(time.time()) % 1_000_000 if options.seed is None else options.seed
+    print(f"seed {seed}\n\n| what | times | found | notes |\n|---|---|---|---|", flush=True)
+    found = []
+    for name in options.names or ATTACKS:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = ATTACKS[name](Path(folder), seed, options.scale)
+        outcome.notes.append(f"{time.monotonic() - began:.0f} s")
+        print(outcome.line(), flush=True)
+        found += [f"{name}: {line}" for line in outcome.found]
+    print(*found, sep="\n")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
