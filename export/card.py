@@ -22,11 +22,15 @@ _ROWS = (
     ("pairwise decisions alike, all", "all_decisions_alike", _SHARE, None),
     (f"gate routes alike{NEAR_TIES_ASIDE}", "routes_alike", _SHARE, "routes"),
     ("rank correlation", "rank_correlation", "{:.5f}", None),
-    ("greedy verdicts alike", "verdicts_alike", _SHARE, "verdicts"),
-    ("chains that part where the checkpoint ties (not counted above)", "parted_at_ties", "{:d}", None),
+    (f"greedy verdicts alike{NEAR_TIES_ASIDE}", "verdicts_alike", _SHARE, "verdicts"),
+    ("chains that part at a near tie (not counted above)", "parted_at_ties", "{:d}", None),
     ("thoughts alike, every token", "thoughts_alike", _SHARE, None),
-    ("verdicts alike behind the same thought", "given_thought_alike", _SHARE, "verdicts"),
+    ("where the other thoughts part, in tokens (median)", "parted_at", "{:.0f}", None),
+    (f"verdicts alike behind the same thought{NEAR_TIES_ASIDE}", "given_thought_alike", _SHARE, "verdicts"),
+    ("verdicts alike behind the same thought, all", "all_given_thought_alike", _SHARE, None),
+    ("verdicts that are near ties in the checkpoint", "near_tie_verdicts", "{:d}", None),
     ("verdict probability behind the same thought, largest difference", "max_delta_p", _DIFFERENCE, None),
+    ("difference of two choices, mean error (noise)", "verdict_noise", _DIFFERENCE, None),
 )
 """Title, key in the manifest, form, and the tolerance it must meet in the files that have it."""
 

@@ -90,7 +90,7 @@ def export_checkpoint(
     source = open_source(root, spec, None if calibration is None else Path(calibration))
     fingerprint = check_weights(source.checkpoint, report)
     with atomic_folder(target, overwrite=overwrite) as folder:
-        expected = ask_reference(source, chains=slow != "none", report=report)
+        expected = ask_reference(source, chains=slow != "none", tolerance=limits, report=report)
         shutil.copyfile(root / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)

@@ -136,13 +136,13 @@ class SlowResult:
         return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, **making}
 
 
-def ask_reference(source: Source, *, chains: bool, report: StageProgress) -> Expected:
+def ask_reference(source: Source, *, chains: bool, tolerance: Tolerance, report: StageProgress) -> Expected:
     """Run the checkpoint through transformers; the model is freed before anything else is loaded."""
     report("reference scores", 0, len(source.fast_ids))
     reference = Reference(source.checkpoint.root)
     readings = reference.first_token(source.fast_ids, source.label_ids, partial(report, "reference scores"))
     budget = thought_budget(source.manifest, source.parameters)
-    tasks = chain_tasks(source.data, source.encoder, budget) if chains else []
+    tasks = chain_tasks(source.data, source.encoder, budget, tolerance.near_tie_verdict()) if chains else []
     report("reference thoughts", 0, len(tasks))
     done = reference.think(tasks, partial(report, "reference thoughts"))
     return Expected(readings, tasks, done, budget)
@@ -216,14 +216,13 @@ def build_slow(
     path.parent.mkdir()
     dtype = "f16" if kind == "f16" else native_dtype(source.checkpoint)
     _write_slow(source, source.checkpoint, path, kind, dtype, report)
-    near_tie = tolerance.near_tie(kind)
-    result = _measure_slow(source, expected, path, near_tie, smoothed=False, report=report)
+    result = _measure_slow(source, expected, path, tolerance, smoothed=False, report=report)
     if kind == "f16" or result.verdicts is None or not verdict_violations(result.verdicts, tolerance):
         return result
     second = path.with_suffix(".smoothed.gguf")
     # The rescaled weights are no longer bfloat16 numbers.
     _write_slow(source, smooth(source.checkpoint, source.fast_ids, report), second, kind, "f32", report)
-    again = _measure_slow(source, expected, second, near_tie, smoothed=True, report=report)
+    again = _measure_slow(source, expected, second, tolerance, smoothed=True, report=report)
     if again.verdicts is None or again.verdicts.rank() <= result.verdicts.rank():
         second.unlink()
         return result
@@ -246,11 +245,12 @@ def _write_slow(
 
 
 def _measure_slow(
-    source: Source, expected: Expected, path: Path, near_tie: float, *, smoothed: bool, report: StageProgress
+    source: Source, expected: Expected, path: Path, tolerance: Tolerance, *, smoothed: bool, report: StageProgress
 ) -> SlowResult:
     report("slow scores", 0, len(source.fast_ids))
     with GgufReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
+        near_tie = tolerance.near_tie("int8")  # what a fast file of 8 bits is held to
         parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest, near_tie)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
@@ -258,7 +258,8 @@ def _measure_slow(
         both = model.think(
             expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts")
         )
-    verdicts = compare_chains(expected.chains, [own for own, _ in both], [given for _, given in both], expected.budget)
+    own, given = zip(*both, strict=True)
+    verdicts = compare_chains(expected.chains, own, given, expected.budget, tolerance.near_tie_verdict())
     return SlowResult({"slow": SLOW_PATH}, parity, verdicts, _matrices(path), smoothed)
 
 

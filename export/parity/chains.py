@@ -7,6 +7,7 @@ they take the likeliest token each time, so that two equal models write the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Manifest
@@ -14,6 +15,7 @@ from fsrm_lite.errors import ContextOverflowError
 from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity.measures import VerdictParity
 from fsrm_lite.export.parity.readings import TIE_LOGIT, Chain, ChainTask, Ending, Thought
+from fsrm_lite.runtimes.onnx.packing import common_length
 
 CHAINS = 60
 """Number of chains: enough to tell an agreement of 98 % from one of 95 %, few enough to write on a CPU."""
@@ -26,28 +28,32 @@ MIN_THOUGHT = 16
 """Tokens that a thought may have at least, however large the model is."""
 
 
-def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int) -> list[ChainTask]:
+def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int, near_tie: float) -> list[ChainTask]:
     """Choose up to ``CHAINS`` prompts, spread over the data and over the slow templates that the manifest has.
 
     Args:
         data: What the export is measured on.
         encoder: Makes prompts of it, by the manifest.
         budget: Most tokens of a thought.
+        near_tie: Two tokens tie if their logits are closer than this.
 
     Returns:
         The prompts, each with the way in which its thought ends.
     """
     names = [name for name in ("pairwise_slow", "pointwise_slow") if name in encoder.manifest.templates]
-    return [task for name in names for task in _tasks_of(name, data, encoder, budget, -(-CHAINS // len(names)))]
+    count = -(-CHAINS // len(names)) if names else 0
+    return [task for name in names for task in _tasks_of(name, data, encoder, (budget, near_tie), count)]
 
 
-def _tasks_of(name: str, data: CalibrationSet, encoder: PromptEncoder, budget: int, count: int) -> list[ChainTask]:
+def _tasks_of(
+    name: str, data: CalibrationSet, encoder: PromptEncoder, limits: tuple[int, float], count: int
+) -> list[ChainTask]:
     """Return up to ``count`` prompts of one template, spread over the data; those that do not fit are left out."""
     verdict = encoder.manifest.templates[name].verdict
     if verdict is None:
         return []
     tail = tuple(encoder.encode_template(verdict.close + verdict.prefix))
-    ending = Ending(frozenset({*encoder.manifest.stop_ids, *tail[:1]}), tail, verdict.choice_ids, budget)
+    ending = Ending(frozenset({*encoder.manifest.stop_ids, *tail[:1]}), tail, verdict.choice_ids, *limits)
     jobs = data.triples() if name == "pairwise_slow" else list(data.items)
     tasks: list[ChainTask] = []
     for job in jobs[:: max(1, len(jobs) // count)]:
@@ -65,7 +71,9 @@ def thought_budget(manifest: Manifest, parameters: int) -> int:
     return min(manifest.limits.thinking_tokens, max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters)))
 
 
-def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence[Chain], budget: int) -> VerdictParity:
+def compare_chains(
+    want: Sequence[Chain], have: Sequence[Chain], given: Sequence[Chain], budget: int, near_tie: float = TIE_LOGIT
+) -> VerdictParity:
     """Measure chains of a file against the checkpoint's.
 
     Args:
@@ -73,20 +81,27 @@ def compare_chains(want: Sequence[Chain], have: Sequence[Chain], given: Sequence
         have: The file's own chains for the same tasks.
         given: The checkpoint's thoughts with the file's verdicts behind them.
         budget: Most tokens that a thought was allowed.
+        near_tie: Two choices tie if the checkpoint's logits for them are closer than this.
 
     Returns:
         How often thoughts and verdicts agree.
     """
     own = [(w, h) for w, h in zip(want, have, strict=True) if not parted_at_tie(w.thought, h.thought)]
     same_thought = list(zip(want, given, strict=True))
+    thoughts = [(w.thought.ids, h.thought.ids) for w, h in zip(want, have, strict=True)]
+    parted = [common_length(a, b) for a, b in thoughts if a != b]
     return VerdictParity(
         chains=len(want),
         parted_at_ties=len(want) - len(own),
-        verdicts_alike=_share(_same_verdict(w, h) for w, h in own),
-        thoughts_alike=_share(w.thought.ids == h.thought.ids for w, h in zip(want, have, strict=True)),
-        given_thought_alike=_share(_same_verdict(w, g) for w, g in same_thought),
+        verdicts_alike=_share(_same_verdict(w, h, near_tie) for w, h in own),
+        thoughts_alike=_share(a == b for a, b in thoughts),
+        given_thought_alike=_share(_same_verdict(w, g, near_tie) for w, g in same_thought),
         max_delta_p=max(abs(w.probability(w.verdict) - g.probability(w.verdict)) for w, g in same_thought),
         thinking_tokens=budget,
+        near_tie_verdicts=sum(_margin(w) < near_tie for w in want),
+        all_given_thought_alike=_share(w.verdict == g.verdict for w, g in same_thought),
+        verdict_noise=sum(abs(_margin(w) - _margin(g, w.verdict)) for w, g in same_thought) / max(len(want), 1),
+        parted_at=float(median(parted)) if parted else None,
     )
 
 
@@ -95,20 +110,23 @@ def parted_at_tie(want: Thought, have: Thought) -> bool:
 
     Then the two thoughts part by chance, and nothing can be said of what stands behind.
     """
-    step = next(
-        (i for i, (a, b) in enumerate(zip(want.ids, have.ids, strict=False)) if a != b),
-        min(len(want.ids), len(have.ids)),
-    )
+    step = common_length(want.ids, have.ids)
     if want.ids == have.ids or step >= len(want.ties):
         return False
     # Where one of the thoughts ended, its token at this step is a stop id, which is not kept. Any tie counts then.
     return have.ids[step] in want.ties[step] if step < len(have.ids) else len(want.ties[step]) > 1
 
 
-def _same_verdict(want: Chain, have: Chain) -> bool:
+def _same_verdict(want: Chain, have: Chain, near_tie: float) -> bool:
     return (
-        want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < TIE_LOGIT
+        want.verdict == have.verdict or want.choice_logits[want.verdict] - want.choice_logits[have.verdict] < near_tie
     )
+
+
+def _margin(chain: Chain, choice: int | None = None) -> float:
+    """Return the logit of a choice, by default the verdict's, less that of the best other one."""
+    choice = chain.verdict if choice is None else choice
+    return chain.choice_logits[choice] - max(x for i, x in enumerate(chain.choice_logits) if i != choice)
 
 
 def _share(alike: Iterable[bool]) -> float:

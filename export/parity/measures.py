@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.errors import ExportError
+from fsrm_lite.export.parity.readings import TIE_LOGIT
 from fsrm_lite.gate import FastSignals, Gate, signals
 
 FP32_NOISE_LOGIT = 1e-3
@@ -38,8 +39,10 @@ class Tolerance:
         delta_score: Largest |delta score| of a quantized graph, scores in [0, 1].
         decisions: Share of pairwise fast decisions that must be alike, of those that are no near ties.
         routes: Share of gate decisions that must be alike, of those that are no near ties.
-        verdicts: Share of greedy chains of thought whose verdict must be equal, each file thinking for itself, and
-            also behind the checkpoint's own thoughts.
+        verdicts: Share of greedy chains of thought whose verdict must be equal, near ties aside, each file thinking
+            for itself, and also behind the checkpoint's own thoughts.
+        delta_verdict: How far the probability of a choice may move. Where the checkpoint's two best choices, or the two
+            best tokens of its thought, could change places by that, they are a near tie.
     """
 
     delta_logit: float = 1e-3
@@ -47,6 +50,7 @@ class Tolerance:
     decisions: float = 0.99
     routes: float = 0.99
     verdicts: float = 0.98
+    delta_verdict: float = 0.05
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, float] | None) -> Tolerance:
@@ -76,6 +80,15 @@ class Tolerance:
         change places when they are so close, so that a decision between them says nothing about the file.
         """
         return FP32_NOISE_LOGIT if precision == "fp32" else max(FP32_NOISE_LOGIT, 4 * self.delta_score)
+
+    def near_tie_verdict(self) -> float:
+        """Logits of a verdict this close are a near tie, and so are those of a thought's two best tokens.
+
+        As for scores, a probability near one half moves by a quarter of what its logit moves by. llama.cpp rounds what
+        goes into a product to 8 bits too, 32 numbers at a time, whatever type the weights have; that alone moves the
+        verdicts of a file which nobody would call wrong.
+        """
+        return max(TIE_LOGIT, 4 * self.delta_verdict)
 
     def of_slow(self) -> dict[str, float]:
         """What a slow file must meet, by field."""
@@ -130,14 +143,21 @@ class VerdictParity:
 
     Attributes:
         chains: Chains of thought compared.
-        parted_at_ties: Chains whose thoughts part at a token that the checkpoint itself held as likely as its own
-            (``TIE_LOGIT``): any other rounding of the same weights parts there, so they count for nothing below.
-        verdicts_alike: Share of the other chains with the same verdict.
+        parted_at_ties: Chains whose thoughts part at a near tie: at a token that the checkpoint itself held nearly as
+            likely as its own (:meth:`Tolerance.near_tie_verdict`). They say nothing about the file, and count for
+            nothing in the next figure.
+        verdicts_alike: Share of the other chains with the same verdict; a verdict that is a near tie in the checkpoint
+            counts as the same.
         thoughts_alike: Share whose thought is the same token by token.
         given_thought_alike: Share with the same verdict behind the *checkpoint's* thought: quantization error alone,
-            without what one flipped token does to all that follow.
+            without what one flipped token does to all that follow. A near tie counts as the same.
         max_delta_p: Largest |delta| of the verdict's probability behind the checkpoint's thought.
         thinking_tokens: Longest thought that was allowed.
+        near_tie_verdicts: Chains whose verdict is a near tie in the checkpoint.
+        all_given_thought_alike: Like ``given_thought_alike``, but a near tie counts as what it is.
+        verdict_noise: Mean |delta| of the verdict's logit less that of the best other choice, behind the checkpoint's
+            thought.
+        parted_at: Where thoughts part, in tokens from their beginning, the median; None if none part.
     """
 
     chains: int
@@ -147,6 +167,10 @@ class VerdictParity:
     given_thought_alike: float
     max_delta_p: float
     thinking_tokens: int
+    near_tie_verdicts: int
+    all_given_thought_alike: float
+    verdict_noise: float
+    parted_at: float | None
 
     def rank(self) -> tuple[float, float]:
         """What makes one slow file better than another."""
@@ -289,7 +313,7 @@ def violations(
 def verdict_violations(slow: VerdictParity, tolerance: Tolerance) -> list[str]:
     """What is out of tolerance in the slow file's verdicts, one line each; empty when all is well."""
     shares = ((slow.verdicts_alike, ""), (slow.given_thought_alike, " behind the checkpoint's own thoughts"))
-    form = "slow: {:.2%} of verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
+    form = "slow: {:.2%} of clear verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
     return [form.format(share, what, tolerance.verdicts) for share, what in shares if not share >= tolerance.verdicts]
 
 

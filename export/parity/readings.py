@@ -16,7 +16,7 @@ from fsrm_lite.gate import sigmoid
 from fsrm_lite.runtimes.onnx.packing import common_length
 
 TIE_LOGIT = 1 / 32
-"""Two tokens *tie*, that is, count as equally likely, if their logits are closer than this.
+"""Two tokens whose logits are closer than this tie in any case, whatever the file that is measured.
 
 It is half a step of bfloat16 at logits of 8 to 16. Such a difference lies within the rounding of the precision in which
 checkpoints are trained and served.
@@ -46,8 +46,8 @@ class Thought:
 
     Attributes:
         ids: Its tokens, without the stop id that ended it.
-        ties: For each step, that of the stop id included, the tokens that were as likely as the best one, up to
-            ``TIE_LOGIT``.
+        ties: For each step, that of the stop id included, the tokens that tied with the best one, by the ending's
+            ``near_tie``.
     """
 
     ids: tuple[int, ...]
@@ -64,12 +64,14 @@ class Ending:
         tail: Ids between thought and verdict.
         choice_ids: Ids of the choices whose logits are read behind the tail.
         budget: Most ids of a thought.
+        near_tie: Two tokens tie if their logits are closer than this.
     """
 
     stop_ids: frozenset[int]
     tail: tuple[int, ...]
     choice_ids: tuple[int, ...]
     budget: int
+    near_tie: float = TIE_LOGIT
 
     @property
     def tokens(self) -> int:
@@ -128,7 +130,7 @@ class ChainWriter:
         """
         if self._tail is None and len(self._thought) < self._ending.budget:
             best = int(logits.argmax())
-            self._ties.append(_ties(logits, best))
+            self._ties.append(_ties(logits, best, self._ending.near_tie))
             if best not in self._ending.stop_ids:
                 self._thought.append(best)
                 return best
@@ -142,8 +144,8 @@ class ChainWriter:
         )
 
 
-def _ties(logits: NDArray[np.float32], best: int) -> frozenset[int]:
-    near = np.flatnonzero(logits > logits[best] - TIE_LOGIT)
+def _ties(logits: NDArray[np.float32], best: int, near_tie: float) -> frozenset[int]:
+    near = np.flatnonzero(logits > logits[best] - near_tie)
     return frozenset(near[np.argsort(-logits[near], kind="stable")[:_TIES_KEPT]].tolist())
 
 

@@ -18,6 +18,7 @@ from fsrm_lite.export.parity.measures import (
     violations,
 )
 from fsrm_lite.export.parity.readings import (
+    TIE_LOGIT,
     Chain,
     ChainWriter,
     Ending,
@@ -44,7 +45,7 @@ PARITY = {
     "clear_routes": 700,
 }
 GOOD = FirstTokenParity(**PARITY)
-GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16)
+GOOD_VERDICTS = VerdictParity(60, 0, 1.0, 1.0, 1.0, 0.0, 16, 0, 1.0, 0.0, None)
 
 
 def readings(logits):
@@ -127,10 +128,10 @@ def test_spearman_agrees_with_scipy():
 def test_violations_name_the_figure_and_the_flag():
     assert violations("int8", GOOD, GOOD_VERDICTS, Tolerance()) == []
     bad = replace(GOOD, max_delta_logit=0.5, max_delta_score=0.3, decisions_alike=0.9, routes_alike=0.8)
-    found = violations("int8", bad, VerdictParity(60, 0, 0.9, 0.5, 0.97, 0.2, 16), Tolerance())
+    found = violations("int8", bad, VerdictParity(60, 0, 0.9, 0.5, 0.97, 0.2, 16, 0, 0.97, 0.1, 3.0), Tolerance())
     assert found[0] == "fast: a score is off by 0.3, allowed 0.02; try --fast fp32"
     assert [line.split(":")[0] for line in found] == ["fast", "fast", "fast", "slow", "slow"]
-    assert "90.00% of verdicts alike, expected 98.00%; try a wider --slow, up to f16" in found[3]
+    assert "90.00% of clear verdicts alike, expected 98.00%; try a wider --slow, up to f16" in found[3]
 
 
 def test_excess_is_the_worst_figure_over_its_allowance():
@@ -219,6 +220,26 @@ def test_compare_chains_sets_ties_aside_and_counts_them():
     assert parity.thoughts_alike == pytest.approx(1 / 3)
     assert parity.given_thought_alike == pytest.approx(2 / 3)
     assert parity.max_delta_p == pytest.approx(1 / (1 + math.exp(-2)) - 1 / (1 + math.exp(1)))
+
+
+def test_verdicts_that_are_near_ties_are_told_and_count_as_alike():
+    want = [chain([1], (0.15, 0)), chain([1], (0.25, 0)), chain([1, 2, 3], (3, 0))]
+    have = [chain([1], (0, 1)), chain([1], (0, 1)), chain([1, 7, 3], (3, 0))]
+    parity = compare_chains(want, have, have, 16, Tolerance().near_tie_verdict())
+    assert Tolerance().near_tie_verdict() == pytest.approx(0.2)
+    assert Tolerance(delta_verdict=0.0).near_tie_verdict() == TIE_LOGIT
+    assert parity.near_tie_verdicts == 1
+    assert parity.verdicts_alike == parity.given_thought_alike == pytest.approx(2 / 3)
+    assert parity.all_given_thought_alike == pytest.approx(1 / 3)
+    assert parity.verdict_noise == pytest.approx((1.15 + 1.25) / 3)
+    assert parity.parted_at == 1.0
+
+
+def test_chain_writer_keeps_the_tokens_within_its_endings_near_tie():
+    logits = [[9.0, 8.9, 8.7, 0.0], [0.0, 1.0, 0.0, 0.0]]
+    for near_tie, ties in ((0.05, {0}), (0.2, {0, 1}), (0.5, {0, 1, 2})):
+        _, written = write(logits, Ending(frozenset(), (), (0, 1), 1, near_tie))
+        assert written.thought.ties == (frozenset(ties),)
 
 
 def test_at_best_is_never_worse_than_the_whole():
