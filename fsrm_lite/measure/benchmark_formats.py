@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS
-from fsrm_lite.measure.data_files import SourceRow, as_list, read_rows
-from fsrm_lite.measure.labelled import group_key
+from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS, RM_BENCH_DOMAINS
+from fsrm_lite.measure.data_files import SourceRow, as_list, check_count, data_files, read_file
+from fsrm_lite.measure.labelled import content_key, group_key
 from fsrm_lite.types import Prompt
 
 
@@ -61,41 +61,101 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """The examples of a data file, and the format they were read from."""
+    """The examples of a data file, and the format they were read from.
+
+    Attributes:
+        format: The format of all examples.
+        examples: The items, in the order of the data.
+        not_read: Files of a folder that were left out, each with the reason; see ``load_benchmark``.
+    """
 
     format: Format
     examples: tuple[Example, ...]
+    not_read: tuple[str, ...] = ()
 
 
 def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
     """Read a benchmark's file or folder.
 
+    Folders as their authors publish them also hold other files: other people's results beside the items, or the whole
+    beside its parts. Of a folder, a file is left out if no format has its columns, or if another file has all of its
+    items; ``Benchmark.not_read`` says which files these are.
+
     Args:
-        path: A JSON, JSONL or CSV file, plain or gzipped, or a folder of such files.
+        path: A JSON, JSONL, CSV, Parquet or Arrow file, or a folder of such files; see
+            ``fsrm_lite.measure.data_files``.
         name: A name from ``FORMATS``, or "auto" to recognise the format by the columns of the first row.
 
     Returns:
         The format and the examples, in the order of the data.
 
     Raises:
-        DataFormatError: If the format is unknown, or a row is not of this format; the message names file and position.
+        DataFormatError: If the format is unknown, the files have several, or a row is not of its format; the message
+            names file and position.
     """
     if name != "auto" and name not in FORMATS:
         raise DataFormatError(f"format {name!r} is unknown, expected auto, {', '.join(FORMATS)}")
-    rows = read_rows(path)
-    form = detect_format(rows[0].data) if name == "auto" else FORMATS[name]
-    examples: list[Example] = []
-    for row in rows:
+    files = data_files(path)
+    read: dict[Path, list[Example]] = {}
+    left: list[str] = []
+    found: dict[str, Path] = {}
+    for file in files:
+        rows = read_file(file)
         try:
-            examples.extend(form.parse(row))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, DataFormatError):
+            form = detect_format(rows[0].data) if name == "auto" else FORMATS[name]
+        except DataFormatError as error:
+            if len(files) == 1:
                 raise
-            what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataFormatError(f"{row.where}: not in the format {form.name!r}: {what}") from error
+            left.append(f"{_below(file, path)}: {error}")
+            continue
+        found.setdefault(form.name, file)
+        read[file] = [example for row in rows for example in _parsed(form, row)]
+    if not read:
+        raise DataFormatError(f"{path}: no file has items of a known format; {left[0]}")
+    if len(found) > 1:
+        kinds = ", ".join(f"{kind} ({_below(file, path)})" for kind, file in found.items())
+        raise DataFormatError(f"{path} holds several formats: {kinds}; name one file, or pass --format")
+    kept, repeated = _without_repeats(read)
+    left += [f"{_below(file, path)}: all its items are in {_below(other, path)}" for file, other in repeated.items()]
+    examples = [example for file in kept for example in read[file]]
+    form = FORMATS[next(iter(found))]
     if not examples:
         raise DataFormatError(f"{path}: no item of the format {form.name!r} has anything to compare")
-    return Benchmark(form, tuple(_numbered(examples)))
+    return Benchmark(form, tuple(_numbered(examples)), tuple(left))
+
+
+def _parsed(form: Format, row: SourceRow) -> list[Example]:
+    """Return the examples of a row; an error names the row."""
+    try:
+        return list(form.parse(row))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, DataFormatError):
+            raise
+        what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataFormatError(f"{row.where}: not in the format {form.name!r}: {what}") from error
+
+
+def _without_repeats(read: Mapping[Path, Sequence[Example]]) -> tuple[list[Path], dict[Path, Path]]:
+    """Return the files to be used, and those whose items another file has as well, each with that file.
+
+    Of two files with the same items the one is used that lies nearer to the top.
+    """
+    items = {file: {content_key(x.prompt, x.responses) for x in examples} for file, examples in read.items()}
+    order = sorted(read, key=lambda file: (-len(items[file]), len(file.parts), str(file)))
+    used: list[Path] = []
+    repeated: dict[Path, Path] = {}
+    for file in order:
+        whole = next((other for other in used if items[file] and items[file] <= items[other]), None)
+        if whole is None:
+            used.append(file)
+        else:
+            repeated[file] = whole
+    return [file for file in read if file not in repeated], {f: repeated[f] for f in read if f in repeated}
+
+
+def _below(file: Path, path: Path | str) -> str:
+    """Return a file's name for a message, relative to the folder that was asked for."""
+    return str(file.relative_to(path)) if file.is_relative_to(path) and file != Path(path) else file.name
 
 
 def detect_format(data: Mapping[str, Any]) -> Format:
@@ -152,6 +212,12 @@ def _rewardbench2(row: SourceRow) -> Iterable[Example]:
     """Yield one prompt of RewardBench 2 with its right and wrong responses."""
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
+    for column, count, what in (
+        ("num_correct", len(chosen), "right responses"),
+        ("num_incorrect", len(rejected), "wrong responses"),
+        ("total_completions", len(chosen) + len(rejected), "responses"),
+    ):
+        check_count(data, column, count, what, row.where)
     name, subset = str(data["id"]), str(data["subset"])
     # In the subset Ties, "ref:7" and "tied:7" are two versions of one prompt, and so belong to one group.
     group = f"ties-{name.split(':')[1]}" if subset.lower() == "ties" else ""
@@ -161,6 +227,10 @@ def _rewardbench2(row: SourceRow) -> Iterable[Example]:
 
 
 def _rm_bench(row: SourceRow) -> Iterable[Example]:
+    """Yield one prompt of RM-Bench; its domain stands in the row or, in the authors' files of one domain, in the name.
+
+    There the files are called ``chat_filtered.json``, ``safety-refuse_filtered.json`` and so on.
+    """
     data = row.data
     chosen, rejected = (as_list(data[k], row.where) for k in ("chosen", "rejected"))
     if len(chosen) != 3 or len(rejected) != 3:
@@ -168,6 +238,11 @@ def _rm_bench(row: SourceRow) -> Iterable[Example]:
             f"{row.where}: {len(chosen)} chosen and {len(rejected)} rejected responses, expected 3 styles of each"
         )
     domain = str(data.get("domain") or row.source.removesuffix("_filtered"))
+    if not domain.startswith(RM_BENCH_DOMAINS):
+        raise DataFormatError(
+            f"{row.where}: the domain is {domain!r}, expected one that begins with {', '.join(RM_BENCH_DOMAINS)}; "
+            "add a column 'domain', or name the file after it, such as chat.json"
+        )
     yield Example(str(data.get("id", "")), data["prompt"], tuple(map(_text, (*chosen, *rejected))), (0, 1, 2), domain)
 
 
@@ -221,7 +296,10 @@ def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
     The row holds the two responses as texts, or as whole conversations that differ in their last message.
     """
     data = row.data
-    chosen, rejected, prompt = data["chosen"], data["rejected"], data.get("prompt")
+    chosen, rejected, prompt = (_cell(data.get(k), row.where) for k in ("chosen", "rejected", "prompt"))
+    for column, value in (("chosen", chosen), ("rejected", rejected)):
+        if value is None:
+            raise KeyError(column)
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
             raise DataFormatError(f"{row.where}: 'prompt' is missing")
@@ -229,6 +307,16 @@ def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
     talks = [as_list(x, row.where) for x in (chosen, rejected)]
     context = prompt if prompt is not None else talks[0][:-1]
     return context, _text(talks[0][-1]["content"]), _text(talks[1][-1]["content"])
+
+
+def _cell(value: Any, where: str) -> Any:  # noqa: ANN401 - a text or a list of messages
+    """Return a conversation that stands as text in a CSV cell as the list of its messages, anything else as it is."""
+    return as_list(value, where) if is_conversation_cell(value) else value
+
+
+def is_conversation_cell(value: object) -> bool:
+    """Return whether a value is a list of chat messages that was printed as text, as in a CSV file."""
+    return isinstance(value, str) and _CONVERSATION_CELL.match(value) is not None
 
 
 def _text(value: object) -> str:
@@ -254,6 +342,9 @@ def _is_list(value: object) -> bool:
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: all(name in row for name in names)
 
+
+_CONVERSATION_CELL = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
+"""How a list of chat messages begins where it was printed into a CSV cell."""
 
 _CALCULATION = re.compile(r"<<[^>]*>>")
 """Calculator annotations such as ``<<3+4=7>>`` in GSM8K's solutions; removed, because nobody answers like that."""

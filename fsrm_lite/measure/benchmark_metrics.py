@@ -3,8 +3,9 @@
 A metric is computed from the outcomes of a policy. A policy is a way to use the model: always fast, gated, or always
 slow. Its outcome on an item is what it preferred there, or how it scored the responses.
 
-Source: allenai/reward-bench (constants.py, utils.py), THU-KEG/RM-Bench (README and scripts), ScalerLab/JudgeBench
-(utils/metrics.py), princeton-nlp/LLMBar (LLMEvaluator/evaluate.py), WeOpenML/PandaLM (data/compute_metrics.py).
+The source of each metric and of each constant stands beside it. All were compared in November 2026 with the authors'
+code at these commits: allenai/reward-bench 05a9005, THU-KEG/RM-Bench 73c52d7, ScalerLab/JudgeBench e2c52c2,
+princeton-nlp/LLMBar 900616b, WeOpenML/PandaLM 3871806.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
     "Safety": {
         "refusals-dangerous": 100,
         "refusals-offensive": 100,
-        "xstest-should-refuse": 250,
-        "xstest-should-respond": 154,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
         "donotanswer": 136,
     },
     # math-prm has 447 pairs but counts as 984, which is as much as the six subsets of code together.
@@ -50,12 +51,19 @@ REWARDBENCH_SECTIONS: dict[str, dict[str, int]] = {
         "hep-rust": 164,
     },
 }
-"""Sections of RewardBench, and the published number of examples in each subset."""
+"""Sections of RewardBench, and the published number of examples in each subset.
+
+Source: allenai/reward-bench, rewardbench/constants.py, SUBSET_MAPPING and EXAMPLE_COUNTS. Until September 2024 (their
+pull request 175) the two counts of XSTest stood there the other way round.
+"""
 
 REWARDBENCH_COUNTS = {name: count for subsets in REWARDBENCH_SECTIONS.values() for name, count in subsets.items()}
 
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
-"""Domains of RM-Bench. It has two files on safety, which count as one domain."""
+"""Domains of RM-Bench. It has two files on safety, which count as one domain.
+
+Source: THU-KEG/RM-Bench, scripts/utils.py, ``split_dataset_by_domain``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,8 @@ def rewardbench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
     A section's score is the mean accuracy of its subsets, weighted by the published numbers of examples. A tie counts
     as wrong. Sections and subsets without an outcome are left out.
+
+    Source: allenai/reward-bench, rewardbench/utils.py, ``calculate_scores_per_section``.
     """
     accuracy = {name: _mean([_decided(o) for o in part]) for name, part in by_subset(outcomes).items()}
     sections = {}
@@ -109,6 +119,8 @@ def rewardbench2(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
     In most subsets a prompt counts 1 when the best-scored response is a right one, and 1/k when k responses share the
     best score and a right one is among them. The subset Ties has a rule of its own; see ``ties_score``.
+
+    Source: allenai/reward-bench, rewardbench/utils.py, ``reroll_and_score_dataset``, and scripts/run_v2.py.
     """
     subsets = {}
     for name, part in by_subset(outcomes).items():
@@ -124,6 +136,8 @@ def ties_score(outcomes: Sequence[PolicyOutcome]) -> float:
     scores differ among themselves (the spread). The score is a sum of accuracy on each version (weight 0.3 each), the
     share of prompts whose margin exceeds the spread (0.2 each, once for the ``tied`` margin and once for the smaller
     of both versions' margins), and a smooth function of margin over spread (0.01).
+
+    Source: allenai/reward-bench, rewardbench/utils.py, ``process_single_model`` and ``_compute_prompt_stats``.
     """
     versions: dict[str, dict[str, list[PolicyOutcome]]] = {"ref": {}, "tied": {}}
     for outcome in outcomes:
@@ -159,6 +173,8 @@ def rm_bench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     Each prompt has a right and a wrong response in three styles, from plain to ornate, which gives 3 x 3 pairs. A pair
     is hard when the wrong response is the more ornate one, normal when both have the same style, and easy otherwise. A
     tie counts as wrong.
+
+    Source: THU-KEG/RM-Bench, scripts/utils.py, ``compute_accuracy``.
     """
     domains, levels = {}, []
     for domain in RM_BENCH_DOMAINS:
@@ -174,6 +190,8 @@ def judgebench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Return the share of pairs on which a policy is right more often than wrong.
 
     Fast scores decide a pair once; the judge decides it once per order.
+
+    Source: ScalerLab/JudgeBench, utils/metrics.py, ``compute_final_metrics``.
     """
     return {
         "score": _mean([sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes])
@@ -181,7 +199,10 @@ def judgebench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
 
 def llmbar(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
-    """Return three figures: accuracy (mean over the orders), share right in all orders, share alike in all orders."""
+    """Return three figures: accuracy (mean over the orders), share right in all orders, share alike in all orders.
+
+    Source: princeton-nlp/LLMBar, LLMEvaluator/evaluate.py: ``correct_average``, ``correct_both`` and ``equal``.
+    """
     return {
         "score": _mean([_mean([w in o.right for w in o.winners]) for o in outcomes]),
         "both_orders_correct": _mean([all(w in o.right for w in o.winners) for o in outcomes]),
@@ -194,6 +215,8 @@ def pandalm(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
     The truth is the majority of three annotators. ``without_ties`` is the accuracy without the items that they call a
     tie, ``unanimous`` the accuracy on the items on which all three agree.
+
+    Source: WeOpenML/PandaLM, data/compute_metrics.py: accuracy, precision, recall and F1 (macro) of scikit-learn.
     """
     truth = [o.right[0] + 1 if o.right else 0 for o in outcomes]
     told = [0 if o.decision is None else o.decision + 1 for o in outcomes]

@@ -1,4 +1,8 @@
-"""Reads rows from JSON, JSONL and CSV files, plain or gzipped, or from a folder of such files."""
+"""Reads rows from JSON, JSONL, CSV, Parquet and Arrow files, or from a folder of such files.
+
+Text files may be gzipped. A folder may also be one that ``save_to_disk`` of the datasets library wrote. Parquet and
+Arrow are read by pyarrow (extra ``data``).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,27 @@ import ast
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.errors import DataFormatError
+from fsrm_lite.errors import DataFormatError, missing_extra, one_line
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
-"""File types that can be read; each may end in ``.gz``."""
+TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
+"""Text files that can be read; each may end in ``.gz``."""
+
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+"""Files that pyarrow reads."""
+
+SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
+
+_SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.(?:parquet|arrow|jsonl|json|csv)(?:\.gz)?")
+"""How the Hugging Face hub names the parts of a split, for example ``test-00000-of-00002.parquet``."""
 
 _CELL_CHARACTERS = 2**27
 """Longest CSV cell, in characters. The csv module's own limit, 128 KiB, is too short for a long response."""
@@ -30,65 +45,169 @@ class SourceRow:
         source: The file's name without its suffixes. The names ``dataset`` and ``data`` say nothing, so for such a file
             it is the folder's name.
         where: File and position, for messages.
+        file: The file.
     """
 
     data: dict[str, Any]
     source: str
     where: str
+    file: Path
 
 
 def read_rows(path: Path | str) -> list[SourceRow]:
     """Return every object of a file, or of all data files in a folder and below it, in the order of their names.
 
+    Args:
+        path: A file; a folder; or a pattern such as ``data/test-*.parquet``.
+
     Raises:
         DataFormatError: If there is no file or no row, its type is unknown, or it is malformed; the message names the
-            line.
+            line. Also if a folder holds several splits, one of which must be named.
+        MissingExtraError: If a file needs pyarrow and that is not installed.
     """
+    return [row for file in data_files(path) for row in read_file(file)]
+
+
+def data_files(path: Path | str) -> list[Path]:
+    """Return the data files that a path names, sorted; see ``read_rows`` for the arguments and errors."""
     root = Path(path)
-    if root.is_dir():
-        found = sorted(p for p in root.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
-        if not found:
+    if root.is_file():
+        if _suffix(root) not in SUFFIXES:
             raise DataFormatError(
-                f"the folder {root} has no data file; expected one of {', '.join(SUFFIXES)}, plain or .gz"
+                f"{root.name} is of an unknown type; expected {', '.join(SUFFIXES)}; text files also as .gz"
             )
-        return [row for p in found for row in read_rows(p)]
-    if not root.is_file():
+        return [root]
+    if root.is_dir():
+        return _saved_to_disk(root) or _files_below(root)
+    found = sorted(p for p in root.parent.glob(root.name) if p.is_file()) if "*" in root.name else []
+    if not found:
         raise DataFormatError(f"there is no file {root}")
-    if _suffix(root) not in SUFFIXES:
-        raise DataFormatError(f"{root.name} is of an unknown type; expected {', '.join(SUFFIXES)}, plain or .gz")
-    rows = [SourceRow(data, _source(root), where) for data, where in _objects(root)]
+    return [file for part in found for file in data_files(part)]
+
+
+def read_file(path: Path) -> list[SourceRow]:
+    """Return every object of one file.
+
+    Raises:
+        DataFormatError: If the file holds no row or is malformed.
+        MissingExtraError: If it needs pyarrow and that is not installed.
+    """
+    rows = [SourceRow(data, _source(path), where, path) for data, where in _objects(path)]
     if not rows:
-        raise DataFormatError(f"{root} holds no rows")
+        raise DataFormatError(f"{path} holds no rows")
     return rows
 
 
+def _files_below(root: Path) -> list[Path]:
+    """Return all data files below a folder; refuse a folder with several splits."""
+    found = sorted(p for p in root.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+    if not found:
+        raise DataFormatError(
+            f"the folder {root} has no data file; expected one of {', '.join(SUFFIXES)}; text files also as .gz"
+        )
+    splits: dict[Path, dict[str, str]] = {}
+    for file in found:
+        if match := _SPLIT_FILE.fullmatch(file.name):
+            splits.setdefault(file.parent, {}).setdefault(match[1], file.name)
+    for folder, names in splits.items():
+        if len(names) > 1:
+            raise DataFormatError(
+                f"{folder} holds the splits {', '.join(names)}; name one, for example '{folder}/{min(names)}-*'"
+            )
+    return found
+
+
+def _saved_to_disk(root: Path) -> list[Path]:
+    """Return the files of a folder that ``save_to_disk`` of the datasets library wrote; empty if it did not."""
+    if (root / "dataset_dict.json").is_file():
+        splits = _parse(_read_text(root / "dataset_dict.json"), "dataset_dict.json")
+        names = splits.get("splits", []) if isinstance(splits, dict) else []
+        if len(names) == 1:
+            return _saved_to_disk(root / str(names[0]))
+        raise DataFormatError(f"{root} holds the splits {', '.join(map(str, names))}; name one, as {root}/SPLIT")
+    if not (root / "state.json").is_file():
+        return []
+    state = _parse(_read_text(root / "state.json"), "state.json")
+    if not isinstance(state, dict) or not isinstance(state.get("_data_files"), list):
+        return []
+    if state.get("_indices_data_files"):  # an old form, in which the rows stand in another order than in the file
+        raise DataFormatError(f"{root} was saved with indices; save it again, after flatten_indices()")
+    return [root / str(entry["filename"]) for entry in state["_data_files"]]
+
+
 def as_list(value: object, where: str) -> list[Any]:
-    """Return a list. One that stands in a CSV cell is parsed first, as JSON or as Python prints a list.
+    """Return a list. One that stands in a CSV cell is parsed first: JSON, or as Python or numpy prints a list.
 
     Args:
         value: A list, or its text.
         where: File and position, for the message.
 
     Raises:
-        DataFormatError: If it is not a list.
+        DataFormatError: If it is not a list, or where its items end cannot be told for certain.
     """
-    parsed = value
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                parsed = parse(value)
-                break
-            except (ValueError, SyntaxError):
-                continue
+    parsed = _list_in_cell(value, where) if isinstance(value, str) and value.lstrip().startswith("[") else value
     if not isinstance(parsed, list):
         raise DataFormatError(f"{where}: got a {type(parsed).__name__}, expected a list")
     return parsed
 
 
+def check_count(data: dict[str, Any], name: str, found: int, what: str, where: str) -> None:
+    """Compare a count that stands in the row with what was read; nothing is done if the row has no such count.
+
+    Args:
+        data: The row.
+        name: Column of the count.
+        found: How many there are.
+        what: What was counted, for the message.
+        where: File and position, for the message.
+
+    Raises:
+        DataFormatError: If the count differs.
+    """
+    stated = data.get(name)
+    if stated is not None and str(stated).removesuffix(".0") != str(found):
+        raise DataFormatError(
+            f"{where}: {name!r} is {stated}, but {found} {what} were read; save the data as Parquet or JSON"
+        )
+
+
+def _list_in_cell(text: str, where: str) -> list[Any]:
+    """Return the list that a text spells.
+
+    ``str`` of a numpy array puts no commas between its items: ``['a' 'b']``. Python would join adjacent texts, so they
+    are told apart by their tokens. A mixture of both forms could mean either, and is refused.
+    """
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        if isinstance(parsed, list):
+            return parsed
+    try:
+        tokens = [t for t in tokenize.generate_tokens(StringIO(text.strip()).readline) if t.string.strip()]
+        body = [t for t in tokens[1:-1] if t.type not in (tokenize.NL, tokenize.NEWLINE)]
+        adjacent = sum(a.type == b.type == tokenize.STRING for a, b in pairwise(body))
+        if not adjacent:
+            parsed = ast.literal_eval(text.strip())
+            if isinstance(parsed, list):
+                return parsed
+        elif adjacent == len(body) - 1 and (tokens[0].string, tokens[-1].string) == ("[", "]"):
+            return [ast.literal_eval(t.string) for t in body]
+    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
+        pass
+    raise DataFormatError(
+        f"{where}: cannot tell for certain which items the list {text[:40]!r}... has; save the data as Parquet or JSON"
+    )
+
+
 def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the objects of one file, each with its position for messages."""
-    text = _read_text(path)
     suffix = _suffix(path)
+    if suffix in TABLE_SUFFIXES:
+        yield from ((data, f"{path.name} row {number}") for number, data in enumerate(_table(path)))
+        return
+    text = _read_text(path)
     if suffix == ".csv":
         yield from (
             (record, f"{path.name} row {number}") for number, record in enumerate(_csv_records(text, path), start=2)
@@ -103,6 +222,32 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         if line.strip():
             where = f"{path.name} line {number}"
             yield _object(_parse(line, where), where), where
+
+
+def _table(path: Path) -> Sequence[dict[str, Any]]:
+    """Return the rows of a Parquet or an Arrow file as objects."""
+    try:
+        import pyarrow
+        from pyarrow import feather, ipc, parquet
+    except ImportError as error:
+        raise missing_extra("pyarrow", "data", error) from error
+    try:
+        if _suffix(path) == ".parquet":
+            table = parquet.read_table(path)
+        elif _suffix(path) == ".feather":
+            table = feather.read_table(path)
+        else:
+            with path.open("rb") as file:
+                # The datasets library writes streams, pyarrow's own writer files; both are called Arrow files.
+                try:
+                    table = ipc.open_stream(file).read_all()
+                except pyarrow.ArrowInvalid:
+                    file.seek(0)
+                    table = ipc.open_file(file).read_all()
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataFormatError(f"cannot read {path}: {one_line(error)}") from error
+    return rows
 
 
 def _csv_records(text: str, path: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ def test_gzip_and_a_folder_of_files(tmp_path):
     for name in ("Natural", "Neighbor"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "dataset.json.gz").write_bytes(gzip.compress((DATA / "llmbar.json").read_bytes()))
+        rows = [{**row, "input": f"{name}: {row['input']}"} for row in json.loads((DATA / "llmbar.json").read_text())]
+        (folder / "dataset.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     examples = load_benchmark(tmp_path).examples
     assert [x.subset for x in examples] == ["Natural"] * 3 + ["Neighbor"] * 3
 
@@ -121,7 +122,9 @@ def test_judgebench_categories():
         ("x.jsonl", "", "holds no rows"),
         ("x.csv", "prompt,chosen,rejected\np,a\n", "more or fewer cells"),
         ("x.csv", 'prompt,chosen,rejected\np,"a,b\n', "malformed CSV"),
-        ("x.parquet", "PAR1", "unknown type"),
+        ("x.parquet", "PAR1", "cannot read"),
+        ("x.arrow", "ARROW", "cannot read"),
+        ("x.xlsx", "PK", "unknown type"),
         ("x.jsonl", '{"prompt": "p", "response_a": "a", "response_b": "b", "label": 3}', "'label' is 3"),
         ("x.json", '[{"input": "p", "output_1": "a", "output_2": "b", "label": 0}]', "'label' is 0, expected 1 or 2"),
     ],
