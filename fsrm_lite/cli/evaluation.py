@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text
@@ -25,8 +26,24 @@ from fsrm_lite.gate import GateSpec
 
 if TYPE_CHECKING:
     from fsrm_lite.measure.evaluation_records import Record
+    from fsrm_lite.scorer import FastSlowRM
 
 PATHS = ("intuition", "distribution", "joint")
+
+_TOLD = (
+    "form",
+    "judge",
+    "votes",
+    "thinking_tokens",
+    "temperature",
+    "seed",
+    "limit",
+    "limit_seed",
+    "truncate",
+    "batch_size",
+    "revision",
+)
+"""Options of ``eval`` that its report names, where they were given."""
 
 
 @click.command()
@@ -74,14 +91,17 @@ PATHS = ("intuition", "distribution", "joint")
 @click.option("--write", is_flag=True, help="Put the gate into the manifest of the --model folder.")
 @click.option("--tuning-share", type=float, help="Share of the items that tunes.  [default: 0.2 for a risk, else 0.5]")
 @click.option("--resamples", type=click.IntRange(2), default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--format", "form", default="auto", show_default=True, help="Of a benchmark, as for `fsrm-lite eval`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @model_options
 def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Choose the gate's thresholds from LABELLED items.
 
     Rows are {"prompt", "response", "label"}, {"prompt", "chosen", "rejected"} or {"prompt", "response_a", "response_b",
-    "label"}; or what --record wrote, for which no model is needed. Give exactly one of --risk, --budget, --within and
-    --pareto. The judge thinks about every item, unless the goal is --risk and --judge is not "always".
+    "label"}; or a benchmark's, as for `fsrm-lite eval`; or what --record or `fsrm-lite eval -o` wrote, for which no
+    model is needed. Give exactly one of --risk, --budget, --within and --pareto. The judge thinks about every item,
+    unless the goal is --risk and --judge is not "always". With --truncate, responses that are too long are cut, and
+    items that are still too long are left out.
     """
     from fsrm_lite.measure.calibration import Goal
     from fsrm_lite.measure.calibration import calibrate as run
@@ -99,7 +119,7 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
         raise click.UsageError("--write needs one gate; --pareto gives many")
     folder = _manifest_folder(options["model"]) if options["write"] else None
     slow = options["judge"] == "always" or (options["judge"] == "auto" and goal.risk is None)
-    items, test_items = _labelled_items([labelled, options["test"]], slow, dict(options))
+    (items, test_items), notes, made_with = _labelled_items([labelled, options["test"]], slow, dict(options))
     if options["record"] is not None:
         _write(options["record"], "".join(json.dumps(x.to_dict()) + "\n" for x in items))
     result = run(
@@ -109,19 +129,21 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
         tuning_share=options["tuning_share"],
         seed=options["seed"] or 0,
         resamples=options["resamples"],
+        run={**made_with, "data": str(labelled)},
+        notes=notes,
     )
     if options["output"] is not None:
         found = {"front": result.report["front"]} if result.gate is None else result.gate.to_dict()
         _write(options["output"], json.dumps(found, indent=2) + "\n")
     if options["report"] is not None:
-        _write(options["report"], json.dumps(result.report, indent=2) + "\n")
+        _write(options["report"], json.dumps(result.report, indent=2, allow_nan=False) + "\n")
     if options["plots"] is not None:
         from fsrm_lite.measure.calibration_plots import write_picture
 
         write_picture(result, options["plots"])
     if folder is not None and result.gate is not None:
         _write_gate(folder, result.gate)
-    click.echo(json.dumps(result.report) if options["as_json"] else calibration_text(result.report))
+    click.echo(json.dumps(result.report, allow_nan=False) if options["as_json"] else calibration_text(result.report))
 
 
 @click.command("eval")
@@ -136,7 +158,8 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="One line per item, JSONL.")
 @click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run left.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="The figures, JSON.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many items.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many items, drawn from all subsets in proportion.")
+@click.option("--limit-seed", type=int, default=0, show_default=True, help="Of that draw.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Items per call of the model."
 )
@@ -144,11 +167,11 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @model_options
 def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
-    """Measure a model on DATA: a benchmark's original file or folder (JSON, JSONL, CSV, plain or .gz).
+    """Measure a model on DATA: a benchmark's original file or folder (JSON, JSONL, CSV, Parquet, Arrow).
 
     With --judge always, the judge thinks about every item, and always-fast, gated and always-slow are compared. With
-    auto it thinks where the gate says so, with never not at all. With --truncate, an item whose prompt alone is too
-    long counts as a tie.
+    auto it thinks where the gate says so, with never not at all. With --truncate, responses that are too long are cut,
+    and an item whose prompt alone is too long counts as a tie.
     """
     from fsrm_lite.measure.benchmark_formats import load_benchmark
     from fsrm_lite.measure.evaluation import EvalOptions
@@ -158,15 +181,17 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
     _check_outputs((options["output"], options["report"]), [data])
     benchmark = load_benchmark(data, options["form"])
     settings = EvalOptions(
-        options["judge"],
-        options["votes"],
-        options["seed"],
-        options["batch_size"],
-        options["limit"],
-        options["truncate"],
+        judge=options["judge"],
+        votes=options["votes"],
+        seed=options["seed"],
+        batch=options["batch_size"],
+        limit=options["limit"],
+        limit_seed=options["limit_seed"],
+        skip_too_long=options["truncate"],
     )
     total = min(len(benchmark.examples), options["limit"] or len(benchmark.examples))
     changes = {name: options[name] for name in ("thinking_tokens", "temperature", "truncate")}
+    told = {name: options[name] for name in _TOLD if options[name] not in (None, False)}
     figures = _RunningFigures(benchmark.format.pairwise)
 
     def show(record: Record) -> None:
@@ -174,6 +199,7 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
         step()
 
     with open_model(options) as rm, progress("items", total, figures.text) as step:
+        measured = {**_run_of(rm), "data": str(data), "options": told}
         hashes = [entry.sha256 for entry in rm.bundle.manifest.files.values()]
         identity = json.dumps([hashes, changes])
         records = run(
@@ -185,10 +211,12 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
             identity=identity,
             progress=show,
         )
-    report = summarize(records, benchmark.format, resamples=options["resamples"])
+    report = summarize(
+        records, benchmark.format, resamples=options["resamples"], run=measured, not_read=benchmark.not_read
+    )
     if options["report"] is not None:
-        _write(options["report"], json.dumps(report, indent=2) + "\n")
-    click.echo(json.dumps(report) if options["as_json"] else evaluation_text(report))
+        _write(options["report"], json.dumps(report, indent=2, allow_nan=False) + "\n")
+    click.echo(json.dumps(report, allow_nan=False) if options["as_json"] else evaluation_text(report))
 
 
 # All other commands have the default "auto". A measurement compares all three policies, for which the judge must think
@@ -251,27 +279,46 @@ def vectors() -> None:
         click.echo(json.dumps(row))
 
 
-def _labelled_items(files: list[Path | None], slow: bool, options: dict[str, Any]) -> list[list[Any]]:
-    """Return the items of each file. The model is opened only if some item was not recorded before."""
-    from fsrm_lite.measure.labelled import LabelledItem
-    from fsrm_lite.measure.labelled_rows import collect, read_labelled
+def _labelled_items(
+    files: list[Path | None], slow: bool, options: dict[str, Any]
+) -> tuple[list[list[Any]], list[str], dict[str, Any]]:
+    """Return the items of each file, what was left out, and what they were made with.
 
-    rows: list[list[Any]] = [list(read_labelled(f)) if f is not None else [] for f in files]
-    fresh = [r for part in rows for r in part if not isinstance(r, LabelledItem)]
+    The model is opened only if some item was not recorded before.
+    """
+    from fsrm_lite.measure.labelled_rows import LabelledFile, collect, read_labelled
+
+    read = [read_labelled(f, options["form"]) if f is not None else LabelledFile() for f in files]
+    notes = [note for part in read for note in part.notes]
+    fresh = [r for part in read for r in part.rows]
     if not fresh:
-        return rows
+        return [list(part.items) for part in read], notes, {"version": __version__}
     if len({len(r.responses) for r in fresh}) > 1:
         raise CalibrationError(
             "the file mixes single responses and pairs, whose confidences differ in kind; calibrate them apart"
         )
-    votes, seed = options["votes"], options["seed"]
+    told = {name: options[name] for name in _TOLD if name in options and options[name] not in (None, False)}
+    asking = {"slow": slow, "votes": options["votes"], "seed": options["seed"], "skip_too_long": options["truncate"]}
     with open_model(options) as rm, progress("items", len(fresh)) as step:
-        return [
-            part
-            if part and isinstance(part[0], LabelledItem)
-            else collect(rm, part, slow=slow, votes=votes, seed=seed, progress=step)
-            for part in rows
-        ]
+        made_with = {**_run_of(rm), "options": told}
+        items = [collect(rm, part.rows, **asking, progress=step) if part.rows else list(part.items) for part in read]
+    left = len(fresh) - sum(len(made) for made, part in zip(items, read, strict=True) if part.rows)
+    if left:
+        notes.append(f"{left} of {len(fresh)} items were too long for the model or its judge, and left out")
+    return items, notes, made_with
+
+
+def _run_of(rm: FastSlowRM) -> dict[str, Any]:
+    """Return what a report says about the model that it is made with."""
+    manifest = rm.bundle.manifest
+    # Of several files the fast one is what the figures come from first; its hash tells two builds of a model apart.
+    digest = next((entry.sha256[:12] for role, entry in manifest.files.items() if role == "fast"), "")
+    return {
+        "bundle": f"{manifest.name} ({rm.bundle.root}, fast file {digest}), fsrm-lite {__version__}",
+        "version": __version__,
+        "files": {role: entry.sha256 for role, entry in manifest.files.items()},
+        "gate": rm.gate.spec.to_dict(),
+    }
 
 
 def _read_gate(path: Path) -> GateSpec:

@@ -7,11 +7,19 @@ from typing import Any
 from fsrm_lite.measure.calibration_report import percent
 
 _POLICIES = {"always_fast": "always fast", "gated": "gated", "always_slow": "always slow"}
+_UNREAD = {
+    "with_a_cut_response": "had a response that was cut",
+    "too_long_to_be_read": "were too long to be read",
+    "too_long_for_the_judge": "were too long for the judge",
+    "with_an_empty_response": "had an empty response",
+}
+_FILES_SHOWN = 3
 
 
 def calibration_text(report: dict[str, Any]) -> str:
     """Return what ``calibrate`` found as lines of text, the most important first."""
-    lines = []
+    lines = run_lines(report["run"])
+    lines += [f"warning       {w}" for w in report["warnings"]]
     if report["guarantee"] is not None:
         g = report["guarantee"]
         lines += [f"guarantee     {g['statement']}", f"  assumed     {g['assumes']}"]
@@ -52,13 +60,22 @@ def calibration_text(report: dict[str, Any]) -> str:
             f"{100 * p['escalated']:5.1f} % escalated: {gate_text(p['gate'])}"
             for p in report["front"]
         ]
-    lines += [f"warning       {w}" for w in report["warnings"]]
     return "\n".join(lines)
 
 
 def evaluation_text(report: dict[str, Any]) -> str:
-    """Return what ``eval`` measured as lines of text: one per policy and figure, then the subsets."""
-    lines = [f"{report['format']}: {report['items']} items, {percent(report['escalated'])} escalated"]
+    """Return what ``eval`` measured as lines of text.
+
+    First what was measured and how much of the data was read, then the warnings, then one line per policy and figure,
+    then the subsets.
+    """
+    lines = run_lines(report["run"])
+    lines += [f"not read      {what}" for what in report["files_not_read"][:_FILES_SHOWN]]
+    if (more := len(report["files_not_read"]) - _FILES_SHOWN) > 0:
+        lines.append(f"not read      {more} more files; the report names them")
+    lines += [f"{report[key]} of {report['items']} items {what}" for key, what in _UNREAD.items() if report[key]]
+    lines += [f"WARNING       {w}" for w in report["warnings"]]
+    lines.append(f"{report['format']}: {report['items']} items, {percent(report['escalated'])} escalated")
     for name, label in _POLICIES.items():
         policy = report["policies"].get(name)
         if policy is None:
@@ -79,10 +96,16 @@ def evaluation_text(report: dict[str, Any]) -> str:
     if subsets:
         lines.append(f"by subset, {_POLICIES[best]}:")
         lines += [f"  {name:<24} {value['items']:>5}  {percent(value)}" for name, value in subsets.items()]
-    for key in ("too_long_to_be_read", "too_long_for_the_judge", "with_an_empty_response"):
-        if report[key]:
-            lines.append(f"{report[key]} items {key.replace('_', ' ')}")
     return "\n".join(lines)
+
+
+def run_lines(run: dict[str, Any]) -> list[str]:
+    """Return what was measured as lines of text: bundle, version, data and the options that were given."""
+    if not run:
+        return []
+    lines = [f"{name:<13} {run[name]}" for name in ("bundle", "data") if name in run]
+    options = ", ".join(f"{name} {value}" for name, value in run.get("options", {}).items())
+    return [*lines, f"{'options':<13} {options}"] if options else lines
 
 
 def _at_gate(where: str, at: dict[str, Any]) -> list[str]:

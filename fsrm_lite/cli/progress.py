@@ -1,13 +1,17 @@
-"""Shows on standard error how far a command has come. Where that is no terminal, bars and counts are left out."""
+"""Shows on standard error how far a command has come. Where that is no terminal, there is a line now and then."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, Self
 
 import click
+
+LINE_SECONDS = 30.0
+"""Time between two lines of progress where standard error is no terminal, such as the log of a batch job."""
 
 
 class Step(Protocol):
@@ -30,7 +34,7 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
         A function to call with the number of steps just done.
     """
     if not _is_watched():
-        yield lambda count=1: None
+        yield _Lines(what, total, note)
     elif total is None:
         done = 0
 
@@ -52,6 +56,26 @@ def progress(what: str, total: int | None = None, note: Callable[[], str] | None
 def _is_watched() -> bool:
     """Whether standard error is a terminal; it may also be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Lines:
+    """Writes a line of progress at most every ``LINE_SECONDS``; a command that is done before writes none."""
+
+    def __init__(self, what: str, total: int | None, note: Callable[[], str] | None) -> None:
+        self._what, self._total, self._note = what, total, note
+        self._done = 0
+        self._last = time.monotonic()
+
+    def __call__(self, count: int = 1) -> None:
+        """Count ``count`` more."""
+        self._done += count
+        now = time.monotonic()
+        if sys.stderr is None or now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        of = f" of {self._total}" if self._total is not None else ""
+        note = f", {text}" if self._note is not None and (text := self._note()) else ""
+        click.echo(f"{self._done}{of} {self._what}{note}", err=True)
 
 
 class Stages:

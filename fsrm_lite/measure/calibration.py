@@ -11,7 +11,7 @@ the report is measured on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,13 @@ import numpy as np
 
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.measure.calibration_report import figures, gate_figures, warnings_of
+from fsrm_lite.measure.calibration_report import (
+    figures,
+    gate_figures,
+    temperature_range,
+    warnings_of,
+    without_nan,
+)
 from fsrm_lite.measure.labelled import LabelledItem, Sample
 from fsrm_lite.measure.metrics import random_accuracy
 from fsrm_lite.measure.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskControl, control_risk, feasibility
@@ -30,9 +36,6 @@ MIN_ITEMS = 50
 
 SEARCH_SHARE = 0.5
 """Share of the items for tuning where the tuning part picks the thresholds, and the testing part only measures them."""
-
-TEMPERATURES = (0.05, 20.0)
-"""Range of the fitted temperature. Below it every score is almost 0 or 1, above it almost one half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ def calibrate(
     tuning_share: float | None = None,
     seed: int = 0,
     resamples: int = 1000,
+    run: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Calibration:
     """Choose the gate's thresholds from labelled items.
 
@@ -117,6 +122,8 @@ def calibrate(
         tuning_share: Share of the items in the tuning part, in (0, 1); None takes 0.2 for a risk, 0.5 otherwise.
         seed: Seed of the split and of the bootstrap, at least 0.
         resamples: Bootstrap resamples behind each confidence interval.
+        run: What the items were made with: bundle, version, data and options; it stands in the report as it is.
+        notes: What happened to the data before, for example how many items were left out; the first of the warnings.
 
     Returns:
         The chosen thresholds and the report.
@@ -127,7 +134,7 @@ def calibrate(
     """
     if seed < 0:
         raise CalibrationError(f"the seed is {seed}, expected 0 or more")
-    kept, notes = check_items(items, test_items)
+    kept, remarks = check_items(items, test_items)
     share = tuning_share if tuning_share is not None else TUNING_SHARE if goal.risk is not None else SEARCH_SHARE
     tuning, testing = split(Sample.of(kept), share, seed)
     temperature = fit_temperature(tuning)
@@ -135,6 +142,7 @@ def calibrate(
     front = _measured_front(tuning, testing, temperature)
     gate = chosen.gate if isinstance(chosen, RiskControl) else chosen
     report: dict[str, Any] = {
+        "run": dict(run or {}),
         "goal": _goal_dict(goal),
         "items": {"given": len(items), "used": len(kept), "tuning": len(tuning), "testing": len(testing), "seed": seed},
         "temperature": temperature,
@@ -142,13 +150,13 @@ def calibrate(
         "guarantee": _guarantee(testing, chosen) if isinstance(chosen, RiskControl) else None,
         **figures(testing, temperature, resamples=resamples, seed=seed),
         "front": [_point_dict(p, testing) for p in front],
-        "warnings": [*notes, *warnings_of(testing, temperature, tuning)],
+        "warnings": [*notes, *remarks, *warnings_of(testing, temperature, tuning)],
     }
     if gate is not None:
         report["at_gate"] = gate_figures(gate, testing, resamples=resamples, seed=seed)
         if test_items:
             report["at_gate_on_test"] = gate_figures(gate, Sample.of(test_items), resamples=resamples, seed=seed)
-    return Calibration(gate, report, tuning, testing, tuple(front), temperature)
+    return Calibration(gate, without_nan(report), tuning, testing, tuple(front), temperature)
 
 
 def check_items(
@@ -231,11 +239,13 @@ def fit_temperature(sample: Sample) -> float:
     """Return the temperature T under which the labels are likeliest: score logits are to be divided by it.
 
     It minimises the mean of ``log(1 + exp(-toward/T))``, where ``toward`` is the logit in favour of the label. This is
-    convex in 1/T, so a golden-section search finds the minimum.
+    convex in 1/T, so a golden-section search finds the minimum. The range searched is that of the sample's own logits;
+    see ``temperature_range``.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    coldest, hottest = temperature_range(sample)
+    low, high = 1 / hottest, 1 / coldest
     golden = (5**0.5 - 1) / 2
 
     def loss(scale: float) -> float:

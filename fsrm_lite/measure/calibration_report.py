@@ -27,6 +27,29 @@ from fsrm_lite.measure.metrics import (
 )
 from fsrm_lite.measure.tradeoff import escalations
 
+COLDEST, HOTTEST = 1 / 20, 1000.0
+"""Ends of the range of the temperature, as multiples of the median logit. At the lower one half of the items have an
+intuition confidence within 1e-8 of 1, at the upper one half of them are below 0.0005."""
+
+
+def temperature_range(sample: Sample) -> tuple[float, float]:
+    """Return the lowest and the highest temperature that make sense for logits of this size.
+
+    Logits have no scale of their own: those of one reward model differ by 0.01 where another one's differ by 10.
+    """
+    sizes = np.abs(sample.logit[sample.logit != 0])
+    size = float(np.median(sizes)) if len(sizes) else 1.0
+    return COLDEST * size, HOTTEST * size
+
+
+def without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a JSON value with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 def probability_right(sample: Sample, temperature: float) -> NDArray[np.float64]:
     """Return the probability of being right that the fast score claims, float64, shape [n], in [0.5, 1].
@@ -153,7 +176,8 @@ def warnings_of(sample: Sample, temperature: float, tuning: Sample) -> list[str]
         notes.append(
             f"the fast path is {'always right' if right else 'always wrong'} on the testing part; AUROC is undefined"
         )
-    if not 0.051 < temperature < 19.9:
+    coldest, hottest = temperature_range(tuning)
+    if not 1.02 * coldest < temperature < 0.98 * hottest:
         notes.append(
             f"the temperature hit the end of its range ({temperature:.3g}); "
             f"{len(tuning)} tuning items do not pin it down"

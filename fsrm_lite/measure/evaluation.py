@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,16 +20,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.files import sole_writer
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
 from fsrm_lite.measure.labelled import content_key
-from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
+from fsrm_lite.types import Comparison, JudgePolicy, Route, Score
 
 if TYPE_CHECKING:
+    from fsrm_lite.fast.path import EncodedResponse
     from fsrm_lite.scorer import FastSlowRM
 
 
@@ -42,7 +43,9 @@ class EvalOptions:
             judge that ends in a verdict.
         seed: Seed of the judge.
         batch: Items per call, at least 1.
-        limit: Take only this many items from the beginning, at least 1; None takes all.
+        limit: Take only this many items, at least 1; None takes all. They are drawn from all subsets in proportion; see
+            ``sample``.
+        limit_seed: Seed of that draw.
         skip_too_long: Count an item as a tie if one of its responses is too long for the model, instead of stopping.
     """
 
@@ -51,6 +54,7 @@ class EvalOptions:
     seed: int = 0
     batch: int = 32
     limit: int | None = None
+    limit_seed: int = 0
     skip_too_long: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class _Reading:
         escalated: What the gate says: once for a pair, otherwise once per response.
         asked: Whether the judge is to be asked: once for a pair, otherwise once per response.
         unread: Whether a response is too long to be read.
+        responses: The responses as they were read: cut where the model is to truncate, and encoded; None where there is
+            nothing to read.
     """
 
     example: Example
@@ -79,6 +85,15 @@ class _Reading:
     escalated: tuple[bool, ...]
     asked: tuple[bool, ...]
     unread: bool
+    responses: tuple[EncodedResponse | None, ...]
+
+    @property
+    def truncated(self) -> tuple[bool, ...]:
+        """Whether each response was cut; empty if none was."""
+        cut = tuple(
+            r is not None and r.text != text for r, text in zip(self.responses, self.example.responses, strict=True)
+        )
+        return cut if any(cut) else ()
 
 
 def evaluate(
@@ -124,7 +139,7 @@ def _evaluate(
     progress: Callable[[Record], None] | None,
 ) -> list[Record]:
     """Do what ``evaluate`` says, as the only one who writes ``output``."""
-    examples = benchmark.examples[: options.limit]
+    examples = sample(benchmark.examples, options.limit, options.limit_seed)
     run = _fingerprint(benchmark, options, rm, identity)
     done: dict[str, Record] = {}
     if output is not None and output.exists():
@@ -145,6 +160,40 @@ def _evaluate(
     return [done[x.id] for x in examples]
 
 
+def sample(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
+    """Draw some of the examples at random, from each subset in proportion to its size.
+
+    Examples of one group (of one prompt) are drawn together, as far as the number allows.
+
+    Args:
+        examples: All examples.
+        limit: How many to draw; None for all.
+        seed: Seed of the draw.
+
+    Returns:
+        The examples drawn, in the order of the data.
+    """
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    subsets: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        subsets.setdefault(example.subset, []).append(position)
+    shares = {name: limit * len(part) / len(examples) for name, part in subsets.items()}
+    counts = {name: int(share) for name, share in shares.items()}
+    # What rounding down left over goes to the subsets that lost most by it.
+    for name in sorted(subsets, key=lambda name: counts[name] - shares[name])[: limit - sum(counts.values())]:
+        counts[name] += 1
+    rng = random.Random(seed)
+    chosen: set[int] = set()
+    for name, part in subsets.items():
+        groups: dict[str, list[int]] = {}
+        for position in part:
+            groups.setdefault(examples[position].group, []).append(position)
+        order = rng.sample(list(groups.values()), len(groups))
+        chosen.update([position for group in order for position in group][: counts[name]])
+    return [example for position, example in enumerate(examples) if position in chosen]
+
+
 def _run_batch(
     rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions, run: str
 ) -> list[Record]:
@@ -152,8 +201,11 @@ def _run_batch(
     start = perf_counter()
     readings = _read_fast(rm, batch, pairwise, options)
     middle = perf_counter()
-    slow = _judge_pairs(rm, readings, options) if pairwise else _judge_responses(rm, readings, options)
+    asked = [r for r in readings if any(r.asked)]
+    able = [r for r in asked if _fits(rm, r, pairwise)]
+    slow = _judge_pairs(rm, able, options) if pairwise else _judge_responses(rm, able, options)
     end = perf_counter()
+    wanted, fitting = {r.example.id for r in asked}, {r.example.id for r in able}
     return [
         Record(
             run=run,
@@ -170,38 +222,33 @@ def _run_batch(
             escalated=r.escalated,
             slow=slow.get(r.example.id),
             unread=r.unread,
-            too_long=r.example.id in slow and slow[r.example.id] is None,
+            too_long=r.example.id in wanted - fitting,
+            truncated=r.truncated,
+            asked=r.example.id in wanted,
             fast_seconds=(middle - start) / len(batch),
-            slow_seconds=(end - middle) / len(slow) if r.example.id in slow else 0.0,
+            slow_seconds=(end - middle) / len(asked) if r.example.id in wanted else 0.0,
         )
         for r in readings
     ]
 
 
 def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions) -> list[_Reading]:
-    """Score every response of the batch that is not empty, in one call, and return one reading per example."""
+    """Score every response of the batch that is not empty, in one call, and return one reading per example.
 
-    def score(part: list[tuple[Prompt, str]]) -> list[Score]:
-        return rm.score_many(part, judge="never")
-
-    texts = [(x.prompt, response) for x in batch for response in x.responses if response.strip()]
-    try:
-        read = iter(
-            each_or_none(score, texts, ContextOverflowError, _left_to_the_report)
-            if options.skip_too_long
-            else score(texts)
-            if texts
-            else []
-        )
-    except InputError as error:
-        if len(batch) > 1:  # try one item at a time, so that the error can name the item
-            return [reading for example in batch for reading in _read_fast(rm, [example], pairwise, options)]
-        raise type(error)(f"{batch[0].id}: {error}") from error
+    What is too long is found before, when the texts become token ids.
+    """
+    encoded = [_encoded(rm, example, options) for example in batch]
+    texts = [
+        (x.prompt, response)
+        for x, responses in zip(batch, encoded, strict=True)
+        for response in responses
+        if response is not None
+    ]
+    read = iter(rm.score_many(texts, judge="never") if texts else [])
     readings = []
-    for example in batch:
-        scores = tuple(next(read) if response.strip() else None for response in example.responses)
-        unread = any(s is None and response.strip() for s, response in zip(scores, example.responses, strict=True))
-        scores = (None,) * len(scores) if unread else scores
+    for example, responses in zip(batch, encoded, strict=True):
+        scores = tuple(next(read) if response is not None else None for response in responses)
+        unread = any(s is None and text.strip() for s, text in zip(scores, example.responses, strict=True))
         escalated = _escalations(rm, scores, pairwise)
         # The judge has nothing to decide where a response is empty, or both are the same.
         able = (
@@ -211,8 +258,23 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
         )
         wished = [options.judge == "always" or (options.judge == "auto" and up) for up in escalated]
         asked = tuple(a and w for a, w in zip(able, wished, strict=True))
-        readings.append(_Reading(example, scores, escalated, asked, unread))
+        readings.append(_Reading(example, scores, escalated, asked, unread, responses))
     return readings
+
+
+def _encoded(rm: FastSlowRM, example: Example, options: EvalOptions) -> tuple[EncodedResponse | None, ...]:
+    """Return the responses as token ids: None for an empty one, and for all if one is too long and may be skipped."""
+    try:
+        return tuple(rm.encode(example.prompt, text) if text.strip() else None for text in example.responses)
+    except ContextOverflowError as error:
+        if options.skip_too_long:
+            return (None,) * len(example.responses)
+        raise ContextOverflowError(
+            f"{example.id}: {error}. With --truncate (truncate=True and skip_too_long=True) responses are cut, and an "
+            "item whose prompt alone is too long counts as a tie"
+        ) from error
+    except InputError as error:
+        raise type(error)(f"{example.id}: {error}") from error
 
 
 def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: bool) -> tuple[bool, ...]:
@@ -223,53 +285,57 @@ def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: boo
     return (first is not None and second is not None and rm.gate.pair(first, second).escalate,)
 
 
+def _fits(rm: FastSlowRM, reading: _Reading, pairwise: bool) -> bool:
+    """Return whether the judge has room for everything it is to be asked about an example."""
+    texts = [r.text for r in reading.responses if r is not None]
+    if pairwise:
+        return rm.judge.has_room(reading.example.prompt, *texts)
+    asked = [r.text for r, wanted in zip(reading.responses, reading.asked, strict=True) if wanted and r is not None]
+    return all(rm.judge.has_room(reading.example.prompt, text) for text in asked)
+
+
 def _judge_pairs(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
-    """Ask the judge about the pairs it is to be asked about.
+    """Ask the judge about pairs.
 
     Returns:
-        Its answers by the examples' ids; None where the prompt is too long.
+        Its answers by the examples' ids; None where it gave none.
     """
-    examples = [r.example for r in readings if r.asked[0]]
-
-    def compare(part: list[Example]) -> list[Comparison]:
-        pairs = [(x.prompt, x.responses[0], x.responses[1]) for x in part]
-        return rm.compare_many(pairs, judge="always", votes=options.votes, seed=options.seed)
-
-    answers = each_or_none(compare, examples, ContextOverflowError, _left_to_the_report)
-    return {x.id: None if c is None else _slow_pair(c) for x, c in zip(examples, answers, strict=True)}
+    if not readings:
+        return {}
+    pairs = [(r.example.prompt, *_whole(r)) for r in readings]
+    answers = rm.compare_many(pairs, judge="always", votes=options.votes, seed=options.seed)  # type: ignore[arg-type]
+    return {r.example.id: _slow_pair(c) for r, c in zip(readings, answers, strict=True)}
 
 
 def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: EvalOptions) -> dict[str, Slow | None]:
-    """Ask the judge about the responses it is to be asked about.
+    """Ask the judge about responses.
 
     Returns:
-        Its answers by the examples' ids; None where the prompt of one of an example's responses is too long.
+        Its answers by the examples' ids.
     """
     asked = [(r, i) for r in readings for i, wanted in enumerate(r.asked) if wanted]
-
-    def score(part: list[tuple[_Reading, int]]) -> list[Score]:
-        texts = [(r.example.prompt, r.example.responses[i]) for r, i in part]
-        return rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed)
-
+    if not asked:
+        return {}
+    texts = [(r.example.prompt, response) for r, i in asked if (response := r.responses[i]) is not None]
     answers = {
         (r.example.id, i): s
-        for (r, i), s in zip(asked, each_or_none(score, asked, ContextOverflowError, _left_to_the_report), strict=True)
+        for (r, i), s in zip(
+            asked, rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed), strict=True
+        )
     }
     judged: dict[str, Slow | None] = {}
     for r in readings:
-        if any(r.asked):
-            known = [answers.get((r.example.id, i)) for i in range(len(r.scores))]
-            whole = all(s is not None for s, wanted in zip(known, r.asked, strict=True) if wanted)
-            slow = Slow(
-                logits=tuple(s.logit if s else None for s in known),
-                tokens=tuple(s.tokens_generated if s else 0 for s in known),
-            )
-            judged[r.example.id] = slow if whole else None
+        known = [answers.get((r.example.id, i)) for i in range(len(r.scores))]
+        judged[r.example.id] = Slow(
+            logits=tuple(s.logit if s else None for s in known),
+            tokens=tuple(s.tokens_generated if s else 0 for s in known),
+        )
     return judged
 
 
-def _left_to_the_report(position: int, error: ContextOverflowError) -> None:
-    """Say nothing of an item that is too long: its record says so, and the report counts such items."""
+def _whole(reading: _Reading) -> list[EncodedResponse]:
+    """Return the responses of an example of which none is empty."""
+    return [r for r in reading.responses if r is not None]
 
 
 def _slow_pair(comparison: Comparison) -> Slow | None:

@@ -54,9 +54,12 @@ class Record:
         escalated: What the gate said: once for a pair, otherwise once per response.
         slow: The judge's answer; None where it was not asked or had nothing to decide.
         unread: A response was too long for the fast path; the item counts as a tie.
-        too_long: The judge was asked, but the prompt was too long for it; the fast answer stands.
+        too_long: The judge was to be asked, but the prompt was too long for it; the fast answer stands.
+        truncated: Whether each response was cut at its end before it was read; empty if none was.
+        asked: The judge was to be asked about the item, or about one of its responses.
         fast_seconds: The item's share of its batch's wall time for fast scores, in seconds.
-        slow_seconds: Its share of the wall time of the judge, in seconds.
+        slow_seconds: Its share of the wall time of the judge, in seconds. What items cost that turned out to be too
+            long for the judge is in it.
     """
 
     run: str
@@ -74,12 +77,19 @@ class Record:
     slow: Slow | None = None
     unread: bool = False
     too_long: bool = False
+    truncated: tuple[bool, ...] = ()
+    asked: bool = False
     fast_seconds: float = 0.0
     slow_seconds: float = 0.0
 
+    @property
+    def pairwise(self) -> bool:
+        """Whether two responses were compared; otherwise each one was scored by itself."""
+        return len(self.logits) == 2 and len(self.escalated) == 1
+
     def to_json(self) -> str:
         """Return the record as a line of JSON, without a line break."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -106,6 +116,7 @@ class Record:
             and all(len(part) == n > 0 for part in (self.logits, self.distribution_confidences, self.label_masses))
             and all(isinstance(x, (int, float)) and not math.isnan(x) for x in numbers)
             and all(isinstance(x, int) and 0 <= x < n for x in self.right)
+            and len(self.truncated) in (0, n)
             and len(self.escalated) in (1, n)
             and all(isinstance(x, bool) for x in self.escalated)
         )
@@ -150,6 +161,20 @@ def append(output: Path, records: Sequence[Record]) -> None:
         to_disk(file)
 
 
+def read_records(path: Path) -> list[Record]:
+    """Return all records of a results file; a half-written last line is left out.
+
+    Raises:
+        DataFormatError: If a line is no record.
+        InputError: If the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return [_record(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
 _START = b'{"run": "'  # how every line begins
 
 
@@ -160,15 +185,18 @@ def _whole_lines(output: Path) -> Iterator[tuple[int, Record]]:
     """
     try:
         for number, line in complete_lines(output, _START):
-            try:
-                record = Record.from_json(line.decode("utf-8", "replace"))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataFormatError(
-                    f"{output} line {number} is not a result of this command ({error}); start a new file"
-                ) from error
-            yield number, record
+            yield number, _record(line, output, number)
     except OSError as error:
         raise InputError(f"cannot read {output}: {error}") from error
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        return Record.from_json(line.decode("utf-8", "replace"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataFormatError(
+            f"{path} line {number} is not a result of this command ({error}); start a new file"
+        ) from error
 
 
 def _tuples(data: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,21 @@ from numpy.typing import NDArray
 
 from fsrm_lite.measure.benchmark_formats import Format
 from fsrm_lite.measure.benchmark_metrics import METRICS, Metric, PolicyOutcome, by_subset
+from fsrm_lite.measure.calibration_report import without_nan
 from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.intervals import bootstrap, wilson
+
+LOW_LABEL_MASS = 0.5
+"""Below it, the labels are not what the model was most likely to write."""
+
+OFTEN_LOW = 0.1
+"""Share of responses with a low label mass above which a warning says so."""
+
+FEW_ANSWERS = 0.9
+"""Share of answers among the items that the judge was asked about, below which its figures are not its own."""
+
+NOTEWORTHY_LOSS = 0.1
+"""Share of items cut, too long or empty above which a warning says so."""
 
 EMPTY_LOGIT = -1000.0
 """Stands for the score logit of an empty response: below any other, but finite, so that differences are defined."""
@@ -25,7 +38,15 @@ EMPTY_LOGIT = -1000.0
 _COIN_ROUNDS = 100
 
 
-def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    records: Sequence[Record],
+    form: Format,
+    *,
+    resamples: int = 300,
+    seed: int = 0,
+    run: Mapping[str, Any] | None = None,
+    not_read: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return the report of a run, ready for JSON.
 
     Args:
@@ -33,10 +54,13 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
         form: The benchmark's format, which determines the metric.
         resamples: Bootstrap resamples behind each interval; items of one group are drawn together.
         seed: Seed of the resampling and of the coin.
+        run: What was measured: bundle, version, data and options; it stands in the report as it is.
+        not_read: Files of the data that were left out (``Benchmark.not_read``).
 
     Returns:
-        Numbers of items, the figures of each policy and baseline with 95 % intervals, the share of items escalated, how
-        often the judge says the same in both orders, and how many items were too long or had an empty response.
+        What was measured; numbers of items, and how many were cut, too long or had an empty response; warnings, each
+        one sentence; the figures of each policy and baseline with 95 % intervals, the share of items escalated, and how
+        often the judge says the same in both orders.
     """
     metric = METRICS[form.name]
     groups = [r.group for r in records]
@@ -51,9 +75,17 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
         name: {**measured([view(r, form.pairwise) for r in records]), **_bill(records, name)}
         for name, view in _policies(records[0].judge).items()
     }
-    return {
+    report: dict[str, Any] = {
+        "run": dict(run or {}),
         "format": form.name,
         "items": len(records),
+        "files_not_read": list(not_read),
+        "with_a_cut_response": sum(any(r.truncated) for r in records),
+        "too_long_to_be_read": sum(r.unread for r in records),
+        "with_an_empty_response": sum(None in r.logits and not r.unread for r in records),
+        "judge": {"asked": sum(map(was_asked, records)), "answered": sum(r.slow is not None for r in records)},
+        "too_long_for_the_judge": sum(r.too_long for r in records),
+        "label_mass": _label_mass(records),
         "subsets": {
             name: len(part) for name, part in by_subset([fast_outcome(r, form.pairwise) for r in records]).items()
         },
@@ -64,10 +96,64 @@ def summarize(records: Sequence[Record], form: Format, *, resamples: int = 300, 
         },
         "escalated": wilson(sum(any(r.escalated) for r in records), len(records)).to_dict(),
         "position_consistency": _consistency(records),
-        "too_long_for_the_judge": sum(r.too_long for r in records),
-        "too_long_to_be_read": sum(r.unread for r in records),
-        "with_an_empty_response": sum(None in r.logits and not r.unread for r in records),
+        "seconds": sum(r.fast_seconds + r.slow_seconds for r in records),
     }
+    report["warnings"] = warnings_of(report)
+    finite: dict[str, Any] = without_nan(report)
+    return finite
+
+
+def warnings_of(report: Mapping[str, Any]) -> list[str]:
+    """Return what keeps the figures of a report from meaning what they seem to say, each one sentence.
+
+    Args:
+        report: All other parts of the report.
+    """
+    notes = []
+    mass, items = report["label_mass"], report["items"]
+    if mass is not None and mass["share_low"] > OFTEN_LOW:
+        notes.append(
+            f"the label mass is low: below {LOW_LABEL_MASS:g} on {100 * mass['share_low']:.0f} % of the responses "
+            f"({mass['median']:.2g} at the median). There the model was about to write something else than a label, "
+            "and its score says little; either the data are not of its kind, or its template is not the one it was "
+            "trained with"
+        )
+    rivals = {
+        "preferring the longer response": report["baselines"]["longer"]["metrics"]["score"]["value"],
+        "a coin": report["baselines"]["coin"]["score"],
+    }
+    for policy, found in report["policies"].items():
+        score, name = found["metrics"]["score"], policy.replace("_", " ")
+        for rival, value in rivals.items():
+            if score["value"] < value:
+                notes.append(
+                    f"{name} is worse than {rival} ({100 * score['value']:.1f} % against {100 * value:.1f} %): "
+                    "on these data the model's figures mean nothing"
+                )
+            elif score["low"] is not None and score["low"] <= value:
+                notes.append(
+                    f"{name} cannot be told from {rival}: {100 * value:.1f} % lies within its interval or above it"
+                )
+    asked, answered = report["judge"]["asked"], report["judge"]["answered"]
+    if answered < FEW_ANSWERS * asked:
+        notes.append(
+            f"the judge answered {answered} of the {asked} items it was asked about "
+            f"({report['too_long_for_the_judge']} were too long for it); on the others the figures of gated and always "
+            "slow are those of the fast path"
+        )
+    for key, what in (
+        ("with_a_cut_response", "had a response that was cut at its end"),
+        ("too_long_to_be_read", "were too long to be read and count as ties"),
+        ("with_an_empty_response", "had an empty response, which loses without being read"),
+    ):
+        if report[key] > NOTEWORTHY_LOSS * items:
+            notes.append(f"{report[key]} of {items} items ({100 * report[key] / items:.0f} %) {what}")
+    return notes
+
+
+def was_asked(record: Record) -> bool:
+    """Return whether the judge was to be asked about an item. Records of before do not say so where it gave nothing."""
+    return record.asked or record.too_long or record.slow is not None
 
 
 def fast_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
@@ -151,14 +237,29 @@ def _by_scores(record: Record, pairwise: bool, scores: Sequence[float]) -> Polic
     return PolicyOutcome(record.id, record.subset, record.right, (winner,), winner)
 
 
+def _label_mass(records: Sequence[Record]) -> dict[str, float] | None:
+    """Return the median label mass of the responses that were read, and the share of low ones; None without any."""
+    masses = [m for r in records for m, logit in zip(r.label_masses, r.logits, strict=True) if logit is not None]
+    if not masses:
+        return None
+    low = sum(m < LOW_LABEL_MASS for m in masses) / len(masses)
+    return {"median": float(np.median(masses)), "share_low": low}
+
+
 def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
-    """Return a policy's generated tokens per item, and its wall time over all items in seconds."""
+    """Return a policy's generated tokens per item, and its wall time over all items in seconds.
+
+    The time is all of it: also what the judge cost where it gave no answer.
+    """
     tokens = seconds = 0.0
     for r in records:
         seconds += r.fast_seconds
-        if r.slow is None or policy == "always_fast":
+        if policy == "always_fast":
             continue
         ups = r.escalated if policy == "gated" else [True] * len(r.escalated)
+        if r.slow is None:
+            seconds += r.slow_seconds * any(ups)
+            continue
         asked = sum(t for t, up in zip(r.slow.tokens, ups, strict=True) if up)
         tokens += asked
         whole = sum(r.slow.tokens)

@@ -11,14 +11,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
-from fsrm_lite.gate import FastSignals
+from fsrm_lite.gate import FastSignals, sigmoid
 from fsrm_lite.types import Comparison, Prompt, Score
+
+if TYPE_CHECKING:
+    from fsrm_lite.measure.evaluation_records import Record
 
 CONFIDENCE_NAMES = ("intuition", "distribution", "joint")
 """The gate's two confidences, and a third one made of both: the smaller of the two ranks.
@@ -103,6 +106,55 @@ class LabelledItem:
             group=group,
             subset=subset,
         )
+
+    @classmethod
+    def from_record(cls, record: Record) -> list[LabelledItem]:
+        """Make items of one line of the results file that ``eval -o`` wrote.
+
+        Args:
+            record: The line. Of a pair it becomes one item, otherwise one item per response, as the gate decides.
+
+        Returns:
+            The items; none for a pair that its annotators call a tie, and for responses that were not read.
+        """
+        readings = [
+            None if logit is None else FastSignals(logit, sigmoid(logit), confidence, mass)
+            for logit, confidence, mass in zip(
+                record.logits, record.distribution_confidences, record.label_masses, strict=True
+            )
+        ]
+        slow, known = record.slow, [r for r in readings if r is not None]
+        if record.pairwise:
+            if len(known) < 2 or not record.right:
+                return []
+            return [
+                cls(
+                    record.key,
+                    tuple(known),
+                    record.right[0],
+                    slow_correct=slow.decision in record.right if slow else None,
+                    slow_tokens=slow.tokens[0] if slow else None,
+                    group=record.group,
+                    subset=record.subset,
+                )
+            ]
+        items = []
+        for i, reading in enumerate(readings):
+            if reading is None:
+                continue
+            judged = slow.logits[i] if slow else None
+            items.append(
+                cls(
+                    f"{record.key}:{i}",
+                    (reading,),
+                    int(i in record.right),
+                    slow_correct=(judged > 0) == (i in record.right) if judged is not None else None,
+                    slow_tokens=slow.tokens[i] if slow and judged is not None else None,
+                    group=record.group,
+                    subset=record.subset,
+                )
+            )
+        return items
 
     def to_dict(self) -> dict[str, Any]:
         """Return the item as plain values: one row of the file that ``calibrate --record`` writes."""

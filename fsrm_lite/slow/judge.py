@@ -143,6 +143,28 @@ class Judge:
         completions, _ = self._run(jobs, options)
         return [self._point(completions[i : i + votes]) for i in range(0, len(completions), votes)]
 
+    def has_room(self, prompt: Prompt, *responses: str) -> bool:
+        """Return whether the context has room for a thought about one response, or about two in both orders.
+
+        Only the texts are looked at; the model does not run.
+
+        Args:
+            prompt: What was asked.
+            *responses: One response or two.
+
+        Raises:
+            InputError: If a text is unusable.
+        """
+        pair = len(responses) == 2
+        form = self._form("pairwise_slow" if pair else "pointwise_slow")
+        try:
+            for texts in (responses, responses[::-1]) if pair else (responses,):
+                encode = self._encoder.pairwise_slow if pair else self._encoder.pointwise_slow
+                self._job(tuple(encode(prompt, *texts)), 0, form, JudgeOptions())
+        except ContextOverflowError:
+            return False
+        return True
+
     def generate(
         self,
         prompt_ids: Sequence[Sequence[int]],

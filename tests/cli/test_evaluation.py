@@ -24,7 +24,8 @@ def knows(prompt, response):
 def model(monkeypatch):
     """Commands that open a model get this stand-in."""
     rm = StandIn(knows)
-    rm.bundle = SimpleNamespace(manifest=SimpleNamespace(files={}))
+    manifest = SimpleNamespace(name="stand-in", files={"fast": SimpleNamespace(sha256="0123456789abcdef")})
+    rm.bundle = SimpleNamespace(manifest=manifest, root="folder")
     monkeypatch.setattr(commands, "open_model", lambda options: rm)
     return rm
 

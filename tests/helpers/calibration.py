@@ -5,6 +5,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 
+from fsrm_lite.fast.path import EncodedResponse
 from fsrm_lite.gate import FastSignals, Gate, GateSpec, intuition_confidence, sigmoid
 from fsrm_lite.measure.labelled import LabelledItem
 from fsrm_lite.types import Comparison, Route, Score, Vote
@@ -34,6 +35,11 @@ def make_items(count, *, seed=0, sharpness=1.0, base=None, slow=True, prompts=No
     return items
 
 
+def plain(items):
+    """Items with the text of each response, whether or not it was encoded."""
+    return [tuple(x.text if isinstance(x, EncodedResponse) else x for x in item) for item in items]
+
+
 class StandIn:
     """A stand-in for ``FastSlowRM`` with the two methods that evaluation needs.
 
@@ -52,7 +58,18 @@ class StandIn:
         distribution = intuition_confidence(logit)
         return Score(sigmoid(logit), logit, intuition_confidence(logit), distribution, 1.0, tokens_read=5)
 
+    @property
+    def judge(self):
+        return self
+
+    def has_room(self, prompt, *responses):
+        return True
+
+    def encode(self, prompt, response):
+        return EncodedResponse(prompt, response, (), None)
+
     def score_many(self, items, *, judge="auto", votes=None, seed=0):
+        items = plain(items)
         self.calls.append(("score", judge, len(items)))
         fast = [self.fast(*item) for item in items]
         if judge == "never":
@@ -72,6 +89,7 @@ class StandIn:
         ]
 
     def compare_many(self, items, *, judge="auto", votes=None, seed=0):
+        items = plain(items)
         self.calls.append(("compare", judge, len(items)))
         return [self._compare(item, judge) for item in items]
 

@@ -107,6 +107,26 @@ def test_temperature_is_the_likeliest_one(sharpness):
     assert fit_temperature(sample) == pytest.approx(1 / sharpness, rel=0.15)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e4])
+def test_temperature_follows_the_scale_of_the_scores(scale):
+    """Margins of real reward models are as small as 0.01; a range of fixed numbers would end before them."""
+    items = make_items(2000)
+    signals = [tuple(dataclasses.replace(r, logit=r.logit * scale) for r in x.readings) for x in items]
+    scaled = [dataclasses.replace(x, readings=r) for x, r in zip(items, signals, strict=True)]
+    assert fit_temperature(Sample.of(scaled)) == pytest.approx(scale * fit_temperature(Sample.of(items)), rel=1e-6)
+    report = calibrate(scaled, Goal(risk=0.1), resamples=2).report
+    assert not any("temperature" in w for w in report["warnings"])
+    assert report["guarantee"]["proved"]
+
+
+def test_temperature_that_the_items_do_not_pin_down_is_told():
+    sample = Sample.of(make_items(200, base=1.0))
+    assert any(
+        "hit the end" in w for w in calibrate(make_items(200, base=1.0), Goal(risk=0.1), resamples=2).report["warnings"]
+    )
+    assert np.median(sample.intuition(fit_temperature(sample))) < 1  # confidences can still be told apart
+
+
 def test_temperature_improves_the_calibration():
     report = calibrate(make_items(1000, sharpness=0.4), Goal(risk=0.2), resamples=20).report
     before, after = report["calibration"]["before"], report["calibration"]["after"]

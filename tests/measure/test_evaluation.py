@@ -1,13 +1,16 @@
+import dataclasses
 import json
 import math
 
 import pytest
 from helpers import DATA, SHARED
 from helpers.calibration import StandIn
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
+from fsrm_lite.measure.benchmark_formats import FORMATS, Example, load_benchmark
 from fsrm_lite.measure.benchmark_metrics import (
     METRICS,
     PolicyOutcome,
@@ -19,7 +22,8 @@ from fsrm_lite.measure.benchmark_metrics import (
     rm_bench,
     ties_score,
 )
-from fsrm_lite.measure.evaluation import EvalOptions, evaluate
+from fsrm_lite.measure.calibration_report import without_nan
+from fsrm_lite.measure.evaluation import EvalOptions, evaluate, sample
 from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.evaluation_report import is_right, summarize
 
@@ -223,28 +227,54 @@ def test_empty_responses_lose_without_being_read():
 
 def test_prompts_too_long_for_the_judge_keep_their_fast_answer():
     class Short(StandIn):
-        def compare_many(self, items, **options):
-            if options["judge"] == "always" and any("colour" in prompt for prompt, _, _ in items):
-                raise ContextOverflowError("too long")
-            return super().compare_many(items, **options)
+        def has_room(self, prompt, *responses):
+            return "colour" not in prompt
 
-    report = report_of(Short(knows), DATA / "pairs.jsonl")
+    rm = Short(knows)
+    report = report_of(rm, DATA / "pairs.jsonl")
     assert report["too_long_for_the_judge"] == 1
+    assert report["judge"] == {"asked": 4, "answered": 3}
     assert scores(report)["always_slow"] == 1.0
+    assert [c for c in rm.calls if c[0] == "compare"] == [("compare", "always", 3)]  # it is found out before
 
 
 def test_prompts_too_long_to_be_read_stop_the_run_or_count_as_ties():
     class Short(StandIn):
-        def score_many(self, items, **options):
-            if any("colour" in prompt for prompt, _ in items):
-                raise ContextOverflowError("item 2: too long")
-            return super().score_many(items, **options)
+        def encode(self, prompt, response):
+            if "colour" in prompt:
+                raise ContextOverflowError("too long")
+            return super().encode(prompt, response)
 
-    with pytest.raises(ContextOverflowError, match=r"^b: item 2: too long"):
-        report_of(Short(knows), DATA / "pairs.jsonl")
-    report = report_of(Short(knows), DATA / "pairs.jsonl", skip_too_long=True)
+    rm = Short(knows)
+    with pytest.raises(ContextOverflowError, match=r"^b: too long. With --truncate"):
+        report_of(rm, DATA / "pairs.jsonl")
+    assert rm.calls == []  # nothing was read before it was found
+    report = report_of(rm, DATA / "pairs.jsonl", skip_too_long=True)
     assert (report["too_long_to_be_read"], report["with_an_empty_response"]) == (1, 0)
     assert scores(report) == {"always_fast": 0.75, "gated": 0.75, "always_slow": 0.75}
+    assert any("1 of 4 items (25 %) were too long" in w for w in report["warnings"])
+
+
+def test_responses_that_were_cut_are_counted():
+    class Cutting(StandIn):
+        def encode(self, prompt, response):
+            return super().encode(prompt, response[:8])
+
+    assert report_of(Cutting(knows), DATA / "pairs.jsonl")["with_a_cut_response"] == 2
+
+
+def test_all_of_the_time_is_told(monkeypatch):
+    """Also what the judge took for items that it then could not answer, and what too long ones took to be found."""
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr("fsrm_lite.measure.evaluation.perf_counter", lambda: next(clock))
+
+    class Short(StandIn):
+        def has_room(self, prompt, *responses):
+            return "colour" not in prompt
+
+    report = report_of(Short(knows), DATA / "pairs.jsonl", batch=2)
+    assert report["policies"]["always_slow"]["seconds"] == pytest.approx(2 * 10)  # two batches, 5 s fast and 5 s slow
+    assert report["seconds"] == pytest.approx(20)
 
 
 def test_reports_are_ready_for_json_and_have_intervals():
@@ -423,3 +453,91 @@ def test_the_longer_answer_wins_as_often_as_counted_by_hand(folder, figure, shar
     assert report["items"] == count
     # a model that scores by length decides the same, except on empty responses, which it never sees
     assert report["policies"]["always_fast"]["metrics"][figure]["value"] == pytest.approx(longer, abs=1e-12)
+
+
+# Drawing some of the items
+
+
+def test_a_limit_draws_from_every_subset_in_proportion():
+    examples = [Example(str(i), "p", ("a", "b"), (0,), "big" if i < 80 else "small", str(i)) for i in range(100)]
+    drawn = sample(examples, 10)
+    assert [x.subset for x in drawn] == ["big"] * 8 + ["small"] * 2
+    assert [int(x.id) for x in drawn] == sorted(int(x.id) for x in drawn)
+    assert drawn == sample(examples, 10)
+    assert drawn != sample(examples, 10, seed=1)
+    assert sample(examples, 100) == sample(examples, None) == examples
+
+
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6), limit=st.integers(1, 200), seed=st.integers(0, 9))
+def test_a_limit_is_kept_exactly(sizes, limit, seed):
+    examples = [
+        Example(f"{s}-{i}", "p", ("a", "b"), (0,), str(s), f"{i // 2}") for s, n in enumerate(sizes) for i in range(n)
+    ]
+    drawn = sample(examples, limit, seed)
+    assert len(drawn) == min(limit, len(examples))
+    for s, n in enumerate(sizes):
+        assert abs(sum(x.subset == str(s) for x in drawn) - min(limit, len(examples)) * n / len(examples)) < 1
+
+
+def test_a_limit_keeps_the_items_of_a_prompt_together():
+    examples = [Example(str(i), "p", ("a", "b"), (0,), "Ties", str(i // 2)) for i in range(40)]
+    groups = [x.group for x in sample(examples, 10)]
+    assert all(groups.count(g) == 2 for g in groups)
+
+
+# Warnings
+
+
+def warned(rm, path=DATA / "pairs.jsonl", **options):
+    return " ".join(report_of(rm, path, **options)["warnings"])
+
+
+def test_a_low_label_mass_is_told():
+    class Vague(StandIn):
+        def fast(self, prompt, response):
+            return dataclasses.replace(super().fast(prompt, response), label_mass=0.01)
+
+    assert "the label mass is low: below 0.5 on 100 % of the responses (0.01 at the median)" in warned(Vague(knows))
+    assert "label mass" not in warned(StandIn(knows))
+
+
+def test_a_model_that_is_worse_than_a_coin_is_told_so():
+    text = warned(StandIn(lambda p, r: -knows(p, r)))
+    assert "always fast is worse than a coin (0.0 % against 50.0 %)" in text
+    assert "always slow is worse than a coin" in text
+
+
+def test_a_model_that_may_be_no_better_than_a_coin_is_told_so(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"poor {i}"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def guess(prompt, response):  # right on 21 of 40
+        return knows(prompt, response) * (1 if int(response.split()[-1]) < 21 else -1)
+
+    text = warned(StandIn(guess), tmp_path / "rows.jsonl", judge="never")
+    assert "always fast cannot be told from a coin: 50.0 %" in text
+    assert warned(StandIn(knows), tmp_path / "rows.jsonl") == ""
+
+
+def test_a_judge_that_answers_few_items_is_told():
+    class Short(StandIn):
+        def has_room(self, prompt, *responses):
+            return False
+
+    text = warned(Short(knows))
+    assert "the judge answered 0 of the 4 items it was asked about (4 were too long for it)" in text
+
+
+def test_a_report_has_no_nan():
+    report = report_of(StandIn(knows), DATA / "rewardbench.jsonl", limit=1)
+    json.dumps(report, allow_nan=False)
+    empty = without_nan({"a": math.nan, "b": [math.inf, 1.0, (2.0, -math.inf)], "c": "NaN"})
+    assert empty == {"a": None, "b": [None, 1.0, [2.0, None]], "c": "NaN"}
+
+
+def test_a_report_says_what_was_measured():
+    benchmark = load_benchmark(DATA / "pairs.jsonl")
+    records = evaluate(StandIn(knows), benchmark, EvalOptions(judge="never"))
+    report = summarize(records, benchmark.format, resamples=2, run={"bundle": "x"}, not_read=["other.json: why"])
+    assert report["run"] == {"bundle": "x"}
+    assert report["files_not_read"] == ["other.json: why"]

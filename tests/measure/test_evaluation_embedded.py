@@ -6,7 +6,7 @@ import pytest
 
 from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.calibration import Goal, calibrate
-from fsrm_lite.measure.evaluation import EvalOptions, evaluate
+from fsrm_lite.measure.evaluation import EvalOptions, evaluate, sample
 from fsrm_lite.measure.evaluation_report import gated_outcome, summarize
 from fsrm_lite.measure.labelled import fast_signals
 from fsrm_lite.measure.labelled_rows import collect, read_labelled
@@ -37,7 +37,8 @@ def test_gated_answers_are_those_of_the_models_own_gate(rm, rows):
     benchmark = load_benchmark(rows)
     options = EvalOptions(judge="auto", limit=16, batch=16)
     records = evaluate(rm, benchmark, options)
-    own = rm.compare_many([(x.prompt, *x.responses) for x in benchmark.examples[:16]], judge="auto", seed=0)
+    drawn = sample(benchmark.examples, 16)
+    own = rm.compare_many([(x.prompt, *x.responses) for x in drawn], judge="auto", seed=0)
     assert [r.escalated[0] for r in records] == [c.escalated for c in own]
     # What else is in a batch changes fast answers not at all, and sampled thoughts only by rounding.
     fast = [(gated_outcome(r, True).decision, c.winner) for r, c in zip(records, own, strict=True) if not c.escalated]
@@ -47,7 +48,7 @@ def test_gated_answers_are_those_of_the_models_own_gate(rm, rows):
 
 
 def test_calibration_of_the_embedded_model_runs_without_its_judge(rm, rows):
-    items = collect(rm, read_labelled(rows), slow=False)
+    items = collect(rm, read_labelled(rows).rows, slow=False)
     result = calibrate(items, Goal(risk=0.3), resamples=10)
     assert result.report["always_slow"] is None
     assert len(result.testing) == 48

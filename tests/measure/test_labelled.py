@@ -2,10 +2,13 @@ import dataclasses
 import json
 
 import pytest
+from helpers import DATA
 from helpers.calibration import StandIn, make_items
 
-from fsrm_lite.errors import CalibrationError, DataFormatError
+from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError
 from fsrm_lite.gate import FastSignals, Gate, GateSpec
+from fsrm_lite.measure.benchmark_formats import load_benchmark
+from fsrm_lite.measure.evaluation import EvalOptions, evaluate
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
 from fsrm_lite.measure.labelled_rows import LabelledRow, collect, read_labelled
 from fsrm_lite.measure.tradeoff import escalations
@@ -63,22 +66,26 @@ def test_labelled_rows_in_their_three_forms(tmp_path):
         {"prompt": "p", "response_a": "bad", "response_b": "fine", "label": "b"},
         {"prompt": "p", "response_a": "x", "response_b": "y", "label": "A>B"},
     ]
-    got = read_labelled(write_rows(tmp_path / "pairs.jsonl", rows))
+    got = read_labelled(write_rows(tmp_path / "pairs.jsonl", rows)).rows
     assert [r.responses[r.label] for r in got] == ["good", "fine", "x"]
     assert [r.responses for r in got[1:]] == [("bad", "fine"), ("x", "y")]
-    singles = read_labelled(write_rows(tmp_path / "singles.jsonl", [{"prompt": "p", "response": "r", "label": True}]))
-    assert singles == [LabelledRow("p", ("r",), 1)]
+    singles = read_labelled(
+        write_rows(tmp_path / "singles.jsonl", [{"prompt": "p", "response": "r", "label": True}])
+    ).rows
+    assert singles == (LabelledRow("p", ("r",), 1),)
 
 
 def test_chosen_responses_stand_first_half_of_the_time(tmp_path):
     rows = [{"prompt": "p", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)]
-    got = read_labelled(write_rows(tmp_path / "rows.jsonl", rows))
+    got = read_labelled(write_rows(tmp_path / "rows.jsonl", rows)).rows
     assert all(r.responses[r.label].startswith("good") for r in got)
     assert 150 < sum(r.label for r in got) < 250
 
 
 def test_recorded_items_need_no_model(tmp_path):
-    assert read_labelled(write_rows(tmp_path / "items.jsonl", [x.to_dict() for x in ITEMS[:3]])) == ITEMS[:3]
+    assert read_labelled(write_rows(tmp_path / "items.jsonl", [x.to_dict() for x in ITEMS[:3]])).items == tuple(
+        ITEMS[:3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,3 +121,49 @@ def test_collect_reads_fast_and_slow_in_order():
     assert all(x.slow_correct is None for x in collect(rm, rows, slow=False))
     singles = collect(rm, [LabelledRow("p", ("a" * n,), int(n > 3)) for n in (1, 5)])
     assert [(x.fast_correct, x.slow_correct, x.slow_tokens) for x in singles] == [(True, True, 10)] * 2
+
+
+def test_every_format_that_eval_reads_can_be_calibrated_on():
+    pairs = read_labelled(DATA / "llmbar.json").rows
+    assert len(pairs) == 3
+    assert all(len(r.responses) == 2 and r.group for r in pairs)
+    singles = read_labelled(DATA / "rewardbench2.jsonl").rows  # scored one by one, so the gate decides about each one
+    assert {len(r.responses) for r in singles} == {1}
+    assert {r.label for r in singles if "good" in r.responses[0]} == {1}
+    assert len({r.group for r in singles if r.subset == "Ties"}) == 1
+    ties = read_labelled(DATA / "pandalm.json")
+    assert len(ties.rows) == 2
+    assert ties.notes == (
+        "2 items were left out: ties of the annotators, or with an empty response, or two of the same",
+    )
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "rewardbench2.jsonl", "pandalm.json"])
+def test_what_eval_wrote_is_what_calibrate_would_record(tmp_path, name):
+    rm = StandIn(lambda prompt, response: len(response) % 7 - 3.0)
+    benchmark = load_benchmark(DATA / name)
+    evaluate(rm, benchmark, EvalOptions(), output=tmp_path / "out.jsonl")
+    read = read_labelled(tmp_path / "out.jsonl")
+    own = read_labelled(DATA / name).rows
+    again = {(x.fast_correct, x.slow_correct, round(abs(x.logit), 9), x.subset) for x in collect(rm, own)}
+    assert {(x.fast_correct, x.slow_correct, round(abs(x.logit), 9), x.subset) for x in read.items} == again
+    assert len(read.items) == len(own)
+
+
+def test_rows_that_are_too_long_are_left_out_or_stop_the_run():
+    class Short(StandIn):
+        def encode(self, prompt, response):
+            if response == "too long":
+                raise ContextOverflowError("no room")
+            return super().encode(prompt, response)
+
+        def has_room(self, prompt, *responses):
+            return "long for the judge" not in responses
+
+    rm = Short(lambda prompt, response: len(response) - 3)
+    texts = ("a", "too long", "long for the judge", "b")
+    rows = [LabelledRow("p", (text, "other"), 0) for text in texts]
+    with pytest.raises(ContextOverflowError, match=r"^item 1: no room. With --truncate"):
+        collect(rm, rows)
+    assert [x.key for x in collect(rm, rows, skip_too_long=True)] == [rows[0].key, rows[3].key]
+    assert len(collect(rm, rows, skip_too_long=True, slow=False)) == 3
