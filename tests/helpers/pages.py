@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import re
 import shlex
 import sys
@@ -27,6 +28,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from runpy import run_module
+from unittest import mock
 
 from click.testing import CliRunner
 
@@ -125,7 +127,9 @@ def call(words: list[str]) -> tuple[int, str]:
     """Run a command in this process; return its status and what it printed."""
     program, *arguments = words
     if program == "fsrm-lite":
-        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        # Whether a line of progress appears depends on how long the command takes, so there are none here.
+        with mock.patch("fsrm_lite.cli.progress.LINE_SECONDS", math.inf):
+            result = CliRunner().invoke(main, arguments, catch_exceptions=False)
         return result.exit_code, result.output
     if program == "cat":
         return 0, "".join(Path(name).read_text("utf-8") for name in arguments)
