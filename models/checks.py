@@ -75,7 +75,7 @@ def pick_checks(
         so many solutions' highest score belongs to a right one.
     """
     texts = [(problem.question, text) for problem, group in zip(problems, solutions, strict=True) for text in group]
-    scores = _fast_scores(model, encoder, texts).reshape(len(problems), -1)
+    scores = fast_scores(model, encoder, texts).reshape(len(problems), -1)
     right = np.array(
         [
             [agrees(claim_of(text), problem) for text in group]
@@ -99,21 +99,23 @@ def pick_checks(
 def _fast_margins(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> np.ndarray:
     """Return the score logit of each chosen response minus that of the rejected one, float32, shape [n]."""
     texts = [(p.problem.question, r.text) for p in pairs for r in (p.chosen, p.rejected)]
-    score = _fast_scores(model, encoder, texts)
+    score = fast_scores(model, encoder, texts)
     return np.asarray(score[0::2] - score[1::2])
 
 
-def _fast_scores(model: Qwen3ForCausalLM, encoder: PromptEncoder, texts: Sequence[tuple[str, str]]) -> np.ndarray:
+def fast_scores(model: Qwen3ForCausalLM, encoder: PromptEncoder, texts: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the score logit of each question and response, float32, shape [n]."""
     rows = [encoder.pointwise_fast(question, response) for question, response in texts]
     yes, no = (label.id for label in encoder.manifest.labels)
-    scores = []
+    scores = np.zeros(len(rows), np.float32)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # so that little is padded
     for start in range(0, len(rows), BATCH):
-        ids, last = _padded(rows[start : start + BATCH], model)
+        chosen = by_length[start : start + BATCH]
+        ids, last = _padded([rows[i] for i in chosen], model)
         hidden = model.model(input_ids=ids).last_hidden_state[torch.arange(len(last)), last]
         logits = model.lm_head(hidden).float()
-        scores.append((logits[:, yes] - logits[:, no]).cpu().numpy())
-    return np.concatenate(scores)
+        scores[chosen] = (logits[:, yes] - logits[:, no]).cpu().numpy()
+    return scores
 
 
 def _slow(model: Qwen3ForCausalLM, encoder: PromptEncoder, pairs: list[Pair]) -> tuple[list[bool], list[bool]]:

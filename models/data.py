@@ -165,6 +165,9 @@ class Packer:
 class BatchMaker:
     """Packs examples into batches. ``batch(i)`` depends only on the seed and on i."""
 
+    mix: tuple[str, ...] = MIX
+    """The kinds of examples, in the order in which they are drawn."""
+
     def __init__(self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int) -> None:
         """Keep the settings.
 
@@ -190,7 +193,7 @@ class BatchMaker:
         """Return a batch: examples drawn in the order of ``MIX`` until one no longer fits."""
         rng = random.Random(f"train-{self._seed}-{index}")
         packer = Packer(self._rows)
-        kinds = cycle(MIX)
+        kinds = cycle(self.mix)
         kind = next(kinds)
         while packer.add(self._examples(kind, rng), labelled=kind == "fast"):
             kind = next(kinds)

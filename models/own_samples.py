@@ -22,13 +22,17 @@ from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
 from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.files import whole_file
-from fsrm_lite.models.data import UNDECIDED_SHARE, BatchMaker, Example, training_manifest
+from fsrm_lite.gate import sigmoid
+from fsrm_lite.models.data import MIX, UNDECIDED_SHARE, BatchMaker, Example, training_manifest
 from fsrm_lite.models.problems import Problem, make_problem
 from fsrm_lite.models.responses import Response, agrees, claim_of
 from fsrm_lite.slow.judge import Judge
 
 MAX_TOKENS = 160
 """Longest solution, in tokens. The longest right one has about 120."""
+
+EASY_WEIGHT = 0.1
+"""Weight of a solution that the model scores rightly beyond doubt; one that it scores wrongly has ten times as much."""
 
 AT_ONCE = 50
 """Problems that are solved together."""
@@ -42,11 +46,21 @@ class Samples:
         problem: The problem.
         right: Solutions with the right answer.
         wrong: Solutions with a wrong answer, or without one.
+        right_weights: How often each right one is drawn, in proportion; None draws all alike.
+        wrong_weights: The same of the wrong ones.
     """
 
     problem: Problem
     right: tuple[Response, ...]
     wrong: tuple[Response, ...]
+    right_weights: tuple[float, ...] | None = None
+    wrong_weights: tuple[float, ...] | None = None
+
+    def draw(self, rng: random.Random, right: bool) -> Response:
+        """Return one of the right or of the wrong solutions."""
+        if right:
+            return rng.choices(self.right, self.right_weights)[0]
+        return rng.choices(self.wrong, self.wrong_weights)[0]
 
 
 def problems_of(split: str, count: int, seed: int) -> list[Problem]:
@@ -135,8 +149,34 @@ def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
     return samples
 
 
+def weighted(samples: Sequence[Samples], score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> list[Samples]:
+    """Return samples of which the hard ones are drawn most: wrong solutions that score high, right ones that score low.
+
+    In best-of-N a wrong solution matters if its score is the highest, and there are few of those.
+
+    Args:
+        samples: The samples.
+        score: Returns the model's score logits of pairs of question and response.
+    """
+    texts = [(own.problem.question, r.text) for own in samples for r in (*own.right, *own.wrong)]
+    logits = iter(score(texts))
+    return [
+        replace(
+            own,
+            right_weights=tuple(EASY_WEIGHT + sigmoid(-next(logits)) for _ in own.right),
+            wrong_weights=tuple(EASY_WEIGHT + sigmoid(next(logits)) for _ in own.wrong),
+        )
+        for own in samples
+    ]
+
+
 class OwnBatchMaker(BatchMaker):
-    """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``."""
+    """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``.
+
+    More of them are fast pairs than there, since the fast score has most to learn from them.
+    """
+
+    mix = (*MIX[:4], "fast", *MIX[4:7], "fast", *MIX[7:], "fast")
 
     def __init__(
         self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int, samples: Sequence[Samples], share: float
@@ -158,7 +198,7 @@ class OwnBatchMaker(BatchMaker):
         if rng.random() >= self._share:
             return super()._fast_pair(rng)
         own = rng.choice(self._samples)
-        return [self._fast(own.problem, rng.choice(own.right)), self._fast(own.problem, rng.choice(own.wrong))]
+        return [self._fast(own.problem, own.draw(rng, right)) for right in (True, False)]
 
     def _slow_pair(self, rng: random.Random) -> list[Example]:
         if rng.random() >= self._share:
@@ -168,5 +208,5 @@ class OwnBatchMaker(BatchMaker):
         rights = (first_right, not first_right)
         if rng.random() < UNDECIDED_SHARE:
             rights = (rights[0], rights[0])
-        a, b = (rng.choice(own.right if right else own.wrong) for right in rights)
+        a, b = (own.draw(rng, right) for right in rights)
         return [self._judged_pair(own.problem, a, b, first_right)]

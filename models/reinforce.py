@@ -60,7 +60,7 @@ def drawn_pairs(rng: random.Random, samples: Sequence[Samples], count: int) -> I
     for i in range(count):
         if i % 2:
             own = rng.choice(samples)
-            yield own.problem.question, rng.choice(own.right).text, rng.choice(own.wrong).text
+            yield own.problem.question, own.draw(rng, True).text, own.draw(rng, False).text
         else:
             problem = make_problem(rng, "train")
             yield problem.question, right_response(problem, rng).text, wrong_response(problem, rng).text

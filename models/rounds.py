@@ -19,12 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 from tqdm import tqdm
 from transformers import Qwen3ForCausalLM
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.models.checks import pick_checks
-from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, problems_of, read_samples, solve, write_samples
+from fsrm_lite.models.checks import fast_scores, pick_checks
+from fsrm_lite.models.own_samples import (
+    OwnBatchMaker,
+    Samples,
+    problems_of,
+    read_samples,
+    solve,
+    weighted,
+    write_samples,
+)
 from fsrm_lite.models.problems import Problem
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer
 
@@ -34,7 +43,7 @@ PROBLEMS, SOLUTIONS = 2500, 8
 CHECK_PROBLEMS, CHECK_SOLUTIONS = 200, 16
 """Calibration problems on which a round is measured, and solutions of each."""
 
-OWN_SHARE = 0.5
+OWN_SHARE = 0.6
 """Share of the pairs that are the model's own solutions."""
 
 
@@ -46,7 +55,7 @@ class Round:
     learning_rate: float
 
 
-ROUNDS = (Round(500, 1e-3), Round(700, 1e-3))
+ROUNDS = (Round(500, 1e-3), Round(1100, 8e-4))
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""
@@ -72,9 +81,17 @@ def run_round(number: int, start: Path, out: Path, samples: list[Samples], worke
     def measure(model: Qwen3ForCausalLM) -> dict[str, float]:
         return pick_checks(model, encoder, check, checked)
 
+    def score(texts: list[tuple[str, str]]) -> list[float]:
+        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        with torch.no_grad():
+            scores: list[float] = fast_scores(model, encoder, texts).tolist()
+        return scores
+
     if trainer.step < settings.steps:
+        # Ask the model that the round starts from, so that a run that goes on draws as before.
+        hard = weighted(samples, score)
         maker = OwnBatchMaker(
-            trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, CPU_ROWS, samples, OWN_SHARE
+            trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, CPU_ROWS, hard, OWN_SHARE
         )
         try:
             trainer.train(maker, workers, measure)
