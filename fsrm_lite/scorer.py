@@ -191,18 +191,49 @@ class FastSlowRM:
             InputError: On unusable text; the message names the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
-        policy, settings = self._policy_of(judge), self._judge_options(options)
+        self._policy_of(judge), self._judge_options(options)  # refused before anything is read
         encoded = [self._encoded(i, *item) for i, item in enumerate(check_items(items, "prompt", "response"))]
-        scores = self.fast.read(encoded, self.gate.spec.temperature)
-        asked: dict[int, tuple[Prompt, str]] = {}
-        for i, score in enumerate(scores):
+        return self.escalate_scores(encoded, self.read(encoded), judge=judge, **options)
+
+    def read(self, items: Sequence[EncodedResponse]) -> list[Score]:
+        """Return the fast scores of responses that ``encode`` made ready, in input order. The gate is not asked."""
+        return self.fast.read(items, self.gate.spec.temperature)
+
+    def escalate_scores(
+        self,
+        items: Sequence[EncodedResponse],
+        scores: Sequence[Score],
+        *,
+        asked: Sequence[bool] | None = None,
+        judge: JudgePolicy | None = None,
+        **options: Unpack[JudgeSettings],
+    ) -> list[Score]:
+        """Have the judge think about responses whose fast scores are known, where the gate or the policy says so.
+
+        ``score_many`` is this behind ``encode`` and ``read``. A server reads the responses of many requests together
+        and then thinks about those of each request.
+
+        Args:
+            items: The responses.
+            scores: What ``read`` returned for them, in the same order.
+            asked: Which of them to think about; None where the gate and ``judge`` decide that.
+            judge: As for ``score_many``.
+            **options: As for ``score_many``.
+
+        Returns:
+            One score per item, in order.
+        """
+        policy, settings = self._policy_of(judge), self._judge_options(options)
+        results = list(scores)
+        texts: dict[int, tuple[Prompt, str]] = {}
+        for i, score in enumerate(results):
             decision = self.gate.single(score)
-            if _thinks(policy, decision):
-                asked[i] = (encoded[i].prompt, encoded[i].text)
-                scores[i] = replace(score, escalated=True, reasons=_reasons(decision))
-        for i, judgement in self._slow.score(asked, settings, policy).items():
-            scores[i] = with_thought(scores[i], judgement)
-        return scores
+            if _thinks(policy, decision) if asked is None else asked[i]:
+                texts[i] = (items[i].prompt, items[i].text)
+                results[i] = replace(score, escalated=True, reasons=_reasons(decision))
+        for i, judgement in self._slow.score(texts, settings, policy).items():
+            results[i] = with_thought(results[i], judgement)
+        return results
 
     def predict(self, pairs: Iterable[tuple[Prompt, Response]], **options: Unpack[ScoringSettings]) -> list[float]:
         """Return the scores of (prompt, response) pairs as plain floats in [0, 1], in input order.
@@ -242,17 +273,44 @@ class FastSlowRM:
             InputError: On unusable text; the message names the item.
             JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
         """
-        policy, settings = self._policy_of(judge), self._judge_options(options)
+        self._policy_of(judge), self._judge_options(options)  # refused before anything is read
         listed = check_items(items, "prompt", "first", "second")
         encoded = [self._encoded(i, prompt, response) for i, (prompt, *both) in enumerate(listed) for response in both]
-        scores = self.fast.read(encoded, self.gate.spec.temperature)
+        scores = self.read(encoded)
         pairs = list(zip(encoded[0::2], encoded[1::2], strict=True))
+        return self.escalate_pairs(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), judge=judge, **options)
+
+    def escalate_pairs(
+        self,
+        pairs: Sequence[tuple[EncodedResponse, EncodedResponse]],
+        scores: Sequence[tuple[Score, Score]],
+        *,
+        asked: Sequence[bool] | None = None,
+        judge: JudgePolicy | None = None,
+        **options: Unpack[JudgeSettings],
+    ) -> list[Comparison]:
+        """Compare pairs whose fast scores are known, and have the judge think where the gate or the policy says so.
+
+        ``compare_many`` is this behind ``encode`` and ``read``; see ``escalate_scores``.
+
+        Args:
+            pairs: The two responses of each pair.
+            scores: What ``read`` returned for them, in the same order.
+            asked: Which of them to think about; None where the gate and ``judge`` decide that.
+            judge: As for ``compare_many``.
+            **options: As for ``compare_many``.
+
+        Returns:
+            One comparison per pair, in order.
+        """
+        policy, settings = self._policy_of(judge), self._judge_options(options)
         fast = [
             compare_scores(first, second, self.gate, tokens_read=first.tokens_read + second.tokens_read)
-            for first, second in zip(scores[0::2], scores[1::2], strict=True)
+            for first, second in scores
         ]
-        asked = [_thinks(policy, decision) for _, decision in fast]
-        return self._think_about(pairs, fast, asked, settings, policy)
+        if asked is None:
+            asked = [_thinks(policy, decision) for _, decision in fast]
+        return self._think_about(list(pairs), fast, asked, settings, policy)
 
     def rank(
         self,
@@ -422,7 +480,7 @@ class FastSlowRM:
         self,
         pairs: list[tuple[EncodedResponse, EncodedResponse]],
         fast: list[tuple[Comparison, Decision]],
-        asked: list[bool],
+        asked: Sequence[bool],
         settings: JudgeOptions,
         policy: JudgePolicy,
     ) -> list[Comparison]:

@@ -13,7 +13,7 @@ Results hold no numpy scalars, so that ``json.dumps(score.to_dict())`` always wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
@@ -45,6 +45,27 @@ Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
 """How the best of N is found; see ``fsrm_lite.ranking.tournament.select``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What the judge has written of one thought so far, while it is still writing.
+
+    Attributes:
+        item: Position of its pair or response among those that the judge was asked about in this call.
+        vote: Which thought about that item it is, counted from 0 in the order in which they are asked.
+        swapped: Whether it sees the pair's second response first.
+        text: The text so far; a character whose bytes are not all there yet is left out.
+    """
+
+    item: int
+    vote: int
+    swapped: bool
+    text: str
+
+
+Watch: TypeAlias = Callable[[list[Thought]], bool]
+"""Called now and then with the thoughts that are being written. Returning False stops the judge, as a deadline does."""
+
+
 class _JudgeSettings(TypedDict, total=False):
     votes: int | None
     thinking_tokens: int | None
@@ -55,6 +76,7 @@ class _JudgeSettings(TypedDict, total=False):
     error_rate: float
     deadline: float | None
     both_orders: bool
+    watch: Watch | None
 
 
 class JudgeSettings(_JudgeSettings, total=False):
@@ -142,6 +164,9 @@ class JudgeOptions:
         error_rate: Stop also when they would change it with at most this probability, in [0, 0.5). Needs ``adaptive``.
         deadline: Seconds after which the call returns what it has; None for no limit.
         both_orders: Ask about each pair in both orders of its responses.
+        watch: Called while the judge writes, some ten times a second and never after the call; it sees the thoughts so
+            far and may stop them. A judge in a process of its own is watched only when it has finished. None for
+            nobody.
     """
 
     votes: int | None = None
@@ -154,6 +179,7 @@ class JudgeOptions:
     error_rate: float = 0.0
     deadline: float | None = None
     both_orders: bool = True
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -171,6 +197,7 @@ class JudgeOptions:
         expect(is_number(rate) and 0.0 <= rate < 0.5, "error_rate", rate, "a number in [0, 0.5)")
         seconds = "a number of seconds of at least 0, or None"
         expect(limit is None or (is_number(limit) and limit >= 0.0), "deadline", limit, seconds)
+        expect(self.watch is None or callable(self.watch), "watch", self.watch, "a function of thoughts, or None")
 
 
 # --- 2. What the judge is told to write ---------------------------------------------------------------------------
@@ -267,6 +294,10 @@ class Request:
     deadline: float | None = None
     adaptive: bool = True
     error_rate: float = 0.0
+
+
+WatchIds: TypeAlias = Callable[[Mapping[int, list[int]]], bool]
+"""Called while the jobs of a request are written, with the ids so far by job number. Returning False stops them."""
 
 
 # --- 3. What it wrote, and what that means ------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import sys
 
 from fsrm_lite import FastSlowRM, SolveReasoner
-from fsrm_lite.serve.http import make_server
+from fsrm_lite.serve.server import make_server
 
 rm = FastSlowRM.from_pretrained()
 server = make_server(rm, reasoner=SolveReasoner(rm), port=int(sys.argv[1]))

@@ -6,6 +6,7 @@
 ``exporting``        export
 ``reasoning``        distill, fit-critic
 ``inspection``       inspect, doctor
+``serving``          serve
 ``models``           the options by which every command names its model
 ``identity``         what decides the contents of a run's results
 ``progress``         shows how far a command has come
@@ -38,6 +39,7 @@ COMMANDS = {
     "best-of-n": "scoring:best_of_n",
     "inspect": "inspection:inspect",
     "doctor": "inspection:doctor",
+    "serve": "serving:serve",
     "export": "exporting:export",
     "calibrate": "evaluation:calibrate",
     "eval": "evaluation:evaluate",

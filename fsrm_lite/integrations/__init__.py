@@ -7,6 +7,6 @@ None of these libraries has to be installed for the adapters to be imported.
 ``trl``            TRL: a reward function for its trainers, and a judge of pairs
 ``cross_encoder``  sentence-transformers: ``predict`` and ``rank`` as its ``CrossEncoder`` has them
 ``scaling``        its_hub's outcome reward model, lm-eval's filter
-``http``           another name of ``fsrm_lite.serve.http``
+``http``           another name of ``fsrm_lite.serve.server``
 =================  ==================================================================================
 """

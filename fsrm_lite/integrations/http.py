@@ -1,5 +1,5 @@
-"""The functions of ``fsrm_lite.serve.http``, under the name that the module had first."""
+"""``fsrm_lite.serve.server.make_server`` under the name that it had first."""
 
-from fsrm_lite.serve.http import MAX_BODY_BYTES, chat_completion, make_server, rerank, score, tei_rerank
+from fsrm_lite.serve.server import Server, make_server
 
-__all__ = ["MAX_BODY_BYTES", "chat_completion", "make_server", "rerank", "score", "tei_rerank"]
+__all__ = ["Server", "make_server"]

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -27,10 +27,13 @@ from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
+    from fsrm_lite.types import Watch
 
 _T = TypeVar("_T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character; JSON escapes can spell one, UTF-8 cannot
+
+_AGAIN = "A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n"
 
 MAX_REPLY_BYTES = 16 * 2**20
 """A longer reply of an endpoint is refused: no batch of answers is that long."""
@@ -218,11 +221,26 @@ class SolveReasoner:
             raise InputError(f"the bundle {model.bundle.manifest.name!r} cannot solve: it has no template 'solve'")
         self._encoder, self._judge = model.encoder, model.judge
 
-    def propose(self, tasks: Sequence[Task], sampling: Sampling) -> list[list[Proposal]]:
-        """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch."""
+    def prompt_ids(self, task: Task) -> list[int]:
+        """Return the token ids after which the model writes its answer.
+
+        Raises:
+            InputError: If the question is unusable.
+            ContextOverflowError: If it does not fit into the model's context.
+        """
+        return self._encoder.solve(task.question)
+
+    def propose(self, tasks: Sequence[Task], sampling: Sampling, *, watch: Watch | None = None) -> list[list[Proposal]]:
+        """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch.
+
+        Args:
+            tasks: The tasks.
+            sampling: How to sample.
+            watch: Sees what is being written and may stop it; see ``fsrm_lite.types.JudgeOptions``.
+        """
         expect(sampling.n <= MAX_VOTES, "sampling: n", sampling.n, f"at most {MAX_VOTES} of a bundle")
         try:
-            prompts = [self._encoder.solve(task.question) for task in tasks]
+            prompts = [self.prompt_ids(task) for task in tasks]
             groups = self._judge.generate(
                 prompts,
                 n=sampling.n,
@@ -230,6 +248,7 @@ class SolveReasoner:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=sampling.seed,
+                watch=watch,
             )
         except FsrmError as error:
             raise ReasonerError(f"the bundle cannot solve: {error}") from error
@@ -362,14 +381,27 @@ def conversation(task: Task) -> list[dict[str, str]]:
     messages = [{"role": "user", "content": task.question}]
     for response in task.rejected:
         messages.append({"role": "assistant", "content": response})
-        messages.append(
-            {
-                "role": "user",
-                "content": "A checker rejected that answer as wrong. Solve the problem again, in another way.\n\n"
-                f"{task.question}",
-            }
-        )
+        messages.append({"role": "user", "content": _AGAIN + task.question})
     return messages
+
+
+def task_of(messages: Sequence[Mapping[str, str]]) -> Task:
+    """Return what a conversation asks: its last turn of the user.
+
+    In a conversation that ``conversation`` wrote that is the question, with the answers that were rejected.
+
+    Args:
+        messages: Chat messages with a role and a text each.
+
+    Raises:
+        InputError: If no message is the user's, or its text is blank.
+    """
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    if not asked or not asked[-1].strip():
+        raise InputError("the messages hold no message of the user, or the last one is empty; expected a question")
+    rejected = tuple(m["content"] for m in messages if m["role"] == "assistant")
+    again = Task(asked[0], rejected)
+    return again if list(messages) == conversation(again) else Task(asked[-1])
 
 
 def _read_choices(data: bytes) -> list[Proposal]:

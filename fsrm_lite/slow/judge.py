@@ -15,7 +15,7 @@ But the last bits of llama.cpp's arithmetic may depend on the number of rows in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -38,8 +38,11 @@ from fsrm_lite.types import (
     PointJudgement,
     Prompt,
     Request,
+    Thought,
     VerdictForm,
     Vote,
+    Watch,
+    WatchIds,
 )
 
 
@@ -112,7 +115,7 @@ class Judge:
             for vote in range(self._votes(options)):
                 for swapped, ids in asked.items():
                     jobs.append(replace(self._job(ids, vote, form, options), pair=pair, swapped=swapped))
-        completions, complete = self._run(jobs, options)
+        completions, complete = self._run(jobs, options, len(pairs))
         votes: list[list[tuple[Job, Completion | None]]] = [[] for _ in pairs]
         for job, completion in zip(jobs, completions, strict=True):
             votes[job.pair or 0].append((job, completion))
@@ -140,7 +143,7 @@ class Judge:
         for prompt, response in items:
             ids = tuple(self._encoder.pointwise_slow(prompt, response))
             jobs += [self._job(ids, vote, form, options) for vote in range(votes)]
-        completions, _ = self._run(jobs, options)
+        completions, _ = self._run(jobs, options, len(items))
         return [self._point(completions[i : i + votes]) for i in range(0, len(completions), votes)]
 
     def has_room(self, prompt: Prompt, *responses: str) -> bool:
@@ -174,6 +177,7 @@ class Judge:
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
+        watch: Watch | None = None,
     ) -> list[list[Generation]]:
         """Let the model continue each prompt ``n`` times, until a stop token or for ``max_tokens``.
 
@@ -184,6 +188,8 @@ class Judge:
             temperature: Sampling temperature; 0 is greedy.
             top_p: Keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
             seed: Seed of the sampling.
+            watch: See ``JudgeOptions``. When it stops the writing, the texts are as long as they are by then, and those
+                that were not begun are missing.
 
         Returns:
             For each prompt, in order, its texts.
@@ -194,15 +200,23 @@ class Judge:
             JudgeCrashed: If the judge's process died.
         """
         options = JudgeOptions(
-            votes=n, thinking_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=0, seed=seed
+            votes=n,
+            thinking_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=0,
+            seed=seed,
+            watch=watch,
         )
         prompts = [tuple(ids) for ids in prompt_ids]
         if any(not ids or min(ids) < 0 or max(ids) >= self._manifest.vocab_size for ids in prompts):
             raise InputError(f"a prompt is empty or has an id outside the vocabulary of {self._manifest.vocab_size}")
         jobs = [self._job(ids, k, None, options) for ids in prompts for k in range(n)]
-        completions, _ = self._run(jobs, options)
-        texts = [Generation(self._encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in completions if c is not None]
-        return [texts[i : i + n] for i in range(0, len(texts), n)]
+        completions, _ = self._run(jobs, options, len(prompts))
+        return [
+            [Generation(self._encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in group if c is not None]
+            for group in (completions[i : i + n] for i in range(0, len(completions), n))
+        ]
 
     def close(self) -> None:
         """Free the model. A call that runs in another thread ends with an error. Safe to repeat."""
@@ -234,8 +248,11 @@ class Judge:
         budget = min(options.thinking_tokens or limits.thinking_tokens, room)
         return Job(prompt, vote_key(options.seed, prompt, vote), budget, form)
 
-    def _run(self, jobs: list[Job], options: JudgeOptions) -> tuple[list[Completion | None], bool]:
-        """Have the jobs written, and return what ``fsrm_lite.slow.worker.Answer`` describes."""
+    def _run(self, jobs: list[Job], options: JudgeOptions, items: int) -> tuple[list[Completion | None], bool]:
+        """Have the jobs written, and return what ``fsrm_lite.slow.worker.Answer`` describes.
+
+        The jobs belong to ``items`` pairs, responses or prompts, and each of these has equally many, one after another.
+        """
         if not jobs:
             return [], True
         defaults = self._manifest.judge
@@ -245,7 +262,21 @@ class Judge:
             defaults.top_k if options.top_k is None else options.top_k,
         )
         stop_ids, rule = self._manifest.stop_ids, (options.adaptive, options.error_rate)
-        return self._runner.run(Request(tuple(jobs), decoding, stop_ids, options.deadline, *rule))
+        watch = None if options.watch is None else self._watching(options.watch, jobs, len(jobs) // items)
+        return self._runner.run(Request(tuple(jobs), decoding, stop_ids, options.deadline, *rule), watch)
+
+    def _watching(self, watch: Watch, jobs: list[Job], votes: int) -> WatchIds:
+        """Return a watch of ids that shows the thoughts as text; each item has ``votes`` jobs."""
+
+        def seen(written: Mapping[int, list[int]]) -> bool:
+            return watch(
+                [
+                    Thought(n // votes, n % votes, jobs[n].swapped, self._encoder.decode(ids).rstrip("\ufffd"))
+                    for n, ids in sorted(written.items())
+                ]
+            )
+
+        return seen
 
     def _pair(self, asked: list[tuple[Job, Completion | None]], options: JudgeOptions, complete: bool) -> PairJudgement:
         """Return what the votes on one pair say together.

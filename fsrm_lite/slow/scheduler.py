@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine, Interrupted
 from fsrm_lite.slow.sampling import draw
 from fsrm_lite.slow.streams import Streams
-from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm
+from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm, WatchIds
+
+WATCH_SECONDS = 0.08
+"""Least time between two calls of a watch: often enough for an eye, and too seldom to slow the decoding down."""
 
 _WORTH_COPYING = 16  # tokens; to copy a stream takes about as long as to compute this many
 
@@ -90,27 +93,34 @@ class Scheduler:
         self._slots = [None] * self.streams
         self._held = [np.zeros(0, np.int32)] * self.streams  # the prompt whose keys and values each stream holds
 
-    def run(self, feed: Feed, *, deadline: float | None = None) -> bool:
+    def run(self, feed: Feed, *, deadline: float | None = None, watch: WatchIds | None = None) -> bool:
         """Run until the feed has no more jobs.
 
         Args:
             feed: Gives out the jobs, and takes each completion exactly once.
             deadline: Value of ``time.monotonic()`` at which running jobs are cut off; None for no limit.
+            watch: Sees what is being written, and may stop it; None for nobody.
 
         Returns:
-            False if the deadline, or an interrupt of the engine, cut something off. What was running has then been
-            handed to the feed unfinished.
+            False if the deadline, the watch, or an interrupt of the engine cut something off. What was running has then
+            been handed to the feed unfinished.
         """
         rows = Streams(self.streams, self.cells, self.engine.vocab_size)
         rows.wake[list(self.stop_ids)] = True
+        watched = 0.0
         try:
             while True:
-                if deadline is not None and time.monotonic() >= deadline:
+                now = time.monotonic() if deadline is not None or watch is not None else 0.0
+                if deadline is not None and now >= deadline:
                     raise Interrupted
                 if self._changed:
                     live = self._admit(feed, rows)
                     if not live:
                         return True
+                if watch is not None and now - watched >= WATCH_SECONDS:
+                    watched = now
+                    if not watch(self._written(rows)):
+                        raise Interrupted
                 logits = self.engine.decode(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
                 drawn = draw(self.decoding, logits, rows.noise(live))
                 for i in rows.write(live, drawn):
@@ -120,6 +130,10 @@ class Scheduler:
                 if slot is not None:
                     self._finish(i, feed, rows, finished=False)
             return False
+
+    def _written(self, rows: Streams) -> dict[int, list[int]]:
+        """Return the ids written so far of the jobs that are running, by job number."""
+        return {slot.number: rows.written(i).tolist() for i, slot in enumerate(self._slots) if slot is not None}
 
     def _admit(self, feed: Feed, rows: Streams) -> int:
         """Give free streams new jobs, move running texts together, and return how many run."""

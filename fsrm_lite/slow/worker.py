@@ -22,7 +22,7 @@ from fsrm_lite.runtimes.llama.engine import Engine, load_llama, why_not
 from fsrm_lite.slow.child import Child, receive, send
 from fsrm_lite.slow.scheduler import Scheduler, ToText
 from fsrm_lite.slow.voting import Referee
-from fsrm_lite.types import Completion, Request
+from fsrm_lite.types import Completion, Request, WatchIds
 
 MAX_PARALLEL = 32
 """Most texts that are written at once.
@@ -48,7 +48,7 @@ class Runner(Protocol):
 
     vocab_size: int
 
-    def run(self, request: Request) -> Answer:
+    def run(self, request: Request, watch: WatchIds | None = None) -> Answer:
         """Answer a request; see ``Answer``."""
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class InlineRunner:
         self.tokenizer = self._engine.tokenizer
         self.vocab_size = self.tokenizer.size
 
-    def run(self, request: Request) -> Answer:
+    def run(self, request: Request, watch: WatchIds | None = None) -> Answer:
         """Answer a request on the owner thread. Ctrl-C stops the decoding and is then raised.
 
         One thing cannot be interrupted: opening a context, which takes half a second or more per gigabyte of its cache.
@@ -88,6 +88,7 @@ class InlineRunner:
 
         Args:
             request: What to write.
+            watch: Called on the owner thread with what is being written; it may stop it.
 
         Returns:
             What was written, by job number, and whether it is complete.
@@ -100,7 +101,7 @@ class InlineRunner:
         with self._lock:
             if self._closed:
                 raise JudgeError("this judge is closed; open another one")
-            self._owner.submit(self._answer, future, request, due)
+            self._owner.submit(self._answer, future, request, due, watch)
         try:
             try:
                 return future.result(_left(due))
@@ -112,7 +113,7 @@ class InlineRunner:
                     self._engine.interrupt()
             raise
 
-    def _answer(self, future: Future[Answer], request: Request, due: float | None) -> None:
+    def _answer(self, future: Future[Answer], request: Request, due: float | None, watch: WatchIds | None) -> None:
         """Answer one caller's request. An exception is passed on to the caller."""
         with self._lock:
             if not future.set_running_or_notify_cancel():
@@ -121,7 +122,7 @@ class InlineRunner:
             if not self._closed:
                 self._engine.resume()  # an interrupt before this was meant for an earlier call
         try:
-            answer = self._decode_all(request, due)
+            answer = self._decode_all(request, due, watch)
             if self._closed:
                 raise JudgeError("the judge was closed while it was thinking")
             future.set_result(answer)
@@ -131,7 +132,7 @@ class InlineRunner:
             with self._lock:
                 self._current = None
 
-    def _decode_all(self, request: Request, due: float | None) -> Answer:
+    def _decode_all(self, request: Request, due: float | None, watch: WatchIds | None) -> Answer:
         """Write all jobs of a request, and return what was written. At ``due`` an alarm interrupts the engine."""
         jobs, engine = request.jobs, self._engine
         cells = max(job.room for job in jobs)
@@ -140,11 +141,11 @@ class InlineRunner:
         scheduler = Scheduler(engine, self._to_text, request.decoding, request.stop_ids, streams, cells)
         referee = Referee(request)
         if due is None:
-            return referee.completions, scheduler.run(referee)
+            return referee.completions, scheduler.run(referee, watch=watch)
         alarm = threading.Timer(_left(due) or 0.0, engine.interrupt)
         alarm.start()
         try:
-            return referee.completions, scheduler.run(referee, deadline=due)
+            return referee.completions, scheduler.run(referee, deadline=due, watch=watch)
         finally:
             alarm.cancel()
             alarm.join()  # an alarm that still ran would interrupt the next call
@@ -178,11 +179,12 @@ class SubprocessRunner:
         with self._lock:
             self.vocab_size = self._started().vocab_size
 
-    def run(self, request: Request) -> Answer:
+    def run(self, request: Request, watch: WatchIds | None = None) -> Answer:
         """Answer a request in the child.
 
         Args:
             request: What to write.
+            watch: Not called here: what is being written stays in the child until it is finished.
 
         Returns:
             What was written, by job number, and whether it is complete.

@@ -12,7 +12,7 @@ from helpers import ROOT
 from helpers.loops import FakeRM, readable_model
 
 from fsrm_lite.loops.reasoners import CallableReasoner, Proposal, Sampling
-from fsrm_lite.serve import http
+from fsrm_lite.serve.server import make_server
 
 EXAMPLES = ROOT / "examples"
 
@@ -83,8 +83,8 @@ def test_best_of_n_tables_and_ceiling(best_of_n, tmp_path, capsys):
 
 def test_best_of_n_against_an_endpoint(best_of_n, tmp_path, capsys, monkeypatch):
     rm, guesser = CountingRM(tmp_path), Guesser()
-    server = http.make_server(rm, reasoner=guesser)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    server = make_server(rm, reasoner=guesser)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(best_of_n.FastSlowRM, "from_pretrained", lambda source=None: rm)
     questions = tmp_path / "q.jsonl"

@@ -12,7 +12,7 @@ from helpers import ROOT
 from fsrm_lite import FastSlowRM, SolveReasoner
 from fsrm_lite.loops.distill import distill, read_traces
 from fsrm_lite.loops.reasoners import Sampling, Task
-from fsrm_lite.serve import http
+from fsrm_lite.serve.server import make_server
 
 TEXT = (ROOT / "examples" / "README.md").read_text("utf-8")
 SECTIONS = {section.split("\n")[0]: section for section in TEXT.split("\n## ")}
@@ -26,8 +26,8 @@ def code(title):
 @pytest.fixture
 def served(rm):
     """An endpoint that solves, on a free port."""
-    server = http.make_server(rm, reasoner=SolveReasoner(rm))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    server = make_server(rm, reasoner=SolveReasoner(rm), names=["default"])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -76,9 +76,10 @@ def test_http(capsys):
     names = {}
     exec(code("Over HTTP").replace("port=8080", "port=0").replace("server.serve_forever()", ""), names)
     server = names["server"]
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    body = re.search(r"-d '(.*?)'", SECTIONS["Over HTTP"]).group(1).encode()
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/rerank", body) as reply:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    body = re.search(r"--json '(.*?)'", SECTIONS["Over HTTP"]).group(1).encode()
+    address = f"http://127.0.0.1:{server.server_port}/rerank"
+    with urllib.request.urlopen(urllib.request.Request(address, body, {"content-type": "application/json"})) as reply:
         results = json.load(reply)["results"]
     server.shutdown()
     server.server_close()

@@ -115,7 +115,8 @@ def test_serve():
             body = json.dumps(
                 {"query": "What is 2 + 3?", "documents": ["The answer is 41.", "The answer is 5."]}
             ).encode()
-            with urllib.request.urlopen(address, body, timeout=60) as reply:
+            request = urllib.request.Request(address, body, {"content-type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as reply:
                 assert [result["index"] for result in json.load(reply)["results"]] == [1, 0]
         finally:
             server.terminate()

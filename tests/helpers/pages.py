@@ -4,7 +4,8 @@ What a block is, its language and title say:
 
 * ``python`` is run, in one namespace per page; the block ``text title="Output"`` behind it is what it prints.
 * ``console`` holds commands behind ``$ `` and, below each, what it prints. Run are ``fsrm-lite``, ``python -m``,
-  ``cat`` and ``echo $?``.
+  ``cat``, ``curl`` and ``echo $?``. ``fsrm-lite serve ... &`` starts a server in a process of its own, on a free port;
+  where the page says port 8080, ``curl`` asks that one. It ends with the page.
 * A block with any other title is a file of that name, which is written before the next block is run.
 * A title that begins with ``Not run`` says why the block is not.
 * ``sh`` is for commands that a test cannot run (an installation, a server that does not end); ``mermaid``, ``json``
@@ -22,8 +23,9 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +75,16 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
     Raises:
         AssertionError: Where the page shows something else than what comes out, naming the line.
     """
+    with contextlib.ExitStack() as servers:
+        return _run_blocks(text, folder, around, servers)
+
+
+def _run_blocks(
+    text: str, folder: Path, around: Callable[[], AbstractContextManager[object]], servers: contextlib.ExitStack
+) -> int:
+    """Run all blocks of a page; see ``run_page``. The servers that the page starts end with ``servers``."""
     names: dict[str, object] = {"__name__": "__page__"}
+    ports: list[int] = []
     blocks = blocks_of(text)
     assert text.count("```") == 2 * len(blocks), "a code block is not closed, or its first line is not understood"
     run = 0
@@ -91,7 +102,7 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
             check(shown, printed.getvalue(), where)
             run += 1
         elif block.language == "console":
-            run_console(block.code, where)
+            run_console(block.code, where, servers, ports)
             run += 1
         elif block.title not in (None, OUTPUT):
             (folder / block.title).write_text(block.code, "utf-8")
@@ -109,23 +120,59 @@ def run_page(text: str, folder: Path, around: Callable[[], AbstractContextManage
     return run
 
 
-def run_console(code: str, where: str) -> None:
+def run_console(code: str, where: str, servers: contextlib.ExitStack, ports: list[int]) -> None:
     """Run the commands of a block and compare what each prints; one that fails must be followed by ``echo $?``."""
     status = 0
-    for command, shown in re.findall(r"^\$ ((?:[^\n]*\\\n)*[^\n]*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE):
-        words = shlex.split(command.replace("\\\n", " "))
+    for command, words, shown in _commands_shown(code):
         if words == ["echo", "$?"]:
             printed, status = f"{status}\n", 0
         else:
             assert status == 0, f"{where}: a command ended with status {status} before: $ {command}"
-            status, printed = call(words)
+            status, printed = call(words, servers, ports)
         check(shown, printed, f"{where}: $ {command}")
     assert status == 0, f"{where}: the last command ended with status {status}:\n{printed}"
 
 
-def call(words: list[str]) -> tuple[int, str]:
-    """Run a command in this process; return its status and what it printed."""
+def _commands_shown(code: str) -> Iterator[tuple[str, list[str], str]]:
+    """Yield each command of a block, its words, and what stands below it.
+
+    A command goes on in the next line behind a backslash, and while a quotation is open.
+    """
+    lines = code.splitlines(keepends=True)
+    while lines:
+        command = lines.pop(0)
+        assert command.startswith("$ "), f"a block console begins with {command!r}"
+        while True:
+            with contextlib.suppress(ValueError):
+                words = shlex.split(command[2:].replace("\\\n", " "))
+                if not command.endswith("\\\n"):
+                    break
+            command += lines.pop(0)
+        shown = ""
+        while lines and not lines[0].startswith("$ "):
+            shown += lines.pop(0)
+        yield command.removeprefix("$ ").rstrip("\n"), words, shown
+
+
+def call(words: list[str], servers: contextlib.ExitStack, ports: list[int]) -> tuple[int, str]:
+    """Run a command; return its status and what it printed.
+
+    Args:
+        words: The command.
+        servers: Where to leave a server, which is to be ended later.
+        ports: The ports of the servers so far, to which the one that the command starts is added.
+    """
     program, *arguments = words
+    if words[:2] == ["fsrm-lite", "serve"] and words[-1] == "&":
+        port, printed = servers.enter_context(_served(arguments[:-1]))
+        ports.append(port)
+        return 0, printed
+    if program == "curl":
+        here = [word.replace("127.0.0.1:8080", f"127.0.0.1:{ports[-1]}") for word in arguments]
+        done = subprocess.run(
+            ["curl", "--silent", "--noproxy", "*", *here], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + "\n" * (not done.stdout.endswith("\n"))
     if program == "fsrm-lite":
         # Whether a line of progress appears depends on how long the command takes, so there are none here.
         with mock.patch("fsrm_lite.cli.progress.LINE_SECONDS", math.inf):
@@ -135,6 +182,21 @@ def call(words: list[str]) -> tuple[int, str]:
         return 0, "".join(Path(name).read_text("utf-8") for name in arguments)
     assert words[:2] == ["python", "-m"], f"nobody runs {program}"
     return _call_module(*words[2:])
+
+
+@contextlib.contextmanager
+def _served(arguments: list[str]) -> Iterator[tuple[int, str]]:
+    """Run ``fsrm-lite`` with the arguments, which start a server; yield its port and what it says first."""
+    code = "from fsrm_lite.cli import main; main()"
+    options = [] if "--port" in arguments else ["--port", "0"]
+    command = [sys.executable, "-c", code, *arguments, *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stderr.readline()
+            yield int(line.split(":")[2].split("/")[0]), re.sub(r"(127.0.0.1):\d+", r"\1:8080", line)
+        finally:
+            process.terminate()
+            process.stderr.read()
 
 
 def _call_module(module: str, *arguments: str) -> tuple[int, str]:

@@ -409,3 +409,36 @@ def test_pairs_judged_together_or_alone_win_alike(embedded):
     together = embedded.compare(pairs, JudgeOptions(votes=2))
     alone = [embedded.compare([pair], JudgeOptions(votes=2))[0] for pair in pairs]
     assert sum(t.winner == a.winner for t, a in zip(together, alone, strict=True)) >= 29
+
+
+def test_a_watch_sees_thoughts_grow_and_changes_nothing(judge, monkeypatch):
+    monkeypatch.setattr("fsrm_lite.slow.scheduler.WATCH_SECONDS", 0.0)
+    seen = []
+    plain = judge.compare(PAIRS, JudgeOptions(votes=2, adaptive=False))
+    watched = judge.compare(PAIRS, JudgeOptions(votes=2, adaptive=False, watch=lambda now: seen.append(now) or True))
+    assert watched == plain
+    texts = {}
+    for now in seen:
+        for thought in now:
+            before = texts.setdefault((thought.item, thought.vote), "")
+            assert len(thought.text) >= len(before) or thought.text.startswith(before[:8])
+            assert thought.swapped == bool(thought.vote % 2)
+            texts[thought.item, thought.vote] = thought.text
+    assert set(texts) == {(item, vote) for item in range(3) for vote in range(4)}
+
+
+def test_a_watch_stops_the_judge_as_a_deadline_does(judge, monkeypatch):
+    monkeypatch.setattr("fsrm_lite.slow.scheduler.WATCH_SECONDS", 0.0)
+    calls = []
+    stopped = judge.compare(PAIRS, JudgeOptions(votes=2, adaptive=False, watch=lambda now: bool(calls.append(0))))
+    assert len(calls) == 1
+    assert not any(j.complete for j in stopped)
+    assert judge.compare(PAIRS[:1], JudgeOptions(votes=1))[0].complete
+    texts = judge.generate([[1, 2, 3]], n=3, max_tokens=20, watch=lambda now: False)
+    assert [len(group) for group in texts] == [3]
+    assert all(g.tokens == 0 for g in texts[0])
+
+
+def test_a_watch_is_a_function():
+    with pytest.raises(InputError, match="watch is 3"):
+        JudgeOptions(watch=3)
