@@ -9,6 +9,7 @@ calibration split only. So the figures are those of problems that neither the mo
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,14 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.loops.reasoners import Sampling, SolveReasoner, Task
 from fsrm_lite.measure.intervals import bootstrap, wilson
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
 from fsrm_lite.measure.metrics import auroc, random_accuracy
 from fsrm_lite.measure.tradeoff import escalations
 from fsrm_lite.models.data import Pair, held_out
+from fsrm_lite.models.problems import problems_of
+from fsrm_lite.models.responses import labelled
 from fsrm_lite.scorer import FastSlowRM
 
 TEST_PAIRS = 3000
+OWN_SOLUTIONS = 8
+"""Solutions of a problem, from which a pair of the model's own samples is drawn."""
+
 BATCH = 100
 """Pairs judged in one call."""
 
@@ -79,6 +86,35 @@ def judge_all(
         if progress is not None:
             progress(len(batch))
     return items
+
+
+def own_pairs(rm: FastSlowRM, split: str, count: int, seed: int = 0) -> list[Pair]:
+    """Return pairs of what the model itself wrote: a right and a wrong solution of one problem, both drawn at random.
+
+    Each problem is solved ``OWN_SOLUTIONS`` times at temperature 1; problems whose solutions are all right or all wrong
+    give no pair.
+
+    Args:
+        rm: The model.
+        split: "calibration" or "test".
+        count: Number of pairs.
+        seed: Seed of problems and solutions.
+    """
+    reasoner, rng = SolveReasoner(rm), random.Random(f"own-pairs-{split}-{seed}")
+    pairs: list[Pair] = []
+    turn = 0
+    while len(pairs) < count:
+        problems = problems_of(split, BATCH, 1000 * seed + turn)
+        sampling = Sampling(n=OWN_SOLUTIONS, temperature=1.0, seed=1000 * seed + turn)
+        for problem, group in zip(
+            problems, reasoner.propose([Task(p.question) for p in problems], sampling), strict=True
+        ):
+            found = [labelled(problem, proposal.text) for proposal in group if proposal.text]
+            right, wrong = ([r for r in found if r is not None and r.correct == side] for side in (True, False))
+            if right and wrong:
+                pairs.append(Pair(problem, rng.choice(right), rng.choice(wrong)))
+        turn += 1
+    return pairs[:count]
 
 
 def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
@@ -152,32 +188,57 @@ def longer_wins(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def measure(rm: FastSlowRM, count: int, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Return all that the model card shows, measured on the first ``count`` test pairs."""
-    pairs = held_out("test", count)
+    """Return all that the model card shows, measured on ``count`` test pairs of either kind.
+
+    The first kind has written-in errors. The second, under the key ``own``, is what the model itself wrote.
+    """
+    written = _measure(rm, held_out("test", count), progress)
+    own = _measure(rm, own_pairs(rm, "test", count), progress)
+    return {"split": "test", "votes_per_order": rm.bundle.manifest.judge.votes, **written, "own": own}
+
+
+def _measure(rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], None] | None) -> dict[str, Any]:
     items = judge_all(rm, pairs, progress)
-    sample = Sample.of(items)
     gate = rm.gate.spec
+    fast_wrong = np.array([not item.fast_correct for item in items])
+    slow_wrong = np.array([not item.slow_correct for item in items])
     return {
-        "split": "test",
-        "pairs": count,
-        "votes_per_order": rm.bundle.manifest.judge.votes,
-        "figures": figures(sample, gate) | {"longer_wins": longer_wins(pairs)},
+        "pairs": len(pairs),
+        "figures": figures(Sample.of(items), gate) | {"longer_wins": longer_wins(pairs)},
         "slow_tokens_per_pair": float(np.mean([item.slow_tokens or 0 for item in items])),
+        "fast_errors": int(fast_wrong.sum()),
+        "both_wrong": int((fast_wrong & slow_wrong).sum()),
         "breakdown": breakdown(pairs, items, gate),
     }
 
 
 def table(measured: dict[str, Any]) -> str:
     """Return the figures as two tables in Markdown."""
-    lines = [f"| on {measured['pairs']} held-out test pairs | value | 95 % interval |", "|---|---:|---:|"]
+    kinds = [measured, measured["own"]] if "own" in measured else [measured]
+    lines = [
+        f"| on {measured['pairs']} held-out test pairs, with intervals of 95 % | written-in errors |"
+        + (" own samples |" if len(kinds) > 1 else ""),
+        "|---|" + "---:|" * len(kinds),
+    ]
     for name, title in {**NAMES, "longer_wins": "baseline: the longer response wins"}.items():
-        x = measured["figures"][name]
         form = "{:.3f}" if name.startswith("auroc") else "{:.1%}"
-        lines.append(f"| {title} | {form.format(x['value'])} | {form.format(x['low'])} to {form.format(x['high'])} |")
+        cells = [
+            "{} ({} to {})".format(*(form.format(kind["figures"][name][key]) for key in ("value", "low", "high")))
+            for kind in kinds
+        ]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    tokens = " and ".join(f"{kind['slow_tokens_per_pair']:.0f}" for kind in kinds)
     lines += [
         "",
-        f"Always-slow writes {measured['slow_tokens_per_pair']:.0f} tokens per pair "
-        f"(both orders, {measured['votes_per_order']} vote each).",
+        f"Always-slow writes {tokens} tokens per pair (both orders, {measured['votes_per_order']} vote each).",
+        *(
+            f"Of the {kind['fast_errors']} pairs that the fast path gets wrong, the slow one gets {kind['both_wrong']} "
+            f"wrong too ({title}): thinking cannot mend those."
+            for kind, title in zip(kinds, ("written-in errors", "own samples"), strict=False)
+            if "both_wrong" in kind
+        ),
+        "",
+        "With written-in errors:",
         "",
     ]
     lines += ["| by | of the rejected response | pairs | fast | slow | escalated |", "|---|---|---:|---:|---:|---:|"]
@@ -200,7 +261,7 @@ def main(model: Path | None, pairs: int, threads: int | None, as_json: bool) -> 
     """Measure a model on the test split and print the card's table."""
     with (
         FastSlowRM.from_pretrained(model, threads=threads) as rm,
-        click.progressbar(length=pairs, label="judging", file=sys.stderr) as bar,
+        click.progressbar(length=2 * pairs, label="judging", file=sys.stderr) as bar,
     ):
         measured = measure(rm, pairs, bar.update)
     click.echo(json.dumps(measured, indent=2) if as_json else table(measured))

@@ -24,8 +24,8 @@ from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.files import whole_file
 from fsrm_lite.gate import sigmoid
 from fsrm_lite.models.data import MIX, UNDECIDED_SHARE, BatchMaker, Example, training_manifest
-from fsrm_lite.models.problems import Problem, make_problem
-from fsrm_lite.models.responses import Response, agrees, claim_of
+from fsrm_lite.models.problems import Problem
+from fsrm_lite.models.responses import Response, labelled
 from fsrm_lite.slow.judge import Judge
 
 MAX_TOKENS = 160
@@ -61,21 +61,6 @@ class Samples:
         if right:
             return rng.choices(self.right, self.right_weights)[0]
         return rng.choices(self.wrong, self.wrong_weights)[0]
-
-
-def problems_of(split: str, count: int, seed: int) -> list[Problem]:
-    """Return ``count`` problems of a split, the same for the same seed."""
-    rng = random.Random(f"own-{split}-{seed}")
-    return [make_problem(rng, split) for _ in range(count)]
-
-
-def labelled(problem: Problem, text: str) -> Response | None:
-    """Return a solution with its label; None where the number is right and the unit wrong, which is neither."""
-    claim = claim_of(text)
-    right = agrees(claim, problem)
-    if not right and claim.split(" ")[0] == problem.answer:
-        return None
-    return Response(text, claim, right, "worked", "" if right else "own")
 
 
 def solve(

@@ -77,6 +77,12 @@ def make_problem(rng: random.Random, split: str) -> Problem:
             return problem
 
 
+def problems_of(split: str, count: int, seed: int) -> list[Problem]:
+    """Return ``count`` problems of a split, the same for the same seed."""
+    rng = random.Random(f"own-{split}-{seed}")
+    return [make_problem(rng, split) for _ in range(count)]
+
+
 def _arithmetic(
     family: str, question: str, steps: list[Step], unit: str, names: tuple[str, ...] = (), shape: str = ""
 ) -> Problem | None:

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.models.data import Batch, Example, Packer
-from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, problems_of, read_samples
-from fsrm_lite.models.problems import make_problem
+from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, read_samples
+from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
 from fsrm_lite.models.rounds import OWN_SHARE, PROBLEMS, ROUNDS
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states

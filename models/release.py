@@ -26,7 +26,7 @@ from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.tradeoff import cheapest_within, pareto
 from fsrm_lite.models.data import held_out, rows_of
-from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, table
+from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_pairs, table
 from fsrm_lite.models.plots import training_curves
 from fsrm_lite.scorer import FastSlowRM
 
@@ -45,9 +45,13 @@ TEXT = Path(__file__).with_name("CARD.md")
 
 
 def choose_gate(bundle: Path, *, threads: int | None, count: int) -> GateSpec:
-    """Return the cheapest gate that, on the calibration split, keeps the accuracy of always asking the judge."""
-    with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", count) as bar:
-        sample = Sample.of(judge_all(rm, held_out("calibration", count), bar.update))
+    """Return the cheapest gate that, on the calibration split, keeps the accuracy of always asking the judge.
+
+    Half of the pairs have written-in errors, half are the model's own samples.
+    """
+    with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", 2 * count) as bar:
+        pairs = [*held_out("calibration", count), *own_pairs(rm, "calibration", count)]
+        sample = Sample.of(judge_all(rm, pairs, bar.update))
     return cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
 
 
@@ -67,7 +71,7 @@ def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pai
 
 def describe(bundle: Path, gate: GateSpec, *, threads: int | None, test_pairs: int) -> None:
     """Give a bundle this gate, measure it on the test split, and write its manifest and card."""
-    with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", test_pairs) as bar:
+    with FastSlowRM.from_pretrained(bundle, threads=threads, gate=gate) as rm, _bar("measuring", 2 * test_pairs) as bar:
         measured = measure(rm, test_pairs, bar.update)
         golden = [
             {"prompt": p.problem.question, "response": r.text}

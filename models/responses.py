@@ -105,6 +105,15 @@ def claim_of(text: str) -> str:
     return claim if len(claim.split()) <= 2 else ""
 
 
+def labelled(problem: Problem, text: str) -> Response | None:
+    """Return a solution with its label; None where the number is right and the unit wrong, which is neither."""
+    claim = claim_of(text)
+    right = agrees(claim, problem)
+    if not right and claim.split(" ")[0] == problem.answer:
+        return None
+    return Response(text, claim, right, "worked", "" if right else "own")
+
+
 def agrees(claim: str, problem: Problem) -> bool:
     """Return whether a claim is the right answer: the value must be right, and the unit if it gives one."""
     value, _, unit = claim.partition(" ")

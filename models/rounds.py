@@ -28,13 +28,12 @@ from fsrm_lite.models.checks import fast_scores, pick_checks
 from fsrm_lite.models.own_samples import (
     OwnBatchMaker,
     Samples,
-    problems_of,
     read_samples,
     solve,
     weighted,
     write_samples,
 )
-from fsrm_lite.models.problems import Problem
+from fsrm_lite.models.problems import Problem, problems_of
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer
 
 PROBLEMS, SOLUTIONS = 2500, 8

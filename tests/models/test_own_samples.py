@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from fsrm_lite.models.data import template_texts, training_manifest
-from fsrm_lite.models.problems import make_problem
-from fsrm_lite.models.responses import agrees, claim_of, right_response, wrong_response
+from fsrm_lite.models.problems import make_problem, problems_of
+from fsrm_lite.models.responses import agrees, claim_of, labelled, right_response, wrong_response
 from fsrm_lite.models.tokenizer import train_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -55,15 +55,15 @@ def test_a_text_without_a_short_answer_claims_nothing(text, claim):
 
 def test_a_right_number_with_a_wrong_unit_is_neither_right_nor_wrong():
     problem = next(p for p in (make_problem(random.Random(i), "train") for i in range(99)) if p.unit == "coins")
-    assert own_samples.labelled(problem, f"The answer is {problem.answer} coins.").correct
-    assert own_samples.labelled(problem, f"The answer is {problem.answer} hats.") is None
-    assert not own_samples.labelled(problem, "The answer is 99 coins.").correct
-    assert not own_samples.labelled(problem, "1 + 1 = 2.").correct
+    assert labelled(problem, f"The answer is {problem.answer} coins.").correct
+    assert labelled(problem, f"The answer is {problem.answer} hats.") is None
+    assert not labelled(problem, "The answer is 99 coins.").correct
+    assert not labelled(problem, "1 + 1 = 2.").correct
 
 
 def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_path):
-    problems = own_samples.problems_of("train", 3, seed=1)
-    assert problems == own_samples.problems_of("train", 3, seed=1) != own_samples.problems_of("train", 3, seed=2)
+    problems = problems_of("train", 3, seed=1)
+    assert problems == problems_of("train", 3, seed=1) != problems_of("train", 3, seed=2)
     good = f"The answer is {problems[0].answer}."
     path = tmp_path / "train.jsonl"
     own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], []])
@@ -77,7 +77,7 @@ def test_a_batch_of_own_pairs_has_only_them(tokenizer_path):
     manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
     problem = make_problem(random.Random(5), "train")
     texts = f"qq The answer is {problem.answer}.", "zz The answer is 99."
-    right, wrong = (own_samples.labelled(problem, text) for text in texts)
+    right, wrong = (labelled(problem, text) for text in texts)
     samples = [own_samples.Samples(problem, (right,), (wrong,))]
     maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
     batch = maker.batch(0)
