@@ -65,7 +65,8 @@ def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pai
     gate = choose_gate(draft, threads=threads, count=calibration_pairs)
     spec_path.write_text(json.dumps({**json.loads(spec_path.read_text()), "gate": gate.to_dict()}, indent=2))
     export_checkpoint(checkpoint, out, calibration=rows, overwrite=True)
-    training_curves(checkpoint / "metrics.jsonl", out / "training.png")
+    rounds = sorted(checkpoint.parent.glob("round-*/metrics.jsonl"))
+    training_curves(rounds or [checkpoint / "metrics.jsonl"], out / "training.png")
     describe(out, gate, threads=threads, test_pairs=test_pairs)
 
 
