@@ -288,7 +288,7 @@ def _fresh(folder: Path) -> Path:
 
 FP32, FIRST_RUNG = "fp32", "int8, first rung"
 TIERS = (0.05, 0.02)
-"""Largest difference of a score: the exporter's default, and the stricter one."""
+"""Largest difference of a score: a wider one, and the exporter's default."""
 
 TIMED_PAIRS, ROUNDS = 6, 5
 
