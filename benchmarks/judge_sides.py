@@ -134,9 +134,9 @@ class RandomJudge:
     """The judge's scheduler, which writes many votes at a time, with random weights."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        from fsrm_lite.runtimes.llama.engine import Engine
+        from fsrm_lite.runtimes.llama.engine import LlamaEngine
 
-        self._engine = Engine(path, threads=threads)
+        self._engine = LlamaEngine(path, threads=threads)
 
     def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""

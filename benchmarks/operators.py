@@ -44,7 +44,7 @@ def profile(path: Path, workload: Workload, threads: int) -> tuple[dict[str, flo
             onnxruntime.SessionOptions = profiled
             model = FastModel(path if path.is_absolute() else before / path, threads=threads)
             seconds = _seconds(model, workload)
-            events = json.loads(Path(model._session.end_profiling()).read_text("utf-8"))
+            events = json.loads(Path(model.graph._session.end_profiling()).read_text("utf-8"))
         finally:
             onnxruntime.SessionOptions = options
             os.chdir(before)

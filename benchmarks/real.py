@@ -37,11 +37,11 @@ from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary
 from fsrm_lite.export.gguf.checkpoint import write_checkpoint
-from fsrm_lite.export.gguf.reader import GgufReader
 from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names
 from fsrm_lite.export.graph.precision import write_tuned_graph
 from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration
+from fsrm_lite.export.parity.engine_reader import EngineReader
 from fsrm_lite.export.parity.measures import gate_signals
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
@@ -180,7 +180,7 @@ class Measure:
         if path.suffix != ".gguf":
             readings: Any = self.read(path)
             return self._compare(readings, self._divergence(readings))
-        with GgufReader(path) as model:
+        with EngineReader(path) as model:
             readings = model.first_token(self._sequences, [label.id for label in self._manifest.labels])
         return self._compare(readings, None)
 

@@ -31,6 +31,7 @@ _ROWS = (
     ("verdicts that are near ties in the checkpoint", "near_tie_verdicts", "{:d}", None),
     ("verdict probability behind the same thought, largest difference", "max_delta_p", _DIFFERENCE, None),
     ("difference of two choices, mean error (noise)", "verdict_noise", _DIFFERENCE, None),
+    ("the judge may think with it", "thinks", "{}", None),
 )
 """Title, key in the manifest, form, and the tolerance it must meet in the files that have it."""
 
@@ -73,6 +74,8 @@ def parity_table(parity: Mapping[str, Any]) -> str:
 def _cell(figures: Mapping[str, Any], key: str, form: str, bound: str | None) -> str:
     if figures.get(key) is None:
         return ""
+    if isinstance(figures[key], bool):
+        return "yes" if figures[key] else "no, out of tolerance"
     allowed = figures.get("tolerance", {}).get(bound)
     if allowed is None:
         return form.format(figures[key])
@@ -86,9 +89,9 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     text = f"Measured on {data['items']} responses in {data['pairs']} pairs ({data['source']})"
     if data["pairs"] < MIN_PAIRS:
         text += f", fewer than the {MIN_PAIRS} that the tolerances are meant for,"
-    slow = parity.get("slow")
-    if slow and slow.get("chains"):
-        text += f" and {slow['chains']} chains of thought of at most {slow['thinking_tokens']} tokens"
+    thoughts = next((parity[kind] for kind in ("fast", "slow") if (parity.get(kind) or {}).get("chains")), None)
+    if thoughts:
+        text += f" and {thoughts['chains']} chains of thought of at most {thoughts['thinking_tokens']} tokens"
     fast = parity["fast"]
     near_ties = fast["pairs"] - fast.get("clear_pairs", fast["pairs"])  # the embedded model's report does not tell
     if near_ties:
@@ -125,7 +128,12 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
     )
     example = (card.get("golden") or [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5."}])[0]
     use = _USE.format(prompt=json.dumps(example["prompt"]), response=json.dumps(example["response"]))
-    parts = "an ONNX scorer, a GGUF judge and the gate between them" if card["parity"].get("slow") else "an ONNX scorer"
+    fast, slow = card["parity"]["fast"], card["parity"].get("slow")
+    parts = "an ONNX scorer"
+    if slow:
+        parts = "an ONNX scorer, a GGUF judge and the gate between them"
+    elif fast.get("thinks"):
+        parts = "an ONNX graph that scores and thinks, and the gate between the two"
     sections = [
         f"---\nlicense: {str(card.get('license', 'unknown')).lower()}\nlibrary_name: fsrm-lite\ntags: "
         "[reward-model, onnx, gguf]\n---",

@@ -63,7 +63,7 @@ def export_checkpoint(
         out: Folder to create; it appears only when the whole bundle is in it.
         spec: The trainer's fragment (labels, templates, gate); ``CHECKPOINT/fsrm.json`` by default.
         fast: Precision of the ONNX file.
-        slow: Kind of the GGUF file, or "none" for a bundle without a judge.
+        slow: Kind of the GGUF file, or "none" for a bundle that thinks with its fast file alone.
         calibration: JSONL of pairs to measure on; a built-in set of 510 pairs by default.
         tolerance: Limits to change, by the names of the fields of ``fsrm_lite.export.parity.measures.Tolerance``.
         card: Markdown file whose text goes into the model card.
@@ -90,7 +90,7 @@ def export_checkpoint(
     source = open_source(root, spec, None if calibration is None else Path(calibration))
     fingerprint = check_weights(source.checkpoint, report)
     with atomic_folder(target, overwrite=overwrite) as folder:
-        expected = ask_reference(source, chains=slow != "none", tolerance=limits, report=report)
+        expected = ask_reference(source, tolerance=limits, report=report)
         shutil.copyfile(root / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         fast_result = build_fast(source, expected, folder, fast, limits, report)
         slow_result = build_slow(source, expected, folder, slow, limits, report)

@@ -19,13 +19,14 @@ from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
-from fsrm_lite.export.gguf.reader import GgufReader
 from fsrm_lite.export.gguf.writer import native_dtype, write_gguf
 from fsrm_lite.export.graph.fast_graph import matmul_names
 from fsrm_lite.export.graph.precision import TunedGraph, smooth, write_tuned_graph
 from fsrm_lite.export.graph.weights import Weights
+from fsrm_lite.export.graph.writer import add_metadata
 from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity.chains import chain_tasks, compare_chains, thought_budget
+from fsrm_lite.export.parity.engine_reader import EngineReader
 from fsrm_lite.export.parity.measures import (
     FirstTokenParity,
     Tolerance,
@@ -86,11 +87,15 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class FastResult:
-    """The fast file: its paths by role, its parity, and how its precisions were chosen."""
+    """The fast file: its paths by role, its parity, how its precisions were chosen, and how it thinks.
+
+    ``verdicts`` is None where the manifest has nothing to think about.
+    """
 
     files: dict[str, str]
     parity: FirstTokenParity
     tuned: TunedGraph
+    verdicts: VerdictParity | None = None
 
     def to_dict(self, precision: str, matmuls: int, tolerance: Tolerance) -> dict[str, Any]:
         """Return the JSON form for the manifest, with the tolerances that apply."""
@@ -109,7 +114,11 @@ class FastResult:
             "kept_fp32": kept_fp32,
             **worst,
         }
-        return {"precision": precision, "tolerance": tolerance.of_fast(precision), **self.parity.to_dict(), **kept}
+        thinking = {}
+        if self.verdicts is not None:
+            thinking = {**self.verdicts.to_dict(), "thinks": not verdict_violations(self.verdicts, tolerance)}
+        figures = {**self.parity.to_dict(), **thinking, **kept}
+        return {"precision": precision, "tolerance": tolerance.of_fast(precision), **figures}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +145,13 @@ class SlowResult:
         return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, **making}
 
 
-def ask_reference(source: Source, *, chains: bool, tolerance: Tolerance, report: StageProgress) -> Expected:
+def ask_reference(source: Source, *, tolerance: Tolerance, report: StageProgress) -> Expected:
     """Run the checkpoint through transformers; the model is freed before anything else is loaded."""
     report("reference scores", 0, len(source.fast_ids))
     reference = Reference(source.checkpoint.root)
     readings = reference.first_token(source.fast_ids, source.label_ids, partial(report, "reference scores"))
     budget = thought_budget(source.manifest, source.parameters)
-    tasks = chain_tasks(source.data, source.encoder, budget, tolerance.near_tie_verdict()) if chains else []
+    tasks = chain_tasks(source.data, source.encoder, budget, tolerance.near_tie_verdict())
     report("reference thoughts", 0, len(tasks))
     done = reference.think(tasks, partial(report, "reference thoughts"))
     return Expected(readings, tasks, done, budget)
@@ -151,7 +160,11 @@ def ask_reference(source: Source, *, chains: bool, tolerance: Tolerance, report:
 def build_fast(
     source: Source, expected: Expected, folder: Path, kind: FastKind, tolerance: Tolerance, report: StageProgress
 ) -> FastResult:
-    """Write the fast graph, with as many MatMuls at full precision as the tolerance asks for."""
+    """Write the fast graph, with as many MatMuls at full precision as the tolerance asks for.
+
+    The graph can think, too. Where its verdicts are out of tolerance it is marked, so that no judge uses it: the bundle
+    then thinks with its GGUF file alone, or not at all.
+    """
     path = folder / FAST_PATH
     path.parent.mkdir()
     measured: list[FirstTokenParity] = []
@@ -171,7 +184,13 @@ def build_fast(
     if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
         measured += _looks(source, expected, path, near_tie, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
-    return FastResult(roles, measured[-1], tuned)
+    verdicts = None
+    if expected.tasks:
+        with EngineReader(path) as model:
+            verdicts = _measure_verdicts(expected, model, tolerance, "fast thoughts", report)
+        if verdict_violations(verdicts, tolerance):
+            add_metadata(path, "fsrm.thinks", "no")
+    return FastResult(roles, measured[-1], tuned, verdicts)
 
 
 def _looks(
@@ -248,19 +267,24 @@ def _measure_slow(
     source: Source, expected: Expected, path: Path, tolerance: Tolerance, *, smoothed: bool, report: StageProgress
 ) -> SlowResult:
     report("slow scores", 0, len(source.fast_ids))
-    with GgufReader(path) as model:
+    with EngineReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
         near_tie = tolerance.near_tie("int8")  # what a fast file of 8 bits is held to
         parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest, near_tie)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
-        report("slow thoughts", 0, len(expected.tasks))
-        both = model.think(
-            expected.tasks, [chain.thought for chain in expected.chains], partial(report, "slow thoughts")
-        )
-    own, given = zip(*both, strict=True)
-    verdicts = compare_chains(expected.chains, own, given, expected.budget, tolerance.near_tie_verdict())
+        verdicts = _measure_verdicts(expected, model, tolerance, "slow thoughts", report)
     return SlowResult({"slow": SLOW_PATH}, parity, verdicts, _matrices(path), smoothed)
+
+
+def _measure_verdicts(
+    expected: Expected, model: EngineReader, tolerance: Tolerance, stage: str, report: StageProgress
+) -> VerdictParity:
+    """Let a file think about what the checkpoint thought about, and compare."""
+    report(stage, 0, len(expected.tasks))
+    both = model.think(expected.tasks, [chain.thought for chain in expected.chains], partial(report, stage))
+    own, given = zip(*both, strict=True)
+    return compare_chains(expected.chains, own, given, expected.budget, tolerance.near_tie_verdict())
 
 
 def _matrices(path: Path) -> dict[str, int]:

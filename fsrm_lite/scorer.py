@@ -22,9 +22,11 @@ from fsrm_lite.fast.path import EncodedResponse, FastPath
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import Decision, Gate, GateSpec
 from fsrm_lite.ranking.order import best_first
+from fsrm_lite.slow.engines import ENGINES
 from fsrm_lite.slow.escalation import SlowPath, with_thought, with_votes
 from fsrm_lite.types import (
     Comparison,
+    JudgeEngine,
     JudgeOptions,
     JudgePolicy,
     JudgeSettings,
@@ -74,6 +76,7 @@ class FastSlowRM:
         deadline: float | None = None,
         gate: GateSpec | None = None,
         truncate: bool = False,
+        judge_engine: JudgeEngine = "auto",
         judge_process: Literal["inline", "subprocess"] = "inline",
         on_judge_crash: Literal["raise", "fast"] = "raise",
     ) -> None:
@@ -93,7 +96,9 @@ class FastSlowRM:
             gate: Thresholds to use instead of the bundle's.
             truncate: Cut the end off responses that are too long to be scored, instead of raising an error. The judge
                 needs more room and may still find them too long.
-            judge_process: "inline" or "subprocess". With "subprocess" a crash of llama.cpp does not end this process;
+            judge_engine: The runtime that the judge thinks with: "onnx" (ONNX Runtime, with the fast file), "llama.cpp"
+                (with the GGUF file), or "auto"; see ``fsrm_lite.slow.engines.choose_engine``.
+            judge_process: "inline" or "subprocess". With "subprocess" a crash of the runtime does not end this process;
                 see ``fsrm_lite.slow.judge.Judge``.
             on_judge_crash: With "raise", a crash of the judge raises ``JudgeCrashed``. With "fast", the fast results
                 stand, marked as escalated.
@@ -116,6 +121,9 @@ class FastSlowRM:
             "a GateSpec (GateSpec.from_dict makes one of JSON), or None",
         )
         expect(isinstance(truncate, bool), "truncate", truncate, "true or false")
+        expect_one_of(ENGINES, "judge_engine", judge_engine)
+        expect_one_of(("inline", "subprocess"), "judge_process", judge_process)
+        expect_one_of(("raise", "fast"), "on_judge_crash", on_judge_crash)
         self._policy = judge
         self._settings: JudgeSettings = {
             "votes": votes,
@@ -128,8 +136,16 @@ class FastSlowRM:
         self.bundle = bundle
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
         self.gate = Gate(bundle.manifest.gate if gate is None else gate)
-        self._slow = SlowPath(bundle, self.encoder, threads=threads, process=judge_process, on_crash=on_judge_crash)
         self.fast = FastPath(bundle, self.encoder, threads=threads, truncate=truncate)
+        self._slow = SlowPath(
+            bundle,
+            self.encoder,
+            self.fast.graph,
+            engine=judge_engine,
+            threads=threads,
+            process=judge_process,
+            on_crash=on_judge_crash,
+        )
 
     @classmethod
     def from_pretrained(
@@ -189,7 +205,7 @@ class FastSlowRM:
 
         Raises:
             InputError: On unusable text; the message names the item.
-            JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
+            JudgeUnavailableError: If ``judge="always"``, and only llama-cpp-python could think but cannot be used.
         """
         self._policy_of(judge), self._judge_options(options)  # refused before anything is read
         encoded = [self._encoded(i, *item) for i, item in enumerate(check_items(items, "prompt", "response"))]
@@ -271,7 +287,7 @@ class FastSlowRM:
 
         Raises:
             InputError: On unusable text; the message names the item.
-            JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
+            JudgeUnavailableError: If ``judge="always"``, and only llama-cpp-python could think but cannot be used.
         """
         self._policy_of(judge), self._judge_options(options)  # refused before anything is read
         listed = check_items(items, "prompt", "first", "second")
@@ -423,8 +439,8 @@ class FastSlowRM:
         """The judge, which is loaded now if it was not yet.
 
         Raises:
-            JudgeUnavailableError: If llama-cpp-python cannot be used here.
-            BundleError: If the bundle has no slow file, or it is damaged.
+            JudgeUnavailableError: If only llama-cpp-python could think, and it cannot be used here.
+            BundleError: If neither of the bundle's files can think, or the one that would is damaged.
         """
         return self._slow.judge
 

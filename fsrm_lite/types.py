@@ -41,6 +41,9 @@ Prompt: TypeAlias = str | list[Message]
 JudgePolicy = Literal["auto", "never", "always"]
 """When to think slowly: where the gate says so, never, or always."""
 
+JudgeEngine = Literal["auto", "onnx", "llama.cpp"]
+"""The runtime that the judge thinks with; see ``fsrm_lite.slow.engines.choose_engine``."""
+
 Strategy = Literal["fast", "gated", "knockout", "elo", "majority"]
 """How the best of N is found; see ``fsrm_lite.ranking.tournament.select``."""
 
@@ -127,6 +130,7 @@ class _ModelSettings(TypedDict, total=False):
     deadline: float | None
     gate: GateSpec | None
     truncate: bool
+    judge_engine: JudgeEngine
     judge_process: Literal["inline", "subprocess"]
     on_judge_crash: Literal["raise", "fast"]
 

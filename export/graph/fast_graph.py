@@ -12,9 +12,11 @@ the whole writer is shorter than the patches to another one would be.
 Inputs, with S new tokens in one row, P tokens of past, T = P + S, N wanted positions, E hidden states carried over:
     input_ids int64 [S], position_ids int64 [1, S], bias float32 [S, T] (added to attention scores: 0 or very negative),
     wanted int64 [N] (rows of this call), carry float32 [E, H], head_rows int64 [R] (rows of wanted ++ carry),
+    distribution bool (whether log_mass and entropy are wanted),
     past_*.i, the keys and values of layer i (and their scales, where attention is int8), each with one axis P.
 Outputs:
-    label_logits float32 [R, L], log_mass [R] (logsumexp of the whole vocabulary), entropy [R] (nats),
+    label_logits float32 [R, L], log_mass [R] (logsumexp of the whole vocabulary), entropy [R] (nats), both empty where
+    they are not wanted, logits float32 [R, V] (of the whole vocabulary, for who writes with the graph),
     hidden [N, H] (after the final norm), present_*.i with T for P.
 The head reads the whole vocabulary's weights, so callers run many short rows with ``head_rows`` empty, carry the hidden
 states along and ask for all readings in the last call.
@@ -127,6 +129,7 @@ def _write(
     wanted = graph.input("wanted", TensorProto.INT64, ["N"])
     carry = graph.input("carry", TensorProto.FLOAT, ["E", arch.hidden_size])
     head_rows = graph.input("head_rows", TensorProto.INT64, ["R"])
+    distribution = graph.input("distribution", TensorProto.BOOL, [])
     positions = Positions.of(graph, arch, position_ids, bias)
     stream = Stream(embedding(graph, linears, ids))
     for layer in range(arch.layers):
@@ -137,10 +140,11 @@ def _write(
     graph.scope = "head"
     hidden = add_norm(graph, linears, stream, "model.norm", ())[0].name
     rows = graph.add("Gather", [graph.add("Concat", [hidden, carry], axis=0), head_rows], axis=0)
-    readings = head(graph, linears, Value(rows), label_ids)
+    readings = head(graph, linears, Value(rows), label_ids, distribution)
     graph.output("label_logits", readings.label_logits, TensorProto.FLOAT, ["R", len(label_ids)])
     graph.output("log_mass", readings.log_mass, TensorProto.FLOAT, ["R"])
     graph.output("entropy", readings.entropy, TensorProto.FLOAT, ["R"])
+    graph.output("logits", readings.logits, TensorProto.FLOAT, ["R", arch.vocab_size])
     graph.output("hidden", hidden, TensorProto.FLOAT, ["N", arch.hidden_size])
 
 
@@ -150,7 +154,7 @@ def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep
     The widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py.
     """
     return {
-        "fsrm.format": "2",
+        "fsrm.format": "3",
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
         "fsrm.labels": json.dumps(list(label_ids)),

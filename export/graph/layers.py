@@ -208,17 +208,19 @@ def _mlp(graph: GraphWriter, linears: Linears, prefix: str, x: Value) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Names of the values read off the hidden states: label logits [R, L], log-mass [R], entropy [R]."""
+    """Names of the values read off the hidden states: label logits [R, L], log-mass, entropy [R], logits [R, V]."""
 
     label_logits: str
     log_mass: str
     entropy: str
+    logits: str
 
 
-def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequence[int]) -> Readings:
+def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequence[int], distribution: str) -> Readings:
     """Add the reading of ``hidden`` [R, H].
 
-    Label logits are products in fp32 whatever the precision of the vocabulary.
+    Label logits are products in fp32 whatever the precision of the vocabulary. Log-mass and entropy are empty where the
+    scalar ``distribution`` is false: whoever writes draws from the logits, and needs neither.
     """
     checkpoint = linears.checkpoint
     name = checkpoint.head_name
@@ -230,12 +232,18 @@ def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequenc
     rows = graph.add("Gather", [graph.add("Shape", [hidden.name]), graph.constant(0, np.int64)])
     any_rows = graph.add("Greater", [rows, graph.constant(0, np.int64)])
     with graph.branch() as reading:
-        log_mass, entropy = _distribution(graph, _vocabulary_logits(graph, linears, hidden))
+        product = _vocabulary_logits(graph, linears, hidden)
     with graph.branch() as nothing:
+        size = graph.constant([0, checkpoint.arch.vocab_size], np.int64)
+        no_logits = graph.add("ConstantOfShape", [size])
+    (logits,) = graph.choose(any_rows, [(reading, [product]), (nothing, [no_logits])], TensorProto.FLOAT)
+    with graph.branch() as summing:
+        sums = _distribution(graph, logits)
+    with graph.branch() as leaving_out:
         empty = [graph.add("ConstantOfShape", [graph.constant([0], np.int64)]) for _ in range(2)]
-    return Readings(
-        label_logits, *graph.choose(any_rows, [(reading, [log_mass, entropy]), (nothing, empty)], TensorProto.FLOAT)
-    )
+    wanted = graph.add("And", [any_rows, distribution])
+    log_mass, entropy = graph.choose(wanted, [(summing, sums), (leaving_out, empty)], TensorProto.FLOAT)
+    return Readings(label_logits, log_mass, entropy, logits)
 
 
 def _distribution(graph: GraphWriter, logits: str) -> tuple[str, str]:

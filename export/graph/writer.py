@@ -7,7 +7,7 @@ weights share a store: what one has made, the next finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,25 @@ def drop_unused(path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def add_metadata(path: Path, key: str, text: str) -> None:
+    """Write an entry into the metadata of a model that is saved already. Weights beside it are not touched."""
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=key, value=text)
+    path.write_bytes(model.SerializeToString())
+
+
 def _external(model: onnx.ModelProto) -> Iterator[tuple[TensorProto, dict[str, str]]]:
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _with_branches(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes and those of the branches within them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _with_branches(attribute.g.node)
 
 
 class GraphWriter:
@@ -235,7 +250,7 @@ class GraphWriter:
 
     def output(self, name: str, value: str, dtype: int, shape: Sequence[int | str]) -> None:
         """Declare ``value`` as the graph output ``name``; it is renamed, since an Identity node would copy it."""
-        for node in self._nodes:
+        for node in _with_branches(self._nodes):
             for names in (node.input, node.output):
                 names[:] = [name if n == value else n for n in names]
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))

@@ -1,4 +1,4 @@
-"""Chooses what the checkpoint and its GGUF file are to think about, and compares the chains that they write.
+"""Chooses what the checkpoint and its exported files are to think about, and compares the chains that they write.
 
 A *chain* is a thought and the logits of the verdict behind it. Both sides write chains *greedily*, which means that
 they take the likeliest token each time, so that two equal models write the same.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from fsrm_lite.scorer import FastSlowRM
+from fsrm_lite.slow.engines import ENGINES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -39,6 +40,13 @@ _OPTIONS = (
         help="[default: the physical cores this process may use; one for a small judge]",
     ),
     click.option("--truncate", is_flag=True, help="Cut responses that are too long, and say so, instead of stopping."),
+    click.option(
+        "--judge-engine",
+        type=click.Choice(ENGINES),
+        default="auto",
+        show_default=True,
+        help="What the judge thinks with.",
+    ),
     click.option("--judge-process", type=click.Choice(("inline", "subprocess")), default="inline", show_default=True),
 )
 
@@ -83,6 +91,7 @@ def open_model(options: dict[str, Any]) -> FastSlowRM:
         "seed",
         "threads",
         "truncate",
+        "judge_engine",
         "judge_process",
     )
     return FastSlowRM.from_pretrained(options.pop("model"), **{name: options.pop(name) for name in names})

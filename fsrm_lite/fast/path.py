@@ -14,6 +14,7 @@ from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import ContextOverflowError
 from fsrm_lite.fast.readings import score_of
+from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
 from fsrm_lite.types import Prompt, Score
 
@@ -58,6 +59,11 @@ class FastPath:
         self._vocab_size = manifest.vocab_size
         self._model = FastModel(bundle.path("fast"), threads=threads)
         self._model.check(manifest.vocab_size, [label.id for label in manifest.labels])
+
+    @property
+    def graph(self) -> Graph:
+        """The opened graph, with which the judge may think as well."""
+        return self._model.graph
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
         """Check a prompt and a response and turn them into ids.

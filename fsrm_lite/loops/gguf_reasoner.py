@@ -20,6 +20,7 @@ from pathlib import Path
 from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.errors import FsrmError, InputError, JudgeError, ReasonerError, missing_extra, one_line
 from fsrm_lite.loops.reasoners import Proposal, Sampling, Task, conversation
+from fsrm_lite.runtimes.llama.engine import LlamaEngine
 from fsrm_lite.runtimes.llama.gguf_header import read_header
 from fsrm_lite.runtimes.llama.native import LlamaTokenizer
 from fsrm_lite.slow.sampling import vote_key
@@ -66,7 +67,9 @@ class GgufReasoner:
         self._lock = threading.Lock()
         self._runner: InlineRunner | None = InlineRunner(Path(path), lambda ids: "", threads=threads)
         try:
-            self._tokenizer = self._runner.tokenizer
+            engine = self._runner.engine
+            assert isinstance(engine, LlamaEngine)
+            self._tokenizer = engine.tokenizer
             self._prompts = _Prompts(
                 self._tokenizer, _plain(template) if template is not None else _chat(str(chat), self._tokenizer)
             )

@@ -4,6 +4,7 @@ A *thought* is a chain of thought; a thought with its verdict about a pair is a 
 
 ===============  ===================================================================================
 ``escalation``   the slow path as the scorer sees it: loads the judge when needed, or does without
+``engines``      which runtime the judge thinks with
 ``judge``        what is asked, in which order and how often, and what the answers mean
 ``voting``       which votes to ask for next, when a pair is decided, what its votes say together
 ``worker``       where the engine runs: on a thread of this process, or in a child process

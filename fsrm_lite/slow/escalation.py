@@ -1,8 +1,8 @@
 """The slow path as the scorer sees it: loads the judge when it is first needed, or does without one.
 
-There may be no judge, because llama-cpp-python is missing or the bundle has no slow file. Where slow thinking was only
-the gate's wish, the fast result then stands, and one warning is given. An item that is too long for the judge's context
-keeps its fast result as well.
+There may be no judge, because the bundle's files cannot think, or only with llama-cpp-python, which is missing. Where
+slow thinking was only the gate's wish, the fast result then stands, and one warning is given. An item that is too long
+for the judge's context keeps its fast result as well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeError, JudgeUnavailableError
-from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Route, Score
+from fsrm_lite.slow.engines import EngineChoice, choose_engine
+from fsrm_lite.types import Comparison, JudgeEngine, JudgePolicy, Prompt, Route, Score
 
 if TYPE_CHECKING:
+    from fsrm_lite.runtimes.onnx.graph import Graph
     from fsrm_lite.slow.judge import Judge
     from fsrm_lite.types import JudgeOptions, PairJudgement, PointJudgement
 
@@ -35,15 +36,17 @@ logger = logging.getLogger(__name__)
 class SlowPath:
     """Owns the judge of one model.
 
-    If there is no judge, the fast results stand, unless the policy is "always": then an error is raised. A slow file
-    that is there but damaged is always an error.
+    If there is no judge, the fast results stand, unless the policy is "always": then an error is raised. A file that is
+    there but damaged is always an error, and so is a runtime that was asked for by name and cannot run the bundle.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         encoder: PromptEncoder,
+        graph: Graph,
         *,
+        engine: JudgeEngine,
         threads: int | None,
         process: Literal["inline", "subprocess"],
         on_crash: Literal["raise", "fast"],
@@ -53,16 +56,13 @@ class SlowPath:
         Args:
             bundle: An open bundle.
             encoder: Its tokenizer and templates.
+            graph: Its fast graph, opened.
+            engine: The runtime that the judge thinks with; see ``choose_engine``.
             threads: Compute threads of the judge; see ``Judge``.
             process: "inline" or "subprocess"; see ``Judge``.
             on_crash: With "raise" a crash of the judge is raised; with "fast" the fast results stand.
-
-        Raises:
-            InputError: If ``process`` or ``on_crash`` is unknown.
         """
-        expect_one_of(("inline", "subprocess"), "judge_process", process)
-        expect_one_of(("raise", "fast"), "on_judge_crash", on_crash)
-        self._bundle, self._encoder = bundle, encoder
+        self._bundle, self._encoder, self._graph, self._engine = bundle, encoder, graph, engine
         self._threads, self._process, self._on_crash = threads, process, on_crash
         self._judge: Judge | None = None
         self._lock = threading.Lock()
@@ -77,11 +77,22 @@ class SlowPath:
             if self._closed:
                 raise JudgeError("this model is closed; open another one")
             if self._judge is None:
-                logger.info("loading the judge")
-                self._judge = Judge(
-                    self._bundle.path("slow"), self._encoder, threads=self._threads, process=self._process
-                )
+                choice = self.choice()
+                logger.info("loading the judge into %s (%s)", choice.engine, choice.why)
+                source = self._graph if choice.engine == "onnx" else self._bundle.path("slow")
+                self._judge = Judge(source, self._encoder, threads=self._threads, process=self._process)
             return self._judge
+
+    def choice(self) -> EngineChoice:
+        """Return the runtime that the judge thinks with; see ``choose_engine`` for the errors."""
+        from fsrm_lite.runtimes.llama.engine import why_not
+
+        return choose_engine(
+            self._engine,
+            can_think=self._graph.can_think,
+            has_gguf=self._bundle.has("slow"),
+            why_no_llama=why_not,
+        )
 
     def score(
         self, items: Mapping[int, tuple[Prompt, str]], options: JudgeOptions, policy: JudgePolicy
@@ -128,24 +139,23 @@ class SlowPath:
 
         A slow file that is there but damaged raises an error with any policy.
         """
-        able = self._bundle.has("slow") and template in self._bundle.manifest.templates
+        able = self._engine != "auto" or self._graph.can_think or self._bundle.has("slow")
         try:
-            if able:
+            if able and template in self._bundle.manifest.templates:
                 return self.judge
-            why = (
-                f"the bundle {self._bundle.manifest.name!r} has no slow file or no {template!r} template; "
-                "it can only score fast"
-            )
-            raise BundleError(why)
         except JudgeUnavailableError as error:
             if policy == "always":
                 raise
             self._warn(error)
-        except BundleError as error:
-            # A bundle that was made without a slow file may score fast. A slow file that is damaged is always an error.
-            if policy == "always" or able:
-                raise
-            self._warn(error)
+            return None
+        # A bundle that was made without a judge may score fast. A file that is damaged was an error above.
+        nothing = BundleError(
+            f"the bundle {self._bundle.manifest.name!r} has no file that can think or no {template!r} template; "
+            "it can only score fast"
+        )
+        if policy == "always":
+            raise nothing
+        self._warn(nothing)
         return None
 
     def _warn(self, error: Exception) -> None:

@@ -9,7 +9,7 @@ are just text.
 Determinism: the same calls with the same files, settings, seed and number of threads give the same results, whether the
 judge runs in this process or in a child, and however many threads call it. The votes on a pair may change when other
 pairs are in the same call, or when another number of votes is asked for. Their random numbers do not depend on that.
-But the last bits of llama.cpp's arithmetic may depend on the number of rows in a batch, most of all with K-quants.
+But the last bits of the arithmetic may depend on what else is in a batch, most of all with llama.cpp's K-quants.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fsrm_lite import gate
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import VerdictTemplate
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
+from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.slow.sampling import vote_key
 from fsrm_lite.slow.voting import choice_of, decided, majority, probabilities
 from fsrm_lite.slow.worker import InlineRunner, Runner, SubprocessRunner
@@ -47,11 +48,11 @@ from fsrm_lite.types import (
 
 
 class Judge:
-    """Slow thinking with one GGUF model. Any number of threads may call it; calls are answered one after another."""
+    """Slow thinking with one model. Any number of threads may call it; calls are answered one after another."""
 
     def __init__(
         self,
-        gguf_path: str | Path,
+        source: str | Path | Graph,
         encoder: PromptEncoder,
         *,
         threads: int | None = None,
@@ -60,31 +61,33 @@ class Judge:
         """Load the model.
 
         Args:
-            gguf_path: The slow file of a bundle.
+            source: The model: a GGUF file for llama.cpp, or a fast graph for ONNX Runtime, as an ``.onnx`` file or
+                opened already.
             encoder: The tokenizer and templates of the same bundle.
-            threads: Compute threads. None takes one per core that this process may use, or a single one for a small
-                model.
-            process: "inline" runs llama.cpp in this process, on a thread of its own. "subprocess" runs it in a child
-                process: whatever kills llama.cpp then raises ``JudgeCrashed`` here, and the next call starts a new
+            threads: Compute threads; a graph that is open has its own. None takes one per core that this process may
+                use, or a single one for a small GGUF file.
+            process: "inline" runs the runtime in this process, on a thread of its own. "subprocess" runs it in a child
+                process: whatever kills the runtime then raises ``JudgeCrashed`` here, and the next call starts a new
                 child. A child that has not answered 20 seconds after the deadline of a call (because it is stopped or
                 hangs) is killed.
 
         Raises:
             BundleError: If the model is damaged, of an unusable kind, or has another vocabulary than the manifest.
             InputError: If ``process`` is unknown.
-            JudgeUnavailableError: If llama-cpp-python cannot be used here.
+            JudgeUnavailableError: If it is a GGUF file and llama-cpp-python cannot be used here.
         """
         if process not in ("inline", "subprocess"):
             raise InputError(f"process is {process!r}, expected 'inline' or 'subprocess'")
         self._encoder = encoder
         self._manifest = encoder.manifest
         runner = InlineRunner if process == "inline" else SubprocessRunner
-        self._runner: Runner = runner(Path(gguf_path), encoder.decode, threads=threads)
+        opened = source if isinstance(source, Graph) else Path(source)
+        self._runner: Runner = runner(opened, encoder.decode, threads=threads)
         self._forms: dict[str, VerdictForm] = {}
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()
             raise BundleError(
-                f"{gguf_path} has a vocabulary of {self._runner.vocab_size} tokens, "
+                f"{source} has a vocabulary of {self._runner.vocab_size} tokens, "
                 f"fsrm.json says {self._manifest.vocab_size}; export again"
             )
 

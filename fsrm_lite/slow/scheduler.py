@@ -1,8 +1,8 @@
 """Writes many texts at once: in each step, one decode call computes the next token of every text that is running.
 
-Each running text has a *stream*, one sequence in llama.cpp's context with the keys and values of its tokens. When a
-text ends, a new job takes its stream. If another stream already holds the prompt of the new job, or the beginning of
-it, that part is copied instead of being computed again.
+Each running text has a *stream* of the engine, a sequence of tokens with their keys and values. When a text ends, a new
+job takes its stream. If another stream already holds the prompt of the new job, or the beginning of it, that part is
+copied instead of being computed again.
 
 A thought that has used up its budget is *closed*: the words that lead to its verdict (see ``VerdictForm``) are put
 after it, and the verdict is read from the logits of the choices. The ``Feed`` decides what is written next and what has
@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine, Interrupted
+from fsrm_lite.runtimes.engine import Engine, Interrupted
 from fsrm_lite.slow.sampling import draw
 from fsrm_lite.slow.streams import Streams
 from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm, WatchIds
@@ -156,7 +156,7 @@ class Scheduler:
         self._closing.clear()
         self._changed = False
         live = sum(slot is not None for slot in self._slots)
-        # llama.cpp computes neighbouring streams together, so the running ones must have the numbers 0, 1, 2, ...
+        # Engines compute neighbouring streams together, so the running ones must have the numbers 0, 1, 2, ...
         gaps = [i for i in range(live) if self._slots[i] is None]
         for gap, last in zip(
             gaps, (i for i in range(self.streams - 1, live - 1, -1) if self._slots[i] is not None), strict=True
@@ -209,8 +209,8 @@ class Scheduler:
         positions = np.concatenate(
             [np.arange(start, start + len(ids), dtype=np.int32) for start, ids in texts.values()]
         )
-        for at in range(0, len(tokens), BATCH_TOKENS):
-            part = slice(at, at + BATCH_TOKENS)
+        for at in range(0, len(tokens), self.engine.batch_tokens):
+            part = slice(at, at + self.engine.batch_tokens)
             self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
 
     def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Streams) -> None:

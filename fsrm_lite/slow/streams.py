@@ -1,6 +1,6 @@
 """The state of the texts that are being written, as arrays.
 
-A *stream* is one sequence in llama.cpp's context, on which one text is written at a time. With the state in arrays, a
+A *stream* is one sequence of tokens in an engine, on which one text is written at a time. With the state in arrays, a
 step in which nothing but the next tokens happens touches no Python object per text.
 """
 

@@ -1,8 +1,8 @@
 """Where the judge's engine runs: on a thread of its own in this process, or in a child process.
 
-Any number of threads may ask. They are answered one after another, because a llama.cpp context must never be used by
-two threads at once. The child process protects the caller from a crash of llama.cpp. It is a new interpreter, not a
-fork (a fork of a process with threads is not safe), prints nothing, ignores Ctrl-C, and ends when its parent does.
+Any number of threads may ask. They are answered one after another, because an engine must never be used by two threads
+at once. The child process protects the caller from a crash of the runtime. It is a new interpreter, not a fork (a fork
+of a process with threads is not safe), prints nothing, ignores Ctrl-C, and ends when its parent does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError
-from fsrm_lite.runtimes.llama.engine import Engine, load_llama, why_not
+from fsrm_lite.runtimes.engine import memory_bytes
+from fsrm_lite.runtimes.llama.engine import load_llama, why_not
+from fsrm_lite.runtimes.onnx.graph import Graph
+from fsrm_lite.runtimes.opening import EngineSource, is_graph, open_engine
 from fsrm_lite.slow.child import Child, receive, send
 from fsrm_lite.slow.scheduler import Scheduler, ToText
 from fsrm_lite.slow.voting import Referee
@@ -58,13 +60,13 @@ class Runner(Protocol):
 class InlineRunner:
     """Runs the engine on one thread of this process, the owner thread."""
 
-    def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
-        """Start the owner thread and load the model on it. ``Engine`` says which errors there may be.
+    def __init__(self, source: EngineSource, to_text: ToText, *, threads: int | None = None) -> None:
+        """Start the owner thread and load the model on it; ``open_engine`` says which errors there may be.
 
         Args:
-            path: The GGUF file.
+            source: What the engine is made of.
             to_text: Turns token ids into text.
-            threads: Compute threads; see ``Engine``.
+            threads: Compute threads; see the engine.
         """
         self._to_text = to_text
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="fsrm-judge")
@@ -72,19 +74,18 @@ class InlineRunner:
         self._current: Future[Answer] | None = None
         self._closed = False
         try:
-            self._engine = self._owner.submit(Engine, path, threads=threads).result()
+            self.engine = self._owner.submit(open_engine, source, threads).result()
         except BaseException:
             self._owner.shutdown(wait=False)
             raise
-        self.tokenizer = self._engine.tokenizer
-        self.vocab_size = self.tokenizer.size
+        self.vocab_size = self.engine.vocab_size
 
     def run(self, request: Request, watch: WatchIds | None = None) -> Answer:
         """Answer a request on the owner thread. Ctrl-C stops the decoding and is then raised.
 
-        One thing cannot be interrupted: opening a context, which takes half a second or more per gigabyte of its cache.
-        It happens in the first call, and when the context has to become larger. On Ctrl-C the call ends at once even
-        then, but the process can end only when the context is open.
+        One thing cannot be interrupted: opening a context of llama.cpp, which takes half a second or more per gigabyte
+        of its cache. It happens in the first call, and when the context has to become larger. On Ctrl-C the call ends
+        at once even then, but the process can end only when the context is open.
 
         Args:
             request: What to write.
@@ -94,7 +95,7 @@ class InlineRunner:
             What was written, by job number, and whether it is complete.
 
         Raises:
-            JudgeError: If the runner is closed, or llama.cpp fails.
+            JudgeError: If the runner is closed, or the runtime fails.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         future: Future[Answer] = Future()
@@ -110,7 +111,7 @@ class InlineRunner:
         except BaseException:
             with self._lock:
                 if not future.cancel() and self._current is future:
-                    self._engine.interrupt()
+                    self.engine.interrupt()
             raise
 
     def _answer(self, future: Future[Answer], request: Request, due: float | None, watch: WatchIds | None) -> None:
@@ -120,7 +121,7 @@ class InlineRunner:
                 return
             self._current = future
             if not self._closed:
-                self._engine.resume()  # an interrupt before this was meant for an earlier call
+                self.engine.resume()  # an interrupt before this was meant for an earlier call
         try:
             answer = self._decode_all(request, due, watch)
             if self._closed:
@@ -134,9 +135,9 @@ class InlineRunner:
 
     def _decode_all(self, request: Request, due: float | None, watch: WatchIds | None) -> Answer:
         """Write all jobs of a request, and return what was written. At ``due`` an alarm interrupts the engine."""
-        jobs, engine = request.jobs, self._engine
+        jobs, engine = request.jobs, self.engine
         cells = max(job.room for job in jobs)
-        affordable = _memory_bytes() // _CACHE_SHARE // max(cells * engine.cell_bytes, 1)
+        affordable = memory_bytes() // _CACHE_SHARE // max(cells * engine.cell_bytes, 1)
         streams = max(1, min(len(jobs), MAX_PARALLEL, affordable))
         scheduler = Scheduler(engine, self._to_text, request.decoding, request.stop_ids, streams, cells)
         referee = Referee(request)
@@ -156,23 +157,23 @@ class InlineRunner:
             if self._closed:
                 return
             self._closed = True
-            self._engine.interrupt()
-            self._owner.submit(self._engine.close)
+            self.engine.interrupt()
+            self._owner.submit(self.engine.close)
         self._owner.shutdown(wait=True)
 
 
 class SubprocessRunner:
     """Runs an ``InlineRunner`` in a child process. After a crash it starts a new one."""
 
-    def __init__(self, path: Path, to_text: ToText, *, threads: int | None = None) -> None:
+    def __init__(self, source: EngineSource, to_text: ToText, *, threads: int | None = None) -> None:
         """Start the child and let it load the model.
 
         Args:
-            path: The GGUF file.
+            source: What the engine is made of. Of a graph that is open here, the child opens the file again.
             to_text: Turns token ids into text.
-            threads: Compute threads; see ``Engine``.
+            threads: Compute threads; see the engine.
         """
-        self._settings = (path, to_text, threads)
+        self._settings = (source.path if isinstance(source, Graph) else source, to_text, threads)
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._closed = False
@@ -192,7 +193,7 @@ class SubprocessRunner:
         Raises:
             JudgeCrashed: If the child died, or was killed because it had not answered ``GRACE_SECONDS`` after its
                 deadline. The next call starts a new child.
-            JudgeError: If the runner is closed, or llama.cpp fails.
+            JudgeError: If the runner is closed, or the runtime fails.
         """
         due = None if request.deadline is None else time.monotonic() + request.deadline
         left = _left(due)
@@ -226,7 +227,7 @@ class SubprocessRunner:
                 child.vocab_size = child.ask(self._settings)
             except JudgeCrashed as error:
                 child.end()
-                reason = why_not()
+                reason = None if is_graph(self._settings[0]) else why_not()
                 raise error if reason is None else JudgeUnavailableError(reason) from error
             except BaseException:
                 child.end()
@@ -266,10 +267,11 @@ def serve() -> None:
         send(outgoing, reply)
 
     try:
-        path, to_text, threads = receive(incoming)
+        source, to_text, threads = receive(incoming)
         try:
-            load_llama(probe=False)  # no trial first: if the import kills this process, the parent survives it
-            runner = InlineRunner(path, to_text, threads=threads)
+            if not is_graph(source):
+                load_llama(probe=False)  # no trial first: if the import kills this process, the parent survives it
+            runner = InlineRunner(source, to_text, threads=threads)
         except BaseException as error:
             send(outgoing, _portable(error))
             return
@@ -294,11 +296,3 @@ def _portable(error: BaseException) -> BaseException:
 def _left(due: float | None) -> float | None:
     """Return the seconds until ``due``, but no more than a thread can wait for; None if there is no deadline."""
     return None if due is None else min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)
-
-
-def _memory_bytes() -> int:
-    """Return the size of the machine's physical memory, or 8 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 8 << 30

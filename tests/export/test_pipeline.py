@@ -87,7 +87,8 @@ def test_export_measures_parity_of_both_files(exported):
     assert parity["calibration"] == {"source": "pairs.jsonl", "items": 12, "pairs": 12}
     assert parity["fast"]["max_delta_logit"] <= 1e-3
     assert parity["slow"]["max_delta_logit"] <= 1e-2
-    assert parity["slow"]["chains"] > 10
+    assert parity["fast"]["chains"] == parity["slow"]["chains"] > 10
+    assert parity["fast"]["thinks"]
     assert parity["slow"]["matrices"] == {"f16": 15}
     assert manifest.card["provenance"]["checkpoint_sha256"]
     assert manifest.card["architecture"]["head_dim"] == 24
@@ -112,7 +113,8 @@ def test_export_card_holds_the_table(exported):
     card = (exported[0] / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "| pairwise decisions alike, near ties aside | 100.00% (at least 99%) | 100.00% |" in card
-    assert "| greedy verdicts alike |  | 100.00% (at least 98%) |" in card
+    assert "| greedy verdicts alike | 100.00% | 100.00% (at least 98%) |" in card
+    assert "| the judge may think with it | yes |  |" in card
     assert card.count("A fast/slow reward model") == 1
     assert "12 pairs (pairs.jsonl), fewer than the 500 that the tolerances are meant for, and 24 chains" in card
     assert "within tolerance." in card

@@ -1,4 +1,7 @@
-"""A tiny random Qwen3 GGUF for the judge's tests: real enough for llama.cpp, and written in milliseconds."""
+"""Tiny random Qwen3 models for the judge's tests, as a GGUF file and as a graph.
+
+They are real enough for either runtime, and written in milliseconds.
+"""
 
 from pathlib import Path
 
@@ -8,6 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import JudgeDefaults, Label, Limits, Manifest, Template, VerdictTemplate
+from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture
+from fsrm_lite.export.graph.fast_graph import write_fast_graph
+
+ENGINES = ("onnx", "llama.cpp")
 
 
 def write_tiny_gguf(
@@ -74,6 +81,48 @@ def write_tiny_gguf(
     return path
 
 
+class RandomWeights:
+    """The weights of a small model, drawn when they are asked for; the same name gives the same weights."""
+
+    head_name = EMBEDDING
+
+    def __init__(self, *, vocab=96, hidden=64, layers=2, heads=2, kv_heads=1, inner=128, context=512, scale=0.3):
+        self.arch = Architecture(
+            model_type="qwen3",
+            hidden_size=hidden,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=32,
+            intermediate_size=inner,
+            vocab_size=vocab,
+            rms_eps=1e-6,
+            rope_theta=10000.0,
+            rope_scaling=None,
+            tied=True,
+            qkv_bias=False,
+            o_bias=False,
+            mlp_bias=False,
+            qk_norm=True,
+            context=context,
+        )
+        self._scale = scale
+
+    def shape(self, name):
+        return self.arch.tensor_shapes()[name]
+
+    def tensor(self, name, rows=None):
+        shape = self.shape(name)
+        rng = np.random.default_rng(list(name.encode()))
+        full = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) * self._scale
+        return full.astype(np.float32)[rows or slice(None)]
+
+
+def write_tiny_graph(path: Path, *, precision="fp32", **shape) -> Path:
+    write_fast_graph(RandomWeights(**shape), path, [1, 2], precision=precision)
+    return path
+
+
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 PAIRWISE = (
     "<|im_start|>user\nQuestion: {prompt}\nAssistant 1: {response_a}\nAssistant 2: {response_b}<|im_end|>\n"
@@ -116,7 +165,9 @@ def tiny_encoder(folder: Path, *, context=512, thinking_tokens=24, votes=1) -> P
     return PromptEncoder(path, manifest)
 
 
-def tiny_judge_files(folder: Path, **settings) -> tuple[Path, PromptEncoder]:
-    """A GGUF of random weights and the encoder that fits it."""
+def tiny_judge_files(folder: Path, engine: str = "llama.cpp", **settings) -> tuple[Path, PromptEncoder]:
+    """A file of random weights for an engine, and the encoder that fits it."""
     encoder = tiny_encoder(folder, **settings)
+    if engine == "onnx":
+        return write_tiny_graph(folder / "judge.onnx", vocab=encoder.manifest.vocab_size), encoder
     return write_tiny_gguf(folder / "judge.gguf", vocab=encoder.manifest.vocab_size), encoder

@@ -14,7 +14,7 @@ from fsrm_lite.errors import BundleError, InputError, ReasonerError
 from fsrm_lite.loops.gguf_reasoner import GgufReasoner, _chat, _Prompts
 from fsrm_lite.loops.opening import open_reasoner
 from fsrm_lite.loops.reasoners import Sampling, SolveReasoner, Task
-from fsrm_lite.runtimes.llama.engine import Engine
+from fsrm_lite.runtimes.llama.engine import LlamaEngine
 from fsrm_lite.runtimes.llama.native import SpecialToken
 
 PLAIN = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -40,7 +40,7 @@ def reasoner(chat):
 
 @pytest.fixture(scope="module")
 def tokenizer(slow):
-    engine = Engine(slow, threads=1)
+    engine = LlamaEngine(slow, threads=1)
     yield engine.tokenizer
     engine.close()
 

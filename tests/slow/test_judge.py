@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.judge import tiny_encoder, tiny_judge_files, write_tiny_gguf
+from helpers.judge import ENGINES, tiny_encoder, tiny_judge_files, write_tiny_gguf, write_tiny_graph
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeError
 from fsrm_lite.models.data import held_out
-from fsrm_lite.runtimes.llama.engine import Engine
+from fsrm_lite.runtimes.opening import open_engine
 from fsrm_lite.slow.judge import Judge, resolve_form
 from fsrm_lite.slow.scheduler import ANSWER_TOKENS
 from fsrm_lite.slow.voting import majority
@@ -27,9 +27,9 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return tiny_judge_files(tmp_path_factory.mktemp("slow"))
+@pytest.fixture(scope="module", params=ENGINES)
+def files(request, tmp_path_factory):
+    return tiny_judge_files(tmp_path_factory.mktemp("slow"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_soft_verdict_is_the_models_own_distribution_behind_the_thought(judge, f
     """The same prompt, thought and close, through the engine token by token, in a context of its own."""
     (j,) = judge.compare(PAIRS[:1], JudgeOptions(votes=1, adaptive=False, temperature=0.0))
     form = resolve_form(encoder.manifest.templates["pairwise_slow"].verdict, encoder)
-    engine = Engine(files[0], threads=1)
+    engine = open_engine(files[0], 1)
     for vote, (first, second) in zip(j.votes, [("2", "3"), ("3", "2")], strict=True):
         prompt = encoder.pairwise_slow(PAIRS[0][0], first, second)
         engine.prepare(1, 512)
@@ -265,16 +265,18 @@ def test_a_deadline_in_the_middle_keeps_what_is_finished(judge):
     assert all(v.tokens_generated <= 24 + ANSWER_TOKENS for v in votes)
 
 
-def test_another_vocabulary_than_the_tokenizers_is_refused(tmp_path, encoder):
-    path = write_tiny_gguf(tmp_path / "x.gguf", vocab=300)
+@pytest.mark.parametrize(("write", "name"), [(write_tiny_gguf, "x.gguf"), (write_tiny_graph, "x.onnx")])
+def test_another_vocabulary_than_the_tokenizers_is_refused(tmp_path, encoder, write, name):
+    path = write(tmp_path / name, vocab=300)
     with pytest.raises(BundleError, match=r"300 tokens, fsrm\.json says 260"):
         Judge(path, encoder, threads=1)
 
 
 def test_a_truncated_model_is_refused(tmp_path, files):
-    (tmp_path / "cut.gguf").write_bytes(files[0].read_bytes()[:5000])
-    with pytest.raises(BundleError, match="cannot load"):
-        Judge(tmp_path / "cut.gguf", files[1])
+    cut = tmp_path / f"cut{files[0].suffix}"
+    cut.write_bytes(files[0].read_bytes()[:5000])
+    with pytest.raises(BundleError, match=r"cannot load|cannot be loaded"):
+        Judge(cut, files[1])
 
 
 def test_an_unknown_process_is_refused(files):
@@ -290,8 +292,9 @@ def test_a_closed_judge_says_so(files):
         judge.compare(PAIRS)
 
 
-def test_closing_ends_a_call_that_runs_in_another_thread(tmp_path):
-    judge = Judge(*tiny_judge_files(tmp_path, context=20_000, thinking_tokens=15_000), threads=1)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_closing_ends_a_call_that_runs_in_another_thread(tmp_path, engine):
+    judge = Judge(*tiny_judge_files(tmp_path, engine, context=20_000, thinking_tokens=15_000), threads=1)
     raised: list[BaseException] = []
 
     def think():
@@ -355,10 +358,10 @@ def test_memory_stays_flat(judge):
     assert resident_kib() - before < 4096
 
 
-@pytest.fixture(scope="module")
-def embedded():
+@pytest.fixture(scope="module", params=["fast", "slow"])
+def embedded(request):
     bundle = Bundle.open(None)
-    judge = Judge(bundle.path("slow"), PromptEncoder(bundle.path("tokenizer"), bundle.manifest))
+    judge = Judge(bundle.path(request.param), PromptEncoder(bundle.path("tokenizer"), bundle.manifest))
     yield judge
     judge.close()
 

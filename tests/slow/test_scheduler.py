@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrm_lite.runtimes.llama.engine import Interrupted
+from fsrm_lite.runtimes.engine import Interrupted
 from fsrm_lite.slow.scheduler import Scheduler
 from fsrm_lite.slow.voting import Referee
 from fsrm_lite.types import ANSWER_TOKENS, Decoding, Job, Request, VerdictForm
@@ -27,7 +27,7 @@ def decode(ids):
 
 
 class FakeEngine:
-    vocab_size = VOCABULARY
+    vocab_size, batch_tokens = VOCABULARY, 512
 
     def __init__(self, next_token):
         self.next_token, self.decoded, self.widest, self.calls, self.interrupt_at = next_token, 0, 0, 0, None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from helpers.judge import tiny_judge_files, write_tiny_gguf
+from helpers.judge import ENGINES, tiny_judge_files, write_tiny_gguf
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import BundleError, JudgeCrashed, JudgeError
@@ -24,9 +24,14 @@ OPTIONS = JudgeOptions(votes=2, seed=4)
 ENDLESS = JudgeOptions(votes=32, thinking_tokens=15_000, adaptive=False, temperature=0.0)
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def files(request, tmp_path_factory):
+    return tiny_judge_files(tmp_path_factory.mktemp("worker"), request.param, context=20_000)
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return tiny_judge_files(tmp_path_factory.mktemp("worker"), context=20_000)
+def llama_files(tmp_path_factory):
+    return tiny_judge_files(tmp_path_factory.mktemp("llama"), context=20_000)
 
 
 @pytest.fixture
@@ -142,10 +147,10 @@ def test_a_child_ends_with_its_parent(files, tmp_path):
     assert not orphan.exists() or (orphan / "stat").read_text().split()[2] == "Z"
 
 
-def test_errors_of_the_child_arrive_as_they_are(tmp_path, files):
+def test_errors_of_the_child_arrive_as_they_are(tmp_path, llama_files):
     path = write_tiny_gguf(tmp_path / "x.gguf", architecture="nonsense")
     with pytest.raises(BundleError, match="cannot load"):
-        Judge(path, files[1], process="subprocess")
+        Judge(path, llama_files[1], process="subprocess")
     assert [state for state in children().values() if state == "Z"] == []
 
 
@@ -227,10 +232,10 @@ def test_eight_threads_share_one_child(judge):
 
 
 @pytest.mark.parametrize("process", ["inline", "subprocess"])
-def test_a_runtime_built_for_another_cpu_is_explained(files, tmp_path, process):
+def test_a_runtime_built_for_another_cpu_is_explained(llama_files, tmp_path, process):
     """Importing such a runtime kills the process that does so; it must never be the caller's."""
     (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
-    script = judge_script(files, "", tmp_path, process)
+    script = judge_script(llama_files, "", tmp_path, process)
     script.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{script.read_text()}")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 1

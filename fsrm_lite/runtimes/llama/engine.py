@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
 from fsrm_lite.files import whole_file
+from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted
 from fsrm_lite.runtimes.llama.gguf_header import read_header
 from fsrm_lite.runtimes.llama.native import Batch, LlamaTokenizer, explain_failure, repacking, short_spins
 from fsrm_lite.runtimes.threads import usable_cores
@@ -41,11 +42,11 @@ QUANTIZATIONS = {
 }
 """The file types that ``quantize`` can write, with their names in llama_cpp."""
 
-MAX_STREAMS = 256
-"""Most sequences that one context can hold, a limit compiled into llama.cpp."""
-
 BATCH_TOKENS = 512
-"""Most tokens per decode call: enough to make good use of matrix products, and not less than ``MAX_STREAMS``."""
+"""Most tokens per decode call: enough to make good use of matrix products, and not less than ``MAX_STREAMS``.
+
+More than ``MAX_STREAMS`` sequences cannot be held by one context; that limit is compiled into llama.cpp.
+"""
 
 SMALL_BYTES = 32 << 20
 """A model whose file is at most this large gets one thread.
@@ -172,19 +173,14 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
     return target
 
 
-class Interrupted(JudgeError):
-    """Decoding was stopped from outside: by a deadline, by closing the judge, or by Ctrl-C."""
+class LlamaEngine:
+    """An ``Engine`` (see ``fsrm_lite.runtimes.engine``) on llama.cpp: one loaded model with one decoding context.
 
-
-class Engine:
-    """One loaded model with one decoding context, which holds several sequences of tokens.
-
-    Such a sequence is called a *stream*. Streams are numbered from 0. Each has the keys and values of its own tokens
-    (llama.cpp's split cache) and attends to no other stream, so that a step of one stream costs the same however many
-    streams there are.
-
-    Not thread-safe, except for ``interrupt``: all other calls must come from one thread.
+    Each stream has the keys and values of its own tokens (llama.cpp's split cache), so that a step of one stream costs
+    the same however many streams there are.
     """
+
+    batch_tokens = BATCH_TOKENS
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         """Load a GGUF model.

@@ -7,7 +7,6 @@ Nothing here knows of prompts, of the values of labels, or of scores.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,19 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError
-from fsrm_lite.runtimes.onnx import kernels
-from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, Widths, chunk_row, passes, plan_rows
+from fsrm_lite.runtimes.onnx.graph import Graph, check_threads, value
+from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, chunk_row, passes, plan_rows
 from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
-from fsrm_lite.runtimes.threads import usable_cores
 
 CACHE_BYTES = 64 << 20
 """Default bound of the keys and values kept for the next call."""
 
-MAX_THREADS = 4 * (os.cpu_count() or 1)
-"""With more than a few threads per processor, a call mostly waits for its own threads, at worst for ever."""
-
 _HEAD_VALUES = 1 << 22  # logits (readings x vocabulary) that are in memory at once, at most
-_GRAPH_FORMAT = "2"  # number of the meaning of inputs, outputs and metadata; the exporter writes it into the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +53,27 @@ class FastReading:
 class FastModel:
     """A fast graph, loaded. Any thread may call it; the calls are served one after another by one worker thread.
 
-    The session is opened in that worker because it sets the processor to treat denormals (numbers too small for the
-    usual form of a float) as zero. A softmax with masked keys is full of them, and each costs ten times as much as a
-    zero. The setting holds for the thread that opens the session, and must not change the caller's own arithmetic.
+    The worker opens the graph, because that changes the arithmetic of the thread that does so; see ``Graph``.
 
     Args:
         path: The ``.onnx`` file.
         threads: Threads that compute one call; by default as many as ``usable_cores`` counts.
         cache_bytes: Bound of the keys and values that are kept for later calls.
 
+    Attributes:
+        graph: The opened graph.
+
     Raises:
         BundleError: If the file is not a fast graph that this version reads.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        self.threads = usable_cores() if threads is None else threads
-        if isinstance(threads, bool) or not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
-            raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
+        check_threads(threads)
         self._process = os.getpid()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fsrm-fast")
-        self._session = self._worker.submit(_open_session, path, self.threads).result()
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        if metadata.get("fsrm.format") != _GRAPH_FORMAT:
-            raise BundleError(
-                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads {_GRAPH_FORMAT!r}; "
-                "export it again"
-            )
-        self.vocab_size = int(metadata["fsrm.vocab_size"])
-        self.hidden_size = int(metadata["fsrm.hidden_size"])
-        self._labels = json.loads(metadata["fsrm.labels"])
-        self._widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
-        pasts = [i for i in self._session.get_inputs() if i.name.startswith("past_")]
-        self._past_names = [i.name for i in pasts]
-        self._token_axes = [i.shape.index("P") for i in pasts]
-        self._empty = [
-            self._value(np.zeros([0 if n == "P" else n for n in i.shape], dtype=_DTYPES[i.type])) for i in pasts
-        ]
-        self._present_names = [name.replace("past_", "present_") for name in self._past_names]
+        self.graph = self._worker.submit(Graph, path, threads).result()
+        self.threads = self.graph.threads
+        self.vocab_size, self.hidden_size = self.graph.vocab_size, self.graph.hidden_size
         self._readings_per_head = max(16, _HEAD_VALUES // self.vocab_size)
         self._cache = PrefixCache(cache_bytes)
 
@@ -116,7 +94,7 @@ class FastModel:
             raise InputError("this model was opened before a fork; open it in the process that uses it")
         given = [self._checked(i, ids) for i, ids in enumerate(sequences)]
         distinct = sorted(set(given))
-        if self._session is None:
+        if self.graph.closed:
             raise InputError("this model was closed; open it again")
         call = _Call(self, distinct, hidden)
         self._worker.submit(call.run).result()
@@ -143,17 +121,17 @@ class FastModel:
         Raises:
             BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
         """
-        if vocab_size != self.vocab_size or self._labels != list(label_ids):
+        if vocab_size != self.vocab_size or self.graph.labels != list(label_ids):
             raise BundleError(
                 f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
-                f"{self._labels} of {self.vocab_size}; export the bundle again"
+                f"{self.graph.labels} of {self.vocab_size}; export the bundle again"
             )
 
     def close(self) -> None:
         """Finish what was asked, then forget the kept prefixes and release the model."""
         self._worker.shutdown()
         self._cache.clear()
-        self._session = None
+        self.graph.close()
 
     def _checked(self, number: int, ids: Sequence[int]) -> Ids:
         """Return the ids of a sequence as plain integers, all of them within the vocabulary."""
@@ -165,11 +143,6 @@ class FastModel:
             raise InputError(f"sequence {number} holds the id {bad}, outside the vocabulary of {self.vocab_size}")
         return out
 
-    def _value(self, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
-        import onnxruntime
-
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
     def _run(
         self,
         outputs: list[str],
@@ -179,17 +152,17 @@ class FastModel:
         carry: NDArray[np.float32],
         head_rows: range,
     ) -> list[Any]:
-        """Run the graph once, and return the outputs asked for; export/graph/fast_graph.py explains all of them."""
-        feeds = {
-            "input_ids": self._value(np.array(row.ids, dtype=np.int64)),
-            "position_ids": self._value(np.array([row.positions], dtype=np.int64)),
-            "bias": self._value(row.bias()),
-            "wanted": self._value(np.array(wanted, dtype=np.int64)),
-            "carry": self._value(carry),
-            "head_rows": self._value(np.array(head_rows, dtype=np.int64)),
-        }
-        feeds |= dict(zip(self._past_names, past.values, strict=True))
-        return list(self._session.run_with_ort_values(outputs, feeds))
+        """Run the graph once for a row, and return the outputs asked for; see ``Graph.run``."""
+        return self.graph.run(
+            outputs,
+            ids=row.ids,
+            positions=row.positions,
+            bias=row.bias(),
+            past=past.values,
+            wanted=wanted,
+            carry=carry,
+            head_rows=head_rows,
+        )
 
     def _state(self, prefix: Prefix) -> tuple[State, int]:
         """Compute the keys and values of a prefix, beginning with what was kept of it, and keep them.
@@ -197,7 +170,7 @@ class FastModel:
         Returns:
             The state behind the prefix, and how many of its tokens need not be computed.
         """
-        state, found = State(0, self._empty), 0
+        state, found = State(0, self.graph.empty), 0
         done = Prefix()
         for part in reversed(passes(prefix)):
             hit = self._cache.get(part)
@@ -208,18 +181,18 @@ class FastModel:
             # Only keys and values are wanted of a prefix, so nothing behind them is asked for: ONNX Runtime then leaves
             # out the rest of the last layer.
             row = chunk_row(done, part)
-            values = self._run(self._present_names, row, state, [0], self._no_carry(), range(0))
+            values = self._run(self.graph.present_names, row, state, [0], self._no_carry(), range(0))
             state, done = State(len(part.ids), values), part
         if found < len(prefix.ids):
-            self._cache.put(prefix, state, sum(value.tensor_size_in_bytes() for value in state.values))
+            self._cache.put(prefix, state, sum(kept.tensor_size_in_bytes() for kept in state.values))
         return state, found
 
     def _cut(self, state: State, tokens: int) -> State:
         """Return the state of the first ``tokens`` tokens of a state."""
         if tokens == state.tokens:
             return state
-        pairs = zip(state.values, self._token_axes, strict=True)
-        return State(tokens, [self._value(value.numpy().take(range(tokens), axis)) for value, axis in pairs])
+        pairs = zip(state.values, self.graph.token_axes, strict=True)
+        return State(tokens, [value(kept.numpy().take(range(tokens), axis)) for kept, axis in pairs])
 
     def _no_carry(self) -> NDArray[np.float32]:
         return np.zeros((0, self.hidden_size), dtype=np.float32)
@@ -243,12 +216,14 @@ class _Call:
 
     def run(self) -> None:
         """Read everything; afterwards ``readings`` has an entry per sequence number."""
-        rows = list(plan_rows(self._sequences, self._model._widths))
-        state, prefix = State(0, self._model._empty), Prefix()
+        rows = list(plan_rows(self._sequences, self._model.graph.widths))
+        state, prefix = State(0, self._model.graph.empty), Prefix()
         for i, row in enumerate(rows):
             computed = 0
             if row.prefix != prefix:
-                state, found = self._model._state(row.prefix) if row.prefix.ids else (State(0, self._model._empty), 0)
+                state, found = (
+                    self._model._state(row.prefix) if row.prefix.ids else (State(0, self._model.graph.empty), 0)
+                )
                 prefix, computed = row.prefix, len(row.prefix.ids) - found
             for branch in row.branches:
                 read = computed + len(branch.path) - branch.shared
@@ -281,34 +256,3 @@ class _Call:
                 hidden=hidden[at].copy() if self._hidden else None,
             )
         self._waiting, self._carry = [], self._model._no_carry()
-
-
-_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-
-
-def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession
-    """Open the graph for the CPU, quietly, with the compiled operators if they were built.
-
-    Threads that wait for work spin (they keep their core busy) within a run, and stop when it ends.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    # The exporter wrote the operators it wants; fusing again would only cost start-up time.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    try:
-        kernels.register(options)
-    except Exception as error:
-        raise BundleError(
-            f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again"
-        ) from error
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, which share no public root
-        raise BundleError(f"{path} cannot be loaded as an ONNX model: {error}") from error

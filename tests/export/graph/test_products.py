@@ -61,5 +61,5 @@ def test_older_graph_is_refused_by_its_format(tmp_path):
     model = onnx.load(tmp_path / "fast.onnx")
     next(entry for entry in model.metadata_props if entry.key == "fsrm.format").value = "1"
     onnx.save(model, tmp_path / "old.onnx")
-    with pytest.raises(BundleError, match=r"fast graph format '1', this package reads '2'; export it again"):
+    with pytest.raises(BundleError, match=r"fast graph format '1', this package reads 2 and 3; export it again"):
         FastModel(tmp_path / "old.onnx", threads=1)

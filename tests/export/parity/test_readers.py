@@ -69,7 +69,7 @@ def gguf(folder, tmp_path_factory):
     checkpoint = Checkpoint.open(folder)
     path = tmp_path_factory.mktemp("readers") / "m.gguf"
     write_gguf(checkpoint, read_vocabulary(folder, checkpoint.arch.vocab_size), path, dtype="f32")
-    with importlib.import_module("fsrm_lite.export.gguf.reader").GgufReader(path) as reader:
+    with importlib.import_module("fsrm_lite.export.parity.engine_reader").EngineReader(path) as reader:
         yield reader
 
 
@@ -122,7 +122,7 @@ def test_the_checkpoints_chains_are_greedy_whatever_its_generation_config_says(r
 
 
 def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, monkeypatch):
-    monkeypatch.setattr("fsrm_lite.export.gguf.reader.STREAMS", 3)
+    monkeypatch.setattr("fsrm_lite.export.parity.engine_reader.STREAMS", 3)
     tasks = tasks_of(logits, random_sequences())
     given = [Thought(tuple(range(n, n + n % 4))) for n in range(len(tasks))]
     given[0] = Thought(greedy(logits, tasks[0])[0])
@@ -137,6 +137,6 @@ def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, mo
 def test_long_prompts_are_read_fewer_at_a_time(gguf, monkeypatch):
     sequences = random_sequences()
     expected = gguf.first_token(sequences, LABELS)
-    monkeypatch.setattr("fsrm_lite.export.gguf.reader.CACHE_BYTES", 1)
+    monkeypatch.setattr("fsrm_lite.export.parity.engine_reader.CACHE_BYTES", 1)
     alone = gguf.first_token(sequences, LABELS)
     np.testing.assert_allclose([r.label_logits for r in alone], [r.label_logits for r in expected], atol=1e-3)

@@ -9,8 +9,9 @@ import pytest
 from helpers.judge import write_tiny_gguf
 
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
+from fsrm_lite.runtimes.engine import Interrupted
 from fsrm_lite.runtimes.llama import engine as engine_module
-from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, QUANTIZATIONS, Engine, Interrupted, quantize, why_not
+from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, QUANTIZATIONS, LlamaEngine, quantize, why_not
 from fsrm_lite.runtimes.llama.gguf_header import read_header
 
 IDS = np.arange(3, 15, dtype=np.int32)
@@ -23,7 +24,7 @@ def gguf_path(tmp_path_factory):
 
 @pytest.fixture
 def engine(gguf_path):
-    engine = Engine(gguf_path, threads=1)
+    engine = LlamaEngine(gguf_path, threads=1)
     yield engine
     engine.close()
 
@@ -100,7 +101,7 @@ def test_quantize_writes_a_smaller_file_that_still_says_much_the_same(gguf_path,
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     engine.prepare(1, 64)
     truth = last_logits(engine, IDS)
-    small = Engine(out, threads=1)
+    small = LlamaEngine(out, threads=1)
     small.prepare(1, 64)
     assert np.corrcoef(truth, last_logits(small, IDS))[0, 1] > (0.99 if kind == "q8_0" else 0.8)
     small.close()
@@ -117,13 +118,13 @@ def test_quantize_refuses_an_unknown_kind_and_what_is_quantized_already(gguf_pat
 
 def test_a_missing_file_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError, match="No such file"):
-        Engine(tmp_path / "none.gguf")
+        LlamaEngine(tmp_path / "none.gguf")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"PK\3\4 not a model")
     with pytest.raises(BundleError, match="not a GGUF file"):
-        Engine(tmp_path / "x.gguf")
+        LlamaEngine(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
@@ -131,23 +132,23 @@ def test_a_truncated_file_is_refused(gguf_path, tmp_path, share):
     data = gguf_path.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(data[: max(8, int(len(data) * share))])
     with pytest.raises(BundleError, match="cannot load"):
-        Engine(tmp_path / "cut.gguf")
+        LlamaEngine(tmp_path / "cut.gguf")
 
 
 @pytest.mark.parametrize("architecture", ["nonsense", "bert", "mamba"])
 def test_a_wrong_architecture_is_refused(tmp_path, architecture):
     with pytest.raises(BundleError, match="cannot load"):
-        Engine(write_tiny_gguf(tmp_path / "x.gguf", architecture=architecture))
+        LlamaEngine(write_tiny_gguf(tmp_path / "x.gguf", architecture=architecture))
 
 
 def test_a_missing_pre_tokenizer_is_refused(tmp_path):
     with pytest.raises(BundleError, match=r"tokenizer\.ggml\.pre"):
-        Engine(write_tiny_gguf(tmp_path / "x.gguf", pre=None))
+        LlamaEngine(write_tiny_gguf(tmp_path / "x.gguf", pre=None))
 
 
 def test_two_tokens_of_one_text_are_refused_before_llama_cpp_aborts(tmp_path):
     with pytest.raises(BundleError, match="96 tokens but only 95 different"):
-        Engine(write_tiny_gguf(tmp_path / "x.gguf", tokens=["same", "same", *(f"t{i}" for i in range(94))]))
+        LlamaEngine(write_tiny_gguf(tmp_path / "x.gguf", tokens=["same", "same", *(f"t{i}" for i in range(94))]))
 
 
 def test_a_header_is_read_as_the_gguf_library_reads_it(gguf_path):
@@ -170,7 +171,7 @@ def test_a_header_cut_anywhere_is_an_error(gguf_path, tmp_path, size):
 
 def test_threads_must_be_positive(gguf_path):
     with pytest.raises(InputError, match="threads is 0"):
-        Engine(gguf_path, threads=0)
+        LlamaEngine(gguf_path, threads=0)
 
 
 def test_engine_knows_its_model(engine):
@@ -216,7 +217,7 @@ def test_a_copied_stream_continues_like_the_original(engine):
 def test_no_room_is_made_for_logits_that_nobody_asks_for(tmp_path):
     """By default llama.cpp reserves a row of logits for every token of a batch."""
     vocab = 60_000
-    engine = Engine(
+    engine = LlamaEngine(
         write_tiny_gguf(tmp_path / "wide.gguf", vocab=vocab, hidden=32, head_dim=16, inner=32, layers=1), threads=1
     )
     before = reserved_kib()
@@ -286,7 +287,7 @@ def test_an_interrupt_stops_a_decode_until_it_is_resumed(engine):
 
 
 def test_closing_twice_is_fine(gguf_path):
-    engine = Engine(gguf_path, threads=1)
+    engine = LlamaEngine(gguf_path, threads=1)
     engine.prepare(1, 16)
     engine.close()
     engine.close()

@@ -40,7 +40,7 @@ def graphs(tmp_path_factory) -> dict[str, Path]:
 
 def _model(graphs, precision="fp32", widths=SMALL, **options) -> FastModel:
     model = FastModel(graphs[precision], threads=1, **options)
-    model._widths = widths
+    model.graph.widths = widths
     return model
 
 

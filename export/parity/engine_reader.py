@@ -1,6 +1,6 @@
-"""Asks a GGUF file what the parity measures compare with the checkpoint: first-token readings and greedy thoughts.
+"""Asks an exported file what the parity measures compare with the checkpoint: first-token readings and greedy thoughts.
 
-The file is read through the engine that the judge uses, too. A *stream* is the place of one sequence in llama.cpp's
+The file is read through the engine that the judge uses, too. A *stream* is the place of one sequence in the engine's
 cache of keys and values.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Thought, TokenReading, families, read_logits
-from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, Engine
 from fsrm_lite.runtimes.onnx.packing import common_length
+from fsrm_lite.runtimes.opening import open_engine
 
 STREAMS = 32
 """Most sequences that are read at a time; with more of them, a step would hardly get cheaper."""
@@ -31,17 +31,17 @@ That is as fast as several threads, which on a busy machine would spin at every 
 Progress = Callable[[int, int], None]
 
 
-class GgufReader:
-    """A GGUF file in llama.cpp; close it, or use it as a context manager."""
+class EngineReader:
+    """A GGUF file in llama.cpp, or a fast graph in ONNX Runtime; close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         """Load the file.
 
         Raises:
-            BundleError: If llama.cpp cannot read it.
-            JudgeUnavailableError: If llama-cpp-python is missing.
+            BundleError: If the runtime cannot read it.
+            JudgeUnavailableError: If it is a GGUF file and llama-cpp-python is missing.
         """
-        self._engine = Engine(path, threads=1 if path.stat().st_size < SMALL_MODEL_BYTES else None)
+        self._engine = open_engine(path, 1 if path.stat().st_size < SMALL_MODEL_BYTES else None)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -182,8 +182,8 @@ class GgufReader:
         tokens = np.concatenate([_int32(ids) for _, _, _, ids in parts])
         positions = np.concatenate([np.arange(start, start + length, dtype=np.int32) for length, _, start, _ in parts])
         owners = np.repeat(_int32([stream for _, stream, _, _ in parts]), [length for length, _, _, _ in parts])
-        for first in range(0, len(tokens), BATCH_TOKENS):
-            part = slice(first, first + BATCH_TOKENS)
+        for first in range(0, len(tokens), self._engine.batch_tokens):
+            part = slice(first, first + self._engine.batch_tokens)
             self._engine.decode(tokens[part], positions[part], owners[part], outputs=False)
 
 

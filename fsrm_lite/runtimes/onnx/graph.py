@@ -1,0 +1,196 @@
+"""A fast graph on ONNX Runtime, opened: what its metadata and inputs say, and how it is run.
+
+``session`` reads first-token distributions with it, ``engine`` writes with it. Both may use the same opened graph, from
+threads of their own, so that its weights are in memory once. The graph is written by ``export/graph/fast_graph.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.runtimes.onnx import kernels
+from fsrm_lite.runtimes.onnx.packing import Widths
+from fsrm_lite.runtimes.threads import usable_cores
+
+MAX_THREADS = 4 * (os.cpu_count() or 1)
+"""With more than a few threads per processor, a call mostly waits for its own threads, at worst for ever."""
+
+# Numbers of the meaning of inputs, outputs and metadata; the exporter writes the newest into the graph. Format 3 has an
+# input that format 2 lacks, "distribution".
+_GRAPH_FORMATS = ("2", "3")
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+
+class Graph:
+    """An opened graph. Any thread may run it.
+
+    The session sets the processor to treat denormals (numbers too small for the usual form of a float) as zero. A
+    softmax with masked keys is full of them, and each costs ten times as much as a zero. The setting holds for the
+    thread that opens the session, so open it in a thread that computes nothing for anyone else.
+
+    Attributes:
+        path: The ``.onnx`` file.
+        threads: Threads that compute one run.
+        vocab_size: Tokens of the vocabulary.
+        hidden_size: Width of a hidden state.
+        labels: Token ids of the labels.
+        widths: How sequences are cut into runs.
+        past_names: Inputs with keys and values of earlier tokens.
+        present_names: The outputs that have the same and the new tokens' behind them, in the same order.
+        token_axes: The axis of each of these that counts tokens.
+        empty: Pasts without a token, as ONNX Runtime's arrays.
+        can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Graphs of exporters
+            of before do not.
+        can_think: Whether it can write, and its verdicts were not out of tolerance when it was exported.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """Open a graph.
+
+        Args:
+            path: The ``.onnx`` file.
+            threads: Threads that compute one run; by default as many as ``usable_cores`` counts.
+
+        Raises:
+            BundleError: If the file is not a fast graph that this version reads.
+            InputError: If ``threads`` is out of range.
+        """
+        self.path = path
+        self.threads = check_threads(threads)
+        self._session = _open_session(path, self.threads)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("fsrm.format") not in _GRAPH_FORMATS:
+            raise BundleError(
+                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads "
+                f"{' and '.join(_GRAPH_FORMATS)}; export it again"
+            )
+        self.vocab_size = int(metadata["fsrm.vocab_size"])
+        self.hidden_size = int(metadata["fsrm.hidden_size"])
+        self.labels: list[int] = json.loads(metadata["fsrm.labels"])
+        self.widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
+        inputs = self._session.get_inputs()
+        pasts = [i for i in inputs if i.name.startswith("past_")]
+        self.past_names = [i.name for i in pasts]
+        self.present_names = [name.replace("past_", "present_") for name in self.past_names]
+        self.token_axes = [i.shape.index("P") for i in pasts]
+        self.empty = [value(np.zeros([0 if n == "P" else n for n in i.shape], dtype=_DTYPES[i.type])) for i in pasts]
+        # Bytes of one token: of each past, all axes but the one that counts tokens.
+        self.token_bytes = sum(
+            int(np.prod([n for n in i.shape if n != "P"])) * np.dtype(_DTYPES[i.type]).itemsize for i in pasts
+        )
+        self.can_write = any(output.name == "logits" for output in self._session.get_outputs())
+        self.can_think = self.can_write and metadata.get("fsrm.thinks") != "no"
+        self._chooses = any(i.name == "distribution" for i in inputs)
+
+    def run(
+        self,
+        outputs: list[str],
+        *,
+        ids: Sequence[int] | NDArray[np.int32],
+        positions: Sequence[int] | NDArray[np.int32],
+        bias: NDArray[np.float32],
+        past: Sequence[Any],
+        wanted: Sequence[int],
+        carry: NDArray[np.float32] | None = None,
+        head_rows: Sequence[int] = (),
+        distribution: bool = True,
+        options: Any = None,  # noqa: ANN401 - a RunOptions
+    ) -> list[Any]:
+        """Run the graph once; export/graph/fast_graph.py explains all inputs and outputs.
+
+        Args:
+            outputs: Names of the outputs to return.
+            ids: Token ids [S].
+            positions: Where in its sequence each token stands [S].
+            bias: float32 [S, P + S], added to the attention scores.
+            past: Keys and values of P tokens, in the order of ``past_names``.
+            wanted: Which of the tokens' hidden states are wanted.
+            carry: float32 [E, hidden_size], hidden states of earlier runs; None for none.
+            head_rows: Of which hidden states the vocabulary is read.
+            distribution: Whether log-mass and entropy are among the outputs.
+            options: ONNX Runtime's options of the run.
+
+        Returns:
+            The outputs, as ONNX Runtime's arrays.
+
+        Raises:
+            InputError: If the graph was closed.
+        """
+        session = self._session
+        if session is None:
+            raise InputError("this model was closed; open it again")
+        feeds: Mapping[str, Any] = {
+            "input_ids": value(np.asarray(ids, dtype=np.int64)),
+            "position_ids": value(np.asarray([positions], dtype=np.int64)),
+            "bias": value(bias),
+            "wanted": value(np.asarray(wanted, dtype=np.int64)),
+            "carry": value(np.zeros((0, self.hidden_size), dtype=np.float32) if carry is None else carry),
+            "head_rows": value(np.asarray(head_rows, dtype=np.int64)),
+            **({"distribution": value(np.array(distribution))} if self._chooses else {}),
+            **dict(zip(self.past_names, past, strict=True)),
+        }
+        return list(session.run_with_ort_values(outputs, feeds, options))
+
+    def close(self) -> None:
+        """Release the model. Safe to repeat."""
+        self._session = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the graph was closed."""
+        return self._session is None
+
+
+def check_threads(threads: int | None) -> int:
+    """Return a number of threads; None stands for as many as ``usable_cores`` counts.
+
+    Raises:
+        InputError: If it is out of range.
+    """
+    count = usable_cores() if threads is None else threads
+    if isinstance(threads, bool) or not isinstance(count, int) or not 1 <= count <= MAX_THREADS:
+        raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
+    return count
+
+
+def value(array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
+    """Return an array as ONNX Runtime's own, which shares its memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an InferenceSession
+    """Open the graph for the CPU, quietly, with the compiled operators if they were built.
+
+    Threads that wait for work spin (they keep their core busy) within a run, and stop when it ends.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # The exporter wrote the operators it wants; fusing again would only cost start-up time.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        kernels.register(options)
+    except Exception as error:
+        raise BundleError(
+            f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again"
+        ) from error
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own, which share no public root
+        raise BundleError(f"{path} cannot be loaded as an ONNX model: {error}") from error
