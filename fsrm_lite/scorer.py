@@ -22,7 +22,7 @@ from fsrm_lite.fast.path import EncodedResponse, FastPath
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import Decision, Gate, GateSpec
 from fsrm_lite.ranking.order import best_first
-from fsrm_lite.slow.engines import ENGINES
+from fsrm_lite.slow.engines import ENGINES, EngineChoice
 from fsrm_lite.slow.escalation import SlowPath, with_thought, with_votes
 from fsrm_lite.types import (
     Comparison,
@@ -443,6 +443,16 @@ class FastSlowRM:
             BundleError: If neither of the bundle's files can think, or the one that would is damaged.
         """
         return self._slow.judge
+
+    @property
+    def judge_engine(self) -> EngineChoice:
+        """The runtime that the judge thinks with, and why; nothing is loaded.
+
+        Raises:
+            JudgeUnavailableError: If only llama-cpp-python could think, and it cannot be used here.
+            BundleError: If neither of the bundle's files can think.
+        """
+        return self._slow.choice()
 
     def close(self) -> None:
         """Release both models. Safe to repeat."""

@@ -15,7 +15,7 @@ QUESTION = "Mia has 7 pens. Mia finds 8 more. How many pens does Mia have now?"
 RIGHT, WRONG = "7 + 8 = 15. The answer is 15 pens.", "7 + 8 = 15. The answer is 41 pens."
 
 
-def no_judge(monkeypatch, rm):
+def no_judge(monkeypatch, rm, judge_engine="llama.cpp"):
     """A second model on the same bundle, on a machine where llama-cpp-python cannot be imported."""
     from fsrm_lite.runtimes.llama import engine
     from fsrm_lite.slow import worker
@@ -25,7 +25,10 @@ def no_judge(monkeypatch, rm):
 
     for module in (engine, worker):
         monkeypatch.setattr(module, "load_llama", missing)
-    return FastSlowRM(rm.bundle, threads=1)
+    monkeypatch.setattr(
+        engine, "why_not", lambda: "llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'"
+    )
+    return FastSlowRM(rm.bundle, threads=1, judge_engine=judge_engine)
 
 
 def test_scores_match_the_golden_ones_of_the_bundle(rm):
@@ -178,6 +181,36 @@ def test_always_without_a_judge_raises(rm, monkeypatch):
     model = no_judge(monkeypatch, rm)
     with pytest.raises(JudgeUnavailableError, match="pip install"):
         model.compare(QUESTION, RIGHT, WRONG, judge="always")
+
+
+def test_without_llama_the_fast_graph_thinks(rm, monkeypatch):
+    model = no_judge(monkeypatch, rm, "auto")
+    assert model.judge_engine.engine == "onnx"
+    comparison = model.compare(QUESTION, RIGHT, WRONG, judge="always")
+    assert (comparison.route, comparison.winner, len(comparison.votes)) == (Route.SLOW, 0, 2)
+    assert all(not vote.closed for vote in comparison.votes)
+    assert model.best_of_n(QUESTION, [WRONG, RIGHT], judge="always").index == 1
+    model.close()
+
+
+def test_both_engines_think_alike(rm, pairs):
+    items = [(p.problem.question, p.chosen.text, p.rejected.text) for p in pairs[:6]]
+    with FastSlowRM(rm.bundle, threads=1, judge_engine="onnx") as graph:
+        ours = graph.compare_many(items, judge="always", temperature=0.0)
+    with FastSlowRM(rm.bundle, threads=1, judge_engine="llama.cpp") as llama:
+        theirs = llama.compare_many(items, judge="always", temperature=0.0)
+    assert [c.winner for c in ours] == [c.winner for c in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert [vote.rationale for vote in a.votes] == [vote.rationale for vote in b.votes]
+        assert a.p_first == pytest.approx(b.p_first, abs=0.02)
+
+
+def test_a_graph_that_cannot_think_says_what_to_do(rm, monkeypatch):
+    model = no_judge(monkeypatch, rm, "onnx")
+    model.fast.graph.can_think = False
+    with pytest.raises(BundleError, match="export the bundle again"):
+        model.compare(QUESTION, RIGHT, WRONG, judge="always")
+    model.close()
 
 
 def test_long_text_is_an_error_unless_cutting_was_asked_for(rm):

@@ -13,7 +13,7 @@ import click
 from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.cli.models import model_argument
-from fsrm_lite.errors import FsrmError
+from fsrm_lite.errors import BundleError, FsrmError, JudgeUnavailableError
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.threads import usable_cores
 
@@ -31,6 +31,8 @@ CPU_FLAGS = (
     "i8mm",
 )
 """Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
+
+_ENGINE_RULE = ", by default llama.cpp where llama-cpp-python can be used"
 
 GOLDEN_TOLERANCE = 0.005
 """How far the self-test's scores may be from the bundle's recorded ones.
@@ -69,6 +71,10 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
     click.echo(f"  gate        {json.dumps(manifest.gate.to_dict())}")
     for role, entry in manifest.files.items():
         click.echo(f"  {role:<11} {entry.path}  {entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}...")
+    thinks = (card.get("parity") or {}).get("fast", {}).get("thinks")
+    if thinks is not None:
+        able = ["ONNX Runtime"] * thinks + ["llama.cpp"] * bundle.has("slow")
+        click.echo(f"  judge       {' or '.join(able) or 'none'}{_ENGINE_RULE if len(able) == 2 else ''}")
     for section in ("parity", "evaluation", "provenance"):
         if card.get(section):
             click.echo(f"  {section}")
@@ -79,7 +85,7 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(model: str | None, revision: str | None, local_files_only: bool, as_json: bool) -> None:
-    """Check this machine: versions, CPU, threads, whether the judge can be used, and a self-test of the scores.
+    """Check this machine: versions, CPU, threads, what the judge thinks with, and a self-test of the scores.
 
     MODEL is a bundle folder or org/name; by default the embedded model. The self-test scores the examples recorded in
     its manifest and compares the scores with the recorded ones.
@@ -95,8 +101,8 @@ def doctor(model: str | None, revision: str | None, local_files_only: bool, as_j
         "cpu_features": _cpu_features(),
         "threads": usable_cores(),
         "compiled_operators": _kernels(),
-        "judge": "available" if reason is None else reason,
-        "self_test": _self_test(model, judge=reason is None, revision=revision, local_files_only=local_files_only),
+        "llama.cpp": "available" if reason is None else reason,
+        "self_test": _self_test(model, revision=revision, local_files_only=local_files_only),
     }
     if as_json:
         click.echo(json.dumps(findings, indent=2))
@@ -118,8 +124,11 @@ def _kernels() -> str:
     )
 
 
-def _self_test(model: str | None, *, judge: bool, revision: str | None, local_files_only: bool) -> dict[str, Any]:
-    """Score the examples recorded in the manifest, and return how far the scores are from the recorded ones."""
+def _self_test(model: str | None, *, revision: str | None, local_files_only: bool) -> dict[str, Any]:
+    """Score the examples recorded in the manifest, and return how far the scores are from the recorded ones.
+
+    The judge thinks about the first of them, where there is a judge.
+    """
     from fsrm_lite.scorer import FastSlowRM
 
     try:
@@ -137,7 +146,12 @@ def _self_test(model: str | None, *, judge: bool, revision: str | None, local_fi
                 "examples": len(golden),
                 "largest_difference": round(worst, 6),
             }
-            if judge and rm.bundle.has("slow"):
+            try:
+                choice = rm.judge_engine
+            except (BundleError, JudgeUnavailableError) as error:
+                result["judge"] = f"none: {error}"
+            else:
+                result["judge"] = f"{choice.engine}: {choice.why}"
                 thought = rm.score(golden[0]["prompt"], golden[0]["response"], judge="always", temperature=0.0)
                 result["judge_wrote"] = f"{thought.tokens_generated} tokens, verdict {thought.verdict}"
             return result

@@ -128,7 +128,11 @@ def test_a_missing_judge_is_one_line_on_standard_error(monkeypatch):
 
     for module in (engine, worker):
         monkeypatch.setattr(module, "load_llama", missing)
-    result = run("compare", "--prompt", QUESTION, "--first", "5", "--second", "6", "--json")
+    monkeypatch.setattr(
+        engine, "why_not", lambda: "llama-cpp-python is not installed;\nrun: pip install 'fsrm-lite[judge]'"
+    )
+    arguments = ["--prompt", QUESTION, "--first", "5", "--second", "6", "--json", "--judge-engine", "llama.cpp"]
+    result = run("compare", *arguments)
     assert json.loads(result.stdout)["escalated"]
     assert result.stderr.startswith("Warning: the gate asked for slow thinking")
     assert result.stderr.count("\n") == 1
@@ -568,15 +572,16 @@ def test_inspect_and_doctor_name_a_model_alike(rm, tmp_path, spelling):
     assert "has no fsrm.json" in json.loads(result.stdout)["self_test"]["error"]
 
 
-def test_doctor_says_why_there_is_no_judge_and_what_to_run(monkeypatch):
+def test_doctor_says_why_there_is_no_llama_and_what_to_run(monkeypatch):
     from fsrm_lite.runtimes.llama import engine
 
     monkeypatch.setattr(
         engine, "why_not", lambda: "llama-cpp-python is not installed; run: pip install 'fsrm-lite[judge]'"
     )
     result = run("doctor", "--json")
-    assert json.loads(result.stdout)["judge"].endswith("run: pip install 'fsrm-lite[judge]'")
+    assert json.loads(result.stdout)["llama.cpp"].endswith("run: pip install 'fsrm-lite[judge]'")
     assert json.loads(result.stdout)["self_test"]["passed"]
+    assert json.loads(result.stdout)["self_test"]["judge"].startswith("onnx: llama-cpp-python cannot be used here")
 
 
 def test_doctor_says_whether_the_operators_are_compiled(monkeypatch):
@@ -596,7 +601,8 @@ def test_doctor_passes_its_self_test():
     assert result.exit_code == 0
     findings = json.loads(result.stdout)
     assert findings["self_test"]["passed"]
-    assert findings["judge"] == "available"
+    assert findings["llama.cpp"] == "available"
+    assert findings["self_test"]["judge"].startswith("llama.cpp: ")
     assert findings["packages"]["onnxruntime"] != "not installed"
 
 

@@ -94,7 +94,7 @@ def test_the_drawing_and_its_source_show_the_same_rooms_and_arrows():
     assert drawn == nodes
     arrows = re.findall(r"^    (\w+) -->(?:\|\w+\|)? (\w+)$", mermaid, re.MULTILINE)
     assert sorted(re.findall(r"data-from=\"(\w+)\" data-to=\"(\w+)\"", svg)) == sorted(arrows)
-    assert len(arrows) == 8
+    assert len(arrows) == 9
 
 
 def test_the_rooms_of_the_design_are_the_packages():
