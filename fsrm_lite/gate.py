@@ -12,6 +12,9 @@ When either is below its threshold (with ``combine="all"``: when both are), the 
 the judge writes its reasons before it decides. The abstract of F/S-RM (arXiv 2603.20212) names the two confidences
 without a formula; the definitions here are this project's own.
 
+To pick the best of N candidates is another decision than to compare two, and a gate may have a rule of its own for it
+(``ListSpec``). How much the answer after thinking still listens to the fast scores is a ``Fusion``.
+
 This module depends on numpy alone and imports nothing of the package but its errors, so that a build for GPUs can use
 the very same file.
 """
@@ -19,8 +22,8 @@ the very same file.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,6 +35,83 @@ LOGIT_LIMIT = 50.0
 """Score logits are clipped to +-50. Beyond that the sigmoid is within rounding of 0 or 1, and JSON has no infinity."""
 
 COMBINE_RULES = ("any", "all")
+GROUPINGS = ("final", "text")
+
+VOTE_LOGIT_LIMIT = math.log(999.0)
+"""Log-odds of the judge's votes are clipped to that of 99.9 %: a verdict read at temperature 0 often claims 100 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListSpec:
+    """The gate's rule for picking the best of N candidates, as stored under ``lists`` of a gate.
+
+    Candidates that say the same are one *team*. A team is worth ``(sum of exp(logit / temperature)) ** sharpness``, the
+    sum taken over its members; divided by the sum over all teams this is its *share*, an estimate of the probability
+    that the team is right. Both the scores of a team and its number of candidates count for it, and every rival takes
+    something away, so that a share does not grow by chance alone when there are more candidates. The *contenders* are
+    the best teams, as few as have ``coverage`` of the shares together. Slow thinking is asked for when there are two or
+    more. Of two candidates with different answers this is the rule of a pair, whose intuition confidence is twice the
+    share minus 1.
+
+    Attributes:
+        coverage: In [0, 1]. With 0 there is never a second contender, with 1 every team is one.
+        temperature: Divides the logits within a team; above 0. A high one counts candidates and little else (majority),
+            a low one takes the best candidate alone.
+        sharpness: How far apart the shares are; above 0.
+        group: Which candidates say the same: "final" for those with the same final answer (and the same text where
+            there is none), "text" for those with the same text. ``fsrm_lite.ranking.answers.final`` finds answers.
+    """
+
+    coverage: float
+    temperature: float = 1.0
+    sharpness: float = 1.0
+    group: Literal["final", "text"] = "final"
+
+    def __post_init__(self) -> None:
+        """Raise a ``GateSpecError`` on a value out of range."""
+        if not _is_number(self.coverage) or not 0.0 <= self.coverage <= 1.0:
+            raise GateSpecError(f"gate: lists.coverage is {self.coverage!r}, expected a number in [0, 1]")
+        for name in ("temperature", "sharpness"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 < value < math.inf:
+                raise GateSpecError(f"gate: lists.{name} is {value!r}, expected a finite number above 0")
+        if self.group not in GROUPINGS:
+            raise GateSpecError(f"gate: lists.group is {self.group!r}, expected one of {', '.join(GROUPINGS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How the fast scores and the judge's votes on a pair are put together, as stored under ``fusion`` of a gate.
+
+    The log-odds of the first response are ``fast * (its logit - the other's) + slow * (log-odds of the votes)``.
+
+    Attributes:
+        fast: Weight of the fast scores; finite, at least 0.
+        slow: Weight of the votes; finite, above 0.
+    """
+
+    fast: float
+    slow: float
+
+    def __post_init__(self) -> None:
+        """Raise a ``GateSpecError`` on a value out of range."""
+        if not _is_number(self.fast) or not 0.0 <= self.fast < math.inf:
+            raise GateSpecError(f"gate: fusion.fast is {self.fast!r}, expected a finite number of at least 0")
+        if not _is_number(self.slow) or not 0.0 < self.slow < math.inf:
+            raise GateSpecError(f"gate: fusion.slow is {self.slow!r}, expected a finite number above 0")
+
+    def log_odds(self, margin: float, p_votes: float) -> float:
+        """Return the log-odds that the first response of a pair is the better one.
+
+        Args:
+            margin: Logit of the first response minus that of the second.
+            p_votes: Mean over the votes of the probability of the first response, in [0, 1].
+        """
+        return self.fast * margin + self.slow * vote_logit(p_votes)
+
+
+_PARTS: dict[str, type[ListSpec] | type[Fusion]] = {"lists": ListSpec, "fusion": Fusion}
+"""The entries of a gate that are objects of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +124,9 @@ class GateSpec:
         combine: "any" asks when at least one confidence is too low, "all" only when both are.
         temperature: The score logit is divided by this before the intuition confidence is computed; above 0.
         always: Ask for slow thinking about everything. A calibration that can guarantee nothing returns this.
+        lists: The rule for the best of N; without it a candidate is a contender if the pair of the best one and this
+            one asks for slow thinking.
+        fusion: How the votes on a pair are joined with the fast scores; without it the votes decide alone.
     """
 
     intuition_threshold: float = 0.5
@@ -51,24 +134,25 @@ class GateSpec:
     combine: Literal["any", "all"] = "any"
     temperature: float = 1.0
     always: bool = False
+    lists: ListSpec | None = None
+    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
         for name in ("intuition_threshold", "distribution_threshold"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+            if not _is_number(value) or not 0.0 <= value <= 1.0:
                 raise GateSpecError(f"gate: {name} is {value!r}, expected a number in [0, 1]")
         if self.combine not in COMBINE_RULES:
             raise GateSpecError(f"gate: combine is {self.combine!r}, expected one of {', '.join(COMBINE_RULES)}")
-        temperature = self.temperature
-        if (
-            isinstance(temperature, bool)
-            or not isinstance(temperature, int | float)
-            or not 0.0 < temperature < math.inf
-        ):
-            raise GateSpecError(f"gate: temperature is {temperature!r}, expected a finite number above 0")
+        if not _is_number(self.temperature) or not 0.0 < self.temperature < math.inf:
+            raise GateSpecError(f"gate: temperature is {self.temperature!r}, expected a finite number above 0")
         if not isinstance(self.always, bool):
             raise GateSpecError(f"gate: always is {self.always!r}, expected true or false")
+        for name, kind in _PARTS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise GateSpecError(f"gate: {name} is {value!r}, expected a {kind.__name__} or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GateSpec:
@@ -77,16 +161,17 @@ class GateSpec:
         Raises:
             GateSpecError: If it is not an object, or on an unknown key or a value out of range.
         """
-        if not isinstance(data, Mapping):
-            raise GateSpecError(f"gate: got a {type(data).__name__}, expected an object of thresholds")
-        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise GateSpecError(f"gate: unknown keys {unknown}, expected among {sorted(cls.__dataclass_fields__)}")
-        return cls(**data)
+        given = _entries(cls, data, "gate")
+        for name, kind in _PARTS.items():
+            if given.get(name) is not None:
+                given[name] = kind(**_entries(kind, given[name], f"gate: {name}"))
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """Return the JSON form. What the gate does not have (a rule for lists, a fusion) is left out."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _PARTS}
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return found | {name: asdict(part) for name, part in parts.items() if part is not None}
 
 
 class Confidences(Protocol):
@@ -136,6 +221,23 @@ class Decision:
     intuition_confidence: float
     distribution_confidence: float
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListDecision:
+    """What the gate decided about N candidates.
+
+    Attributes:
+        escalate: Whether to think slowly: whether there are two or more contenders.
+        order: Position of the best candidate of each team, the best team first. The first one is the fast pick.
+        shares: Share of each team in [0, 1], in that order; they add up to 1.
+        contenders: How many of the teams, from the first on, are contenders.
+    """
+
+    escalate: bool
+    order: tuple[int, ...]
+    shares: tuple[float, ...]
+    contenders: int
 
 
 def sigmoid(x: float) -> float:
@@ -235,6 +337,28 @@ def intuition_confidence(logit: float, temperature: float = 1.0) -> float:
     return abs(math.tanh(logit / (2.0 * temperature)))
 
 
+def vote_logit(p_votes: float) -> float:
+    """Return the log-odds of the votes on a pair, within +-``VOTE_LOGIT_LIMIT``, from their mean probability."""
+    if p_votes in (0.0, 1.0):
+        return math.copysign(VOTE_LOGIT_LIMIT, p_votes - 0.5)
+    return min(VOTE_LOGIT_LIMIT, max(-VOTE_LOGIT_LIMIT, math.log(p_votes / (1.0 - p_votes))))
+
+
+def list_shares(teams: Sequence[NDArray[np.float64]], rule: ListSpec) -> NDArray[np.float64]:
+    """Return the share of each team under a rule for lists.
+
+    Args:
+        teams: Logits of the members of each of K teams, each float64 of shape [members].
+        rule: Temperature and sharpness.
+
+    Returns:
+        float64, shape [K], in [0, 1], adding up to 1.
+    """
+    worth = np.array([rule.sharpness * np.logaddexp.reduce(team / rule.temperature) for team in teams])
+    weights = np.exp(worth - worth.max())
+    return np.asarray(weights / weights.sum())
+
+
 class Gate:
     """Applies a ``GateSpec`` to one response, to a pair, or to N candidates."""
 
@@ -277,6 +401,41 @@ class Gate:
         best = candidates[order[0]]
         return [order[0], *(i for i in order[1:] if self.pair(best, candidates[i]).escalate)]
 
+    def best_of(self, candidates: Sequence[Confidences], teams: Sequence[Hashable]) -> ListDecision:
+        """Decide about N candidates by the rule for lists; ``ListSpec`` explains it.
+
+        Args:
+            candidates: At least one.
+            teams: The team of each candidate: equal values are one team.
+
+        Returns:
+            The decision. Teams of equal share come in the order of their best candidates: by logit, then by position.
+
+        Raises:
+            GateSpecError: If the gate has no rule for lists, there is no candidate, or the lengths differ.
+        """
+        rule = self.spec.lists
+        if rule is None:
+            raise GateSpecError("gate: there is no rule for lists; calibrate one with fsrm-lite calibrate LISTS.jsonl")
+        if not candidates or len(candidates) != len(teams):
+            raise GateSpecError(
+                f"gate: got {len(candidates)} candidates and {len(teams)} teams, expected one team per candidate"
+            )
+        logits = np.array([c.logit for c in candidates], dtype=np.float64)
+        best_first = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+        members: dict[Hashable, list[int]] = {}
+        for i in best_first:
+            members.setdefault(teams[i], []).append(i)
+        captains = [team[0] for team in members.values()]
+        shares = list_shares([logits[team] for team in members.values()], rule)
+        order = sorted(range(len(captains)), key=lambda k: -shares[k])
+        covered = np.cumsum([shares[k] for k in order])
+        enough = 1 + int(np.argmax(covered >= rule.coverage)) if covered[-1] >= rule.coverage else len(order)
+        contenders = enough if rule.coverage < 1.0 else len(order)
+        return ListDecision(
+            contenders > 1, tuple(captains[k] for k in order), tuple(float(shares[k]) for k in order), contenders
+        )
+
     def _decide(self, intuition: float, distribution: float) -> Decision:
         """Compare two confidences with the thresholds, and return the decision with its reasons."""
         spec = self.spec
@@ -289,3 +448,21 @@ class Gate:
         if spec.always:
             escalate, reasons = True, ["the gate is set to escalate everything"]
         return Decision(escalate, intuition, distribution, tuple(reasons) if escalate else ())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _entries(kind: type, data: object, what: str) -> dict[str, Any]:
+    """Return the entries of a JSON object; raise unless they are fields of ``kind`` and none that is needed lacks."""
+    if not isinstance(data, Mapping):
+        raise GateSpecError(f"{what}: got a {type(data).__name__}, expected an object of thresholds")
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise GateSpecError(f"{what}: unknown keys {unknown}, expected among {sorted(known)}")
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in data]
+    if missing:
+        raise GateSpecError(f"{what}: the keys {missing} are missing")
+    return dict(data)

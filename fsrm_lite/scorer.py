@@ -370,7 +370,9 @@ class FastSlowRM:
     ) -> Selection:
         """Choose the best of N responses.
 
-        Candidates whose fast scores are close may be compared in pairs; such a comparison is called a match.
+        Candidates that the fast scores cannot tell apart are compared in pairs; such a comparison is called a match.
+        Where the gate has a rule for lists (``fsrm_lite.gate.ListSpec``), the default strategy "gated" first puts
+        candidates with the same final answer together.
 
         Args:
             prompt: What was asked.
@@ -529,7 +531,7 @@ class FastSlowRM:
                 texts[i] = (first.prompt, first.text, second.text)
                 results[i] = replace(results[i], escalated=True, reasons=_reasons(fast[i][1]))
         for i, judgement in self._slow.compare(texts, settings, policy).items():
-            results[i] = with_votes(results[i], judgement)
+            results[i] = with_votes(results[i], judgement, self.gate.spec.fusion)
         return results
 
 

@@ -109,7 +109,7 @@ class RankSettings(_JudgeSettings, total=False):
 class TournamentSettings(TypedDict, total=False):
     """Settings of a strategy: the fields of ``fsrm_lite.ranking.tournament.TournamentOptions``, which explains them."""
 
-    key: Callable[[str], Hashable]
+    key: Callable[[str], Hashable] | None
     on_judge_error: Literal["raise", "fast"]
     budget: int | None
     precision: float

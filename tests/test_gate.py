@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,18 @@ from hypothesis import strategies as st
 from scipy.special import expit, logsumexp, softmax
 
 from fsrm_lite.errors import GateSpecError
-from fsrm_lite.gate import LOGIT_LIMIT, FastSignals, Gate, GateSpec, intuition_confidence, sigmoid, signals
+from fsrm_lite.gate import (
+    LOGIT_LIMIT,
+    VOTE_LOGIT_LIMIT,
+    FastSignals,
+    Fusion,
+    Gate,
+    GateSpec,
+    ListSpec,
+    intuition_confidence,
+    sigmoid,
+    signals,
+)
 
 INF = math.inf
 LOGITS = st.floats(-24, 24)
@@ -178,3 +190,87 @@ def test_contenders_of_one_or_none():
 
 def test_contenders_of_a_clear_winner_is_the_winner_alone():
     assert Gate(GateSpec(0.5)).contenders([reading(-5.0), reading(5.0)]) == [1]
+
+
+# the rule for lists
+
+
+@given(st.floats(-9, 9), st.floats(-9, 9), st.floats(0.3, 5), st.floats(0.01, 0.99))
+def test_of_two_candidates_the_rule_for_lists_is_that_of_a_pair(a, b, temperature, threshold):
+    spec = GateSpec(threshold, 0.0, temperature=temperature, lists=ListSpec((1 + threshold) / 2, temperature))
+    decision = Gate(spec).best_of([reading(a), reading(b)], ["x", "y"])
+    pair = Gate(spec).pair(reading(a), reading(b))
+    assert 2 * decision.shares[0] - 1 == pytest.approx(pair.intuition_confidence, abs=1e-9)
+    if abs(pair.intuition_confidence - threshold) > 1e-6:
+        assert decision.escalate == pair.escalate
+    assert decision.order == ((0, 1) if a >= b else (1, 0))
+
+
+def test_a_cold_rule_takes_the_best_score_and_a_hot_one_the_majority():
+    candidates, teams = [reading(3.0), reading(1.0), reading(1.0), reading(0.9)], [0, 1, 1, 1]
+    cold, hot = (Gate(GateSpec(lists=ListSpec(0.5, t))).best_of(candidates, teams) for t in (0.2, 20.0))
+    assert (cold.order[0], hot.order[0]) == (0, 1)
+    assert hot.shares[0] == pytest.approx(0.731, abs=0.001)
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.integers(0, 3)), min_size=1, max_size=12), st.floats(0, 1))
+def test_contenders_are_the_fewest_best_teams_that_cover(candidates, coverage):
+    rule = ListSpec(coverage, 1.3, 0.7)
+    found = Gate(GateSpec(lists=rule)).best_of([reading(x) for x, _ in candidates], [t for _, t in candidates])
+    assert sum(found.shares) == pytest.approx(1.0)
+    assert len(found.order) == len({t for _, t in candidates})
+    assert list(found.shares) == sorted(found.shares, reverse=True)
+    assert 1 <= found.contenders <= len(found.order)
+    assert found.escalate == (found.contenders > 1)
+    assert coverage == 0 or sum(found.shares[: found.contenders - 1]) < coverage + 1e-12
+    assert coverage < 1 or found.contenders == len(found.order)
+
+
+def test_a_rule_for_lists_and_a_fusion_go_to_json_and_back_and_older_gates_look_as_before():
+    spec = GateSpec(0.4, lists=ListSpec(0.9, 2.0, 1.5, "text"), fusion=Fusion(0.3, 1.1))
+    assert GateSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert set(GateSpec(0.4).to_dict()) == {
+        "intuition_threshold",
+        "distribution_threshold",
+        "combine",
+        "temperature",
+        "always",
+    }
+    assert GateSpec.from_dict({"lists": {"coverage": 0.9}}).lists == ListSpec(0.9)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ({"lists": {}}, r"gate: lists: the keys \['coverage'\] are missing"),
+        ({"lists": []}, "gate: lists: got a list"),
+        ({"lists": {"coverage": 0.9, "cover": 1}}, r"gate: lists: unknown keys \['cover'\]"),
+        ({"lists": {"coverage": 1.1}}, r"lists.coverage is 1.1, expected a number in \[0, 1\]"),
+        ({"lists": {"coverage": True}}, "lists.coverage is True"),
+        ({"lists": {"coverage": 0.5, "temperature": 0}}, "lists.temperature is 0"),
+        ({"lists": {"coverage": 0.5, "sharpness": math.inf}}, "lists.sharpness is inf"),
+        ({"lists": {"coverage": 0.5, "group": "answer"}}, "lists.group is 'answer', expected one of final, text"),
+        ({"fusion": {"fast": 1.0}}, r"gate: fusion: the keys \['slow'\] are missing"),
+        ({"fusion": {"fast": -1.0, "slow": 1.0}}, "fusion.fast is -1.0"),
+        ({"fusion": {"fast": 0.0, "slow": 0.0}}, "fusion.slow is 0.0"),
+    ],
+)
+def test_a_bad_rule_for_lists_or_fusion_is_refused(data, match):
+    with pytest.raises(GateSpecError, match=match):
+        GateSpec.from_dict(data)
+
+
+def test_a_gate_without_a_rule_for_lists_says_how_to_get_one():
+    with pytest.raises(GateSpecError, match=r"no rule for lists; calibrate one with fsrm-lite calibrate LISTS\.jsonl"):
+        Gate(GateSpec()).best_of([reading(0.0)], [0])
+    with pytest.raises(GateSpecError, match="got 1 candidates and 2 teams"):
+        Gate(GateSpec(lists=ListSpec(0.5))).best_of([reading(0.0)], [0, 1])
+    with pytest.raises(GateSpecError, match="lists is 'x', expected a ListSpec"):
+        GateSpec(lists="x")
+
+
+def test_votes_and_fast_scores_add_up_in_a_fusion():
+    fusion = Fusion(0.5, 2.0)
+    assert fusion.log_odds(3.0, 0.5) == 1.5
+    assert fusion.log_odds(0.0, 1.0) == -fusion.log_odds(0.0, 0.0) == 2.0 * VOTE_LOGIT_LIMIT
+    assert fusion.log_odds(1.0, sigmoid(1.0)) == pytest.approx(2.5)

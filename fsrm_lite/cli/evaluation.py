@@ -17,7 +17,7 @@ import click
 from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
-from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text
+from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text, list_calibration_text
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import CalibrationError, DataFormatError, FsrmError, InputError
@@ -92,6 +92,12 @@ _TOLD = (
 @click.option("--tuning-share", type=float, help="Share of the items that tunes.  [default: 0.2 for a risk, else 0.5]")
 @click.option("--resamples", type=click.IntRange(2), default=1000, show_default=True, help="Of the bootstrap.")
 @click.option("--format", "form", default="auto", show_default=True, help="Of a benchmark, as for `fsrm-lite eval`.")
+@click.option(
+    "--group-by",
+    "grouping",
+    type=click.Choice(("final", "text")),
+    help="For lists: candidates with the same final answer, or the same text, are one team.  [default: final]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @model_options
 def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
@@ -102,11 +108,20 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     model is needed. Give exactly one of --risk, --budget, --within and --pareto. The judge thinks about every item,
     unless the goal is --risk and --judge is not "always". With --truncate, responses that are too long are cut, and
     items that are still too long are left out.
+
+    Rows {"prompt", "responses": [...], "labels": [0, 1, ...]} are lists (or "right", with the position of the right
+    response or several). With --risk, they give the gate's rule for the best of N; the judge is not asked.
     """
     from fsrm_lite.measure.calibration import Goal
     from fsrm_lite.measure.calibration import calibrate as run
+    from fsrm_lite.measure.labelled_lists import holds_lists
 
     _check_outputs((options[name] for name in ("output", "report", "plots", "record")), [labelled, options["test"]])
+    if options["form"] == "auto" and holds_lists(labelled):
+        _calibrate_lists(labelled, options)
+        return
+    if options["grouping"] is not None:
+        raise click.UsageError("--group-by is for lists: rows with 'responses' and 'labels'")
     goal = Goal(
         risk=options["risk"],
         budget=options["budget"],
@@ -144,6 +159,56 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
     if folder is not None and result.gate is not None:
         _write_gate(folder, result.gate)
     click.echo(json.dumps(result.report, allow_nan=False) if options["as_json"] else calibration_text(result.report))
+
+
+def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
+    """Choose the gate's rule for the best of N from labelled lists; ``calibrate`` explains the options."""
+    from fsrm_lite.measure.labelled_lists import Grouping, LabelledList, collect_lists, read_lists
+    from fsrm_lite.measure.list_calibration import calibrate_lists
+    from fsrm_lite.measure.risk_control import TUNING_SHARE
+
+    others = ("budget", "within", "pareto", "paths", "plots")
+    given = [name for name in others if options[name] not in (None, False, ())]
+    if options["risk"] is None or given:
+        raise click.UsageError("the file holds lists, which take --risk as their goal, without --path and --plots")
+    folder = _manifest_folder(options["model"]) if options["write"] else None
+    rows = [read_lists(path) if path is not None else [] for path in (labelled, options["test"])]
+    fresh = sum(len(part) for part in rows if part and not isinstance(part[0], LabelledList))
+    if options["grouping"] is not None and not fresh:
+        raise click.UsageError("recorded lists have their teams already; --group-by goes with rows that have texts")
+    model = options["model"]
+    base = Bundle.open(model).manifest.gate if fresh or model is not None else None
+    found: list[list[Any]] = [list(part) for part in rows]
+    if fresh:
+        with open_model(dict(options)) as rm, progress("lists", fresh) as step:
+            grouping: Grouping = options["grouping"] or "final"
+            found = [
+                part
+                if not part or isinstance(part[0], LabelledList)
+                else collect_lists(rm, part, grouping=grouping, progress=step)
+                for part in found
+            ]
+    lists, test_lists = found
+    if options["record"] is not None:
+        _write(options["record"], "".join(json.dumps(x.to_dict()) + "\n" for x in lists))
+    result = calibrate_lists(
+        lists,
+        options["risk"],
+        options["confidence"],
+        test_lists=test_lists,
+        tuning_share=options["tuning_share"] or TUNING_SHARE,
+        seed=options["seed"] or 0,
+    )
+    if options["output"] is not None:
+        # Recorded lists do not say what the gate for pairs is: then the file holds the rule for lists alone.
+        chosen = result.report["gate"] if base is None else replace(base, lists=result.rule).to_dict()
+        _write(options["output"], json.dumps(chosen, indent=2) + "\n")
+    if options["report"] is not None:
+        _write(options["report"], json.dumps(result.report, indent=2) + "\n")
+    if folder is not None:
+        _write_gate(folder, replace(Bundle.open(folder, verify=False).manifest.gate, lists=result.rule))
+    text = list_calibration_text(result.report)
+    click.echo(json.dumps(result.report, allow_nan=False) if options["as_json"] else text)
 
 
 @click.command("eval")
@@ -347,7 +412,9 @@ def _manifest_folder(model: str | None) -> Path:
 
 
 def _write_gate(folder: Path, spec: GateSpec) -> None:
-    manifest = replace(Bundle.open(folder, verify=False).manifest, gate=spec)
+    """Put a gate into a bundle's manifest. A gate that was set on pairs leaves the bundle's rule for lists as it is."""
+    manifest = Bundle.open(folder, verify=False).manifest
+    manifest = replace(manifest, gate=replace(spec, lists=spec.lists or manifest.gate.lists))
     _write(folder / MANIFEST_NAME, json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -63,6 +63,59 @@ def calibration_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def list_calibration_text(report: dict[str, Any]) -> str:
+    """Return what ``calibrate`` found from lists as lines of text, the most important first."""
+    g, lists, rule = report["guarantee"], report["lists"], report["gate"]["lists"]
+    sizes = lists["sizes"]
+    lines = [
+        f"guarantee     {g['statement']}",
+        f"  assumed     {g['assumes']}",
+        f"  proof       {g['errors']} wrong picks in {g['accepted']} made alone of {g['tested_lists']} tested: "
+        f"at most {100 * g['upper_bound']:.1f} %",
+    ]
+    if g["accepted"] < g["least_lists"]:
+        lines.append(f"  feasibility at least {g['least_lists']} picks made alone, all of them right, are needed")
+    lines.append(
+        f"lists         {lists['used']} of {lists['given']} used, with {sizes['least']} to {sizes['most']} candidates "
+        f"(median {sizes['median']:g})"
+    )
+    left = {
+        "repeated": lists["repeated"],
+        "with one candidate": lists["of_one_candidate"],
+        "without a right candidate": lists["without_a_right_one"],
+    }
+    if any(left.values()):
+        lines.append("  left out    " + ", ".join(f"{count} {what}" for what, count in left.items() if count))
+    if lists["all_right"]:
+        lines.append(f"  all right   {lists['all_right']}: whatever is picked from them is right")
+    teams = "final answer" if rule["group"] == "final" else "text"
+    lines.append(
+        f"gate          escalate when the best team's share < {rule['coverage']:.4f} (teams by {teams}, "
+        f"temperature {rule['temperature']:.3f}, sharpness {rule['sharpness']:.3f})"
+    )
+    for where, name in (("on the testing part", "at_gate"), ("on --test", "at_gate_on_test")):
+        if name in report:
+            lines += _lists_at_gate(where, report[name])
+    lines += [f"warning       {w}" for w in report["warnings"]]
+    return "\n".join(lines)
+
+
+def _lists_at_gate(where: str, at: dict[str, Any]) -> list[str]:
+    """Return the lines that say what the gate for lists costs and is worth on some lists."""
+    lines = [
+        f"  {where}: {percent(at['escalated'])} escalated; {percent(at['selective_risk'])} wrong picks among the rest",
+        f"  {at['contenders']:.2f} of {at['teams']:.2f} teams per list meet before the judge",
+        f"  alone, right are: the best team {percent(at['best_team'])}, the best score {percent(at['best_score'])}, "
+        f"the majority {percent(at['majority'])}",
+    ]
+    lines += [
+        f"  {row['candidates']:>8} candidates ({row['lists']} lists): {percent(row['escalated'])} escalated; "
+        f"{percent(row['selective_risk'])} wrong"
+        for row in at["by_size"]
+    ]
+    return lines
+
+
 def evaluation_text(report: dict[str, Any]) -> str:
     """Return what ``eval`` measured as lines of text.
 

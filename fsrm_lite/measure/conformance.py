@@ -1,7 +1,8 @@
 """Checks that the gate of another build (for example one in another language) decides like this one.
 
 For that there are test vectors. A vector is one JSON object with thresholds, the numbers of a fast reading (of one
-response, of a pair or of N candidates), and what the gate decides on them. They come with the package as
+response, of a pair or of N candidates), and what the gate decides on them. A vector of the kind ``list`` also has the
+team of each candidate, and tests the gate's rule for lists. They come with the package as
 ``gate_vectors.jsonl``; ``vectors`` makes them. Decisions that another build recorded on data of its own can be checked
 as well. A build that computes in float32 agrees on the confidences to about 1e-6, and must agree on every decision.
 
@@ -16,10 +17,11 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, GateSpecError
-from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, signals
+from fsrm_lite.gate import Decision, FastSignals, Gate, GateSpec, ListDecision, signals
 
 VECTORS_FILE = "gate_vectors.jsonl"
 DEFAULT_TOLERANCE = 1e-6
@@ -36,7 +38,7 @@ class Mismatch:
 
     Attributes:
         row: The row's ``id``, or its position (from 1) where it has none.
-        field: ``escalate``, ``contenders``, ``intuition_confidence`` or ``distribution_confidence``.
+        field: ``escalate``, ``contenders``, ``share``, ``intuition_confidence`` or ``distribution_confidence``.
         expected: What this package computes.
         got: What the row says.
         borderline: Whether a confidence is so near to its threshold that rounding alone can change the decision.
@@ -76,7 +78,7 @@ def shipped_vectors() -> list[dict[str, Any]]:
 def vectors() -> Iterator[dict[str, Any]]:
     """Yield the test vectors, newly made: the same ones each time, in the same order."""
     rng = random.Random(_SEED)
-    for number, row in enumerate([*_edge_rows(), *_random_rows(rng)]):
+    for number, row in enumerate([*_edge_rows(), *_random_rows(rng), *_list_rows(rng)]):
         row = {"id": f"{row['kind']}-{number:04d}", **row}
         yield {**row, "expected": decide(row)}
 
@@ -86,12 +88,15 @@ def decide(row: Mapping[str, Any], gate: GateSpec | None = None) -> dict[str, An
 
     Args:
         row: ``label_values``; ``responses``, each with ``label_logits`` and optionally ``log_mass`` and ``entropy``;
-            ``vocab_size``, needed beside an entropy; and optionally ``gate`` and ``kind``.
+            ``vocab_size``, needed beside an entropy; and optionally ``gate`` and ``kind``. For the kind ``list``
+            also ``teams``, a number or text per response: equal ones are one team.
         gate: Used where the row has no ``gate`` of its own.
 
     Returns:
         For one response or a pair ``intuition_confidence``, ``distribution_confidence`` and ``escalate``. For N
-        candidates ``contenders``: the positions that the gate cannot tell from the best, best fast score first.
+        candidates ``contenders``: the positions that the gate cannot tell from the best, best fast score first. For a
+        list ``contenders``, the positions of the contending teams' best candidates, best team first, and ``share``, the
+        share of the best team.
 
     Raises:
         DataFormatError: If the row lacks something or is of an unknown kind.
@@ -104,8 +109,10 @@ def decide(row: Mapping[str, Any], gate: GateSpec | None = None) -> dict[str, An
     kind = _kind(row, len(readings))
     if kind == "candidates":
         return {"contenders": rule.contenders(readings)}
-    decision = rule.single(readings[0]) if kind == "single" else rule.pair(*readings)
-    return _decision_dict(decision)
+    if kind == "list":
+        decision = _list_decision(row, rule, readings)
+        return {"contenders": list(decision.order[: decision.contenders]), "share": decision.shares[0]}
+    return _decision_dict(rule.single(readings[0]) if kind == "single" else rule.pair(*readings))
 
 
 def check(
@@ -185,6 +192,9 @@ def _differences(
 
 def _borderline(row: Mapping[str, Any], expected: Mapping[str, Any], gate: GateSpec | None, tolerance: float) -> bool:
     spec = GateSpec.from_dict(row["gate"]) if "gate" in row else gate or GateSpec()
+    if "share" in expected and spec.lists is not None:
+        covered = accumulate(_list_decision(row, Gate(spec), _readings(row)).shares)
+        return any(abs(sum_ - spec.lists.coverage) <= tolerance for sum_ in covered)
     names = ("intuition", "distribution")
     return any(
         abs(expected.get(f"{n}_confidence", math.inf) - getattr(spec, f"{n}_threshold")) <= tolerance for n in names
@@ -193,9 +203,9 @@ def _borderline(row: Mapping[str, Any], expected: Mapping[str, Any], gate: GateS
 
 def _kind(row: Mapping[str, Any], count: int) -> str:
     kind = row.get("kind") or {1: "single", 2: "pair"}.get(count, "candidates")
-    wanted = {"single": count == 1, "pair": count == 2, "candidates": count >= 1}
+    wanted = {"single": count == 1, "pair": count == 2, "candidates": count >= 1, "list": count >= 1}
     if kind not in wanted:
-        raise DataFormatError(f"kind is {kind!r}, expected single, pair or candidates")
+        raise DataFormatError(f"kind is {kind!r}, expected one of {', '.join(wanted)}")
     if not wanted[kind]:
         raise DataFormatError(f"a row of kind {kind!r} cannot have {count} responses")
     return str(kind)
@@ -216,6 +226,13 @@ def _readings(row: Mapping[str, Any]) -> list[FastSignals]:
         )
         for response in row["responses"]
     ]
+
+
+def _list_decision(row: Mapping[str, Any], gate: Gate, readings: list[FastSignals]) -> ListDecision:
+    teams = row.get("teams")
+    if not isinstance(teams, list) or not all(isinstance(team, int | str) for team in teams):
+        raise DataFormatError(f"the row's 'teams' is {teams!r}, expected a number or text per response")
+    return gate.best_of(readings, teams)
 
 
 def _number(value: object) -> float:
@@ -300,3 +317,36 @@ def _random_response(rng: random.Random, labels: int, vocab_size: int | None) ->
         response["log_mass"] = round(max(response["label_logits"]) + rng.random() * 3 + math.log(labels), 3)
         response["entropy"] = round(rng.random() ** 2 * math.log(vocab_size), 4)
     return response
+
+
+def _list_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield 120 lists of candidates in teams: some by hand, with ties and a coverage at both ends, the others random.
+
+    A share never lies so near to the coverage that rounding could change the decision.
+    """
+    even: dict[str, Any] = {"label_logits": [0.0, 0.0]}
+    sure: dict[str, Any] = {"label_logits": ["inf", 0.0]}
+    hand: tuple[tuple[list[dict[str, Any]], list[Any]], ...] = (
+        ([even], [0]),
+        ([even, even], [0, 0]),
+        ([even, even], [0, 1]),
+        ([even, even, even], [7, 3, 3]),
+        ([even, sure, even, even], ["a", "b", "a", "c"]),
+    )
+    for coverage in (0.0, 0.4, 0.6, 1.0):
+        rule = {"coverage": coverage, "temperature": 2.0, "sharpness": 1.0, "group": "final"}
+        for responses, teams in hand:
+            yield _row("list", _spec(0.5, 0.0) | {"lists": rule}, (1.0, 0.0), responses) | {"teams": teams}
+    for _ in range(100):
+        count, values = rng.choice((2, 3, 4, 8, 16, 32)), rng.choice(_LABELS)
+        rule = {
+            "coverage": round(rng.uniform(0.3, 0.99), 3),
+            "temperature": round(rng.uniform(0.2, 6.0), 3),
+            "sharpness": round(rng.uniform(0.3, 3.0), 3),
+            "group": "final",
+        }
+        row = _row("list", _spec(0.5, 0.0) | {"lists": rule}, values, [])
+        while not row["responses"] or _borderline(row, {"share": 0.0}, None, 1e-3):
+            row["responses"] = [_random_response(rng, len(values), None) for _ in range(count)]
+            row["teams"] = [rng.randrange(1 + count // 2) for _ in range(count)]
+        yield row

@@ -151,8 +151,12 @@ def feasibility(sample: Sample, risk: float, delta: float) -> Feasibility:
         delta: Allowed probability of failure, in (0, 1).
     """
     base = 1.0 - float(np.mean(sample.fast_correct))
-    items = math.ceil(math.log(delta) / math.log1p(-risk))
-    return Feasibility(base, max(0.0, (base - risk) / (1 - risk)), items)
+    return Feasibility(base, max(0.0, (base - risk) / (1 - risk)), least_items(risk, delta))
+
+
+def least_items(risk: float, delta: float) -> int:
+    """Return how many accepted items a proof needs at least, if none of them is wrong."""
+    return math.ceil(math.log(delta) / math.log1p(-risk))
 
 
 def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_STEPS) -> Path:

@@ -74,6 +74,16 @@ def final(text: str) -> str | None:
     return _canonical_number(found.group()) if found else _canonical_words(marked)
 
 
+def final_or_text(text: str) -> tuple[str, str]:
+    """Return what a text says, for finding texts that say the same: its ``final`` answer, or itself if it has none.
+
+    Returns:
+        ("answer", the answer), or ("text", the text without white space at its ends).
+    """
+    answer = final(text)
+    return ("text", text.strip()) if answer is None else ("answer", answer)
+
+
 EXTRACTORS: dict[str, Extractor] = {"numeric": numeric, "exact": exact, "final": final}
 """The built-in extractors by name."""
 

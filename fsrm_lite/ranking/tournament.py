@@ -5,7 +5,9 @@ the judge:
 
 - ``fast`` asks for none: the best score wins.
 - ``knockout`` pairs all responses; the loser of a match is out, and the winners meet again until one is left.
-- ``gated`` is a knockout among the responses that the gate cannot tell from the best-scored one.
+- ``gated`` is a knockout among the responses that the gate cannot tell from the best one. Where the gate has a rule
+  for lists (``fsrm_lite.gate.ListSpec``), responses with the same final answer are one team, the best team is found by
+  the scores and the number of its members, and only as many teams play as have the shares that the rule asks for.
 - ``elo`` lets everyone meet everyone (or only some, within a budget) and rates them by the results.
 - ``majority`` asks for none: the final answer that most responses give wins (self-consistency).
 
@@ -27,8 +29,8 @@ from typing import Literal, TypeAlias, Unpack, get_args
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import InputError, JudgeError
 from fsrm_lite.fast.readings import compare_scores
-from fsrm_lite.gate import LOGIT_LIMIT, Gate
-from fsrm_lite.ranking.answers import Extractor, find_extractor
+from fsrm_lite.gate import LOGIT_LIMIT, Gate, ListDecision
+from fsrm_lite.ranking.answers import Extractor, final_or_text, find_extractor
 from fsrm_lite.ranking.ratings import PRIOR_PRECISION, Game, bradley_terry, informative_pairs
 from fsrm_lite.types import Comparison, JudgePolicy, Rating, Score, Selection, Strategy, TournamentSettings
 
@@ -58,8 +60,8 @@ class TournamentOptions:
     """How a strategy plays.
 
     Attributes:
-        key: Function of a response. Responses with equal keys are one team; by default the key is the text without
-            white space at its ends.
+        key: Function of a response. Responses with equal keys are one team. None takes the text without white space at
+            its ends; for "gated" with a rule for lists, what that rule says.
         on_judge_error: "raise" passes the judge's error on. "fast" decides the round by the fast scores instead; the
             ``reasons`` of each comparison and the log say so.
         budget: For "elo": most matches to play. They are chosen round by round, those that tell most first. None plays
@@ -71,7 +73,7 @@ class TournamentOptions:
         weighted: For "majority": a response counts for its answer as much as its fast score, not as 1.
     """
 
-    key: Callable[[str], Hashable] = str.strip
+    key: Callable[[str], Hashable] | None = None
     on_judge_error: Literal["raise", "fast"] = "raise"
     budget: int | None = None
     precision: float = PRIOR_PRECISION
@@ -81,7 +83,7 @@ class TournamentOptions:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
-        expect(callable(self.key), "key", self.key, "a function of one response")
+        expect(self.key is None or callable(self.key), "key", self.key, "a function of one response, or None")
         expect(
             callable(self.extractor) or isinstance(self.extractor, str),
             "extractor",
@@ -118,7 +120,8 @@ def select(
         responses: The texts, at least one.
         gate: Finds who takes part in "gated".
         play: Judges a batch of matches.
-        judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided.
+        judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided;
+            where the gate has a rule for lists, "gated" then has no matches, and the best team by its share wins.
         **options: Fields of ``TournamentOptions``.
 
     Returns:
@@ -136,7 +139,10 @@ def select(
     unknown = sorted(set(options) - set(TournamentOptions.__dataclass_fields__))
     if unknown:
         raise InputError(f"unknown options {unknown}, expected among {sorted(TournamentOptions.__dataclass_fields__)}")
-    field_ = _Field(list(scores), list(responses), gate, play, judge == "always", TournamentOptions(**options))
+    chosen = TournamentOptions(**options)
+    rule = gate.spec.lists if strategy == "gated" and judge != "always" else None
+    key = chosen.key or (final_or_text if rule is not None and rule.group == "final" else str.strip)
+    field_ = _Field(list(scores), list(responses), gate, play, judge, replace(chosen, key=key), rule is not None)
     teams, ratings = _PLAY[strategy](field_)
     ranking = tuple(member for team in teams for member in field_.teams[team])
     return Selection(
@@ -159,26 +165,37 @@ class _Field:
     responses: list[str]
     gate: Gate
     play: Play
-    everyone: bool  # takes part in "gated", whatever the gate says
+    policy: JudgePolicy
     options: TournamentOptions
+    by_share: bool  # whether the gate's rule for lists orders the teams
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
     """Maps each team's captain (its best member) to all its members, best first.
 
-    The captains themselves come best first too. A captain's place here is its seed.
+    The captains themselves come best first too, by score, or by share under the gate's rule for lists. A captain's
+    place here is its seed.
     """
     blank: set[int] = field(init=False)
     """Captains whose response is empty: they lose without a match."""
+    decision: ListDecision | None = field(init=False, default=None)
+    """What the gate's rule for lists says; None where it is not used, or where every response is empty."""
 
     def __post_init__(self) -> None:
         """Form the teams."""
+        key = self.options.key or str.strip
         empty = [not r.strip() for r in self.responses]
         by_key: dict[Hashable, list[int]] = {}
         # An empty response sorts last, whatever score it was given.
         for i in sorted(range(len(self.responses)), key=lambda i: (empty[i], -self.scores[i].logit, i)):
-            by_key.setdefault((empty[i], None if empty[i] else self.options.key(self.responses[i])), []).append(i)
+            by_key.setdefault((empty[i], None if empty[i] else key(self.responses[i])), []).append(i)
         self.teams = {members[0]: members for members in by_key.values()}
         self.blank = {captain for captain in self.teams if empty[captain]}
+        playing = [i for captain in self.seeds() for i in self.teams[captain]]
+        if self.by_share and playing:
+            team = {i: captain for captain, members in self.teams.items() for i in members}
+            self.decision = self.gate.best_of([self.scores[i] for i in playing], [team[i] for i in playing])
+            order = [playing[k] for k in self.decision.order]
+            self.teams = {captain: self.teams[captain] for captain in [*order, *self.blank]}
 
     def seeds(self) -> list[int]:
         """Return the captains who can play, best fast score first."""
@@ -199,9 +216,24 @@ class _Field:
             raise InputError(
                 f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order"
             )
-        round_ = [replace(comparison, pair=pair) for comparison, pair in zip(played, pairs, strict=True)]
+        round_ = [
+            self._by_share(replace(comparison, pair=pair)) for comparison, pair in zip(played, pairs, strict=True)
+        ]
         self.comparisons.extend(round_)
         return round_
+
+    def _by_share(self, comparison: Comparison) -> Comparison:
+        """Let the shares of two teams decide where the votes do not, under the gate's rule for lists."""
+        votes = comparison.votes
+        decided = comparison.route == "slow" and (not votes or 2 * sum(v.winner for v in votes) != len(votes))
+        if self.decision is None or comparison.pair is None or decided:
+            return comparison
+        share = dict(zip(self.teams, self.decision.shares, strict=False))
+        first, second = (share[i] for i in comparison.pair)
+        p_first = first / (first + second)
+        winner = int(p_first < 0.5)
+        rationale = next((vote.rationale for vote in votes if vote.winner == winner), None)
+        return replace(comparison, winner=winner, p_first=p_first, rationale=rationale)
 
     def _decide_fast(self, pair: tuple[int, int], why: str) -> Comparison:
         """Return the fast comparison of a pair that the judge failed on, marked as such."""
@@ -219,8 +251,11 @@ def _fast(tournament: _Field) -> _Result:
 
 def _gated(tournament: _Field) -> _Result:
     seeds = tournament.seeds()
-    if tournament.everyone:
+    if tournament.policy == "always":
         return _knockout_of(tournament, seeds), ()
+    if tournament.by_share:
+        contenders = tournament.decision.contenders if tournament.decision and tournament.policy != "never" else 1
+        return _knockout_of(tournament, seeds[:contenders]), ()
     near = tournament.gate.contenders([tournament.scores[i] for i in seeds])
     return _knockout_of(tournament, [seeds[i] for i in sorted(near)]), ()
 

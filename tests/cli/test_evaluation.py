@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from helpers import DATA
-from helpers.calibration import StandIn, make_items
+from helpers.calibration import StandIn, make_items, make_lists
 
+from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template
 from fsrm_lite.cli import evaluation as commands
 from fsrm_lite.cli import main
@@ -346,3 +347,66 @@ def test_commands_leave_no_partial_files(tmp_path, recorded, no_model):
 )
 def test_a_gate_is_told_in_words(gate, text):
     assert gate_text(gate.to_dict()) == text
+
+
+# calibrate, from lists
+
+
+@pytest.fixture
+def lists(tmp_path):
+    path = tmp_path / "recorded-lists.jsonl"
+    path.write_text("".join(json.dumps(x.to_dict()) + "\n" for x in make_lists(500, seed=3)))
+    return path
+
+
+def test_calibrate_on_recorded_lists_opens_no_model_and_writes_the_rule(tmp_path, lists, no_model):
+    out = tmp_path / "gate.json"
+    result = call("calibrate", lists, "--risk", "0.08", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "of the lists with a right candidate from which the fast path picks alone" in result.stdout
+    assert "left out" in result.stdout
+    written = json.loads(out.read_text())
+    assert set(written) == {"lists"}
+    assert GateSpec.from_dict(written).lists.group == "final"
+
+
+def test_calibrate_on_lists_with_texts_keeps_the_models_gate_for_pairs(tmp_path, model):
+    rows = [
+        {"prompt": f"q{k}", "responses": ["good 5", "The answer is 6.", f"bad {k}"], "labels": [1, 0, 0]}
+        for k in range(60)
+    ]
+    path, record, out = (tmp_path / name for name in ("lists.jsonl", "record.jsonl", "gate.json"))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = call("calibrate", path, "--risk", "0.2", "--record", record, "-o", out)
+    assert result.exit_code == 0, result.output
+    spec = GateSpec.from_dict(json.loads(out.read_text()))
+    assert spec.lists is not None
+    assert spec.intuition_threshold == Bundle.open(None).manifest.gate.intuition_threshold
+    assert call("calibrate", record, "--risk", "0.2").stdout == result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (("--budget", "3"), "take --risk as their goal"),
+        (("--risk", "0.1", "--pareto"), "take --risk as their goal"),
+        (("--risk", "0.1", "--group-by", "text"), "have their teams already"),
+        (("--risk", "0.1", "--write"), "--write needs --model"),
+    ],
+)
+def test_calibrate_refuses_for_lists_what_does_not_fit(lists, no_model, options, match):
+    result = call("calibrate", lists, *options)
+    assert result.exit_code == 2
+    assert match in result.stderr
+
+
+def test_calibrate_takes_a_grouping_for_lists_only(recorded, no_model):
+    result = call("calibrate", recorded, "--risk", "0.1", "--group-by", "text")
+    assert (result.exit_code, "--group-by is for lists" in result.stderr) == (2, True)
+
+
+def test_calibrate_says_in_one_line_why_lists_are_too_few(tmp_path, lists, no_model):
+    lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:40]))
+    result = call("calibrate", lists, "--risk", "0.1")
+    assert result.exit_code == 2
+    assert "usable lists of 40, expected at least 50" in result.stderr

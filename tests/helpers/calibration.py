@@ -8,6 +8,7 @@ import numpy as np
 from fsrm_lite.fast.path import EncodedResponse
 from fsrm_lite.gate import FastSignals, Gate, GateSpec, intuition_confidence, sigmoid
 from fsrm_lite.measure.labelled import LabelledItem
+from fsrm_lite.measure.labelled_lists import LabelledList
 from fsrm_lite.types import Comparison, Route, Score, Vote
 from helpers import ROOT
 
@@ -38,6 +39,30 @@ def make_items(count, *, seed=0, sharpness=1.0, base=None, slow=True, prompts=No
 def plain(items):
     """Items with the text of each response, whether or not it was encoded."""
     return [tuple(x.text if isinstance(x, EncodedResponse) else x for x in item) for item in items]
+
+
+def make_lists(count, *, seed=0, sizes=(2, 4, 8), right=None, mixed=False):
+    """Lists in which candidates repeat each other and fast scores err; all errors of one list share a cause.
+
+    ``right`` is the chance that a candidate is right; by default it differs from list to list. With ``mixed`` some
+    members of the right team are labelled as wrong.
+    """
+    rng = np.random.default_rng(seed)
+    lists = []
+    for k in range(count):
+        share, shift = rng.beta(2, 1.5) if right is None else right, rng.normal(0.0, 1.0)
+        readings, teams, labels, known = [], [], [], {}
+        for _ in range(sizes[k % len(sizes)]):
+            label = int(rng.random() < share)
+            team = 0 if label else 1 + min(int(rng.geometric(0.4)), 9)
+            logit = known.setdefault((team, int(rng.integers(3))), shift + (1.5 if label else -1.5) + rng.normal(0, 2))
+            readings.append(FastSignals(float(logit), sigmoid(float(logit)), 0.9, 1.0))
+            teams.append(team)
+            labels.append(label if not mixed or rng.random() < 0.7 else 0)
+        lists.append(
+            LabelledList(f"l{seed}-{k}", tuple(readings), tuple(teams), tuple(labels), "final", f"p{seed}-{k}")
+        )
+    return lists
 
 
 class StandIn:

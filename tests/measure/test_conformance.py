@@ -37,7 +37,7 @@ def independent_decision(spec, logit, distribution):
 def test_vectors_are_many_and_cover_the_edges():
     assert len(VECTORS) >= 500
     kinds = [v["kind"] for v in VECTORS]
-    assert min(kinds.count(k) for k in ("single", "pair", "candidates")) >= 100
+    assert min(kinds.count(k) for k in ("single", "pair", "candidates", "list")) >= 100
     logits = [x for v in VECTORS for r in v["responses"] for x in r["label_logits"]]
     assert "inf" in logits
     assert "-inf" in logits
@@ -69,7 +69,7 @@ def test_an_independent_formula_decides_alike():
         elif v["kind"] == "pair":
             decision = independent_decision(v["gate"], parts[0][0] - parts[1][0], min(parts[0][1], parts[1][1]))
             assert decision == v["expected"]["escalate"], v["id"]
-        else:
+        elif v["kind"] == "candidates":
             best = v["expected"]["contenders"][0]
             assert parts[best][0] == pytest.approx(max(p[0] for p in parts))
 
@@ -151,3 +151,42 @@ def test_check_wants_a_gate_and_rows():
 
 def test_vectors_lie_in_the_package():
     assert (Path(fsrm_lite.__file__).parent / "measure" / "gate_vectors.jsonl").is_file()
+
+
+def independent_shares(v):
+    """Share of each team of a list, with softmax over scipy's logsumexp: another way than the package's."""
+    rule = v["gate"]["lists"]
+    logits = [confidences(r, v["label_values"], v["vocab_size"])[0] for r in v["responses"]]
+    names = list(dict.fromkeys(v["teams"]))
+    members = {t: [x for x, team in zip(logits, v["teams"], strict=True) if team == t] for t in names}
+    worth = [rule["sharpness"] * logsumexp(np.array(members[t]) / rule["temperature"]) for t in names]
+    return dict(zip(names, np.exp(worth - logsumexp(worth)), strict=True)), logits
+
+
+@pytest.mark.parametrize("v", [v for v in VECTORS if v["kind"] == "list"], ids=lambda v: v["id"])
+def test_an_independent_formula_finds_the_same_contenders_of_a_list(v):
+    shares, logits = independent_shares(v)
+    contenders, coverage = v["expected"]["contenders"], v["gate"]["lists"]["coverage"]
+    assert v["expected"]["share"] == pytest.approx(max(shares.values()))
+    teams = [v["teams"][i] for i in contenders]
+    assert len(set(teams)) == len(teams)
+    for i in contenders:  # each plays for its team, and is its best
+        assert logits[i] == max(x for x, t in zip(logits, v["teams"], strict=True) if t == v["teams"][i])
+    covered = [shares[t] for t in teams]
+    assert covered == pytest.approx(sorted(covered, reverse=True))
+    if coverage < 1:
+        assert len(teams) == 1 or sum(covered[:-1]) < coverage  # one contender fewer would not do
+        assert sum(covered) >= coverage
+    else:
+        assert len(contenders) == len(shares)
+
+
+def test_check_reports_another_contender_of_a_list():
+    row = next(v for v in VECTORS if v["kind"] == "list" and len(v["expected"]["contenders"]) > 1)
+    wrong = {**row, "decision": {**row["expected"], "contenders": row["expected"]["contenders"][:1]}}
+    (mismatch,) = check([wrong]).mismatches
+    assert (mismatch.field, mismatch.borderline) == ("contenders", False)
+    with pytest.raises(DataFormatError, match="'teams' is None"):
+        check([{k: v for k, v in wrong.items() if k != "teams"}])
+    with pytest.raises(DataFormatError, match="one team per candidate"):
+        check([{**wrong, "teams": [1]}])

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite.errors import InputError, JudgeError
-from fsrm_lite.gate import sigmoid
+from fsrm_lite.gate import Gate, GateSpec, ListSpec, sigmoid
 from fsrm_lite.ranking.ratings import strengths
 from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, select
+from fsrm_lite.types import Comparison, Route, Vote
 
 JUDGED = ("gated", "knockout", "elo")
 
@@ -367,3 +368,72 @@ def test_majority_extractor_plugs_in():
         extractor=lambda r: r.split()[-1].strip("."),
     )
     assert chosen.ranking == (1, 2, 0)
+
+
+# --- gated, with a rule for lists ---
+
+
+def lists_gate(coverage, temperature=1.0, sharpness=1.0, group="final"):
+    return Gate(GateSpec(lists=ListSpec(coverage, temperature, sharpness, group)))
+
+
+ANSWERS = ["The answer is 5.", "2 + 3 = 5. The answer is 5.", "The answer is 6.", "6", "The answer is 7."]
+
+
+def test_gated_lists_pools_equal_answers_and_asks_the_judge_only_about_contenders():
+    logits = [1.1, 0.9, 1.2, 0.5, -3.0]
+    # By scores alone a 6 is ahead; together the two 5 are. The 7 is left out.
+    alone = select("gated", scores_of(logits), ANSWERS, lists_gate(0.4), refusing)
+    assert (alone.index, alone.ranking) == (0, (0, 1, 2, 3, 4))
+    judge = honest([0, 0, 1, 1, 2])
+    asked = select("gated", scores_of(logits), ANSWERS, lists_gate(0.9), judge)
+    assert judge.rounds == [[(0, 2)]]
+    assert asked.ranking == (2, 3, 0, 1, 4)
+
+
+def test_gated_lists_by_text_and_by_a_callers_key():
+    logits = [1.1, 0.9, 1.2, 0.5, -3.0]
+    by_text = select("gated", scores_of(logits), ANSWERS, lists_gate(0.1, group="text"), refusing)
+    assert by_text.index == 2
+    one_team = select("gated", scores_of(logits), ANSWERS, lists_gate(1.0), refusing, key=lambda text: 0)
+    assert one_team.ranking == (2, 0, 1, 3, 4)
+
+
+def test_gated_lists_uses_the_rule_for_no_other_strategy():
+    logits = [1.1, 0.9, 1.2, 0.5, -3.0]
+    for strategy in ("fast", "knockout", "elo"):
+        judge = honest(logits)
+        with_rule = select(strategy, scores_of(logits), ANSWERS, lists_gate(0.4), judge)
+        assert with_rule.ranking == select(strategy, scores_of(logits), ANSWERS, gate_of(), honest(logits)).ranking
+
+
+def test_gated_lists_without_a_judge_goes_by_the_shares():
+    logits = [1.1, 0.9, 1.2, 0.5, -3.0]
+    never = select("gated", scores_of(logits), ANSWERS, lists_gate(1.0), refusing, judge="never")
+    assert (never.index, never.comparisons) == (0, ())
+    failed = select("gated", scores_of(logits), ANSWERS, lists_gate(0.9), failing, on_judge_error="fast")
+    (match,) = failed.comparisons
+    assert (failed.index, match.winner, match.pair) == (0, 0, (0, 2))
+    assert match.p_first > 0.5
+    assert "out of memory" in match.reasons[0]
+    everyone = select("gated", scores_of(logits), ANSWERS, lists_gate(0.1), honest(range(5)), judge="always")
+    assert len(everyone.comparisons) == 4
+
+
+def test_gated_lists_even_votes_are_decided_by_the_shares():
+    def torn(pairs):
+        votes = (Vote(False, 0, 1.0, "first", 3), Vote(True, 1, 0.0, "second", 3))
+        return [Comparison(1, 0.4, 0.1, 0.9, Route.SLOW, True, votes=votes, rationale="second") for _ in pairs]
+
+    selection = select("gated", scores_of([1.1, 0.9, 1.2, 0.5, -3.0]), ANSWERS, lists_gate(0.9), torn)
+    (match,) = selection.comparisons
+    assert (selection.index, match.winner, match.rationale) == (0, 0, "first")
+
+
+def test_gated_lists_empty_responses_come_last_and_all_empty_is_no_error():
+    texts_ = ["", "The answer is 6.", " ", "6"]
+    selection = select(
+        "gated", [BLANK_SCORE, *scores_of([-4.0]), BLANK_SCORE, *scores_of([-5.0])], texts_, lists_gate(1.0), refusing
+    )
+    assert selection.ranking == (1, 3, 0, 2)
+    assert select("gated", [BLANK_SCORE] * 2, ["", " "], lists_gate(1.0), refusing).ranking == (0, 1)
