@@ -24,9 +24,11 @@ from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.labelled import Sample
+from fsrm_lite.measure.labelled_lists import collect_lists
+from fsrm_lite.measure.list_calibration import calibrate_lists
 from fsrm_lite.measure.tradeoff import cheapest_within, pareto
 from fsrm_lite.models.data import held_out, rows_of
-from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_pairs, table
+from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_lists, own_pairs, table
 from fsrm_lite.models.plots import training_curves
 from fsrm_lite.scorer import FastSlowRM
 
@@ -38,21 +40,32 @@ LOSS, CONFIDENCE = 0.005, 0.9
 That must hold on the calibration split with a confidence of ``CONFIDENCE``.
 """
 
+LISTS, LIST_RISK = 1000, 0.03
+"""Lists of candidates by which the gate's rule for the best of N is chosen, and the risk that it may take.
+
+The risk is the share of wrong picks among those that the fast path makes alone where a right candidate is there. It
+holds with a confidence of ``CONFIDENCE`` too.
+"""
+
 GOLDEN = 12
 """Number of test responses whose scores the card keeps, for ``fsrm-lite doctor`` and the tests."""
 
 TEXT = Path(__file__).with_name("CARD.md")
 
 
-def choose_gate(bundle: Path, *, threads: int | None, count: int) -> GateSpec:
+def choose_gate(bundle: Path, *, threads: int | None, count: int, lists: int = LISTS) -> GateSpec:
     """Return the cheapest gate that, on the calibration split, keeps the accuracy of always asking the judge.
 
-    Half of the pairs have written-in errors, half are the model's own samples.
+    Half of the pairs have written-in errors, half are the model's own samples. The rule for the best of N is chosen on
+    lists of its own samples.
     """
     with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", 2 * count) as bar:
         pairs = [*held_out("calibration", count), *own_pairs(rm, "calibration", count)]
         sample = Sample.of(judge_all(rm, pairs, bar.update))
-    return cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
+        labelled = collect_lists(rm, own_lists(rm, "calibration", lists))
+    calibrated = calibrate_lists(labelled, LIST_RISK, CONFIDENCE)
+    click.echo(json.dumps(calibrated.report, indent=2), err=True)
+    return replace(cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate, lists=calibrated.rule)
 
 
 def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
@@ -98,15 +111,18 @@ def _bar(label: str, length: int) -> Any:  # noqa: ANN401 - click's progress bar
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--threads", type=int, default=None)
 @click.option("--calibration-pairs", default=CALIBRATION_PAIRS, show_default=True)
+@click.option("--lists", default=LISTS, show_default=True)
 @click.option("--test-pairs", default=TEST_PAIRS, show_default=True)
-def main(checkpoint: Path | None, output: Path, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:
+def main(
+    checkpoint: Path | None, output: Path, threads: int | None, calibration_pairs: int, lists: int, test_pairs: int
+) -> None:
     """Release CHECKPOINT as the bundle OUTPUT; without it, choose the gate of the bundle OUTPUT anew and measure it."""
     if checkpoint is not None:
         release(checkpoint, output, threads=threads, calibration_pairs=calibration_pairs, test_pairs=test_pairs)
     else:
         describe(
             output,
-            choose_gate(output, threads=threads, count=calibration_pairs),
+            choose_gate(output, threads=threads, count=calibration_pairs, lists=lists),
             threads=threads,
             test_pairs=test_pairs,
         )

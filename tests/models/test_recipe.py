@@ -175,6 +175,7 @@ def test_a_bundle_gets_its_gate_and_figures_anew_and_keeps_its_files(tmp_path):
     shutil.copytree(Bundle.open().root, bundle)
     before = Bundle.open(bundle).manifest
     options = ["-o", str(bundle), "--threads", "1", "--calibration-pairs", "60", "--test-pairs", "24"]
+    options += ["--lists", "80"]
     done = CliRunner().invoke(release.main, options, catch_exceptions=False)
     after = Bundle.open(bundle)
     after.check()
