@@ -36,7 +36,7 @@ from fsrm_lite.scorer import FastSlowRM
 
 TEST_PAIRS = 3000
 LIST_SIZES = (4, 8, 16, 32)
-OWN_SOLUTIONS = 8
+OWN_SOLUTIONS = 4
 """Solutions of a problem, from which a pair of the model's own samples is drawn."""
 
 BATCH = 100
