@@ -113,7 +113,7 @@ def test_export_card_holds_the_table(exported):
     card = (exported[0] / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert "| pairwise decisions alike, near ties aside | 100.00% (at least 99%) | 100.00% |" in card
-    assert "| greedy verdicts alike | 100.00% | 100.00% (at least 98%) |" in card
+    assert "| greedy verdicts alike, near ties aside | 100.00% | 100.00% (at least 98%) |" in card
     assert "| the judge may think with it | yes |  |" in card
     assert card.count("A fast/slow reward model") == 1
     assert "12 pairs (pairs.jsonl), fewer than the 500 that the tolerances are meant for, and 24 chains" in card
@@ -131,8 +131,8 @@ def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(export
         "label logit, largest difference": ["at most 0.001", ""],
         "pairwise decisions alike, near ties aside": ["at least 99%", ""],
         "gate routes alike, near ties aside": ["at least 99%", ""],
-        "greedy verdicts alike": ["", "at least 98%"],
-        "verdicts alike behind the same thought": ["", "at least 98%"],
+        "greedy verdicts alike, near ties aside": ["", "at least 98%"],
+        "verdicts alike behind the same thought, near ties aside": ["", "at least 98%"],
     }
     int8 = {
         **exported[1].card["parity"]["fast"],
