@@ -13,7 +13,7 @@ the judge writes its reasons before it decides. The abstract of F/S-RM (arXiv 26
 without a formula; the definitions here are this project's own.
 
 To pick the best of N candidates is another decision than to compare two, and a gate may have a rule of its own for it
-(``ListSpec``). How much the answer after thinking still listens to the fast scores is a ``Fusion``.
+(``ListSpec``).
 
 This module depends on numpy alone and imports nothing of the package but its errors, so that a build for GPUs can use
 the very same file.
@@ -36,9 +36,6 @@ LOGIT_LIMIT = 50.0
 
 COMBINE_RULES = ("any", "all")
 GROUPINGS = ("final", "text")
-
-VOTE_LOGIT_LIMIT = math.log(999.0)
-"""Log-odds of the judge's votes are clipped to that of 99.9 %: a verdict read at temperature 0 often claims 100 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,41 +77,6 @@ class ListSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
-    """How the fast scores and the judge's votes on a pair are put together, as stored under ``fusion`` of a gate.
-
-    The log-odds of the first response are ``fast * (its logit - the other's) + slow * (log-odds of the votes)``.
-
-    Attributes:
-        fast: Weight of the fast scores; finite, at least 0.
-        slow: Weight of the votes; finite, above 0.
-    """
-
-    fast: float
-    slow: float
-
-    def __post_init__(self) -> None:
-        """Raise a ``GateSpecError`` on a value out of range."""
-        if not _is_number(self.fast) or not 0.0 <= self.fast < math.inf:
-            raise GateSpecError(f"gate: fusion.fast is {self.fast!r}, expected a finite number of at least 0")
-        if not _is_number(self.slow) or not 0.0 < self.slow < math.inf:
-            raise GateSpecError(f"gate: fusion.slow is {self.slow!r}, expected a finite number above 0")
-
-    def log_odds(self, margin: float, p_votes: float) -> float:
-        """Return the log-odds that the first response of a pair is the better one.
-
-        Args:
-            margin: Logit of the first response minus that of the second.
-            p_votes: Mean over the votes of the probability of the first response, in [0, 1].
-        """
-        return self.fast * margin + self.slow * vote_logit(p_votes)
-
-
-_PARTS: dict[str, type[ListSpec] | type[Fusion]] = {"lists": ListSpec, "fusion": Fusion}
-"""The entries of a gate that are objects of their own."""
-
-
-@dataclass(frozen=True, slots=True)
 class GateSpec:
     """The settings of the gate, as stored under ``gate`` in ``fsrm.json``.
 
@@ -126,7 +88,6 @@ class GateSpec:
         always: Ask for slow thinking about everything. A calibration that can guarantee nothing returns this.
         lists: The rule for the best of N; without it a candidate is a contender if the pair of the best one and this
             one asks for slow thinking.
-        fusion: How the votes on a pair are joined with the fast scores; without it the votes decide alone.
     """
 
     intuition_threshold: float = 0.5
@@ -135,7 +96,6 @@ class GateSpec:
     temperature: float = 1.0
     always: bool = False
     lists: ListSpec | None = None
-    fusion: Fusion | None = None
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
@@ -149,10 +109,8 @@ class GateSpec:
             raise GateSpecError(f"gate: temperature is {self.temperature!r}, expected a finite number above 0")
         if not isinstance(self.always, bool):
             raise GateSpecError(f"gate: always is {self.always!r}, expected true or false")
-        for name, kind in _PARTS.items():
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise GateSpecError(f"gate: {name} is {value!r}, expected a {kind.__name__} or None")
+        if self.lists is not None and not isinstance(self.lists, ListSpec):
+            raise GateSpecError(f"gate: lists is {self.lists!r}, expected a ListSpec or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GateSpec:
@@ -162,16 +120,14 @@ class GateSpec:
             GateSpecError: If it is not an object, or on an unknown key or a value out of range.
         """
         given = _entries(cls, data, "gate")
-        for name, kind in _PARTS.items():
-            if given.get(name) is not None:
-                given[name] = kind(**_entries(kind, given[name], f"gate: {name}"))
+        if given.get("lists") is not None:
+            given["lists"] = ListSpec(**_entries(ListSpec, given["lists"], "gate: lists"))
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form. What the gate does not have (a rule for lists, a fusion) is left out."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _PARTS}
-        parts = {name: getattr(self, name) for name in _PARTS}
-        return found | {name: asdict(part) for name, part in parts.items() if part is not None}
+        """Return the JSON form. A rule for lists is left out where there is none."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "lists"}
+        return found if self.lists is None else found | {"lists": asdict(self.lists)}
 
 
 class Confidences(Protocol):
@@ -335,13 +291,6 @@ def _logsumexp(x: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
 def intuition_confidence(logit: float, temperature: float = 1.0) -> float:
     """Return ``|2*sigmoid(logit/temperature) - 1|``, in [0, 1]: 0 at even odds, near 1 where the score is decided."""
     return abs(math.tanh(logit / (2.0 * temperature)))
-
-
-def vote_logit(p_votes: float) -> float:
-    """Return the log-odds of the votes on a pair, within +-``VOTE_LOGIT_LIMIT``, from their mean probability."""
-    if p_votes in (0.0, 1.0):
-        return math.copysign(VOTE_LOGIT_LIMIT, p_votes - 0.5)
-    return min(VOTE_LOGIT_LIMIT, max(-VOTE_LOGIT_LIMIT, math.log(p_votes / (1.0 - p_votes))))
 
 
 def list_shares(teams: Sequence[NDArray[np.float64]], rule: ListSpec) -> NDArray[np.float64]:

@@ -10,9 +10,7 @@ from scipy.special import expit, logsumexp, softmax
 from fsrm_lite.errors import GateSpecError
 from fsrm_lite.gate import (
     LOGIT_LIMIT,
-    VOTE_LOGIT_LIMIT,
     FastSignals,
-    Fusion,
     Gate,
     GateSpec,
     ListSpec,
@@ -226,8 +224,8 @@ def test_contenders_are_the_fewest_best_teams_that_cover(candidates, coverage):
     assert coverage < 1 or found.contenders == len(found.order)
 
 
-def test_a_rule_for_lists_and_a_fusion_go_to_json_and_back_and_older_gates_look_as_before():
-    spec = GateSpec(0.4, lists=ListSpec(0.9, 2.0, 1.5, "text"), fusion=Fusion(0.3, 1.1))
+def test_a_rule_for_lists_goes_to_json_and_back_and_older_gates_look_as_before():
+    spec = GateSpec(0.4, lists=ListSpec(0.9, 2.0, 1.5, "text"))
     assert GateSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert set(GateSpec(0.4).to_dict()) == {
         "intuition_threshold",
@@ -250,12 +248,9 @@ def test_a_rule_for_lists_and_a_fusion_go_to_json_and_back_and_older_gates_look_
         ({"lists": {"coverage": 0.5, "temperature": 0}}, "lists.temperature is 0"),
         ({"lists": {"coverage": 0.5, "sharpness": math.inf}}, "lists.sharpness is inf"),
         ({"lists": {"coverage": 0.5, "group": "answer"}}, "lists.group is 'answer', expected one of final, text"),
-        ({"fusion": {"fast": 1.0}}, r"gate: fusion: the keys \['slow'\] are missing"),
-        ({"fusion": {"fast": -1.0, "slow": 1.0}}, "fusion.fast is -1.0"),
-        ({"fusion": {"fast": 0.0, "slow": 0.0}}, "fusion.slow is 0.0"),
     ],
 )
-def test_a_bad_rule_for_lists_or_fusion_is_refused(data, match):
+def test_a_bad_rule_for_lists_is_refused(data, match):
     with pytest.raises(GateSpecError, match=match):
         GateSpec.from_dict(data)
 
@@ -267,10 +262,3 @@ def test_a_gate_without_a_rule_for_lists_says_how_to_get_one():
         Gate(GateSpec(lists=ListSpec(0.5))).best_of([reading(0.0)], [0, 1])
     with pytest.raises(GateSpecError, match="lists is 'x', expected a ListSpec"):
         GateSpec(lists="x")
-
-
-def test_votes_and_fast_scores_add_up_in_a_fusion():
-    fusion = Fusion(0.5, 2.0)
-    assert fusion.log_odds(3.0, 0.5) == 1.5
-    assert fusion.log_odds(0.0, 1.0) == -fusion.log_odds(0.0, 0.0) == 2.0 * VOTE_LOGIT_LIMIT
-    assert fusion.log_odds(1.0, sigmoid(1.0)) == pytest.approx(2.5)

@@ -18,7 +18,6 @@ from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeError, JudgeUnavailableError
-from fsrm_lite.gate import Fusion, sigmoid
 from fsrm_lite.slow.engines import EngineChoice, choose_engine
 from fsrm_lite.types import Comparison, JudgeEngine, JudgePolicy, Prompt, Route, Score
 
@@ -214,13 +213,11 @@ def with_thought(fast: Score, judgement: PointJudgement) -> Score:
     return _joined(fast, judgement, answer if judgement.verdict else None)
 
 
-def with_votes(fast: Comparison, judgement: PairJudgement, fusion: Fusion | None = None) -> Comparison:
+def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
     """Return a fast comparison as it is after slow thinking.
 
-    Votes are the judge's, the confidences stay those of the fast comparison, and the tokens of both are added.
-
-    With a fusion, the winner is the response that is likelier by the fast scores and the votes together. Without one
-    the winner is the judge's.
+    Winner and votes are the judge's, the confidences stay those of the fast comparison, and the tokens of both are
+    added.
 
     Where the votes are even, they say nothing: as a rule each order of the pair has then preferred the response that it
     showed first. If the thoughts ended by themselves, the mean probability differs from a half by rounding alone. So
@@ -231,9 +228,6 @@ def with_votes(fast: Comparison, judgement: PairJudgement, fusion: Fusion | None
     winner, p_first = (
         (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
     )
-    if fusion is not None and fast.scores is not None:
-        log_odds = fusion.log_odds(fast.scores[0].logit - fast.scores[1].logit, judgement.p_first)
-        winner, p_first = (int(log_odds < 0.0), sigmoid(log_odds)) if log_odds else (winner, p_first)
     answer = {
         "winner": winner,
         "p_first": p_first,
