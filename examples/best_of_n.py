@@ -4,7 +4,7 @@ Candidates are answers sampled from the embedded model itself, or from any OpenA
 picks one of the N candidates of a problem. No strategy can do better than pass@N, the share of problems with at least
 one right candidate. ``fsrm_lite.ranking.tournament`` explains the strategies.
 
-    python examples/best_of_n.py                                    # 200 problems, up to 32 candidates
+    python examples/best_of_n.py                                    # 300 problems, up to 32 candidates
     python examples/best_of_n.py --problems 20 --max-n 4            # seconds
     python examples/best_of_n.py --endpoint http://127.0.0.1:8080/v1 --questions mine.jsonl
 
@@ -81,12 +81,13 @@ class Cell:
     problems: int = 0
     right: int = 0
     tokens: int = 0
+    judge_tokens: int = 0
     games: int = 0
 
     def row(self) -> dict[str, Any]:
-        """Return the figures: accuracy with its 95 % interval, tokens and matches per problem."""
+        """Return the figures: accuracy with its 95 % interval; tokens, those of the judge, and matches per problem."""
         found = wilson(self.right, self.problems)
-        per = {"tokens": self.tokens / self.problems, "games": self.games / self.problems}
+        per = {name: getattr(self, name) / self.problems for name in ("tokens", "judge_tokens", "games")}
         return asdict(self) | {"accuracy": found.value, "low": found.low, "high": found.high} | per
 
 
@@ -122,7 +123,7 @@ def measure(rm: FastSlowRM, candidates: Sequence[Candidates], sizes: Sequence[in
             for name, (strategy, options) in STRATEGIES.items():
                 responses = [p.text for p in c.proposals[:n]]
                 picked = select(strategy, c.scores[:n], responses, rm.gate, c.play, **options(n))
-                _count(chosen[name], c.right(picked.index), written + picked.tokens_generated, len(picked.comparisons))
+                _count(chosen[name], c.right(picked.index), written, picked.tokens_generated, len(picked.comparisons))
         cells += [*chosen.values(), ceiling]
     return cells
 
@@ -139,6 +140,17 @@ def table(cells: Sequence[Cell]) -> str:
         ]
         lines.append(f"| {n} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def judge_share(cells: Sequence[Cell]) -> str:
+    """Return a line that says for each N what part of a knockout's judge tokens the gated strategy spent."""
+    spent = {(c.strategy, c.n): c.judge_tokens for c in cells}
+    shares = [
+        f"{n}: {100 * spent['gated', n] / tokens:.0f} %"
+        for (name, n), tokens in spent.items()
+        if name == "knockout" and tokens
+    ]
+    return "judge tokens of gated, in percent of the knockout's, by N: " + ", ".join(shares)
 
 
 def plot(cells: Sequence[Cell], path: Path) -> None:
@@ -193,7 +205,8 @@ def run(
         "accuracy in % ± half a 95 % interval (tokens written per problem)\n"
     )
     print(table(cells))
-    print(f"\nsampled in {sampled:.0f} s, ranked in {time.perf_counter() - started - sampled:.0f} s")
+    print("\n" + judge_share(cells))
+    print(f"sampled in {sampled:.0f} s, ranked in {time.perf_counter() - started - sampled:.0f} s")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "best_of_n.json").write_text(json.dumps([c.row() for c in cells], indent=1) + "\n")
@@ -209,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--questions", default=None, help='JSONL rows {"question", "answer"}; default: held-out problems'
     )
-    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--max-n", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -223,10 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rm.close()
 
 
-def _count(cell: Cell, right: bool, tokens: int, games: int = 0) -> None:
+def _count(cell: Cell, right: bool, written: int, judged: int = 0, games: int = 0) -> None:
     cell.problems += 1
     cell.right += right
-    cell.tokens += tokens
+    cell.tokens += written + judged
+    cell.judge_tokens += judged
     cell.games += games
 
 

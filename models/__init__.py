@@ -11,6 +11,7 @@
 ``own_samples``  what the model itself writes, labelled and packed as training data
 ``rounds``       training on own samples, in rounds
 ``reinforce``    reinforcement of the slow verdict
+``lists``        lists of own samples, from which the gate for the best of N is calibrated
 ``release``      from a trained checkpoint to the embedded bundle; ``figures`` measures the finished model
 ===============  ====================================================================================
 """
