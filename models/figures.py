@@ -24,18 +24,14 @@ from fsrm_lite.gate import GateSpec
 from fsrm_lite.loops.reasoners import Sampling, SolveReasoner, Task
 from fsrm_lite.measure.intervals import bootstrap, wilson
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
-from fsrm_lite.measure.labelled_lists import ListRow
 from fsrm_lite.measure.metrics import auroc, random_accuracy
 from fsrm_lite.measure.tradeoff import escalations
 from fsrm_lite.models.data import Pair, held_out
 from fsrm_lite.models.problems import problems_of
 from fsrm_lite.models.responses import labelled
-from fsrm_lite.ranking.answers import agrees as same_answer
-from fsrm_lite.ranking.answers import final
 from fsrm_lite.scorer import FastSlowRM
 
 TEST_PAIRS = 3000
-LIST_SIZES = (4, 8, 16, 32)
 OWN_SOLUTIONS = 4
 """Solutions of a problem, from which a pair of the model's own samples is drawn."""
 
@@ -119,31 +115,6 @@ def own_pairs(rm: FastSlowRM, split: str, count: int, seed: int = 0) -> list[Pai
                 pairs.append(Pair(problem, rng.choice(right), rng.choice(wrong)))
         turn += 1
     return pairs[:count]
-
-
-def own_lists(rm: FastSlowRM, split: str, count: int, seed: int = 0) -> list[ListRow]:
-    """Return lists of candidates that the model itself wrote, labelled by their final answers.
-
-    Args:
-        rm: The model.
-        split: "calibration" or "test".
-        count: Number of lists; their sizes are those in ``LIST_SIZES``, in equal parts.
-        seed: Seed of problems and candidates.
-    """
-    reasoner = SolveReasoner(rm)
-    rows: list[ListRow] = []
-    for part, size in enumerate(LIST_SIZES):
-        problems = problems_of(split, -(-count // len(LIST_SIZES)), 10_000 + 100 * seed + part)
-        for start in range(0, len(problems), BATCH):
-            asked = problems[start : start + BATCH]
-            sampling = Sampling(n=size, temperature=1.0, seed=10_000 + 100 * seed + part + start)
-            for problem, group in zip(
-                asked, reasoner.propose([Task(p.question) for p in asked], sampling), strict=True
-            ):
-                texts = tuple(proposal.text for proposal in group)
-                labels = tuple(int(same_answer(text, problem.answer, final)) for text in texts)
-                rows.append(ListRow(problem.question, texts, labels, f"{split} list {len(rows)}"))
-    return rows
 
 
 def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:

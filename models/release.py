@@ -24,11 +24,12 @@ from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.labelled import Sample
-from fsrm_lite.measure.labelled_lists import collect_lists
+from fsrm_lite.measure.labelled_lists import ListRow, collect_lists
 from fsrm_lite.measure.list_calibration import calibrate_lists
 from fsrm_lite.measure.tradeoff import cheapest_within, pareto
 from fsrm_lite.models.data import held_out, rows_of
-from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_lists, own_pairs, table
+from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_pairs, table
+from fsrm_lite.models.lists import own_lists
 from fsrm_lite.models.plots import training_curves
 from fsrm_lite.scorer import FastSlowRM
 
@@ -62,7 +63,11 @@ def choose_gate(bundle: Path, *, threads: int | None, count: int, lists: int = L
     with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", 2 * count) as bar:
         pairs = [*held_out("calibration", count), *own_pairs(rm, "calibration", count)]
         sample = Sample.of(judge_all(rm, pairs, bar.update))
-        labelled = collect_lists(rm, own_lists(rm, "calibration", lists))
+        rows = [
+            ListRow(row["prompt"], tuple(row["responses"]), tuple(row["labels"]), f"list {number}")
+            for number, row in enumerate(own_lists(rm, "calibration", lists), 1)
+        ]
+        labelled = collect_lists(rm, rows)
     calibrated = calibrate_lists(labelled, LIST_RISK, CONFIDENCE)
     click.echo(json.dumps(calibrated.report, indent=2), err=True)
     return replace(cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate, lists=calibrated.rule)
