@@ -2,6 +2,8 @@
 
     python -m benchmarks.guarantee                          # synthetic populations
     python -m benchmarks.guarantee --items recorded.jsonl   # and the real scores that `calibrate --record` wrote
+    python -m benchmarks.guarantee --lists [recorded.jsonl] # the gate for the best of N: a synthetic population, and
+                                                            # the real lists that `calibrate --record` wrote
 
 The *gate* decides which items the fast path may answer alone; the *risk* is the error rate among those accepted items.
 Calibration chooses thresholds such that, with a given confidence, the risk is at most the target.
@@ -15,13 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from fsrm_lite.gate import FastSignals, sigmoid
 from fsrm_lite.measure.intervals import log_binomial_cdf
 from fsrm_lite.measure.labelled import LabelledItem, Sample
+from fsrm_lite.measure.labelled_lists import LabelledList, ListSample
+from fsrm_lite.measure.list_calibration import choose, fit_shares, sample_of
 from fsrm_lite.measure.risk_control import PATH_NAMES, TUNING_SHARE, control_risk
 from fsrm_lite.measure.tradeoff import escalations
 
@@ -119,6 +125,63 @@ def run(
     }
 
 
+def list_population(rng: np.random.Generator, size: int = 5000) -> ListSample:
+    """Return lists of 2 to 16 candidates whose fast scores err together: all candidates of a list share a shift."""
+    lists = []
+    for k in range(size):
+        share, shift, known = rng.beta(2.0, 1.5), rng.normal(), dict[tuple[int, int], float]()
+        readings, teams, labels = [], [], []
+        for _ in range((2, 4, 8, 16)[k % 4]):
+            label = int(rng.random() < share)
+            team = 0 if label else 1 + min(int(rng.geometric(0.4)), 9)
+            toward = shift + (1.5 if label else -1.5)
+            logit = known.setdefault((team, int(rng.integers(3))), float(toward + rng.normal(0.0, 2.0)))
+            readings.append(FastSignals(logit, sigmoid(logit), 1.0, 1.0))
+            teams.append(team)
+            labels.append(label)
+        if any(labels):
+            lists.append(LabelledList(str(k), tuple(readings), tuple(teams), tuple(labels)))
+    return ListSample.of(lists)
+
+
+def recorded_lists(path: Path) -> ListSample:
+    """Return the labelled lists that ``calibrate --record`` wrote, without those from which nothing can be picked."""
+    with path.open(encoding="utf-8") as file:
+        lists = [LabelledList.from_dict(json.loads(line)) for line in file]
+    return ListSample.of([x for x in lists if len(x.labels) >= 2 and any(x.labels)])
+
+
+def run_lists(
+    name: str, sample: ListSample, risk: float, *, splits: int = SPLITS, lists: int = 600, seed: int = 0
+) -> dict[str, object]:
+    """Calibrate the rule for lists on ``splits`` draws from one population; return the figures, ready for JSON."""
+    rng = np.random.default_rng(seed)
+    start, cut = perf_counter(), int(lists * TUNING_SHARE)
+    risks, coverages = [], []
+    for _ in range(splits):
+        draw = sample.take(rng.integers(0, len(sample), lists))
+        draw = replace(draw, groups=np.arange(lists).astype(str))  # a list that was drawn twice counts twice
+        rule, control = choose(draw.take(np.arange(cut)), draw.take(np.arange(cut, lists)), risk, CONFIDENCE)
+        picks = sample_of(sample, rule)
+        alone = picks.intuition() >= control.gate.intuition_threshold if control.proved else np.zeros(len(sample), bool)
+        risks.append(float(1 - picks.fast_correct[alone].mean()) if alone.any() else np.nan)
+        coverages.append(float(alone.mean()))
+    exceeded = int(np.nansum(np.array(risks) > risk))
+    everything = sample_of(sample, fit_shares(sample))
+    return {
+        "population": name,
+        "risk": risk,
+        "base_risk": round(float(1 - everything.fast_correct.mean()), 4),
+        "splits": splits,
+        "lists": lists,
+        "exceeded": exceeded,
+        "allowed": round((1 - CONFIDENCE) * splits),
+        "always_escalate": int(np.isnan(risks).sum()),
+        "mean_picked_alone": round(float(np.mean(coverages)), 4),
+        "seconds": round(perf_counter() - start, 1),
+    }
+
+
 def recorded(path: Path) -> Sample:
     """Return the labelled items that ``calibrate --record`` wrote."""
     with path.open(encoding="utf-8") as file:
@@ -128,10 +191,20 @@ def recorded(path: Path) -> Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=Path, help="recorded items of a real model (JSONL)")
+    parser.add_argument("--lists", nargs="?", const=True, help="the gate for lists; with recorded lists of a model")
+    parser.add_argument("--list-risks", type=float, nargs="*", default=(0.02, 0.05), help="targets for lists")
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--size", type=int, nargs="*", default=SIZES, help="labelled items per calibration set")
     arguments = parser.parse_args()
     rng = np.random.default_rng(7)
+    if arguments.lists:
+        lists = {"synthetic": list_population(rng)}
+        if arguments.lists is not True:
+            lists["real"] = recorded_lists(Path(arguments.lists))
+        for name, sample in lists.items():
+            for risk in arguments.list_risks:
+                print(json.dumps(run_lists(name, sample, risk, splits=arguments.splits)), flush=True)
+        return
     populations = {kind: population(kind, rng) for kind in ("calibrated", "overconfident", "bumpy", "infeasible")}
     if arguments.items:
         populations["real"] = recorded(arguments.items)
