@@ -1,9 +1,13 @@
 """Answer extraction: numbers, words, and what plugs in."""
 
+import sys
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fsrm_lite.errors import InputError
-from fsrm_lite.ranking.answers import agrees, exact, final, find_extractor, numeric
+from fsrm_lite.ranking.answers import _library, agrees, exact, final, find_extractor, numeric
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,93 @@ def test_exact_finds_the_final_words(text, answer):
 )
 def test_final_needs_a_conclusion(text, answer):
     assert final(text) == answer
+
+
+SAME = [
+    (r"So it is \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+    (r"\boxed{\sqrt{\frac{1}{2}}}", r"\boxed{\frac{\sqrt{2}}{2}}"),
+    ("The answer is 1/3.", "1/3"),
+    ("The answer is 1/2.", "0.5"),
+    ("The answer is 3 1/2.", "3.5"),
+    ("The answer is (1, 2).", "(1, 2)"),
+    ("The answer is 12 pens.", "12"),
+    ("The answer is $1,250.00", "1250"),
+    (r"\boxed{1+x}", r"\boxed{x + 1}"),
+    (r"\boxed{3\text{ cm}}", "3"),
+    ("The answer is x = 5", "5"),
+    ("The answer is 3:45.", "3:45"),
+]
+"""Answers that are the same; from the first on they come from complaints about lm-evaluation-harness and open-r1:
+github.com/EleutherAI/lm-evaluation-harness/pull/3758 and 4205, github.com/huggingface/open-r1/pull/14."""
+
+OTHER = [
+    (r"So it is \boxed{\frac{1}{4}}.", r"\frac{1}{2}"),
+    ("The answer is 1/9.", "1/3"),
+    ("The answer is (1, 7).", "(1, 2)"),
+    ("The answer is 3:45.", "3:30"),
+    (r"\boxed{2\sqrt{3}}", r"2\sqrt{5}"),
+    ("The answer is 3 1/2.", "3 1/4"),
+    ("The answer is 12 of 15.", "12"),
+    ("The answer is 5 million.", "5"),
+    ("The answer is 12 and a half.", "12"),
+    ("The answer is 2 pi", "2"),
+    ("The answer is the square root of 3.", "3"),
+    ("The answer is 3,5", "35"),
+    ("The answer is 2x + 3", "3"),
+    ("total 2x + 3", "3"),
+    ("They meet at (1, 7)", "7"),
+    ("so 1/9", "9"),
+    ("answer is 6 + 3 = 9", "6"),
+]
+
+
+@pytest.mark.parametrize("extract", [final, numeric])
+@pytest.mark.parametrize(("text", "reference"), SAME)
+def test_the_same_mathematics_agrees(text, reference, extract):
+    pytest.importorskip("math_verify")
+    assert agrees(text, reference, extract)
+
+
+@pytest.mark.parametrize("extract", [final, numeric])
+@pytest.mark.parametrize(("text", "reference"), OTHER)
+def test_a_part_of_an_answer_is_not_the_answer(text, reference, extract):
+    assert not agrees(text, reference, extract)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{9^{9^{9^9}}}", r"\boxed{10^{99999}}", r"\boxed{1000000!}", r"\boxed{" + "(" * 150 + "1}", "\\boxed{1/0}"],
+)
+def test_what_would_take_long_or_is_no_number_is_no_answer(text):
+    assert numeric(text) is None
+
+
+@settings(deadline=None)
+@given(text=st.text(alphabet=st.sampled_from("0123456789 .,:/^*+-=()[]{}$%xyz\\\n"), max_size=30))
+def test_whatever_stands_there_extraction_ends_with_an_answer_or_none(text):
+    for extract in (numeric, final, exact):
+        answer = extract("The answer is " + text)
+        assert answer is None or isinstance(answer, str)
+
+
+@settings(deadline=None)
+@given(p=st.integers(-999, 999), q=st.integers(1, 99), k=st.integers(1, 9))
+def test_a_fraction_agrees_exactly_with_its_equals(p, q, k):
+    pytest.importorskip("math_verify")
+    assert agrees(f"The answer is {p * k}/{q * k}.", f"{p}/{q}", final)
+    assert not agrees(f"The answer is {p + 1}/{q}.", f"{p}/{q}", final)
+
+
+def test_without_the_library_only_plain_numbers_and_words_are_answers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    _library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"pip install 'fsrm-lite\[math\]'"):
+            assert final("The answer is 1/3.") is None
+        assert final("The answer is 12 pens.") == "12"
+        assert final("The answer is Ann.") == "ann"
+    finally:
+        _library.cache_clear()
 
 
 def test_agrees_needs_an_answer_on_both_sides():
