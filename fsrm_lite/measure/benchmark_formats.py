@@ -247,10 +247,12 @@ def _rm_bench(row: SourceRow) -> Iterable[Example]:
 
 
 def _judgebench(row: SourceRow) -> Iterable[Example]:
-    """Yield one pair of JudgeBench; its subset is the category that the source of the question belongs to."""
+    """Yield one pair of JudgeBench; its subset is the category of the question, and the model that answered it."""
     data = row.data
     source = str(data.get("source", ""))
     subset = next((name for start, name in _JUDGEBENCH_CATEGORIES.items() if source.startswith(start)), source)
+    if data.get("response_model"):
+        subset = f"{subset}, {data['response_model']}"
     yield Example(
         str(data["pair_id"]),
         data["question"],
@@ -258,6 +260,31 @@ def _judgebench(row: SourceRow) -> Iterable[Example]:
         (_side(data["label"]),),
         subset,
     )
+
+
+def _rmb(row: SourceRow) -> Iterable[Example]:
+    """Yield one pair of RMB; its subset is the scenario, such as "Helpfulness/Code/Data Management"."""
+    data = row.data
+    responses = (_text(data["chosen"]["answer"]), _text(data["reject"]["answer"]))
+    yield _mixed(Example(str(data["pair_uid"]), _rmb_prompt(data), responses, (0,), _rmb_subset(data)))
+
+
+def _rmb_bon(row: SourceRow) -> Iterable[Example]:
+    """Yield one prompt of RMB's best-of-N set: the best response, then the others."""
+    data = row.data
+    responses = [_text(x["answer"]) for x in (data["bon_best"], *as_list(data["loser_list"], row.where))]
+    if len(responses) < 2:
+        raise DataFormatError(f"{row.where}: 'loser_list' is empty, expected at least one response")
+    yield Example(str(data["bon_uid"]), _rmb_prompt(data), tuple(responses), (0,), _rmb_subset(data))
+
+
+def _rmb_prompt(data: Mapping[str, Any]) -> Prompt:
+    """Return the conversation without the language that RMB notes beside each message."""
+    return [{"role": m["role"], "content": m["content"]} for m in data["conversation_input"]]
+
+
+def _rmb_subset(data: Mapping[str, Any]) -> str:
+    return str(data.get("category_path") or "").partition("/")[2]
 
 
 def _llmbar(row: SourceRow) -> Iterable[Example]:
@@ -361,6 +388,8 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("pandalm", True, _has("annotator1", "response1", "response2"), _pandalm),
+        Format("rmb", True, _has("pair_uid", "conversation_input", "chosen", "reject"), _rmb),
+        Format("rmb-bon", False, _has("bon_uid", "conversation_input", "bon_best", "loser_list"), _rmb_bon),
         Format("llmbar", True, _has("input", "output_1", "output_2", "label"), _llmbar),
         Format("judgebench", True, _has("pair_id", "question", "response_A", "response_B", "label"), _judgebench),
         Format(

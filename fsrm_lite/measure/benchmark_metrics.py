@@ -66,6 +66,13 @@ Source: THU-KEG/RM-Bench, scripts/utils.py, ``split_dataset_by_domain``.
 """
 
 
+LLMBAR_ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
+"""The adversarial subsets of LLMBar, by the names of the authors' folders. Source: princeton-nlp/LLMBar, README."""
+
+RMB_GOALS = ("Helpfulness", "Harmlessness")
+"""The two parts of RMB. Source: Zhou-Zoey/RMB-Reward-Model-Benchmark, folder RMB_dataset."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:
     """What one policy decided on one item.
@@ -187,27 +194,71 @@ def rm_bench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
 
 def judgebench(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
-    """Return the share of pairs on which a policy is right more often than wrong.
+    """Return the share of pairs on which a policy is right more often than wrong; also by category and by model.
 
-    Fast scores decide a pair once; the judge decides it once per order.
+    Fast scores decide a pair once; the judge decides it once per order. The authors publish one file for each model
+    whose answers are compared (GPT-4o and Claude), and figures for each file.
 
     Source: ScalerLab/JudgeBench, utils/metrics.py, ``compute_final_metrics``.
     """
-    return {
-        "score": _mean([sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes])
-    }
+    hits = [sum(0 if w is None else 1 if w in o.right else -1 for w in o.winners) > 0 for o in outcomes]
+    figures = {"score": _mean(hits)}
+    for place in (0, 1):  # the category, and the model
+        names = [o.subset.split(", ", 1)[place] if o.subset.count(", ") else "" for o in outcomes]
+        if len(set(names)) > 1:
+            figures |= {n: _mean([h for h, m in zip(hits, names, strict=True) if m == n]) for n in dict.fromkeys(names)}
+    return figures
 
 
 def llmbar(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
-    """Return three figures: accuracy (mean over the orders), share right in all orders, share alike in all orders.
+    """Return accuracy (mean over the orders), share right in all orders, share alike in all orders, and two means.
 
-    Source: princeton-nlp/LLMBar, LLMEvaluator/evaluate.py: ``correct_average``, ``correct_both`` and ``equal``.
+    The paper's tables have the mean accuracy of the four adversarial subsets (``adversarial``), and that of all five
+    (``mean_of_subsets``); both are unweighted and need all of their subsets.
+
+    Source: princeton-nlp/LLMBar, LLMEvaluator/evaluate.py: ``correct_average``, ``correct_both`` and ``equal``; the
+    means: Zeng et al. (arXiv 2310.07641), table 2.
     """
-    return {
+    accuracy = {
+        name: _mean([_mean([w in o.right for w in o.winners]) for o in p]) for name, p in by_subset(outcomes).items()
+    }
+    figures = {
         "score": _mean([_mean([w in o.right for w in o.winners]) for o in outcomes]),
         "both_orders_correct": _mean([all(w in o.right for w in o.winners) for o in outcomes]),
         "positional_agreement": _mean([len(set(o.winners)) == 1 for o in outcomes]),
     }
+    for name, subsets in (
+        ("adversarial", LLMBAR_ADVERSARIAL),
+        ("mean_of_subsets", ("Natural", *LLMBAR_ADVERSARIAL)),
+    ):
+        if all(subset in accuracy for subset in subsets):
+            figures[name] = _mean([accuracy[subset] for subset in subsets])
+    return figures
+
+
+def rmb(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return the accuracy on RMB's pairs, and that of each of its two goals; a tie counts as wrong.
+
+    Source: Zhou-Zoey/RMB-Reward-Model-Benchmark eval/scripts/my_run_rm.py.
+    """
+    return _by_goal(outcomes, [_decided(o) for o in outcomes])
+
+
+def rmb_bon(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return how often the best response scores above every other one, on RMB's best-of-N lists; also by goal.
+
+    Source: Zhou et al. (arXiv 2410.09893), section on the best-of-N evaluation; the repository has no code for it.
+    """
+    return _by_goal(outcomes, [_margin(o) > 0 for o in outcomes])
+
+
+def _by_goal(outcomes: Sequence[PolicyOutcome], hits: Sequence[bool]) -> dict[str, float]:
+    figures = {"score": _mean(hits)}
+    for goal in RMB_GOALS:
+        part = [h for h, o in zip(hits, outcomes, strict=True) if o.subset.startswith(goal)]
+        if part:
+            figures[goal] = _mean(part)
+    return figures
 
 
 def pandalm(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
@@ -230,6 +281,16 @@ def pandalm(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     }
 
 
+def best_of_n(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return how often the best-scored response is a right one; where k share the best score, each counts 1/k."""
+    return {"score": _mean([_share_at_top(o) for o in outcomes])}
+
+
+def singles(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return how often the sign of a single response's score says whether it is right; 0 says neither."""
+    return {"score": _mean([o.logits[0] != 0 and (o.logits[0] > 0) == bool(o.right) for o in outcomes])}
+
+
 METRICS: dict[str, Metric] = {
     "pairs": pairs,
     "rewardbench": rewardbench,
@@ -239,6 +300,10 @@ METRICS: dict[str, Metric] = {
     "llmbar": llmbar,
     "pandalm": pandalm,
     "gsm8k-solutions": pairs,
+    "rmb": rmb,
+    "rmb-bon": rmb_bon,
+    "best-of-n": best_of_n,
+    "singles": singles,
 }
 
 
@@ -259,6 +324,13 @@ def _top(outcome: PolicyOutcome) -> float:
     best = max(outcome.logits)
     top = [i for i, x in enumerate(outcome.logits) if x == best]
     return 1.0 / len(top) if any(i in outcome.right for i in top) else 0.0
+
+
+def _share_at_top(outcome: PolicyOutcome) -> float:
+    """Return the share of right responses among those that have the best score."""
+    best = max(outcome.logits)
+    top = [i in outcome.right for i, x in enumerate(outcome.logits) if x == best]
+    return sum(top) / len(top)
 
 
 def _margin(outcome: PolicyOutcome) -> float:

@@ -14,6 +14,8 @@ FILES = {
     "rewardbench2": "rewardbench2.jsonl",
     "rm-bench": "rm_bench.json",
     "judgebench": "judgebench.jsonl",
+    "rmb": "rmb.json",
+    "rmb-bon": "rmb_bon.json",
     "llmbar": "llmbar.json",
     "pandalm": "pandalm.json",
     "gsm8k-solutions": "gsm8k_solutions.jsonl.gz",
@@ -100,11 +102,18 @@ def test_pandalm_labels_ties_and_odd_values():
 
 def test_judgebench_categories():
     assert [x.subset for x in load_benchmark(DATA / "judgebench.jsonl").examples] == [
-        "Knowledge",
-        "Mathematics",
-        "Coding",
-        "Reasoning",
+        "Knowledge, m",
+        "Mathematics, m",
+        "Coding, m",
+        "Reasoning, m",
     ]
+
+
+def test_rmb_has_its_scenarios_and_plain_messages():
+    pairs, lists = (load_benchmark(DATA / name).examples for name in ("rmb.json", "rmb_bon.json"))
+    assert pairs[1].subset == lists[1].subset == "Helpfulness/Code/Data Management"
+    assert pairs[0].prompt == lists[0].prompt == [{"role": "user", "content": "Question 0?"}]
+    assert [len(x.responses) for x in lists[:3]] == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
