@@ -24,7 +24,7 @@ from time import perf_counter
 import numpy as np
 
 from fsrm_lite.gate import FastSignals, sigmoid
-from fsrm_lite.measure.intervals import log_binomial_cdf
+from fsrm_lite.measure.intervals import critical_errors, log_binomial_cdf
 from fsrm_lite.measure.labelled import LabelledItem, Sample
 from fsrm_lite.measure.labelled_lists import LabelledList, ListSample
 from fsrm_lite.measure.list_calibration import choose, fit_shares, sample_of
@@ -79,6 +79,23 @@ def oracle_coverage(sample: Sample, risk: float) -> float:
     return float((good[-1] + 1) / len(wrong)) if len(good) else 0.0
 
 
+def best_fixed_coverage(sample: Sample, risk: float, items: int) -> float:
+    """Return the most coverage that one test can give on average, if it is told beforehand where to test.
+
+    All items are used for the test, and it is made at the share of accepted items that is best for this population. No
+    calibration knows that share; so this shows how much the number of items allows, whatever the method of choosing.
+    """
+    wrong = np.cumsum(~sample.fast_correct[np.argsort(-np.abs(sample.logit), kind="stable")])
+    allowed = critical_errors(items, risk, 1 - CONFIDENCE)
+    best = 0.0
+    for coverage in np.arange(1, 101) / 100:
+        kept, accepted = round(coverage * len(wrong)), round(coverage * items)
+        if allowed[accepted] >= 0:
+            passes = np.exp(log_binomial_cdf(int(allowed[accepted]), accepted, float(wrong[kept - 1] / kept)))
+            best = max(best, float(coverage * passes))
+    return best
+
+
 def trial(sample: Sample, rng: np.random.Generator, items: int, paths: list[str] | None) -> tuple[float, float]:
     """Calibrate on a fresh draw; return the true risk (NaN when everything escalates) and the true coverage."""
     draw = sample.take(rng.integers(0, len(sample), items))
@@ -120,6 +137,7 @@ def run(
         "always_escalate": int(np.isnan(outcomes[:, 0]).sum()),
         "mean_coverage": round(float(outcomes[:, 1].mean()), 4),
         "oracle_coverage": round(oracle, 4),
+        "best_fixed_coverage": round(best_fixed_coverage(sample, RISK, items), 4),
         "coverage_ratio": round(float(outcomes[:, 1].mean()) / oracle, 4) if oracle > 0.01 else None,
         "seconds": round(perf_counter() - start, 1),
     }
