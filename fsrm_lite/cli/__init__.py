@@ -2,7 +2,8 @@
 
 ===================  ==================================================================================
 ``scoring``          score, compare, rank, best-of-n
-``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal
+``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal,
+                     ``evaluation_scores`` has their options about other systems' scores
 ``exporting``        export
 ``reasoning``        distill, fit-critic
 ``inspection``       inspect, doctor

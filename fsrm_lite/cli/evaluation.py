@@ -17,14 +17,22 @@ import click
 from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
-from fsrm_lite.cli.evaluation_text import calibration_text, evaluation_text, list_calibration_text
+from fsrm_lite.cli.evaluation_scores import check_source, columns_of, read_items, score_options, unlabelled_items
+from fsrm_lite.cli.evaluation_text import (
+    calibration_text,
+    drift_text,
+    evaluation_text,
+    list_calibration_text,
+    plan_text,
+)
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import CalibrationError, DataFormatError, FsrmError, InputError
 from fsrm_lite.files import whole_file
-from fsrm_lite.gate import GateSpec
+from fsrm_lite.gate import Gate, GateSpec
 
 if TYPE_CHECKING:
+    from fsrm_lite.measure.calibration import Goal
     from fsrm_lite.measure.evaluation_records import Record
     from fsrm_lite.scorer import FastSlowRM
 
@@ -47,7 +55,7 @@ _TOLD = (
 
 
 @click.command()
-@click.argument("labelled", type=click.Path(path_type=Path))
+@click.argument("labelled", required=False, type=click.Path(path_type=Path))
 @click.option("--risk", type=float, help="Error rate among the items decided fast, kept with probability --confidence.")
 @click.option(
     "--budget", type=float, metavar="TOKENS", help="Mean generated tokens per item; the most accurate gate within it."
@@ -88,6 +96,8 @@ _TOLD = (
 @click.option(
     "--test", type=click.Path(path_type=Path), help="Labelled items that are only measured; none may be in LABELLED."
 )
+@click.option("--plan", is_flag=True, help="Only say how many labelled items the --risk would need.")
+@click.option("--coverage", type=float, help="With --plan: share to be decided fast.  [default: 0.25, 0.5, 0.75 and 1]")
 @click.option("--write", is_flag=True, help="Put the gate into the manifest of the --model folder.")
 @click.option("--tuning-share", type=float, help="Share of the items that tunes.  [default: 0.2 for a risk, else 0.5]")
 @click.option("--resamples", type=click.IntRange(2), default=1000, show_default=True, help="Of the bootstrap.")
@@ -99,8 +109,9 @@ _TOLD = (
     help="For lists: candidates with the same final answer, or the same text, are one team.  [default: final]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@score_options
 @model_options
-def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
+def calibrate(labelled: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Choose the gate's thresholds from LABELLED items.
 
     Rows are {"prompt", "response", "label"}, {"prompt", "chosen", "rejected"} or {"prompt", "response_a", "response_b",
@@ -111,13 +122,18 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
 
     Rows {"prompt", "responses": [...], "labels": [0, 1, ...]} are lists (or "right", with the position of the right
     response or several). With --risk, they give the gate's rule for the best of N; the judge is not asked.
+
+    With --scores, the scores and verdicts of any other system take the place of LABELLED and of the model. It has to
+    apply the gate itself: the report says how far apart two scores must be.
     """
     from fsrm_lite.measure.calibration import Goal
     from fsrm_lite.measure.calibration import calibrate as run
     from fsrm_lite.measure.labelled_lists import holds_lists
 
-    _check_outputs((options[name] for name in ("output", "report", "plots", "record")), [labelled, options["test"]])
-    if options["form"] == "auto" and holds_lists(labelled):
+    check_source(labelled, options)
+    inputs = [labelled, options["test"], options["scores"], options["verdicts"]]
+    _check_outputs((options[name] for name in ("output", "report", "plots", "record")), inputs)
+    if labelled is not None and options["form"] == "auto" and holds_lists(labelled):
         _calibrate_lists(labelled, options)
         return
     if options["grouping"] is not None:
@@ -134,7 +150,14 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
         raise click.UsageError("--write needs one gate; --pareto gives many")
     folder = _manifest_folder(options["model"]) if options["write"] else None
     slow = options["judge"] == "always" or (options["judge"] == "auto" and goal.risk is None)
-    (items, test_items), notes, made_with = _labelled_items([labelled, options["test"]], slow, dict(options))
+    (items, test_items), notes, made_with = (
+        _scored_items(options)
+        if labelled is None
+        else _labelled_items([labelled, options["test"]], slow, dict(options))
+    )
+    if options["plan"]:
+        click.echo(_plan(items, goal, options["coverage"], options["as_json"]))
+        return
     if options["record"] is not None:
         _write(options["record"], "".join(json.dumps(x.to_dict()) + "\n" for x in items))
     result = run(
@@ -144,8 +167,9 @@ def calibrate(labelled: Path, **options: Any) -> None:  # noqa: ANN401 - click's
         tuning_share=options["tuning_share"],
         seed=options["seed"] or 0,
         resamples=options["resamples"],
-        run={**made_with, "data": str(labelled)},
+        run={**made_with, "data": str(labelled or options["scores"])},
         notes=notes,
+        cost="judge calls" if labelled is None and options["tokens_column"] is None else "tokens",
     )
     if options["output"] is not None:
         found = {"front": result.report["front"]} if result.gate is None else result.gate.to_dict()
@@ -167,10 +191,12 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
     from fsrm_lite.measure.list_calibration import calibrate_lists
     from fsrm_lite.measure.risk_control import TUNING_SHARE
 
-    others = ("budget", "within", "pareto", "paths", "plots")
+    others = ("budget", "within", "pareto", "paths", "plots", "plan")
     given = [name for name in others if options[name] not in (None, False, ())]
     if options["risk"] is None or given:
-        raise click.UsageError("the file holds lists, which take --risk as their goal, without --path and --plots")
+        raise click.UsageError(
+            "the file holds lists, which take --risk as their goal, without --path, --plots and --plan"
+        )
     folder = _manifest_folder(options["model"]) if options["write"] else None
     rows = [read_lists(path) if path is not None else [] for path in (labelled, options["test"])]
     fresh = sum(len(part) for part in rows if part and not isinstance(part[0], LabelledList))
@@ -212,7 +238,7 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
 
 
 @click.command("eval")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
@@ -229,15 +255,35 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Items per call of the model."
 )
 @click.option("--resamples", type=click.IntRange(2), default=300, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--gate", "gate_file", type=click.Path(path_type=Path), help="gate.json; with --scores the gate to measure."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@score_options
 @model_options
-def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's options
+def evaluate(data: Path | None, **options: Any) -> None:  # noqa: ANN401 - click's options
     """Measure a model on DATA: a benchmark's original file or folder (JSON, JSONL, CSV, Parquet, Arrow).
 
     With --judge always, the judge thinks about every item, and always-fast, gated and always-slow are compared. With
     auto it thinks where the gate says so, with never not at all. With --truncate, responses that are too long are cut,
     and an item whose prompt alone is too long counts as a tie.
+
+    With --scores, the scores and verdicts of any other system take the place of DATA and of the model.
     """
+    check_source(data, options)
+    report = _report_on_scores(options) if data is None else _report_on_model(data, options)
+    if options["report"] is not None:
+        _write(options["report"], json.dumps(report, indent=2, allow_nan=False) + "\n")
+    click.echo(json.dumps(report, allow_nan=False) if options["as_json"] else evaluation_text(report))
+
+
+# All other commands have the default "auto". A measurement compares all three policies, for which the judge must think
+# about every item.
+next(p for p in evaluate.params if p.name == "judge").default = "always"
+
+
+def _report_on_model(data: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Run a model over a benchmark and return the report."""
     from fsrm_lite.measure.benchmark_formats import load_benchmark
     from fsrm_lite.measure.evaluation import EvalOptions
     from fsrm_lite.measure.evaluation import evaluate as run
@@ -276,22 +322,52 @@ def evaluate(data: Path, **options: Any) -> None:  # noqa: ANN401 - click's opti
             identity=identity,
             progress=show,
         )
-    report = summarize(
+    return summarize(
         records, benchmark.format, resamples=options["resamples"], run=measured, not_read=benchmark.not_read
     )
-    if options["report"] is not None:
-        _write(options["report"], json.dumps(report, indent=2, allow_nan=False) + "\n")
-    click.echo(json.dumps(report, allow_nan=False) if options["as_json"] else evaluation_text(report))
 
 
-# All other commands have the default "auto". A measurement compares all three policies, for which the judge must think
-# about every item.
-next(p for p in evaluate.params if p.name == "judge").default = "always"
+def _report_on_scores(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the report on scores, and verdicts if there are any, that another system gave."""
+    from fsrm_lite.measure.evaluation_report import summarize
+    from fsrm_lite.measure.score_files import format_of, records, signals_of
+
+    _check_outputs((options["output"], options["report"]), [options["scores"], options["verdicts"]])
+    if options["output"] is not None or options["resume"]:
+        raise click.UsageError("-o and --resume are for runs of a model; --scores has the items already")
+    items, notes = read_items(options)
+    form = format_of(items, options["form"])
+    spec = _read_gate(options["gate_file"]) if options["gate_file"] is not None else None
+    gate = Gate(spec or GateSpec())
+    signals = [signals_of(x) for x in items]
+    escalated = [
+        [gate.pair(*s).escalate] if form.pairwise else [gate.single(one).escalate for one in s] for s in signals
+    ]
+    slow = any(x.winners for x in items)
+    policies = ["always_fast", "gated", "always_slow"]
+    if spec is None:
+        policies.remove("gated")
+    if options["scores"] is None:
+        policies = ["always_slow"]
+    report = summarize(
+        records(items, escalated, "always" if slow else "never"),
+        form,
+        resamples=options["resamples"],
+        run={
+            "version": __version__,
+            "data": str(options["scores"] or options["verdicts"]),
+            "gate": spec.to_dict() if spec else None,
+        },
+        cost="judge calls" if options["tokens_column"] is None else "tokens",
+        policies=policies,
+    )
+    report["label_mass"] = None  # a score file has none
+    return {**report, "warnings": [*notes, *report["warnings"]]}
 
 
 @click.group()
 def gate() -> None:
-    """Check whether another build's gate decides like this one's."""
+    """Check whether another build's gate decides like this one's, and whether its items are still of one kind."""
 
 
 @gate.command()
@@ -336,12 +412,53 @@ def check(decisions: Path, gate_file: Path | None, model: str | None, tolerance:
 
 
 @gate.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--gate", "gate_file", type=click.Path(path_type=Path), help="gate.json, whose escalations are compared.")
+@click.option("--fast-columns", metavar="A,B", help="Columns of the scores, where the files are score files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def drift(old: Path, new: Path, gate_file: Path | None, fast_columns: str | None, as_json: bool) -> None:
+    """Check whether NEW items look like the OLD ones that a gate was calibrated on.
+
+    Both are files of `calibrate --record`, of `eval -o`, or score files as for `calibrate --scores`; no label is
+    needed. Exits with status 1 when the fast signals differ by more than chance.
+    """
+    from fsrm_lite.measure.drift import drift as run
+    from fsrm_lite.measure.labelled import Sample
+
+    samples = [Sample.of(unlabelled_items(path, fast_columns)) for path in (old, new)]
+    report = run(samples[0], samples[1], _read_gate(gate_file) if gate_file is not None else None)
+    click.echo(json.dumps(report) if as_json else drift_text(report))
+    if report["drifted"]:
+        raise click.exceptions.Exit(1)
+
+
+@gate.command()
 def vectors() -> None:
     """Print the conformance vectors (inputs of the gate with its decisions), one JSON object per line."""
     from fsrm_lite.measure.conformance import shipped_vectors
 
     for row in shipped_vectors():
         click.echo(json.dumps(row))
+
+
+def _plan(items: list[Any], goal: Goal, coverage: float | None, as_json: bool) -> str:
+    """Return the text, or the JSON, that says how many labelled items a risk would need."""
+    from fsrm_lite.measure.labelled import Sample
+    from fsrm_lite.measure.planning import COVERAGES, POWER, plan
+
+    if goal.risk is None:
+        raise click.UsageError("--plan needs --risk, the error rate that is to be proved")
+    wanted = COVERAGES if coverage is None else (coverage,)
+    plans = plan(Sample.of(items), goal.risk, goal.confidence, wanted)
+    report = {
+        "risk": goal.risk,
+        "confidence": goal.confidence,
+        "power": POWER,
+        "items": len(items),
+        "plan": [asdict(p) for p in plans],
+    }
+    return json.dumps(report) if as_json else plan_text(report)
 
 
 def _labelled_items(
@@ -371,6 +488,28 @@ def _labelled_items(
     if left:
         notes.append(f"{left} of {len(fresh)} items were too long for the model or its judge, and left out")
     return items, notes, made_with
+
+
+def _scored_items(options: dict[str, Any]) -> tuple[list[list[Any]], list[str], dict[str, Any]]:
+    """Return the items of ``--scores`` and of a ``--test`` file with the same columns, and remarks."""
+    from fsrm_lite.measure.score_files import labelled, read_scores
+
+    if options["write"]:
+        raise click.UsageError("--write needs a model; with --scores, take -o gate.json")
+    if options["scores"] is None:
+        raise click.UsageError("--verdicts alone has no fast scores to put a gate on; name --scores as well")
+    items, notes = read_items(options)
+    usable = [x for x in items if len(x.scores) != 2 or x.right]
+    if len(usable) < len(items):
+        notes.append(f"{len(items) - len(usable)} items were left out: their label is a tie")
+    answered = sum(bool(x.winners) for x in usable)
+    if 0 < answered < len(usable):
+        notes.append(
+            f"the judge answered {answered} of {len(usable)} items; "
+            "without all of its answers, what it is worth cannot be said"
+        )
+    test = read_scores(options["test"], columns_of(options)) if options["test"] is not None else []
+    return [labelled(usable, "scores"), labelled(test, "test")], notes, {"version": __version__}
 
 
 def _run_of(rm: FastSlowRM) -> dict[str, Any]:

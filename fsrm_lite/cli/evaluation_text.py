@@ -22,7 +22,11 @@ def calibration_text(report: dict[str, Any]) -> str:
     lines += [f"warning       {w}" for w in report["warnings"]]
     if report["guarantee"] is not None:
         g = report["guarantee"]
-        lines += [f"guarantee     {g['statement']}", f"  assumed     {g['assumes']}"]
+        lines += [
+            f"guarantee     {g['statement']}",
+            f"  that is     {g['in_plain_words']}",
+            f"  assumed     {g['assumes']}",
+        ]
         lines.append(
             f"  proof       {g['errors']} errors in {g['accepted']} accepted of {g['tested_items']} tested: "
             f"at most {100 * g['upper_bound']:.1f} %"
@@ -36,16 +40,25 @@ def calibration_text(report: dict[str, Any]) -> str:
                 f"  feasibility {g['tested_items']} items cannot prove it; "
                 f"at least {g['least_items']} accepted ones without an error are needed"
             )
+    if "other_seeds" in report:
+        seeds, fast = report["other_seeds"], report["other_seeds"]["fast"]
+        lines.append(
+            f"  luck        {seeds['proved']} of {seeds['tried']} other splits prove it too; they leave "
+            f"{100 * fast['lowest']:.0f} to {100 * fast['highest']:.0f} % to the fast path, "
+            f"{100 * fast['median']:.0f} % at the median"
+        )
     if report["gate"] is not None:
         lines.append(f"gate          {gate_text(report['gate'])}")
-        lines += _at_gate("on the testing part", report["at_gate"])
+        if report["margin"]:
+            lines.append(f"  in scores   the fast path decides where they differ by {report['margin']:.4g} or more")
+        lines += _at_gate("on the testing part", report["at_gate"], report["cost"])
         if "at_gate_on_test" in report:
-            lines += _at_gate("on --test", report["at_gate_on_test"])
+            lines += _at_gate("on --test", report["at_gate_on_test"], report["cost"])
     lines.append(f"always fast   {percent(report['always_fast']['accuracy'])}")
     if report["always_slow"] is not None:
         lines.append(
             f"always slow   {percent(report['always_slow']['accuracy'])} at "
-            f"{report['always_slow']['tokens']['value']:.1f} tokens per item"
+            f"{report['always_slow']['tokens']['value']:.1f} {report['cost']} per item"
         )
     for name, c in report["confidences"].items():
         line = f"{name:<13} AUROC {_number(c['auroc'])}, AURC {_number(c['aurc'])}, AUGRC {_number(c['augrc'])}"
@@ -56,7 +69,7 @@ def calibration_text(report: dict[str, Any]) -> str:
     )
     if report["gate"] is None:
         lines += [
-            f"  {100 * p['accuracy']:5.1f} % at {p['tokens']:7.1f} tokens, "
+            f"  {100 * p['accuracy']:5.1f} % at {p['tokens']:7.1f} {report['cost']}, "
             f"{100 * p['escalated']:5.1f} % escalated: {gate_text(p['gate'])}"
             for p in report["front"]
         ]
@@ -116,6 +129,45 @@ def _lists_at_gate(where: str, at: dict[str, Any]) -> list[str]:
     return lines
 
 
+def plan_text(report: dict[str, Any]) -> str:
+    """Return how many labelled items a guarantee would need, one line per share that is decided fast."""
+    lines = [
+        f"to prove an error rate of at most {report['risk']:g} with confidence {report['confidence']:g}, succeeding "
+        f"{100 * report['power']:.0f} times out of 100; going by {report['items']} labelled items:"
+    ]
+    for p in report["plan"]:
+        needed, worse = (
+            "no number of items" if n is None else f"{n} labelled items" for n in (p["items"], p["items_if_worse"])
+        )
+        lines.append(
+            f"  {100 * p['coverage']:3.0f} % decided fast, {100 * p['selective_risk']:.1f} % of them wrong: {needed}; "
+            f"{worse} if {100 * p['upper_bound']:.1f} % are"
+        )
+    return "\n".join(lines)
+
+
+def drift_text(report: dict[str, Any]) -> str:
+    """Return whether new items look like those of the calibration, as lines of text."""
+    lines = [
+        f"{s['signal']:<13} median {s['old_median']:.4g} before, {s['new_median']:.4g} now; "
+        f"distance {s['distance']:.3f}, by chance with probability {s['p_value']:.2g}"
+        for s in report["signals"]
+    ]
+    if "escalated" in report:
+        e = report["escalated"]
+        lines.append(
+            f"escalated     {percent(e['old'])} before, {percent(e['new'])} now; by chance with probability "
+            f"{e['p_value']:.2g}"
+        )
+    verdict = (
+        "the new items are of another kind: the guarantee does not hold for them. Label some, and calibrate again"
+        if report["drifted"]
+        else "no difference was found in the fast signals; "
+        "whether the same scores are still right as often, only labels can tell"
+    )
+    return "\n".join([*lines, f"{report['new_items']} new items against {report['old_items']}: {verdict}"])
+
+
 def evaluation_text(report: dict[str, Any]) -> str:
     """Return what ``eval`` measured as lines of text.
 
@@ -128,23 +180,26 @@ def evaluation_text(report: dict[str, Any]) -> str:
         lines.append(f"not read      {more} more files; the report names them")
     lines += [f"{report[key]} of {report['items']} items {what}" for key, what in _UNREAD.items() if report[key]]
     lines += [f"WARNING       {w}" for w in report["warnings"]]
-    lines.append(f"{report['format']}: {report['items']} items, {percent(report['escalated'])} escalated")
+    escalated = f", {percent(report['escalated'])} escalated" if "gated" in report["policies"] else ""
+    lines.append(f"{report['format']}: {report['items']} items{escalated}")
     for name, label in _POLICIES.items():
         policy = report["policies"].get(name)
         if policy is None:
             continue
-        bill = f"{policy['tokens_per_item']:.1f} tokens per item, {policy['seconds']:.1f} s"
+        bill = f"{policy['tokens_per_item']:.1f} {report['cost']} per item"
+        bill += f", {policy['seconds']:.1f} s" if report["seconds"] else ""  # scores from a file took no time here
         lines.append(f"{label:<16} {percent(policy['metrics']['score'])}   {bill}")
         lines += [
             f"  {figure:<20} {percent(value)}" for figure, value in policy["metrics"].items() if figure != "score"
         ]
-    lines.append(f"{'longer wins':<16} {percent(report['baselines']['longer']['metrics']['score'])}")
+    if "longer" in report["baselines"]:
+        lines.append(f"{'longer wins':<16} {percent(report['baselines']['longer']['metrics']['score'])}")
     lines.append(f"{'coin':<16} {100 * report['baselines']['coin']['score']:.1f} %")
     if report["position_consistency"] is not None:
         lines.append(
             f"the judge says the same in both orders on {percent(report['position_consistency'])} of its pairs"
         )
-    best = "gated" if "gated" in report["policies"] else "always_fast"
+    best = next(name for name in ("gated", "always_fast", "always_slow") if name in report["policies"])
     subsets = report["policies"][best]["subsets"]
     if subsets:
         lines.append(f"by subset, {_POLICIES[best]}:")
@@ -161,13 +216,13 @@ def run_lines(run: dict[str, Any]) -> list[str]:
     return [*lines, f"{'options':<13} {options}"] if options else lines
 
 
-def _at_gate(where: str, at: dict[str, Any]) -> list[str]:
+def _at_gate(where: str, at: dict[str, Any], cost: str) -> list[str]:
     """Return the lines that say what a gate costs and is worth on some items."""
     lines = [f"  {where}: {percent(at['escalated'])} escalated; {percent(at['selective_risk'])} wrong among the rest"]
     if "accuracy" in at:
         share = 100 * at["token_share_of_slow"]["value"] if at["token_share_of_slow"]["value"] is not None else 0.0
         lines.append(
-            f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item "
+            f"  accuracy {percent(at['accuracy'])} at {at['tokens']['value']:.1f} {cost} per item "
             f"({share:.0f} % of always slow)"
         )
         lines.append(f"  random escalation at equal cost {percent(at['random_at_equal_cost'])}")

@@ -9,8 +9,11 @@
 ``evaluation``             runs a model over a benchmark; ``evaluation_records`` is its results file,
                            ``evaluation_report`` the figures made of it
 ``benchmark_formats``      reads the files of published benchmarks; ``benchmark_metrics`` has their metrics
+``planning``               how many labelled items a guarantee needs
+``drift``                  whether new items look like those that a gate was calibrated on
 ``labelled``               labelled items as the statistics need them; ``labelled_rows`` reads them from files
-``data_files``             rows of JSON, JSONL and CSV files
+``score_files``            scores that another program gave; ``verdict_texts`` reads what its judge wrote
+``data_files``             rows of JSON, JSONL, CSV, Parquet and Arrow files
 ``metrics``, ``intervals``  the statistics themselves, with numpy alone
 ``conformance``            checks that another build's gate decides like this one
 =========================  ===========================================================================

@@ -11,8 +11,9 @@ the report is measured on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,15 @@ from fsrm_lite.measure.calibration_report import (
 )
 from fsrm_lite.measure.labelled import LabelledItem, Sample
 from fsrm_lite.measure.metrics import random_accuracy
+from fsrm_lite.measure.planning import plan
 from fsrm_lite.measure.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskControl, control_risk, feasibility
-from fsrm_lite.measure.tradeoff import OperatingPoint, best_within_budget, cheapest_within, operate, pareto
+from fsrm_lite.measure.tradeoff import OperatingPoint, best_within_budget, cheapest_within, escalations, operate, pareto
 
 MIN_ITEMS = 50
 """Least number of labelled items; fewer say too little to calibrate anything."""
+
+OTHER_SEEDS = 20
+"""How many other splits a report on a risk tries, to say how much of the result is luck of the draw."""
 
 SEARCH_SHARE = 0.5
 """Share of the items for tuning where the tuning part picks the thresholds, and the testing part only measures them."""
@@ -112,6 +117,7 @@ def calibrate(
     resamples: int = 1000,
     run: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    cost: str = "tokens",
 ) -> Calibration:
     """Choose the gate's thresholds from labelled items.
 
@@ -123,6 +129,7 @@ def calibrate(
         seed: Seed of the split and of the bootstrap, at least 0.
         resamples: Bootstrap resamples behind each confidence interval.
         run: What the items were made with: bundle, version, data and options; it stands in the report as it is.
+        cost: What ``slow_tokens`` of the items counts, in the plural, for the report's text.
         notes: What happened to the data before, for example how many items were left out; the first of the warnings.
 
     Returns:
@@ -147,11 +154,16 @@ def calibrate(
         "items": {"given": len(items), "used": len(kept), "tuning": len(tuning), "testing": len(testing), "seed": seed},
         "temperature": temperature,
         "gate": gate.to_dict() if gate is not None else None,
+        "margin": margin_of(gate) if gate is not None else None,
+        "cost": cost,
         "guarantee": _guarantee(testing, chosen) if isinstance(chosen, RiskControl) else None,
         **figures(testing, temperature, resamples=resamples, seed=seed),
         "front": [_point_dict(p, testing) for p in front],
         "warnings": [*notes, *remarks, *warnings_of(testing, temperature, tuning)],
     }
+    if goal.risk is not None:
+        report["other_seeds"] = _other_seeds(kept, goal, share, seed)
+        report["plan"] = [asdict(p) for p in plan(Sample.of(kept), goal.risk, goal.confidence)]
     if gate is not None:
         report["at_gate"] = gate_figures(gate, testing, resamples=resamples, seed=seed)
         if test_items:
@@ -257,6 +269,19 @@ def fit_temperature(sample: Sample) -> float:
     return 2 / (low + high)
 
 
+def margin_of(gate: GateSpec) -> float | None:
+    """Return how far apart two scores must be for a gate to accept the pair; None where that is not the whole rule.
+
+    The intuition confidence of a difference d is ``tanh(d / 2T)``. For a single response it is the distance of its
+    logit from 0. A gate that accepts nothing, or looks at the word-distribution confidence too, has no such number.
+    """
+    if gate.always or gate.intuition_threshold >= 1 or gate.distribution_threshold > 0:
+        return None
+    if gate.combine == "all":
+        return 0.0  # no confidence is below a threshold of 0, so nothing escalates
+    return 2 * gate.temperature * math.atanh(gate.intuition_threshold)
+
+
 def _choose(
     goal: Goal, tuning: Sample, testing: Sample, temperature: float, seed: int
 ) -> RiskControl | GateSpec | None:
@@ -278,6 +303,25 @@ def _choose(
     return None
 
 
+def _other_seeds(kept: Sequence[LabelledItem], goal: Goal, share: float, seed: int) -> dict[str, Any]:
+    """Return what the same calibration finds with other random splits: how much of the result is luck of the draw.
+
+    The guarantee is one of the seed that was chosen beforehand. Of several seeds, taking the one that suits best would
+    void it.
+    """
+    sample, coverages = Sample.of(kept), []
+    for other in range(seed + 1, seed + 1 + OTHER_SEEDS):
+        tuning, testing = split(sample, share, other)
+        found = _choose(goal, tuning, testing, fit_temperature(tuning), other)
+        gate = found.gate if isinstance(found, RiskControl) else ALWAYS
+        coverages.append(0.0 if gate.always else float(1 - escalations(gate, testing).mean()))
+    return {
+        "tried": OTHER_SEEDS,
+        "proved": sum(c > 0 for c in coverages),
+        "fast": {"lowest": min(coverages), "median": float(np.median(coverages)), "highest": max(coverages)},
+    }
+
+
 def _measured_front(tuning: Sample, testing: Sample, temperature: float) -> list[OperatingPoint]:
     if tuning.slow_correct is None:
         return []
@@ -291,6 +335,7 @@ def _guarantee(testing: Sample, control: RiskControl) -> dict[str, Any]:
     return {
         "proved": control.proved,
         "statement": _statement(control),
+        "in_plain_words": _plain_words(control),
         "assumes": "the items to come are drawn like the labelled ones, independently (exchangeability)",
         "path": control.path,
         "delta_per_path": control.delta,
@@ -316,6 +361,17 @@ def _statement(control: RiskControl) -> str:
     return (
         f"among the items that the fast path decides alone, the error rate is at most {risk:g}, "
         f"with probability at least {confidence:g}"
+    )
+
+
+def _plain_words(control: RiskControl) -> str:
+    """Return what the guarantee means to somebody who uses the gate."""
+    if not control.proved:
+        return "with this gate every item is given to the judge; the labelled items do not show that less would be safe"
+    wrong, luck = 100 * control.risk, 1 / (1 - control.confidence)
+    return (
+        f"let the gate run: of 100 items that it leaves to the fast path, about {wrong:.3g} or fewer will be wrong. "
+        f"Of {luck:.3g} calibrations like this one, each on other items, one may break that promise"
     )
 
 

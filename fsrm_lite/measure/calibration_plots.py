@@ -139,7 +139,9 @@ def _risk_coverage(axis: Axes, result: Calibration) -> None:
 
 def _cost(axis: Axes, result: Calibration) -> None:
     """Draw accuracy against generated tokens for each confidence, beside the best and the random choice of items."""
-    axis.set(title="Accuracy against tokens", xlabel="generated tokens per item", ylabel="accuracy")
+    cost = result.report["cost"]
+    label = "generated tokens" if cost == "tokens" else cost
+    axis.set(title=f"Accuracy against {cost}", xlabel=f"{label} per item", ylabel="accuracy")
     testing = result.testing
     if testing.slow_correct is None or testing.slow_tokens is None:
         axis.text(
@@ -202,7 +204,7 @@ def _summary(result: Calibration) -> list[tuple[str, str]]:
             (
                 "always slow",
                 f"{percent(report['always_slow']['accuracy'])} "
-                f"at {report['always_slow']['tokens']['value']:.1f} tokens per item",
+                f"at {report['always_slow']['tokens']['value']:.1f} {report['cost']} per item",
             )
         )
     at = report.get("at_gate")
@@ -212,6 +214,6 @@ def _summary(result: Calibration) -> list[tuple[str, str]]:
             ("error rate of fast decisions", percent(at["selective_risk"])),
         ]
     if at is not None and "accuracy" in at:
-        rows.append(("gated", f"{percent(at['accuracy'])} at {at['tokens']['value']:.1f} tokens per item"))
+        rows.append(("gated", f"{percent(at['accuracy'])} at {at['tokens']['value']:.1f} {report['cost']} per item"))
         rows.append(("random escalation at equal cost", percent(at["random_at_equal_cost"])))
     return rows

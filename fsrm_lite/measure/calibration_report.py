@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.intervals import Interval, bootstrap, wilson
-from fsrm_lite.measure.labelled import CONFIDENCE_NAMES, Sample
+from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.metrics import (
     area_above_random,
     auroc,
@@ -102,7 +102,7 @@ def figures(sample: Sample, temperature: float, *, resamples: int = 1000, seed: 
         "calibration": {k: {m: flat[f"{m}_{k}"] for m in ("ece", "brier")} for k in ("before", "after")},
         "confidences": {
             c: {m: flat.get(f"{m}_{c}") for m in ("auroc", "aurc", "augrc", "area_above_random")}
-            for c in CONFIDENCE_NAMES
+            for c in sample.confidences()
         },
     }
 

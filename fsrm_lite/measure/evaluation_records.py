@@ -31,7 +31,7 @@ class Slow:
     winners: tuple[int | None, ...] = ()
     decision: int | None = None
     logits: tuple[float | None, ...] = ()
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ def summarize(
     seed: int = 0,
     run: Mapping[str, Any] | None = None,
     not_read: Sequence[str] = (),
+    cost: str = "tokens",
+    policies: Sequence[str] = ("always_fast", "gated", "always_slow"),
 ) -> dict[str, Any]:
     """Return the report of a run, ready for JSON.
 
@@ -56,6 +58,8 @@ def summarize(
         seed: Seed of the resampling and of the coin.
         run: What was measured: bundle, version, data and options; it stands in the report as it is.
         not_read: Files of the data that were left out (``Benchmark.not_read``).
+        policies: Those to be reported, as far as the records have their outcomes.
+        cost: What the judge's tokens in the records count, in the plural.
 
     Returns:
         What was measured; numbers of items, and how many were cut, too long or had an empty response; warnings, each
@@ -71,9 +75,10 @@ def summarize(
             "subsets": _subset_scores(metric, outcomes, groups, resamples, seed),
         }
 
-    policies = {
+    found = {
         name: {**measured([view(r, form.pairwise) for r in records]), **_bill(records, name)}
         for name, view in _policies(records[0].judge).items()
+        if name in policies
     }
     report: dict[str, Any] = {
         "run": dict(run or {}),
@@ -86,12 +91,18 @@ def summarize(
         "judge": {"asked": sum(map(was_asked, records)), "answered": sum(r.slow is not None for r in records)},
         "too_long_for_the_judge": sum(r.too_long for r in records),
         "label_mass": _label_mass(records),
+        "cost": cost,
         "subsets": {
             name: len(part) for name, part in by_subset([fast_outcome(r, form.pairwise) for r in records]).items()
         },
-        "policies": policies,
+        "policies": found,
         "baselines": {
-            "longer": measured([longer_outcome(r, form.pairwise) for r in records]),
+            # Scores that came from a file come without the responses' lengths.
+            **(
+                {"longer": measured([longer_outcome(r, form.pairwise) for r in records])}
+                if any(any(r.lengths) for r in records)
+                else {}
+            ),
             "coin": {"score": coin_score(records, form, metric, seed)},
         },
         "escalated": wilson(sum(any(r.escalated) for r in records), len(records)).to_dict(),
@@ -118,10 +129,9 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
             "and its score says little; either the data are not of its kind, or its template is not the one it was "
             "trained with"
         )
-    rivals = {
-        "preferring the longer response": report["baselines"]["longer"]["metrics"]["score"]["value"],
-        "a coin": report["baselines"]["coin"]["score"],
-    }
+    rivals = {"a coin": report["baselines"]["coin"]["score"]}
+    if "longer" in report["baselines"]:
+        rivals["preferring the longer response"] = report["baselines"]["longer"]["metrics"]["score"]["value"]
     for policy, found in report["policies"].items():
         score, name = found["metrics"]["score"], policy.replace("_", " ")
         for rival, value in rivals.items():

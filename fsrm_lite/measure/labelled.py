@@ -43,15 +43,18 @@ class LabelledItem:
         slow_tokens: Tokens that the judge wrote; None when it was not asked.
         group: Items with the same prompt share a group. A group is never split between tuning and testing.
         subset: Any name, for reports.
+        has_distribution: Whether the readings' word-distribution confidences are known; where they are not, they are 1
+            and play no part.
     """
 
     key: str
     readings: tuple[FastSignals, ...]
     label: int
     slow_correct: bool | None = None
-    slow_tokens: int | None = None
+    slow_tokens: float | None = None
     group: str = ""
     subset: str = ""
+    has_distribution: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of readings or a label out of range."""
@@ -174,7 +177,7 @@ class LabelledItem:
                 raise ValueError("a reading is not a number")
             tokens, right = data.get("slow_tokens"), data.get("slow_correct")
             if not (right is None or isinstance(right, bool)) or not (
-                tokens is None or (isinstance(tokens, int) and tokens >= 0)
+                tokens is None or (isinstance(tokens, int | float) and tokens >= 0)
             ):
                 raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
             return cls(**{**data, "readings": readings})
@@ -198,6 +201,8 @@ class Sample:
         slow_correct: Whether the judge was right, bool; None unless it was asked about every item.
         slow_tokens: Tokens that the judge wrote, float64; None unless it was asked about every item.
         groups: Group of each item, str.
+        has_distribution: Whether the word-distribution confidences are known; else they are 1 and no gate looks at
+            them.
     """
 
     logit: NDArray[np.float64]
@@ -207,6 +212,7 @@ class Sample:
     slow_correct: NDArray[np.bool_] | None
     slow_tokens: NDArray[np.float64] | None
     groups: NDArray[np.str_]
+    has_distribution: bool = True
 
     def __len__(self) -> int:
         return len(self.logit)
@@ -225,6 +231,7 @@ class Sample:
             slow_correct=np.array([bool(x.slow_correct) for x in items]) if slow else None,
             slow_tokens=np.array([x.slow_tokens for x in items], dtype=np.float64) if slow else None,
             groups=np.array([x.group or x.key for x in items], dtype=np.str_),
+            has_distribution=all(x.has_distribution for x in items),
         )
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> Sample:
@@ -237,6 +244,7 @@ class Sample:
             None if self.slow_correct is None else self.slow_correct[positions],
             None if self.slow_tokens is None else self.slow_tokens[positions],
             self.groups[positions],
+            self.has_distribution,
         )
 
     def intuition(self, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -249,10 +257,13 @@ class Sample:
     def confidences(self) -> dict[str, NDArray[np.float64]]:
         """Return the three confidences by name (``CONFIDENCE_NAMES``), each float64 of shape [n].
 
-        Only the order of their values counts, which no temperature changes.
+        Only the order of their values counts, which no temperature changes. Where the word-distribution confidence is
+        not known, only the intuition confidence is there.
         """
         # The size of the logit gives the same order as the intuition confidence, but does not round to 1 where large.
         intuition = np.abs(self.logit)
+        if not self.has_distribution:
+            return {"intuition": intuition}
         return {
             "intuition": intuition,
             "distribution": self.distribution,

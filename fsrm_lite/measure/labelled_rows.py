@@ -98,6 +98,11 @@ def read_labelled(path: Path | str, form: str = "auto") -> LabelledFile:
     return _of_benchmark(load_benchmark(path, form))
 
 
+def is_recorded(data: dict[str, Any]) -> bool:
+    """Return whether a row is one that ``calibrate --record`` or ``eval -o`` wrote, with its fast signals."""
+    return "readings" in data or _is_record(data)
+
+
 def _is_record(data: dict[str, Any]) -> bool:
     return all(name in data for name in ("run", "logits", "escalated", "right"))
 

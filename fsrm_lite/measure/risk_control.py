@@ -215,6 +215,11 @@ def control_risk(
             f"{len(tuning)} items for tuning and {len(testing)} for testing, expected at least one of each"
         )
     names = (_sharpest(tuning),) if paths is None else tuple(paths)
+    unknown = [name for name in names if name in PATH_NAMES and name not in tuning.confidences()]
+    if unknown:
+        raise CalibrationError(
+            f"the path {unknown[0]} needs word-distribution confidences, which the items do not have"
+        )
     laid = [make_path(name, tuning, temperature) for name in names]
     delta = (1.0 - confidence) / len(laid)
     walks = [(path, *_walk(path, tuning, testing, temperature, risk, delta)) for path in laid]

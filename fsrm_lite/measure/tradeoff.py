@@ -135,6 +135,8 @@ def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) ->
     slow_correct, slow_tokens = _slow(sample)
     signals = (sample.intuition(temperature), sample.distribution)
     cuts = [np.unique(np.concatenate([[0.0], np.quantile(s, np.arange(1, GRID) / GRID), [1.0]])) for s in signals]
+    if not sample.has_distribution:
+        cuts[1] = np.array([0.0])
     # An item in bin b reaches the thresholds cuts[:b] and no later one, so threshold i escalates the bins up to i.
     rows, columns = (np.searchsorted(c, s, side="right") for c, s in zip(cuts, signals, strict=True))
     shape = (len(cuts[0]) + 1, len(cuts[1]) + 1)

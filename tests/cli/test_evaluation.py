@@ -3,6 +3,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import DATA
@@ -410,3 +411,90 @@ def test_calibrate_says_in_one_line_why_lists_are_too_few(tmp_path, lists, no_mo
     result = call("calibrate", lists, "--risk", "0.1")
     assert result.exit_code == 2
     assert "usable lists of 40, expected at least 50" in result.stderr
+
+
+# Another system's scores
+
+
+@pytest.fixture
+def scores(tmp_path):
+    rng = np.random.default_rng(3)
+    lines = ["left,right,better,judge"]
+    for _ in range(300):
+        margin = rng.normal(0, 2)
+        right = rng.random() < 1 / (1 + np.exp(-2 * abs(margin)))
+        better = "A>B" if (margin > 0) == right else "B>A"
+        lines.append(f"{margin},0,{better},{better}")
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "scores.csv"
+
+
+def test_calibrate_takes_two_columns_of_scores(tmp_path, scores, no_model):
+    gate = tmp_path / "gate.json"
+    names = ("--fast-columns", "left,right", "--label-column", "better")
+    result = call("calibrate", "--scores", scores, *names, "--risk", "0.15", "--resamples", "5", "-o", gate)
+    assert result.exit_code == 0
+    assert "the fast path decides where they differ by" in result.stdout
+    assert json.loads(gate.read_text())["distribution_threshold"] == 0.0
+    slow = ("--slow-columns", "judge", "--resamples", "5", "--plots", tmp_path / "plots.png", "--json")
+    report = json.loads(call("calibrate", "--scores", scores, *names, "--budget", "0.5", *slow).stdout)
+    assert report["cost"] == "judge calls"
+    assert report["always_slow"]["accuracy"]["value"] == 1.0
+    assert (tmp_path / "plots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_takes_two_columns_of_scores(tmp_path, scores, no_model):
+    names = ("--fast-columns", "left,right", "--label-column", "better", "--slow-columns", "judge")
+    result = call("eval", "--scores", scores, *names, "--resamples", "5")
+    assert result.exit_code == 0
+    assert "always slow      100.0 %" in result.stdout
+    assert "gated" not in result.stdout
+    gate = tmp_path / "gate.json"
+    gate.write_text(json.dumps(GateSpec(0.5).to_dict()))
+    assert "gated" in call("eval", "--scores", scores, *names, "--resamples", "5", "--gate", gate).stdout
+
+
+def test_verdicts_are_read_from_texts(tmp_path, scores, no_model):
+    texts = tmp_path / "texts.jsonl"
+    better = [line.split(",")[2][0] for line in scores.read_text().splitlines()[1:]]
+    texts.write_text("".join(json.dumps({"judgement": f"<think>?</think> [[{b}]]"}) + "\n" for b in better))
+    names = ("--fast-columns", "left,right", "--label-column", "better", "--resamples", "5")
+    result = call("eval", "--scores", scores, *names, "--verdicts", texts, "--form", "chat")
+    assert "always slow      100.0 %" in result.stdout
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text("".join(json.dumps({"better": b, "judgement": f"[[{b}]]"}) + "\n" for b in better))
+    result = call("eval", "--verdicts", alone, "--form", "chat", "--label-column", "better", "--resamples", "5")
+    assert "always slow      100.0 %" in result.stdout
+    assert "always fast" not in result.stdout
+    assert "needs --form" in call("eval", "--scores", scores, *names, "--verdicts", texts).stderr
+
+
+def test_calibrate_plans(recorded, scores, no_model):
+    result = call("calibrate", recorded, "--risk", "0.1", "--plan")
+    assert result.stdout.startswith("to prove an error rate of at most 0.1 with confidence 0.9")
+    assert len(result.stdout.splitlines()) == 5
+    assert "labelled items" in result.stdout
+    one = json.loads(call("calibrate", recorded, "--risk", "0.1", "--plan", "--coverage", "0.4", "--json").stdout)
+    assert [p["coverage"] for p in one["plan"]] == [0.4]
+    assert "--plan needs --risk" in call("calibrate", recorded, "--budget", "3", "--plan").stderr
+
+
+def test_gate_drift_compares_old_with_new_items(tmp_path, recorded, scores):
+    gate = tmp_path / "gate.json"
+    gate.write_text(json.dumps(GateSpec(0.5).to_dict()))
+    same = call("gate", "drift", recorded, recorded, "--gate", gate)
+    assert same.exit_code == 0
+    assert "no difference was found" in same.stdout
+    rng = np.random.default_rng(0)
+    other = tmp_path / "other.csv"  # without labels
+    other.write_text("left,right\n" + "".join(f"{x},0\n" for x in rng.normal(0, 0.1, 300)))
+    result = call("gate", "drift", scores, other, "--fast-columns", "left,right", "--gate", gate)
+    assert result.exit_code == 1
+    assert "of another kind" in result.stdout
+    assert json.loads(call("gate", "drift", scores, other, "--fast-columns", "left,right", "--json").stdout)["drifted"]
+
+
+def test_data_and_scores_exclude_each_other(scores, recorded, no_model):
+    assert "not both" in call("eval", DATA / "pairs.jsonl", "--scores", scores).stderr
+    assert "not both" in call("eval").stderr
+    assert "not both" in call("calibrate", recorded, "--scores", scores, "--risk", "0.1").stderr

@@ -49,7 +49,8 @@ def one_model(rm, monkeypatch):
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in SLOW)) for p in WITH_CODE])
 def test_page(page, one_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for data in (DOCS / page).parent.glob("*.jsonl"):  # files that a reader downloads from the page
+    beside = (DOCS / page).parent
+    for data in (*beside.glob("*.jsonl"), *beside.glob("*.csv")):  # files that a reader downloads from the page
         shutil.copy(data, tmp_path)
     run_page(page_text(page), tmp_path, one_model)
 

@@ -12,7 +12,7 @@ from scipy import optimize
 
 from fsrm_lite.errors import CalibrationError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.measure.calibration import Goal, calibrate, check_items, fit_temperature, one_per_group, split
+from fsrm_lite.measure.calibration import Goal, calibrate, check_items, fit_temperature, margin_of, one_per_group, split
 from fsrm_lite.measure.calibration_plots import render, write_picture
 from fsrm_lite.measure.calibration_report import gate_figures, percent
 from fsrm_lite.measure.labelled import Sample
@@ -340,3 +340,25 @@ def test_the_page_is_self_contained_and_the_picture_a_png(tmp_path):
 def test_plots_do_without_slow_outcomes():
     result = calibrate(make_items(100, slow=False), Goal(risk=0.2), resamples=5)
     assert render(result).startswith(b"\x89PNG")
+
+
+def test_a_report_on_a_risk_says_how_much_is_luck_and_what_more_items_would_give():
+    report = calibrate(make_items(600), Goal(risk=0.1), resamples=2).report
+    seeds = report["other_seeds"]
+    assert seeds["tried"] == 20
+    assert 0 <= seeds["fast"]["lowest"] <= seeds["fast"]["median"] <= seeds["fast"]["highest"] <= 1
+    assert seeds["proved"] >= 15
+    assert [p["coverage"] for p in report["plan"]] == [0.25, 0.5, 0.75, 1.0]
+    words = report["guarantee"]["in_plain_words"]
+    assert "of 100 items that it leaves to the fast path, about 10 or fewer will be wrong" in words
+    assert "Of 10 calibrations like this one" in words
+    hopeless = calibrate(make_items(100, base=0.5), Goal(risk=0.01), resamples=2).report
+    assert hopeless["guarantee"]["in_plain_words"].startswith("with this gate every item is given to the judge")
+    assert hopeless["other_seeds"]["proved"] == 0
+
+
+def test_a_margin_is_the_rule_in_plain_numbers():
+    assert margin_of(GateSpec(0.0)) == 0
+    assert margin_of(GateSpec(math.tanh(1.5 / (2 * 3.0)), temperature=3.0)) == pytest.approx(1.5)
+    assert margin_of(ALWAYS) is None
+    assert margin_of(GateSpec(0.5, 0.2)) is None  # the other confidence speaks as well

@@ -20,6 +20,8 @@ from fsrm_lite.measure.benchmark_metrics import (
     rewardbench,
     rewardbench2,
     rm_bench,
+    rmb,
+    rmb_bon,
     ties_score,
 )
 from fsrm_lite.measure.calibration_report import without_nan
@@ -132,6 +134,34 @@ def test_judgebench_counts_games():
 def test_llmbar_averages_over_the_orders():
     got = llmbar([pair(0, 0, 0), pair(0, 0, 1), pair(1, 0, 0), pair(1, 0, 1)])
     assert got == {"score": 0.5, "both_orders_correct": 0.25, "positional_agreement": 0.5}
+
+
+def test_llmbar_has_the_means_of_its_subsets():
+    """The figures are those of GPT-4 with the Vanilla* prompt in the paper's table 2: means 80.8 and 83.7."""
+    accuracy = {"Natural": 0.955, "Neighbor": 0.787, "GPTInst": 0.864, "GPTOut": 0.777, "Manual": 0.804}
+    outcomes = [pair(0, int(i >= 1000 * share), subset=name) for name, share in accuracy.items() for i in range(1000)]
+    figures = llmbar(outcomes)
+    assert figures["adversarial"] == pytest.approx(0.808, abs=5e-4)
+    assert figures["mean_of_subsets"] == pytest.approx(0.8374, abs=1e-9)
+    assert "adversarial" not in llmbar(outcomes[:1500])
+
+
+def test_judgebench_has_figures_by_model():
+    outcomes = [
+        pair(0, 0, subset="Coding, gpt"),
+        pair(0, 1, subset="Coding, claude"),
+        pair(0, 0, subset="Coding, claude"),
+    ]
+    assert judgebench(outcomes) == {"score": pytest.approx(2 / 3), "gpt": 1.0, "claude": 0.5}
+
+
+def test_rmb_counts_lists_only_where_the_best_is_above_all():
+    lists = [
+        PolicyOutcome("a", "Harmlessness/S1", (0,), logits=(2.0, 1.0, 0.0)),
+        PolicyOutcome("b", "Helpfulness/Chat", (0,), logits=(2.0, 2.0)),
+    ]
+    assert rmb_bon(lists) == {"score": 0.5, "Helpfulness": 0.0, "Harmlessness": 1.0}
+    assert rmb([pair(0, 0, subset="Helpfulness/x"), pair(0, None)]) == {"score": 0.5, "Helpfulness": 1.0}
 
 
 def test_pandalm_by_hand():
@@ -286,7 +316,7 @@ def test_reports_are_ready_for_json_and_have_intervals():
 
 
 def test_every_format_has_a_metric():
-    assert set(METRICS) == set(FORMATS)
+    assert set(METRICS) == set(FORMATS) | {"best-of-n", "singles"}  # the latter two are of score files
 
 
 @pytest.mark.parametrize("options", [{"batch": 0}, {"limit": 0}])
