@@ -138,6 +138,8 @@ def calibrate(labelled: Path | None, **options: Any) -> None:  # noqa: ANN401 - 
         return
     if options["grouping"] is not None:
         raise click.UsageError("--group-by is for lists: rows with 'responses' and 'labels'")
+    if labelled is None and _calibrate_score_lists(options):
+        return
     goal = Goal(
         risk=options["risk"],
         budget=options["budget"],
@@ -188,15 +190,8 @@ def calibrate(labelled: Path | None, **options: Any) -> None:  # noqa: ANN401 - 
 def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
     """Choose the gate's rule for the best of N from labelled lists; ``calibrate`` explains the options."""
     from fsrm_lite.measure.labelled_lists import Grouping, LabelledList, collect_lists, read_lists
-    from fsrm_lite.measure.list_calibration import calibrate_lists
-    from fsrm_lite.measure.risk_control import TUNING_SHARE
 
-    others = ("budget", "within", "pareto", "paths", "plots", "plan")
-    given = [name for name in others if options[name] not in (None, False, ())]
-    if options["risk"] is None or given:
-        raise click.UsageError(
-            "the file holds lists, which take --risk as their goal, without --path, --plots and --plan"
-        )
+    _check_list_goal(options)
     folder = _manifest_folder(options["model"]) if options["write"] else None
     rows = [read_lists(path) if path is not None else [] for path in (labelled, options["test"])]
     fresh = sum(len(part) for part in rows if part and not isinstance(part[0], LabelledList))
@@ -214,7 +209,39 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
                 else collect_lists(rm, part, grouping=grouping, progress=step)
                 for part in found
             ]
-    lists, test_lists = found
+    _choose_list_rule(found[0], found[1], options, base=base, folder=folder)
+
+
+def _check_list_goal(options: dict[str, Any]) -> None:
+    """Raise a ``click.UsageError`` if an option was given that lists do not take."""
+    others = ("budget", "within", "pareto", "paths", "plots", "plan")
+    given = [name for name in others if options[name] not in (None, False, ())]
+    if options["risk"] is None or given:
+        raise click.UsageError(
+            "the file holds lists, which take --risk as their goal, without --path, --plots and --plan"
+        )
+
+
+def _choose_list_rule(
+    lists: list[Any],
+    test_lists: list[Any],
+    options: dict[str, Any],
+    *,
+    base: GateSpec | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Choose the rule for the best of N, and write what the options ask for.
+
+    Args:
+        lists: Labelled lists.
+        test_lists: Those that are only measured.
+        options: Of ``calibrate``.
+        base: The gate that the rule becomes a part of; None writes the rule alone.
+        folder: The bundle whose manifest is to get the rule.
+    """
+    from fsrm_lite.measure.list_calibration import calibrate_lists
+    from fsrm_lite.measure.risk_control import TUNING_SHARE
+
     if options["record"] is not None:
         _write(options["record"], "".join(json.dumps(x.to_dict()) + "\n" for x in lists))
     result = calibrate_lists(
@@ -230,7 +257,7 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
         chosen = result.report["gate"] if base is None else replace(base, lists=result.rule).to_dict()
         _write(options["output"], json.dumps(chosen, indent=2) + "\n")
     if options["report"] is not None:
-        _write(options["report"], json.dumps(result.report, indent=2) + "\n")
+        _write(options["report"], json.dumps(result.report, indent=2, allow_nan=False) + "\n")
     if folder is not None:
         _write_gate(folder, replace(Bundle.open(folder, verify=False).manifest.gate, lists=result.rule))
     text = list_calibration_text(result.report)
@@ -488,6 +515,25 @@ def _labelled_items(
     if left:
         notes.append(f"{left} of {len(fresh)} items were too long for the model or its judge, and left out")
     return items, notes, made_with
+
+
+def _calibrate_score_lists(options: dict[str, Any]) -> bool:
+    """Choose the rule for the best of N from ``--scores``; return False, having done nothing, if it holds no lists."""
+    from fsrm_lite.measure.score_files import labelled_lists, read_scores
+
+    if options["scores"] is None:
+        return False
+    items, test = (
+        read_scores(path, columns_of(options)) if path is not None else []
+        for path in (options["scores"], options["test"])
+    )
+    if len(items[0].scores) < 3:
+        return False
+    _check_list_goal(options)
+    if options["write"]:
+        raise click.UsageError("--write needs a model; with --scores, take -o gate.json")
+    _choose_list_rule(labelled_lists(items, "scores"), labelled_lists(test, "test"), options)
+    return True
 
 
 def _scored_items(options: dict[str, Any]) -> tuple[list[list[Any]], list[str], dict[str, Any]]:

@@ -19,6 +19,7 @@ from fsrm_lite.measure.benchmark_formats import FORMATS, Format
 from fsrm_lite.measure.data_files import SourceRow, as_list, read_rows
 from fsrm_lite.measure.evaluation_records import Record, Slow
 from fsrm_lite.measure.labelled import LabelledItem
+from fsrm_lite.measure.labelled_lists import LabelledList
 from fsrm_lite.measure.verdict_texts import read_verdict
 
 FAST_COLUMNS = (("score_a", "score_b"), ("score_chosen", "score_rejected"), ("scores",), ("score",))
@@ -203,6 +204,26 @@ def labelled(items: Sequence[ScoredItem], file: str) -> list[LabelledItem]:
     return [_labelled(x, file) for x in items]
 
 
+def labelled_lists(items: Sequence[ScoredItem], file: str) -> list[LabelledList]:
+    """Return scored lists as the calibration of the best of N takes them; each response is a team of its own.
+
+    Args:
+        items: From ``read_scores``.
+        file: Name of the file, which tells its items from those of another one.
+    """
+    return [
+        LabelledList(
+            f"{file}:{x.id}",
+            signals_of(x),
+            tuple(range(len(x.scores))),
+            tuple(int(i in x.right) for i in range(len(x.scores))),
+            "text",
+            x.group,
+        )
+        for x in items
+    ]
+
+
 def records(items: Sequence[ScoredItem], escalated: Sequence[Sequence[bool]], judge: str) -> list[Record]:
     """Return scored items as the results of an evaluation. Lengths of responses, which nobody knows, are 0.
 
@@ -255,8 +276,8 @@ def _slow(item: ScoredItem) -> Slow:
 def _labelled(item: ScoredItem, file: str) -> LabelledItem:
     if len(item.scores) > 2:
         raise CalibrationError(
-            f"{item.id}: {len(item.scores)} scores; a gate is calibrated on pairs or on single responses. "
-            "'fsrm-lite eval --scores' measures lists"
+            f"{item.id}: {len(item.scores)} scores, expected 1 or 2 as in the first row; put lists into a file of "
+            "their own"
         )
     pair = len(item.scores) == 2
     if pair and not item.right:

@@ -443,6 +443,22 @@ def test_calibrate_takes_two_columns_of_scores(tmp_path, scores, no_model):
     assert (tmp_path / "plots.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_calibrate_takes_lists_of_scores(tmp_path, no_model):
+    rng = np.random.default_rng(4)
+    rows = []
+    for _ in range(400):
+        quality = rng.normal(0, 1, 5)
+        right = int(np.argmax(quality))
+        rows.append({"scores": (3 * quality + rng.normal(0, 0.5, 5)).tolist(), "label": right})
+    path, out = tmp_path / "lists.jsonl", tmp_path / "gate.json"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result = call("calibrate", "--scores", path, "--risk", "0.1", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "from which the fast path picks alone" in result.stdout
+    assert json.loads(out.read_text())["lists"]["group"] == "text"
+    assert "take --risk as their goal" in call("calibrate", "--scores", path, "--budget", "3").stderr
+
+
 def test_eval_takes_two_columns_of_scores(tmp_path, scores, no_model):
     names = ("--fast-columns", "left,right", "--label-column", "better", "--slow-columns", "judge")
     result = call("eval", "--scores", scores, *names, "--resamples", "5")

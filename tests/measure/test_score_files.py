@@ -119,7 +119,7 @@ def test_lists_of_scores_are_measured_as_the_best_of_n(tmp_path):
     ]
     items = read(tmp_path, rows)
     assert figures(items)[0] == {"always_fast": pytest.approx((1 + 1 + 0.5 + 0) / 4)}
-    with pytest.raises(CalibrationError, match="3 scores; a gate is calibrated on pairs or on single responses"):
+    with pytest.raises(CalibrationError, match="3 scores, expected 1 or 2"):
         labelled(items, "x")
 
 
