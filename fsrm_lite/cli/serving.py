@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,11 @@ from fsrm_lite.cli.models import model_options, open_model
 @click.option("--allow-host", multiple=True, help="A name that the Host header may give. Repeatable.")
 @click.option("--allow-origin", multiple=True, help="An origin whose web pages may ask. Repeatable.")
 @click.option("--reasoner", default=None, help="Answers chats: solve, FILE.gguf, http://HOST/v1.  [default: solve]")
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Labelled items of calibrate --record: the page shows what they say of the gate, answers have x_risk.",
+)
 @click.option("--max-documents", type=click.IntRange(1), default=1000, show_default=True, help="Per request.")
 @click.option("--max-body-mb", type=click.FloatRange(0.001), default=16.0, show_default=True, help="Of one request.")
 @click.option("--max-waiting", type=click.IntRange(1), default=4096, show_default=True, help="Responses in the queue.")
@@ -36,6 +42,7 @@ def serve(**options: Any) -> None:  # noqa: ANN401 - click's options
 
     names = ("host", "port", "api_key", "model_name", "allow_host", "allow_origin", "reasoner", "access_log")
     host, port, key, model_names, hosts, origins, reasoner, access_log = (options.pop(name) for name in names)
+    calibration = options.pop("calibration")
     limits = Limits(
         documents=options.pop("max_documents"),
         body_bytes=round(options.pop("max_body_mb") * 2**20),
@@ -60,6 +67,7 @@ def serve(**options: Any) -> None:  # noqa: ANN401 - click's options
             origins=origins,
             judge=judge,
             limits=limits,
+            calibration=calibration,
         )
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"http://{shown}:{server.server_port}/ serves {model.bundle.manifest.name}", err=True)

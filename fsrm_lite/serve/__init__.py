@@ -9,6 +9,7 @@
 ``questions``    typed questions answered with probabilities, in no API's own form
 ``decisions``    the two APIs that ask them: ``/v1/decisions`` and ``/v1/systemone``
 ``page``         the page at ``/``, and the stream of events that it shows
+``calibration``  what labelled items say about the bundle's gate: the page's four curves, the risk
 ``metrics``      what ``/metrics`` counts
 ``guards``       what stands before every shape: host, key, slow clients, access log
 ``application``  which path is answered by which shape, and how each API words its errors

@@ -51,7 +51,7 @@ def make_application(service: Service, allowed: Access) -> ASGIApp:
     """
     routes = [Route(path, _endpoint(service, shape), methods=["POST"]) for shape, paths in _POSTS for path in paths]
     routes += [
-        Route("/", lambda request: HTMLResponse(page.html(), headers=page.HEADERS)),
+        Route("/", lambda request: HTMLResponse(page.html(), headers=page.headers())),
         Route("/health", lambda request: JSONResponse({"status": "ok"})),
         Route("/ready", lambda request: _ready(service)),
         Route("/metrics", lambda request: Response(service.metrics.text(), media_type=CONTENT_TYPE)),

@@ -7,7 +7,9 @@ answers of this server, so that no text that someone pastes into it can make it 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -23,19 +25,25 @@ from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.service import Service, Thinking, strategy_of, thinking
 from fsrm_lite.types import Comparison, Prompt, Score, Selection, Thought
 
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
-
 
 @cache
 def html() -> str:
     """Return the page."""
     return files("fsrm_lite.serve").joinpath("page.html").read_text("utf-8")
+
+
+@cache
+def headers() -> dict[str, str]:
+    """Return the headers of the page. Its policy names its one script by its hash, so that no other runs in it."""
+    script = html().split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return {
+        "content-security-policy": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
 
 
 def about(service: Service) -> dict[str, Any]:

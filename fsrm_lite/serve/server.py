@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ except ImportError as error:
     raise missing_extra(error.name or "uvicorn", "serve", error) from error
 
 from fsrm_lite.serve.application import make_application
+from fsrm_lite.serve.calibration import read_calibration
 from fsrm_lite.serve.guards import LOOPBACK, Access
 from fsrm_lite.serve.service import Limits, Service
 
@@ -114,6 +116,7 @@ def make_server(
     origins: Sequence[str] = (),
     judge: JudgePolicy = "auto",
     limits: Limits | None = None,
+    calibration: Path | None = None,
 ) -> Server:
     """Return a server that is bound to its port but not yet running.
 
@@ -129,19 +132,23 @@ def make_server(
         origins: Origins of web pages that may ask, as ``https://example.org``.
         judge: When to think, in shapes that do not promise scores at once.
         limits: What the server takes.
+        calibration: Labelled items that ``fsrm-lite calibrate --record`` wrote. The page then shows what they say about
+            the gate, and replies to typed questions have ``x_risk``, a bound on the share of wrong fast decisions.
 
     Returns:
         The server. ``serve_forever()`` runs it, and ``server_port`` is its port.
 
     Raises:
         InputError: If the key is empty.
+        DataFormatError: If the labelled items cannot be read.
         OSError: If the address cannot be had.
     """
     if key is not None and not key.strip():
         raise InputError("the key is empty; expected some text, or no key at all")
     if hosts is None:
         hosts = LOOPBACK if host in LOOPBACK else ()
-    service = Service(model, reasoner=reasoner, names=names, limits=limits, judge=judge)
+    known = None if calibration is None else read_calibration(calibration, model.gate.spec)
+    service = Service(model, reasoner=reasoner, names=names, limits=limits, judge=judge, calibration=known)
     allowed = Access(key, tuple(name.lower() for name in hosts), tuple(origins))
     return Server(service, allowed, host, port)
 

@@ -131,6 +131,7 @@ class Service:
         names: Sequence[str] = (),
         limits: Limits | None = None,
         judge: JudgePolicy = "auto",
+        calibration: dict[str, Any] | None = None,
     ) -> None:
         """Take a model. ``start`` begins the work.
 
@@ -141,12 +142,13 @@ class Service:
             limits: What the server takes.
             judge: When to think, where a request does not say so. Shapes that promise scores at once do not think
                 unless they are told to.
+            calibration: What ``fsrm_lite.serve.calibration`` says about the gate; None if nothing is known.
         """
         self.model, self.reasoner, self.judge = model, reasoner, judge
         self.name: str = model.bundle.manifest.name
         self.names = (self.name, "fsrm-lite", "default", *names)
         self.limits = limits or Limits()
-        self.calibration: dict[str, Any] | None = None
+        self.calibration = calibration
         self.metrics = Metrics()
         self.fast = FastLane(
             lambda items: model.read(items), most=self.limits.waiting, on_batch=self.metrics.batch.observe
