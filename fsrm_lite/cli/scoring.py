@@ -6,12 +6,13 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
@@ -20,12 +21,16 @@ from fsrm_lite.cli.identity import run_identity
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.fast.path import EncodedResponse
 from fsrm_lite.jsonl import Row, dump_row, open_lines, read_rows
 from fsrm_lite.ranking.order import best_first
 from fsrm_lite.ranking.tournament import STRATEGIES
 from fsrm_lite.results import InputLines, ResultsFile
 from fsrm_lite.scorer import FastSlowRM, Response
 from fsrm_lite.types import Comparison, Prompt, Score, Selection, Strategy
+
+if TYPE_CHECKING:
+    from fsrm_lite.integrations.ray import Kind, RayPool
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -53,6 +58,15 @@ _OPTIONS = (
     click.option(
         "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Rows per call of the model."
     ),
+    click.option(
+        "--ray",
+        is_flag=False,
+        flag_value="local",
+        default=None,
+        metavar="[ADDRESS]",
+        help="Run on a Ray cluster: local (also if no address follows), auto, or HOST:PORT.",
+    ),
+    click.option("--ray-workers", type=click.IntRange(1), help="Workers of the cluster.  [default: as many as fit]"),
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a single result as JSON.")
 
@@ -79,11 +93,15 @@ class _Operation:
         texts: Returns the texts of a row.
         run: Answers a batch, with the fields to add to each row.
         allow_empty: Whether a response may be empty.
+        kind: What a Ray cluster is asked to do with the rows; None where it cannot be asked.
+        fields: Makes of what a cluster returns for a row the fields to add to it.
     """
 
     texts: Callable[[dict[str, Any]], _Texts]
     run: Callable[[FastSlowRM, list[_Encoded]], list[dict[str, Any]]]
     allow_empty: bool = False
+    kind: Kind | None = None
+    fields: Callable[[Any], dict[str, Any]] = dict
 
 
 @click.command()
@@ -98,7 +116,7 @@ def score(prompt: str | None, response: str | None, **options: Any) -> None:  # 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [score.to_dict() for score in rm.score_many([(p, responses[0]) for p, responses in batch])]
 
-    operation = _Operation(lambda row: _texts(row, ("response",)), run)
+    operation = _Operation(lambda row: _texts(row, ("response",)), run, kind="score", fields=lambda s: s.to_dict())
     _run(operation, _single(prompt=prompt, response=response), options)
 
 
@@ -119,7 +137,8 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, a, b) for p, (a, b) in batch])]
 
-    _run(_Operation(texts, run), _single(prompt=prompt, first=first, second=second), options)
+    operation = _Operation(texts, run, kind="compare", fields=_comparison_fields)
+    _run(operation, _single(prompt=prompt, first=first, second=second), options)
 
 
 @click.command()
@@ -136,7 +155,7 @@ def rank(**options: Any) -> None:  # noqa: ANN401 - click's options
         scores = iter(rm.score_many([(p, response) for p, responses in batch for response in responses]))
         return [_ranking_fields(list(islice(scores, len(responses)))) for _, responses in batch]
 
-    _run(_Operation(_listed_texts, run), None, options)
+    _run(_Operation(_listed_texts, run, kind="rank", fields=_ranking_fields), None, options)
 
 
 @click.command("best-of-n")
@@ -175,6 +194,13 @@ def _run(
     if resume and (overwrite or str(output) == "-"):
         raise click.UsageError("--resume goes with an output file, and not with --overwrite")
     on_error, prefix, size = (options.pop(name) for name in ("on_error", "prefix", "batch_size"))
+    address, workers = options.pop("ray"), options.pop("ray_workers")
+    if address is not None:
+        if operation.kind is None or single is not None:
+            raise click.UsageError("--ray is for the files of score, compare and rank")
+        options["threads"] = (
+            options["threads"] or 1
+        )  # of each worker; so also of what a run without --ray compares with
     own = {**(own or {}), "--prefix": prefix, "--batch-size": size}
     given = dict(options)
     with open_model(options) as rm:
@@ -188,9 +214,31 @@ def _run(
             )
             return
         run = run_identity(click.get_current_context().info_name or "", rm, given, own)
-        rows = _Rows(rm, operation, prefix, on_error == "skip")
-        with _watched(source) as lines, _opened(output, source, run, resume, overwrite) as out:
-            rows.run(InputLines(lines), out, size)
+        with (
+            _pool(address, workers, given) as pool,
+            _watched(source) as lines,
+            _opened(output, source, run, resume, overwrite) as out,
+        ):
+            _Rows(rm, operation, prefix, on_error == "skip", pool).run(InputLines(lines), out, size)
+
+
+@contextmanager
+def _pool(address: str | None, workers: int | None, options: dict[str, Any]) -> Iterator[RayPool | None]:
+    """Yield the workers of a Ray cluster, if there is to be one. Each of them opens the model.
+
+    Args:
+        address: Where the cluster is; None for none.
+        workers: How many workers; None for as many as there is room for.
+        options: The values of ``model_options``.
+    """
+    if address is None:
+        yield None
+        return
+    from fsrm_lite.integrations.ray import RayPool
+
+    chosen = {name: value for name, value in options.items() if name not in ("model", "truncate") and value is not None}
+    with RayPool(options["model"], address=address, workers=workers, **chosen) as pool:
+        yield pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +258,26 @@ class _Asked:
     cut: dict[str, list[int]]
 
 
-class _Rows:
-    """Runs a command over rows, batch by batch."""
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows that are answered together.
 
-    def __init__(self, rm: FastSlowRM, operation: _Operation, prefix: str, skip: bool) -> None:
-        self._rm, self._operation, self._prefix, self._skip = rm, operation, prefix, skip
+    Attributes:
+        asked: The rows.
+        lines: The input as it was when they had been read, of which only count and hash are used.
+    """
+
+    asked: list[_Asked]
+    lines: InputLines
+
+
+class _Rows:
+    """Runs a command over rows, batch by batch. With a pool of workers, batches are read ahead of their answers."""
+
+    def __init__(
+        self, rm: FastSlowRM, operation: _Operation, prefix: str, skip: bool, pool: RayPool | None = None
+    ) -> None:
+        self._rm, self._operation, self._prefix, self._skip, self._pool = rm, operation, prefix, skip, pool
         self._skipped: list[tuple[int, str]] = []
         self._stopped: DataFormatError | None = None
         self._stop_line: float = math.inf
@@ -224,19 +287,17 @@ class _Rows:
         """Write one output row per usable input row, in order, and report what was skipped or cut."""
         out.go_on(lines)
         self._skipped, self._cut = list(out.skipped), out.cut
-        reported, cut, answered = len(self._skipped), self._cut, lines.count
-        usable = self._usable(read_rows(lines, after=lines.count))
-        while self._stopped is None:
-            batch = list(islice(usable, size))
-            self._answer(batch, out)
-            if self._stopped is not None:
+        cut, answered = self._cut, lines.count
+        for batch, results in self._with_results(self._batches(lines, size)):
+            self._answer(batch.asked, results, out)
+            until = batch.lines.count
+            if self._stop_line <= until:
                 out.flush()
-            elif lines.count > answered:
-                skipped = self._skipped[reported:]
-                out.end_batch(lines, full=len(batch) == size, skipped=skipped, cut=self._cut - cut)
-                reported, cut, answered = len(self._skipped), self._cut, lines.count
-            if len(batch) < size:
                 break
+            if until > answered:
+                skipped = [(line, why) for line, why in self._skipped if answered < line <= until]
+                out.end_batch(batch.lines, full=len(batch.asked) == size, skipped=skipped, cut=self._cut - cut)
+                cut, answered = self._cut, until
         if self._stopped is not None:
             raise self._stopped
         if self._cut:
@@ -253,10 +314,39 @@ class _Rows:
             )
             raise click.exceptions.Exit(1)
 
-    def _answer(self, batch: list[_Asked], out: _Output) -> None:
+    def _batches(self, lines: InputLines, size: int) -> Iterator[_Batch]:
+        """Yield the rows that can be scored in batches, all of them full but the last one."""
+        usable = self._usable(read_rows(lines, after=lines.count))
+        while self._stopped is None:
+            asked = list(islice(usable, size))
+            yield _Batch(asked, lines.copy())
+            if len(asked) < size:
+                return
+
+    def _with_results(self, batches: Iterator[_Batch]) -> Iterator[tuple[_Batch, Sequence[Any] | InputError | None]]:
+        """Yield each batch with what the workers found; with None where there are no workers."""
+        if self._pool is None or self._operation.kind is None:
+            yield from ((batch, None) for batch in batches)
+            return
+        sent: deque[_Batch] = deque()
+
+        def rows() -> Iterator[list[tuple[Prompt, list[str]]]]:
+            for batch in batches:
+                sent.append(batch)
+                yield [(prompt, [_plain(r) for r in responses]) for prompt, responses in (a.texts for a in batch.asked)]
+
+        for results in self._pool.map(self._operation.kind, rows()):
+            yield sent.popleft(), results
+
+    def _answer(self, batch: list[_Asked], results: Sequence[Any] | InputError | None, out: _Output) -> None:
         """Write the output rows of a batch, up to the first bad row if bad rows end the run."""
-        self._rm.fast.forget()  # a batch starts alike, whether it is the first one of its process or not
-        for asked, fields in zip(batch, self._answers(batch), strict=False):
+        found: Iterable[dict[str, Any] | None]
+        if isinstance(results, Sequence):
+            found = map(self._operation.fields, results)
+        else:  # there are no workers, or one of them refused a row: find out here which one
+            self._rm.fast.forget()  # a batch starts alike, whether it is the first one of its process or not
+            found = self._answers(batch)
+        for asked, fields in zip(batch, found, strict=False):
             row = None if fields is None else self._merged(asked, fields)
             if row is not None:
                 out.write(row)
@@ -405,6 +495,10 @@ def _texts(row: dict[str, Any], names: tuple[str, ...]) -> _Texts:
     if missing:
         raise DataFormatError(f"missing field {missing[0]!r}; the row has {', '.join(sorted(row)) or 'none'}")
     return row["prompt"], [row[name] for name in names]
+
+
+def _plain(response: Response) -> str:
+    return response.text if isinstance(response, EncodedResponse) else response
 
 
 def _listed_texts(row: dict[str, Any]) -> _Texts:

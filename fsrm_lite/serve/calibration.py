@@ -95,5 +95,7 @@ def _cost(sample: Sample, gate: GateSpec) -> dict[str, Any] | None:
 
 def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[list[float]]:
     """Return a curve as [x, y] points, no more of them than can be seen."""
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int)) if len(x) else []
+    kept: list[int] = []
+    if len(x):
+        kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int)).tolist()
     return [[round(float(x[i]), 5), round(float(y[i]), 5)] for i in kept]

@@ -31,6 +31,8 @@ from fsrm_lite.serve.guards import LOOPBACK, Access
 from fsrm_lite.serve.service import Limits, Service
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from fsrm_lite.loops.reasoners import Reasoner
     from fsrm_lite.scorer import FastSlowRM
     from fsrm_lite.types import JudgePolicy
@@ -151,6 +153,26 @@ def make_server(
     service = Service(model, reasoner=reasoner, names=names, limits=limits, judge=judge, calibration=known)
     allowed = Access(key, tuple(name.lower() for name in hosts), tuple(origins))
     return Server(service, allowed, host, port)
+
+
+def make_asgi(
+    model: FastSlowRM,
+    *,
+    reasoner: Reasoner | None = None,
+    key: str | None = None,
+    names: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    judge: JudgePolicy = "auto",
+    limits: Limits | None = None,
+) -> ASGIApp:
+    """Return the application for a server of yours, such as a Ray Serve deployment. It is at work from now on.
+
+    The arguments are those of ``make_server``, but that any ``Host`` is taken unless ``hosts`` names some: whoever runs
+    the application knows how it is reached.
+    """
+    service = Service(model, reasoner=reasoner, names=names, limits=limits, judge=judge)
+    service.start()
+    return make_application(service, Access(key, tuple(name.lower() for name in hosts)))
 
 
 class _Uvicorn(uvicorn.Server):

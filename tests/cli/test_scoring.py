@@ -1,5 +1,6 @@
 """The commands a newcomer types: JSONL in and out, single calls, errors in one line, broken-off runs."""
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.attack import bulk
 from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.cli import COMMANDS, main
+from fsrm_lite.errors import InputError
 from fsrm_lite.files import sole_writer
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.models.data import pair_row
@@ -610,3 +612,72 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     outcome = bulk.run(tmp_path, kills=4, seed=3)
     assert outcome.tried >= 4
     assert outcome.found == []
+
+
+class InProcess:
+    """Stands in for the workers of a Ray cluster: one of them, in this process, that reads two batches ahead."""
+
+    def __init__(self, source, *, address, workers, **options):
+        from fsrm_lite.integrations.ray import Worker
+
+        assert (address, workers) == ("local", 2)
+        self.worker = Worker(source, options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, kind, batches):
+        sent, batches = [], iter(batches)
+        while True:
+            sent += list(itertools.islice(batches, 3 - len(sent)))
+            if not sent:
+                return
+            rows = sent.pop(0)
+            try:
+                reading = self.worker.read(kind, rows)
+                yield self.worker.finish(kind, rows, reading.scores) if reading.results is None else reading.results
+            except InputError as error:
+                yield error
+
+
+RAY_ROWS = {
+    "score": {"response": "The answer is 15 pens."},
+    "compare": {"chosen": "The answer is 15 pens.", "rejected": "The answer is 14 pens."},
+    "rank": {"responses": ["15 pens", "14 pens", "41 cups"]},
+}
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "rank"])
+@pytest.mark.parametrize("bad", [None, "skip", "stop"])
+def test_a_cluster_writes_what_one_process_writes(tmp_path, monkeypatch, command, bad):
+    monkeypatch.setattr("fsrm_lite.integrations.ray.RayPool", InProcess)
+    rows = [
+        {"id": i, "prompt": f"Mia has {i % 5 + 3} pens. Mia finds 8 more. How many?"} | RAY_ROWS[command]
+        for i in range(9)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    if bad:
+        lines[6] = "{"
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(line + "\n" for line in lines))
+    options = ["--batch-size", "2", "--threads", "1", "--judge", "auto", "--on-error", bad or "stop"]
+    outputs = []
+    for more in ([], ["--ray-workers", "2", "--ray"]):
+        target = tmp_path / f"out{len(more)}.jsonl"
+        done = CliRunner().invoke(main, [command, str(source), "-o", str(target), *options, *more])
+        assert done.exit_code == {None: 0, "skip": 1, "stop": 2}[bad], done.output
+        outputs.append((target.read_bytes(), done.stderr))
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0].count(b"\n") == {None: 9, "skip": 8, "stop": 6}[bad]
+    again = CliRunner().invoke(main, [command, str(source), "-o", str(target), *options, "--resume", *more])
+    assert (again.exit_code == 0) == (bad is None)
+    assert target.read_bytes() == outputs[0][0]
+
+
+def test_a_cluster_is_for_files(tmp_path):
+    done = CliRunner().invoke(main, ["score", "--prompt", "q", "--response", "a", "--ray"])
+    assert done.exit_code == 2
+    assert "--ray is for the files" in done.stderr

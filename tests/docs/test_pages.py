@@ -64,6 +64,10 @@ def test_what_is_not_run_is_this_and_nothing_else():
     ]
     assert found == [
         ("gate.md", "sh"),
+        ("how-to/scale-out.md", "sh"),
+        ("how-to/scale-out.md", "sh"),
+        ("how-to/scale-out.md", "python"),
+        ("how-to/scale-out.md", "python"),
         ("index.md", "sh"),
         ("tutorials/reward-function.md", "python"),
         ("tutorials/serve.md", "sh"),

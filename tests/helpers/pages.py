@@ -39,7 +39,7 @@ from fsrm_lite.cli import main
 OUTPUT = "Output"
 NOT_RUN = "Not run"
 TO_READ = ("mermaid", "json", "text")
-PROGRAMS = ("curl", "make", "pip")
+PROGRAMS = ("curl", "fsrm-lite", "make", "pip")
 """What a block ``sh``, which is not run, may start."""
 
 _BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]*)\")?[ \t]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)

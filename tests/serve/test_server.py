@@ -1,5 +1,6 @@
 """What stands around the shapes: addresses, hosts, origins, keys, limits, slow clients, log, metrics, the end."""
 
+import asyncio
 import http.client
 import json
 import logging
@@ -16,7 +17,7 @@ from helpers.serving import JSON, serving
 
 from fsrm_lite import SolveReasoner
 from fsrm_lite.errors import InputError
-from fsrm_lite.serve.server import MAX_HEADER_BYTES, make_server
+from fsrm_lite.serve.server import MAX_HEADER_BYTES, make_asgi, make_server
 from fsrm_lite.serve.service import Limits
 
 
@@ -239,9 +240,6 @@ def test_shutdown_finishes_what_was_taken(rm, question):
             client.get("/health")
 
 
-COMMAND = (sys.executable, "-m", "fsrm_lite.cli", "serve", "--port", "0", "--threads", "1")
-
-
 @pytest.fixture
 def command():
     """The command in a process of its own: (process, port)."""
@@ -281,3 +279,25 @@ def test_a_port_that_is_taken_is_one_line(client):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [done.stderr.strip()]
     assert "in use" in done.stderr
+
+
+def test_the_application_works_in_somebody_elses_server(rm, question):
+    application = make_asgi(rm, names=["*"])
+    body = json.dumps({"model": "any", "query": question, "documents": ["16 pens", "15 pens"]}).encode()
+    headers = [(b"host", b"somewhere"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/rerank", "query_string": b"", "headers": headers}
+    sent = []
+
+    async def receive():
+        if not sent_body:
+            sent_body.append(True)
+            return {"type": "http.request", "body": body}
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    sent_body = []
+    asyncio.run(application(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert [r["index"] for r in json.loads(sent[1]["body"])["results"]] == [1, 0]
