@@ -12,8 +12,11 @@ file (llama.cpp's format), with which the judge thinks.
 ``gguf``               writes the judge's GGUF file
 ``parity``             measures whether an exported file decides like the checkpoint
 ``card``               writes the model card and the parity table
+``golden``             notes examples with their scores
 ``folders``            lets a bundle appear whole or not at all
-``hub``                uploads a finished bundle
+``recipes``            how public models are asked, and which of them fits a checkpoint
+``hub``                fetches a checkpoint, uploads a finished bundle
+``callback``           exports from a trainer, while it trains or at the end
 ``critic_head``        fits a critic on the hidden states of the model, whose weights stay as they are
 =====================  ==============================================================================
 
@@ -24,8 +27,9 @@ precision of its own to each MatMul. The four dense architectures that are suppo
 is small, and ``parity/`` measures every file that it writes against the checkpoint. The GGUF file is written through
 the ``gguf`` library and quantized by llama.cpp itself.
 
-Beside the weights the trainer leaves a *fragment* of the bundle's manifest, the file that says what the model is and
-how it is asked. It is ``fsrm.json`` in the checkpoint folder, or the file that ``--spec`` names::
+For public models, and for any model with a chat template, a *recipe* comes with the package, and nothing need be
+written. A model with a prompt of its own needs a *fragment* of the bundle's manifest, the file that says what the model
+is and how it is asked. It is ``fsrm.json`` in the checkpoint folder, or the file that ``--spec`` names::
 
     {"name": "my-rm", "license": "apache-2.0",
      "labels": [{"text": "Yes", "value": 1}, {"text": "No", "value": 0}],        first tokens of the fast answer
@@ -37,6 +41,12 @@ how it is asked. It is ``fsrm.json`` in the checkpoint folder, or the file that 
      "stop": ["<|im_end|>"],                                                    default: the tokenizer's eos
      "special_tokens": [...],                                                   default: added tokens that templates use
      "limits": {"context": 4096, "thinking_tokens": 1024}, "gate": {...}, "judge": {...}}
+
+A model that chooses from a pair at once has the template ``pairwise_fast`` and ``"pair_labels": ["A", "B"]``. In place
+of ``"text"`` a template may have ``"messages": [{"role": "user", "content": "... {prompt} ..."}]``: the checkpoint's
+chat template then writes them, followed by ``"answer"``, the beginning of the model's answer. A model with a scalar
+head needs no labels; its template is as a rule ``{conversation}``, the messages and the response as the chat template
+writes them.
 
 The export replaces each word by the id of its token, read in the text in which the word will stand. If a word is not a
 single token there, the export fails. ``models/spec.json`` is a complete example.
@@ -50,9 +60,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fsrm_lite.export.callback import ExportCallback as ExportCallback
     from fsrm_lite.export.pipeline import export_checkpoint as export_checkpoint
 
-__all__ = ["export_checkpoint"]
+__all__ = ["ExportCallback", "export_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
@@ -60,4 +71,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be a
         from fsrm_lite.export.pipeline import export_checkpoint
 
         return export_checkpoint
+    if name == "ExportCallback":
+        from fsrm_lite.export.callback import ExportCallback
+
+        return ExportCallback
     raise AttributeError(f"module 'fsrm_lite.export' has no attribute {name!r}")

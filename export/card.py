@@ -17,6 +17,13 @@ _ROWS = (
     ("label logit, mean difference", "mean_delta_logit", _DIFFERENCE, None),
     ("score, largest difference", "max_delta_score", _DIFFERENCE, "delta_score"),
     ("score, mean difference", "mean_delta_score", _DIFFERENCE, None),
+    (
+        "difference of two rewards, largest error as a share of their spread",
+        "max_delta_margin",
+        _DIFFERENCE,
+        "delta_margin",
+    ),
+    ("label mass of the checkpoint, median", "label_mass", _DIFFERENCE, "label_mass"),
     ("difference of two responses, mean error (noise)", "noise", _DIFFERENCE, None),
     (f"pairwise decisions alike{NEAR_TIES_ASIDE}", "decisions_alike", _SHARE, "decisions"),
     ("pairwise decisions alike, all", "all_decisions_alike", _SHARE, None),
@@ -25,6 +32,7 @@ _ROWS = (
     (f"greedy verdicts alike{NEAR_TIES_ASIDE}", "verdicts_alike", _SHARE, "verdicts"),
     ("chains that part at a near tie (not counted above)", "parted_at_ties", "{:d}", None),
     ("thoughts alike, every token", "thoughts_alike", _SHARE, None),
+    ("thoughts that the checkpoint ends itself within this length", "thoughts_ended", _SHARE, None),
     ("where the other thoughts part, in tokens (median)", "parted_at", "{:.0f}", None),
     (f"verdicts alike behind the same thought{NEAR_TIES_ASIDE}", "given_thought_alike", _SHARE, "verdicts"),
     ("verdicts alike behind the same thought, all", "all_given_thought_alike", _SHARE, None),
@@ -79,7 +87,8 @@ def _cell(figures: Mapping[str, Any], key: str, form: str, bound: str | None) ->
     allowed = figures.get("tolerance", {}).get(bound)
     if allowed is None:
         return form.format(figures[key])
-    bound_text = f"at least {100 * allowed:g}%" if form == _SHARE else f"at most {allowed:g}"
+    lower = bound == "label_mass"  # the other differences have an upper bound
+    bound_text = f"at least {100 * allowed:g}%" if form == _SHARE else f"at {'least' if lower else 'most'} {allowed:g}"
     return f"{form.format(figures[key])} ({bound_text})"
 
 
@@ -107,8 +116,7 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
 _USE = """from fsrm_lite import FastSlowRM
 
 rm = FastSlowRM.from_pretrained("path/to/this/folder")
-result = rm.score({prompt}, {response})
-print(result.score, result.route)"""
+{call}"""
 
 
 def model_card(manifest: Manifest, text: str | None = None) -> str:
@@ -122,12 +130,20 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
     card = manifest.card
     architecture = card["architecture"]
     labels = ", ".join(f"`{label.text}` = {label.value:g} (token {label.id})" for label in manifest.labels)
+    if manifest.pair_labels:
+        labels += ("; " if labels else "") + " against ".join(
+            f"`{x.text}` (token {x.id})" for x in manifest.pair_labels
+        )
     gate = ", ".join(
         f"{key} {value:.4g}" if type(value) is float else f"{key} {value}"
         for key, value in manifest.gate.to_dict().items()
     )
     example = (card.get("golden") or [{"prompt": "What is 2 + 3?", "response": "2 + 3 = 5."}])[0]
-    use = _USE.format(prompt=json.dumps(example["prompt"]), response=json.dumps(example["response"]))
+    prompt, response = json.dumps(example["prompt"]), json.dumps(example.get("response", "5"))
+    call = f"result = rm.score({prompt}, {response})\nprint(result.score, result.route)"
+    if "pointwise_fast" not in manifest.templates:
+        call = f'result = rm.compare({prompt}, {response}, "4")\nprint(result.winner, result.route)'
+    use = _USE.format(call=call)
     fast, slow = card["parity"]["fast"], card["parity"].get("slow")
     parts = "an ONNX scorer"
     if slow:
@@ -144,7 +160,7 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
         "## What it is",
         f"- Base: {architecture['model_type']}, {architecture['parameters']:,} parameters, "
         f"{architecture['layers']} layers of {architecture['hidden_size']}\n"
-        f"- Labels of the first token: {labels}\n"
+        f"- Labels of the first token: {labels or 'none; a scalar head gives the reward'}\n"
         f"- Templates: {', '.join(manifest.templates)}\n"
         f"- Context: {manifest.limits.context} tokens, thoughts of at most {manifest.limits.thinking_tokens}\n"
         f"- Gate: {gate}",

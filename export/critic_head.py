@@ -188,7 +188,9 @@ def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int]
         for trace, reading in zip(batch, reader.read([(t.question, t.response) for t in batch]), strict=True):
             if reading is not None and reading.hidden is not None:
                 part = _part_of(trace.question)
-                rows[part].append((reading.hidden, bool(trace.label), signals(reading.label_logits, values).logit))
+                logits = reading.label_logits
+                fast = signals(logits[: len(values)], values).logit if values else logits[0]  # a scalar head's reward
+                rows[part].append((reading.hidden, bool(trace.label), fast))
                 questions[part].add(trace.question)
         if progress is not None:
             progress(len(batch))

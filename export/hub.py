@@ -1,4 +1,4 @@
-"""Uploads a finished bundle to the Hugging Face hub."""
+"""Fetches a checkpoint from the Hugging Face hub or its cache, and uploads a finished bundle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import ExportError, one_line
 
+_CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja")
 _REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -19,6 +20,35 @@ def check_repo_name(name: str) -> None:
     """
     if not _REPO_NAME.fullmatch(name):
         raise ExportError(f"--push-to-hub is {name!r}, expected 'org/name'")
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """Return the folder of a checkpoint; one that is named as on the hub is fetched, or found in the hub's cache.
+
+    Args:
+        checkpoint: A folder, or "org/name".
+
+    Raises:
+        ExportError: If there is neither, or the hub cannot be reached; one line that says what to do.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(checkpoint, Path) and len(checkpoint.parts) == 2:
+        checkpoint = checkpoint.as_posix()
+    if folder.exists() or not isinstance(checkpoint, str) or not _REPO_NAME.fullmatch(checkpoint):
+        what = "a file" if folder.exists() else "no folder, and no name on the hub either"
+        raise ExportError(f"{checkpoint} is {what}; expected the folder of a Hugging Face checkpoint, or 'org/name'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=list(_CHECKPOINT_FILES)))
+    except Exception as error:  # the client raises its own, httpx's and OS errors; each becomes one line
+        raise ExportError(
+            f"cannot fetch the checkpoint {checkpoint} from the hub, and it is not in its cache: "
+            f"{type(error).__name__}: {one_line(error)[:200]}; check the name and the network, or download it "
+            "elsewhere and name its folder"
+        ) from error
 
 
 def push_bundle(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:

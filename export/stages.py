@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from fsrm_lite.bundle.encoder import PromptEncoder
@@ -34,13 +35,15 @@ from fsrm_lite.export.parity.measures import (
     at_best,
     compare_readings,
     excess,
+    gate_signals,
+    root_mean_square,
     verdict_violations,
 )
 from fsrm_lite.export.parity.readings import Chain, ChainTask, TokenReading
 from fsrm_lite.export.parity.reference import Reference
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.llama.gguf_header import read_header
-from fsrm_lite.runtimes.onnx.session import FastModel
+from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
 
 FastKind = Literal["int8", "int4", "fp32"]
 SlowKind = Literal["q8_0", "q4_k_m", "q5_k_m", "q6_k", "f16", "none"]
@@ -63,11 +66,24 @@ class Source:
     encoder: PromptEncoder
     data: CalibrationSet
     fast_ids: list[list[int]]
+    pairs: tuple[tuple[int, int], ...]
+    """Positions in ``fast_ids`` that are compared: two responses to one prompt, or the two orders of a pair."""
+
+    @property
+    def measured(self) -> Manifest:
+        """The manifest by which fast readings are compared.
+
+        Where the model reads pairs only, their two labels are those of a score: that the first place is the better one.
+        """
+        if "pointwise_fast" in self.manifest.templates:
+            return self.manifest
+        first, second = self.manifest.pair_labels
+        return replace(self.manifest, labels=(replace(first, value=1.0), replace(second, value=0.0)), pair_labels=())
 
     @property
     def label_ids(self) -> list[int]:
-        """Token ids of the labels, in the manifest's order."""
-        return [label.id for label in self.manifest.labels]
+        """Token ids of the labels by which readings are compared."""
+        return [label.id for label in self.measured.labels]
 
     @property
     def parameters(self) -> int:
@@ -118,7 +134,8 @@ class FastResult:
         if self.verdicts is not None:
             thinking = {**self.verdicts.to_dict(), "thinks": not verdict_violations(self.verdicts, tolerance)}
         figures = {**self.parity.to_dict(), **thinking, **kept}
-        return {"precision": precision, "tolerance": tolerance.of_fast(precision), **figures}
+        allowed = tolerance.of_fast(precision, scalar=self.parity.label_mass is None)
+        return {"precision": precision, "tolerance": allowed, **figures}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +165,39 @@ class SlowResult:
 def ask_reference(source: Source, *, tolerance: Tolerance, report: StageProgress) -> Expected:
     """Run the checkpoint through transformers; the model is freed before anything else is loaded."""
     report("reference scores", 0, len(source.fast_ids))
-    reference = Reference(source.checkpoint.root)
+    reference = Reference(source.checkpoint.root, scalar=source.checkpoint.arch.scalar)
     readings = reference.first_token(source.fast_ids, source.label_ids, partial(report, "reference scores"))
     budget = thought_budget(source.manifest, source.parameters)
     tasks = chain_tasks(source.data, source.encoder, budget, tolerance.near_tie_verdict())
     report("reference thoughts", 0, len(tasks))
     done = reference.think(tasks, partial(report, "reference thoughts"))
     return Expected(readings, tasks, done, budget)
+
+
+def label_mass_too_low(source: Source, expected: Expected, tolerance: Tolerance) -> str | None:
+    """Say why the checkpoint's fast scores would mean little: it is not about to answer with a label.
+
+    Returns:
+        What is wrong, with the likely cause; None if the median of the label mass is within tolerance.
+    """
+    masses = [s.label_mass for s in gate_signals(expected.readings, source.measured) if s.label_mass is not None]
+    if not masses or median(masses) >= tolerance.label_mass:
+        return None
+    said = Counter(reading.likeliest for reading in expected.readings).most_common(3)
+    words = {source.vocabulary.text(token): count / len(expected.readings) for token, count in said}
+    labels = [label.text for label in source.measured.labels]
+    shown = ", ".join(f"{word!r} ({share:.0%})" for word, share in words.items())
+    alike = [w for w in words if w not in labels and w.strip().lower() in {label.strip().lower() for label in labels}]
+    cause = (
+        f"the labels are written otherwise than the model says them: {alike[0]!r}"
+        if alike
+        else "a template that is not the one of the training (control tokens, a closed <think>, the first token)"
+    )
+    return (
+        f"fast: the labels {', '.join(map(repr, labels))} have a median probability of {median(masses):.3g} together, "
+        f"expected at least {tolerance.label_mass:g}; the checkpoint would say {shown}; likely cause: {cause}; "
+        "see --tolerance label_mass"
+    )
 
 
 def build_fast(
@@ -168,20 +211,26 @@ def build_fast(
     path = folder / FAST_PATH
     path.parent.mkdir()
     measured: list[FirstTokenParity] = []
-    near_tie = tolerance.near_tie(kind)
+    near_tie = _near_tie(source, expected, tolerance, kind)
 
     def excess_of(graph: Path) -> float:
         with closing(_looks(source, expected, graph, near_tie, report)) as looks:
             for found in looks:
                 measured.append(found)
-                if excess(kind, at_best(found, len(source.data.items), len(source.data.pairs)), tolerance) > 1:
+                if excess(kind, at_best(found, len(source.fast_ids), len(source.pairs)), tolerance) > 1:
                     break
         return excess(kind, measured[-1], tolerance)
 
     tuned = write_tuned_graph(
-        source.checkpoint, path, source.label_ids, source.fast_ids, excess_of, precision=kind, progress=report
+        source.checkpoint,
+        path,
+        source.manifest.fast_label_ids,
+        source.fast_ids,
+        excess_of,
+        precision=kind,
+        progress=report,
     )
-    if measured[-1].items < len(source.data.items):  # given up, but the report is about all of it
+    if measured[-1].items < len(source.fast_ids):  # given up, but the report is about all of it
         measured += _looks(source, expected, path, near_tie, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
     verdicts = None
@@ -197,17 +246,28 @@ def _looks(
     source: Source, expected: Expected, path: Path, near_tie: float, report: StageProgress
 ) -> Generator[FirstTokenParity, None, None]:
     """Read the calibration set through a fast graph part by part; yield the parity on what is read."""
-    data, readings = source.data, []
-    report("fast parity", 0, len(data.items))
+    readings: list[FastReading] = []
+    labels = len(source.label_ids) or 1
+    report("fast parity", 0, len(source.fast_ids))
     model = FastModel(path)
     try:
-        for part in _growing_parts(len(data.items)):
-            readings += model.read(source.fast_ids[part])
-            report("fast parity", len(readings), len(data.items))
-            pairs = [pair for pair in data.pairs if max(pair) < len(readings)]
-            yield compare_readings(expected.readings[: len(readings)], readings, pairs, source.manifest, near_tie)
+        for part in _growing_parts(len(source.fast_ids)):
+            # The graph's first labels are those that are compared; labels of pairs may stand behind them.
+            new = model.read(source.fast_ids[part])
+            readings += [replace(reading, label_logits=reading.label_logits[:labels]) for reading in new]
+            report("fast parity", len(readings), len(source.fast_ids))
+            pairs = [pair for pair in source.pairs if max(pair) < len(readings)]
+            yield compare_readings(expected.readings[: len(readings)], readings, pairs, source.measured, near_tie)
     finally:
         model.close()
+
+
+def _near_tie(source: Source, expected: Expected, tolerance: Tolerance, kind: FastKind) -> float:
+    """Return the distance of two score logits up to which a decision between them says nothing about a fast file."""
+    if source.manifest.head != "scalar":
+        return tolerance.near_tie(kind)
+    rewards = [reading.label_logits[0] for reading in expected.readings]
+    return tolerance.near_tie(kind, root_mean_square([rewards[i] - rewards[j] for i, j in source.pairs]))
 
 
 def _growing_parts(count: int) -> list[slice]:
@@ -270,7 +330,7 @@ def _measure_slow(
     with EngineReader(path) as model:
         readings = model.first_token(source.fast_ids, source.label_ids, partial(report, "slow scores"))
         near_tie = tolerance.near_tie("int8")  # what a fast file of 8 bits is held to
-        parity = compare_readings(expected.readings, readings, source.data.pairs, source.manifest, near_tie)
+        parity = compare_readings(expected.readings, readings, source.pairs, source.measured, near_tie)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
         verdicts = _measure_verdicts(expected, model, tolerance, "slow thoughts", report)

@@ -141,8 +141,12 @@ class Confidences(Protocol):
         """Log-odds of the expected label value, clipped to +-``LOGIT_LIMIT``."""
 
     @property
-    def distribution_confidence(self) -> float:
-        """``1 - H(p)/log|V|``, in [0, 1], of the distribution ``p`` of the first token over the vocabulary ``V``."""
+    def distribution_confidence(self) -> float | None:
+        """``1 - H(p)/log|V|``, in [0, 1], of the distribution ``p`` of the first token over the vocabulary ``V``.
+
+        None where the model predicts no token, as one with a scalar head: the gate then has the intuition alone, and
+        the second confidence is never too low.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +156,14 @@ class FastSignals:
     Attributes:
         logit: Log-odds of the expected label value, clipped to +-``LOGIT_LIMIT``.
         score: ``sigmoid(logit)``, which is the expected label value, in [0, 1].
-        distribution_confidence: ``1 - H(p)/log|V|`` of the first token's distribution, in [0, 1].
-        label_mass: Probability of all label tokens together, in [0, 1].
+        distribution_confidence: ``1 - H(p)/log|V|`` of the first token's distribution, in [0, 1]; None without one.
+        label_mass: Probability of all label tokens together, in [0, 1]; None without a distribution.
     """
 
     logit: float
     score: float
-    distribution_confidence: float
-    label_mass: float
+    distribution_confidence: float | None
+    label_mass: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +173,13 @@ class Decision:
     Attributes:
         escalate: Whether to think slowly.
         intuition_confidence: How decided the score is, in [0, 1].
-        distribution_confidence: How peaked the first token's distribution is, in [0, 1].
+        distribution_confidence: How peaked the first token's distribution is, in [0, 1]; None without one.
         reasons: Why to think slowly, one phrase per reason; empty when ``escalate`` is False.
     """
 
     escalate: bool
     intuition_confidence: float
-    distribution_confidence: float
+    distribution_confidence: float | None
     reasons: tuple[str, ...] = ()
 
 
@@ -308,6 +312,11 @@ def list_shares(teams: Sequence[NDArray[np.float64]], rule: ListSpec) -> NDArray
     return np.asarray(weights / weights.sum())
 
 
+def smaller(first: float | None, second: float | None) -> float | None:
+    """Return the smaller of two numbers; None if one of them is missing."""
+    return None if first is None or second is None else min(first, second)
+
+
 class Gate:
     """Applies a ``GateSpec`` to one response, to a pair, or to N candidates."""
 
@@ -329,8 +338,17 @@ class Gate:
         """
         return self._decide(
             intuition_confidence(first.logit - second.logit, self.spec.temperature),
-            min(first.distribution_confidence, second.distribution_confidence),
+            smaller(first.distribution_confidence, second.distribution_confidence),
         )
+
+    def read_pair(self, logit: float, distribution: float | None) -> Decision:
+        """Decide about a pair that the model read as a pair.
+
+        Args:
+            logit: Log-odds that the first response is the better one; 0 where the two orders of the pair disagree.
+            distribution: The smaller word-distribution confidence of the two orders.
+        """
+        return self._decide(intuition_confidence(logit, self.spec.temperature), distribution)
 
     def contenders(self, candidates: Sequence[Confidences]) -> list[int]:
         """Return which candidates the fast scores cannot tell apart from the best one.
@@ -385,13 +403,13 @@ class Gate:
             contenders > 1, tuple(captains[k] for k in order), tuple(float(shares[k]) for k in order), contenders
         )
 
-    def _decide(self, intuition: float, distribution: float) -> Decision:
+    def _decide(self, intuition: float, distribution: float | None) -> Decision:
         """Compare two confidences with the thresholds, and return the decision with its reasons."""
         spec = self.spec
         reasons = []
         if intuition < spec.intuition_threshold:
             reasons.append(f"intuition confidence {intuition:.3f} < {spec.intuition_threshold:.3f}")
-        if distribution < spec.distribution_threshold:
+        if distribution is not None and distribution < spec.distribution_threshold:
             reasons.append(f"distribution confidence {distribution:.3f} < {spec.distribution_threshold:.3f}")
         escalate = len(reasons) == 2 if spec.combine == "all" else bool(reasons)
         if spec.always:

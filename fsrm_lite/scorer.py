@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack
 
-from fsrm_lite.bundle.conversation import prompt_text
+from fsrm_lite.bundle.conversation import read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole
@@ -292,8 +292,12 @@ class FastSlowRM:
         self._policy_of(judge), self._judge_options(options)  # refused before anything is read
         listed = check_items(items, "prompt", "first", "second")
         encoded = [self._encoded(i, prompt, response) for i, (prompt, *both) in enumerate(listed) for response in both]
-        scores = self.read(encoded)
         pairs = list(zip(encoded[0::2], encoded[1::2], strict=True))
+        if self.fast.reads_pairs:
+            policy, settings = self._policy_of(judge), self._judge_options(options)
+            fast = self.fast.compare(pairs, self.gate)
+            return self._think_about(pairs, fast, [_thinks(policy, d) for _, d in fast], settings, policy)
+        scores = self.read(encoded)
         return self.escalate_pairs(pairs, list(zip(scores[0::2], scores[1::2], strict=True)), judge=judge, **options)
 
     def escalate_pairs(
@@ -378,7 +382,9 @@ class FastSlowRM:
             prompt: What was asked.
             responses: The candidates, at least one; empty ones rank last.
             strategy: Which matches there are: "gated" (default), "fast", "knockout", "elo" or "majority"; see
-                ``fsrm_lite.ranking.tournament.select``. "fast" and "majority" have no matches.
+                ``fsrm_lite.ranking.tournament.select``. "fast" and "majority" have no matches. A model that reads pairs
+                has no scores: "gated" is then a knockout among all, whose matches are read fast, and the gate decides
+                which of them the judge is asked about.
             **options: ``judge``, the judge's settings as for ``compare_many``, and the settings of the tournament
                 (``fsrm_lite.ranking.tournament.TournamentOptions``). With ``judge="never"`` the fast scores decide
                 every match; with "auto" and "always" the judge decides it. With "always" the strategy "gated" becomes a
@@ -390,7 +396,7 @@ class FastSlowRM:
         Raises:
             InputError: If there is no response, a text is unusable, or an option is unknown.
         """
-        from fsrm_lite.ranking.tournament import BLANK_SCORE, TournamentOptions, select
+        from fsrm_lite.ranking.tournament import BLANK_SCORE, UNREAD_SCORE, TournamentOptions, select
 
         known = {"judge", *JudgeOptions.__dataclass_fields__, *TournamentOptions.__dataclass_fields__}
         unknown = sorted(set(options) - known)
@@ -399,23 +405,34 @@ class FastSlowRM:
         tournament = {name: value for name, value in options.items() if name in TournamentOptions.__dataclass_fields__}
         judging = {name: value for name, value in options.items() if name not in (*tournament, "judge")}
         policy, settings = self._policy_of(options.get("judge")), self._judge_options(judging)
+        single = self.fast.reads_responses
+        if not single and (strategy == "fast" or tournament.get("weighted")):
+            raise InputError(
+                f"{'strategy' if strategy == 'fast' else 'weighted'} needs scores of single responses, and this model "
+                "reads pairs; expected strategy gated, knockout, elo or majority without weights"
+            )
         candidates = check_candidates(responses)
-        prompt_text(prompt)  # an unusable prompt is refused even where every response is empty and none is read
+        read_prompt(prompt)  # an unusable prompt is refused even where every response is empty and none is read
         readable = [i for i, response in enumerate(candidates) if not _is_blank(response)]
         encoded = {i: self._encoded(i, prompt, candidates[i]) for i in readable}
-        read = self.fast.read(list(encoded.values()), self.gate.spec.temperature)
         scores = [BLANK_SCORE] * len(candidates)
-        for i, score in zip(readable, read, strict=True):
+        read = self.fast.read(list(encoded.values()), self.gate.spec.temperature) if single else []
+        for i, score in zip(readable, read or [UNREAD_SCORE] * len(readable), strict=True):
             scores[i] = score
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+            texts = [(encoded[a], encoded[b]) for a, b in pairs]
+            if not single:
+                games = self.fast.compare(texts, self.gate)
+                return self._think_about(texts, games, [_thinks(policy, d) for _, d in games], settings, policy)
             # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
             fast = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
-            texts = [(encoded[a], encoded[b]) for a, b in pairs]
             return self._think_about(texts, fast, [policy != "never"] * len(pairs), settings, policy)
 
         texts = [_text(response) for response in candidates]
-        return select(strategy, scores, texts, self.gate, play, judge=policy, **tournament)  # type: ignore[arg-type]
+        everyone: JudgePolicy = policy if single else "always"  # without scores nobody is ahead before the matches
+        selection = select(strategy, scores, texts, self.gate, play, judge=everyone, **tournament)  # type: ignore[arg-type]
+        return selection if single else replace(selection, scores=())
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
         """Check a prompt and a response and turn them into token ids.
@@ -496,7 +513,7 @@ class FastSlowRM:
         if isinstance(response, EncodedResponse):
             if response.encoder is not self.encoder:
                 raise InputError(f"item {number}: the response was encoded by another model; encode it with this one")
-            if response.prompt != prompt_text(prompt):
+            if response.prompt != read_prompt(prompt):
                 raise InputError(f"item {number}: the response was encoded for another prompt; encode it for this one")
             return response
         try:

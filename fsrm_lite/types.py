@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 
 class Message(TypedDict):
-    """One chat message."""
+    """One chat message.
+
+    The content is a text, a list of parts such as ``{"type": "text", "text": "..."}``, or None where a message has no
+    text.
+    """
 
     role: str
-    content: str
+    content: str | list[Any] | None
 
 
 Prompt: TypeAlias = str | list[Message]
@@ -207,7 +211,10 @@ class JudgeOptions:
 # --- 2. What the judge is told to write ---------------------------------------------------------------------------
 
 ANSWER_TOKENS = 64
-"""Most tokens that a model may write after its thought. If no verdict is among them, it is read from the logits."""
+"""Most tokens that a model may write after its thought, unless its manifest says otherwise (``limits.verdict_tokens``).
+
+If no verdict is among them, it is read from the logits.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +251,10 @@ class VerdictForm:
         tail: Text that belongs between ``head`` and ``prefix``, for example ``"\n\n"``.
         prefix: Text right before a choice. When it is empty, a choice counts only right after ``head`` and ``tail``.
         choices: Ids of the choices.
+        words: The choices as text.
+        close: Text that ends a thought, where no control token does; ``head`` is empty then.
+        wake: Ids with which such a text can end.
+        answer_tokens: Most tokens that the model may write behind its thought.
     """
 
     head: tuple[int, ...]
@@ -251,6 +262,10 @@ class VerdictForm:
     tail: str
     prefix: str
     choices: tuple[int, ...]
+    words: tuple[str, ...] = ()
+    close: str = ""
+    wake: tuple[int, ...] = ()
+    answer_tokens: int = ANSWER_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +291,7 @@ class Job:
     @property
     def room(self) -> int:
         """Most tokens that this job can come to hold: its prompt, its thought, and what follows the thought."""
-        return len(self.prompt) + self.budget + (ANSWER_TOKENS + len(self.form.forced) if self.form else 0)
+        return len(self.prompt) + self.budget + (self.form.answer_tokens + len(self.form.forced) if self.form else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,13 +461,15 @@ class Score(_Jsonable):
 
     Attributes:
         score: Expected label value, scaled to [0, 1]; higher is better.
-        logit: Log-odds of ``score``, the scale on which responses are compared. Finite.
+        logit: Log-odds of ``score``, the scale on which responses are compared. Finite. From a model with a scalar head
+            it is the reward as the model gives it, and ``score`` is its sigmoid.
         intuition_confidence: How decided the fast score is: ``|2*sigmoid(logit/T) - 1|``, in [0, 1], with the gate's
             temperature ``T``.
         distribution_confidence: How peaked the first token's distribution ``p`` is: ``1 - H(p)/log|V|``, in [0, 1].
+            None from a scalar head, which predicts no token.
         label_mass: Probability of all label tokens together, in [0, 1]: how much of the distribution ``score`` is based
-            on. A low one means that the model was not about to answer with a label. A high one does not mean that the
-            prompt is of a kind that it can judge.
+            on; None from a scalar head. A low one means that the model was not about to answer with a label. A high one
+            does not mean that the prompt is of a kind that it can judge.
         route: Which half of the model gave ``score``.
         escalated: Whether slow thinking was asked for. The answer may still be the fast one, if there is no judge.
         reasons: Why it was asked for, one phrase per reason; empty when it was not.
@@ -467,8 +484,8 @@ class Score(_Jsonable):
     score: float
     logit: float
     intuition_confidence: float
-    distribution_confidence: float
-    label_mass: float
+    distribution_confidence: float | None
+    label_mass: float | None
     route: Route = Route.FAST
     escalated: bool = False
     reasons: tuple[str, ...] = ()
@@ -483,21 +500,25 @@ class Score(_Jsonable):
 class Comparison(_Jsonable):
     """Which of two responses is better.
 
+    The fast model reads each response by itself, or, if its bundle has the template ``pairwise_fast``, the pair in both
+    orders.
+
     Attributes:
         winner: 0 for the first response, 1 for the second. There are no ties: where the judge's votes are even, the
             fast comparison decides.
         p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast comparison's
             where that decides.
-        intuition_confidence: ``|2*sigmoid((logit_first - logit_second)/T) - 1|`` of the fast scores, in [0, 1], with
-            the gate's temperature ``T``.
-        distribution_confidence: The smaller of the two responses' distribution confidences, in [0, 1].
+        intuition_confidence: ``|2*sigmoid(logit/T) - 1|``, in [0, 1], with ``logit`` as below and the gate's
+            temperature ``T``.
+        distribution_confidence: The smaller of the two readings' distribution confidences, in [0, 1]; None from a
+            scalar head.
         route: Which half of the model gave the answer.
         escalated: Whether slow thinking was asked for.
         reasons: Why it was asked for, one phrase per reason; empty when it was not.
-        scores: The two fast scores, in the caller's order.
+        scores: The two fast scores, in the caller's order; None where the pair was read as a pair.
         votes: The judge's votes; empty on the fast route.
-        orders_agree: Whether the votes have the same majority in both orders of the responses; None unless both were
-            asked.
+        orders_agree: Whether the votes have the same majority in both orders of the responses, or on the fast route
+            whether both orders of a pair were read alike; None unless both were asked.
         rationale: The thought of the first vote that agrees with the winner; None on the fast route.
         tokens_read: Tokens read, by both halves of the model. In a match of ``best_of_n``, whose candidates were scored
             before, only those that the judge read.
@@ -505,12 +526,16 @@ class Comparison(_Jsonable):
         tokens_saved: Estimate of the tokens that adaptive voting left unwritten; see ``PairJudgement``.
         complete: False when a deadline cut the judge short.
         pair: Positions of the two responses among the candidates; None where there are no candidates.
+        logit: The fast model's log-odds that the first response is the better one, as the gate sees them: the
+            difference of the two fast scores' logits, or the mean of both orders of a pair. It is 0 where a pair was
+            read and its orders prefer different responses.
+        label_mass: The smaller of the two readings' label masses, in [0, 1]; None from a scalar head.
     """
 
     winner: int
     p_first: float
     intuition_confidence: float
-    distribution_confidence: float
+    distribution_confidence: float | None
     route: Route = Route.FAST
     escalated: bool = False
     reasons: tuple[str, ...] = ()
@@ -523,6 +548,8 @@ class Comparison(_Jsonable):
     tokens_saved: int = 0
     complete: bool = True
     pair: tuple[int, int] | None = None
+    logit: float = 0.0
+    label_mass: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

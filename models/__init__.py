@@ -14,4 +14,6 @@
 ``lists``        lists of own samples, from which the gate for the best of N is calibrated
 ``release``      from a trained checkpoint to the embedded bundle; ``figures`` measures the finished model
 ===============  ====================================================================================
+
+``recipes/`` holds data files: how public models are asked (see ``fsrm_lite.export.recipes``).
 """

@@ -97,6 +97,7 @@ def test_export(tmp_path, monkeypatch):
 
     make_checkpoint(tmp_path / "CHECKPOINT", "qwen3", scale=0.02)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSRM_LITE_EXPORT_TOLERANCE", "label_mass=0")  # random weights are about to say anything
     (words,) = (words for block in RUNNABLE for words in block if words[1] == "export")
     assert call(words, monkeypatch) == 0
     assert (tmp_path / "BUNDLE" / "fsrm.json").exists()

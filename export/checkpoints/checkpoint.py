@@ -24,10 +24,15 @@ MODEL_CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-"""Supported ``model_type`` and the class that must have written the weights."""
+"""Supported ``model_type`` and the class that must have written the weights.
+
+The same model with a scalar head, as trainers of reward models write it, has ``ForSequenceClassification`` in place of
+``ForCausalLM``.
+"""
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+SCALAR_HEAD = "score.weight"
 
 _QWEN3_HEAD_DIM = 128  # the default of Qwen3Config, which is not hidden_size / heads
 
@@ -68,6 +73,7 @@ class Architecture:
         qk_norm: Whether q and k are normalised per head (q_norm, k_norm of size ``head_dim``).
         context: ``max_position_embeddings``.
         sliding_window: Tokens each position attends to, itself included, or None for all.
+        scalar: Whether the head gives one number, the reward, in place of the logits of all tokens.
     """
 
     model_type: str
@@ -88,6 +94,7 @@ class Architecture:
     qk_norm: bool
     context: int
     sliding_window: int | None = None
+    scalar: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Architecture:
@@ -99,6 +106,7 @@ class Architecture:
         """
         _refuse_unsupported(config)
         kind = str(config["model_type"])
+        scalar = config.get("architectures") == [_scalar_class(kind)]
         hidden, heads = _positive(config, "hidden_size"), _positive(config, "num_attention_heads")
         attention_bias = bool(config.get("attention_bias", False))
         theta, scaling = _rope(config)
@@ -114,13 +122,14 @@ class Architecture:
             rms_eps=_positive_float(config, "rms_norm_eps"),
             rope_theta=theta,
             rope_scaling=scaling,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", False)) and not scalar,
             qkv_bias=kind == "qwen2" or (attention_bias and kind != "mistral"),
             o_bias=attention_bias and kind in ("qwen3", "llama"),
             mlp_bias=kind == "llama" and bool(config.get("mlp_bias", False)),
             qk_norm=kind == "qwen3",
             context=_positive(config, "max_position_embeddings"),
             sliding_window=_sliding_window(config),
+            scalar=scalar,
         )
         if arch.heads % arch.kv_heads or arch.head_dim % 2:
             raise ExportError(
@@ -174,7 +183,9 @@ class Architecture:
                 shapes[prefix + "self_attn.k_norm.weight"] = (self.head_dim,)
             shapes[prefix + "post_attention_layernorm.weight"] = (h,)
         shapes["model.norm.weight"] = (h,)
-        if not self.tied:
+        if self.scalar:
+            shapes[SCALAR_HEAD] = (1, h)
+        elif not self.tied:
             shapes[HEAD] = (self.vocab_size, h)
         return shapes
 
@@ -206,9 +217,8 @@ class Checkpoint:
         expected = arch.tensor_shapes()
         for name, shape in expected.items():
             if name not in found:
-                raise ExportError(
-                    f"{root} has no tensor {name}; a {MODEL_CLASSES[arch.model_type]} of this config needs it"
-                )
+                kind = _scalar_class(arch.model_type) if arch.scalar else MODEL_CLASSES[arch.model_type]
+                raise ExportError(f"{root} has no tensor {name}; a {kind} of this config needs it")
             if found[name].shape != shape:
                 raise ExportError(
                     f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}, "
@@ -239,8 +249,8 @@ class Checkpoint:
 
     @property
     def head_name(self) -> str:
-        """Name of the tensor [vocab_size, hidden_size] that maps hidden states to logits."""
-        return EMBEDDING if self.arch.tied else HEAD
+        """Name of the tensor that maps hidden states to logits, [vocab_size, hidden_size], or to a reward, [1, ...]."""
+        return SCALAR_HEAD if self.arch.scalar else EMBEDDING if self.arch.tied else HEAD
 
     def tensor(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """Read a tensor, or some consecutive rows of it, as float32 in Hugging Face's layout ([out, in] for linears).
@@ -271,8 +281,9 @@ def read_config(root: Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.is_file():
         if (root / "adapter_config.json").is_file():
+            line = f"AutoPeftModelForCausalLM.from_pretrained('{root}').merge_and_unload().save_pretrained('merged')"
             raise UnsupportedCheckpointError(
-                f"{root} holds a LoRA adapter; merge it into its base model first (merge_and_unload) and save that"
+                f'{root} holds a LoRA adapter; merge it into its base model: python -c "from peft import *; {line}"'
             )
         raise ExportError(f"{root} has no config.json; expected a Hugging Face checkpoint folder")
     try:
@@ -298,9 +309,21 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
             f"model_type {kind!r} is not supported, expected one of {', '.join(MODEL_CLASSES)}"
         )
     classes = config.get("architectures") or [MODEL_CLASSES[kind]]
-    if classes != [MODEL_CLASSES[kind]]:
+    known = MODEL_CLASSES[kind], _scalar_class(kind)
+    if any("ProcessReward" in str(name) or "TokenClassification" in str(name) for name in classes):
         raise UnsupportedCheckpointError(
-            f"the checkpoint is a {', '.join(map(str, classes))}, expected {MODEL_CLASSES[kind]}"
+            f"the checkpoint is a {', '.join(map(str, classes))}, a process reward model, which scores the steps of an "
+            f"answer one by one; expected {' or '.join(known)}, which scores whole answers"
+        )
+    if len(classes) != 1 or classes[0] not in known:
+        raise UnsupportedCheckpointError(
+            f"the checkpoint is a {', '.join(map(str, classes))}, expected {' or '.join(known)}"
+        )
+    outputs = len(config.get("id2label") or {}) or config.get("num_labels") or 2  # 2 is the default of transformers
+    if classes[0] == known[1] and outputs != 1:
+        raise UnsupportedCheckpointError(
+            f"the head of the checkpoint has {outputs} outputs (id2label in config.json), expected 1, the reward; "
+            "which of several would be the reward is not known"
         )
     if config.get("quantization_config"):
         raise UnsupportedCheckpointError(
@@ -311,6 +334,11 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
     # transformers' Qwen2 and Mistral ignore attention_bias; a config that sets it means some other code.
     if kind in ("qwen2", "mistral") and config.get("attention_bias"):
         raise UnsupportedCheckpointError(f"attention_bias is set, which {MODEL_CLASSES[kind]} does not know")
+
+
+def _scalar_class(kind: str) -> str:
+    """Return the class of a model type with a head for classification."""
+    return MODEL_CLASSES.get(kind, "").replace("ForCausalLM", "ForSequenceClassification")
 
 
 def _rope(config: dict[str, Any]) -> tuple[float, Llama3Rope | None]:

@@ -9,7 +9,7 @@ classic cause of scores that are wrong without any error.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,13 @@ from fsrm_lite.bundle.manifest import (
     check_template,
     template_slots,
 )
+from fsrm_lite.bundle.role_forms import END_OF_THOUGHT, RoleForms
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
+from fsrm_lite.export.checkpoints.chat_template import ChatTemplate, find_role_forms, read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, Vocabulary
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.types import ANSWER_TOKENS
 
 SPEC_NAME = "fsrm.json"
 SPEC_KEYS: dict[str, type] = {
@@ -39,6 +42,7 @@ SPEC_KEYS: dict[str, type] = {
     "name": str,
     "license": str,
     "labels": list,
+    "pair_labels": list,
     "templates": dict,
     "special_tokens": list,
     "stop": list,
@@ -46,6 +50,14 @@ SPEC_KEYS: dict[str, type] = {
     "gate": dict,
     "judge": dict,
 }
+NESTED_KEYS: dict[str, frozenset[str]] = {
+    "labels": frozenset({"text", "value"}),
+    "templates": frozenset({"text", "messages", "answer", "thinking", "verdict"}),
+    "verdict": frozenset({"close", "prefix", "choices", "suffix", "values"}),
+    "messages": frozenset({"role", "content"}),
+    "limits": frozenset(Limits.__dataclass_fields__),
+}
+"""The keys that objects inside the spec may have."""
 _KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 DEFAULT_THINKING_TOKENS = 1024
 
@@ -85,7 +97,38 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
         kind = SPEC_KEYS[key]
         if value is not None and not isinstance(value, kind):
             raise ExportError(f"{where}: {key!r} is {value!r}, expected {_KINDS[kind]}")
+    _check_nested(where, data)
     return where, data
+
+
+def _check_nested(where: str, data: Mapping[str, Any]) -> None:
+    """Refuse a misspelt key in an object inside the spec: passed over, it would change what the model is asked.
+
+    Raises:
+        ExportError: Naming the key and the place.
+    """
+
+    def check(kind: str, place: str, entry: object) -> None:
+        if not isinstance(entry, Mapping):
+            raise ExportError(f"{where}: {place} is {entry!r}, expected an object")
+        unknown = sorted(set(entry) - NESTED_KEYS[kind])
+        if unknown:
+            raise ExportError(
+                f"{where}: {place} has unknown keys {', '.join(unknown)}; "
+                f"expected among {', '.join(sorted(NESTED_KEYS[kind]))}"
+            )
+
+    for i, label in enumerate(data.get("labels") or ()):
+        check("labels", f"label {i}", label)
+    if data.get("limits") is not None:
+        check("limits", "limits", data["limits"])
+    for name, template in (data.get("templates") or {}).items():
+        check("templates", f"template {name!r}", template)
+        if template.get("verdict") is not None:
+            check("verdict", f"the verdict of template {name!r}", template["verdict"])
+        if isinstance(template.get("messages"), list):
+            for i, message in enumerate(template["messages"]):
+                check("messages", f"message {i} of template {name!r}", message)
 
 
 def resolve_spec(
@@ -108,7 +151,12 @@ def resolve_spec(
         draft = _draft(spec, arch, vocabulary, root)
         _check_limits(draft.limits, arch)
         encoder = PromptEncoder(root / TOKENIZER_NAME, draft)
-        complete = replace(draft, labels=_resolve_labels(draft, encoder), templates=_resolve_templates(draft, encoder))
+        complete = replace(
+            draft,
+            labels=_resolve_labels(draft.labels, "pointwise_fast", encoder),
+            pair_labels=_resolve_labels(draft.pair_labels, "pairwise_fast", encoder),
+            templates=_resolve_templates(draft, encoder),
+        )
         return Manifest.from_dict(complete.to_dict())
     except UnsupportedCheckpointError:
         raise
@@ -122,25 +170,75 @@ def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, 
     """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
         raise ExportError("'name' is empty; name the model")
-    templates = {str(name): _read_template(str(name), data) for name, data in spec["templates"].items()}
+    chat = None if vocabulary.chat_template is None else read_chat_template(root, vocabulary)
+    templates = {
+        str(name): _read_template(str(name), _as_text(str(name), data, chat, root))
+        for name, data in spec["templates"].items()
+    }
     stop = [str(s) for s in spec.get("stop") or ([] if vocabulary.eos is None else [vocabulary.tokens[vocabulary.eos]])]
     if not stop and any(t.verdict is not None for t in templates.values()):
         raise ExportError('"stop" is missing and the tokenizer has no eos token; name the token that ends an answer')
     limits = spec.get("limits") or {}
     context = int(limits.get("context", arch.context))
+    conversation = None
+    if any("conversation" in template_slots(template.text) for template in templates.values()):
+        conversation = find_role_forms(chat or read_chat_template(root, vocabulary))
     tokenizer = Tokenizer.from_file(str(root / TOKENIZER_NAME))
+    labels = spec["labels"] if "pointwise_fast" in templates and not arch.scalar else spec.get("labels") or ()
     return Manifest(
         name=str(spec["name"]),
-        labels=tuple(Label(str(x["text"]), -1, float(x["value"])) for x in spec["labels"]),
+        labels=tuple(Label(str(x["text"]), -1, float(x["value"])) for x in labels),
+        head="scalar" if arch.scalar else "vocabulary",
+        pair_labels=tuple(Label(str(text), -1, 0.0) for text in spec.get("pair_labels") or ()),
         templates=templates,
-        special_tokens=_special_tokens(spec, templates, stop, tokenizer),
+        special_tokens=_special_tokens(spec, templates, conversation, stop, tokenizer),
         stop_ids=tuple(_token_id(tokenizer, s, '"stop"') for s in stop),
-        limits=Limits(context, int(limits.get("thinking_tokens", min(DEFAULT_THINKING_TOKENS, context // 2)))),
+        limits=Limits(
+            context,
+            int(limits.get("thinking_tokens", min(DEFAULT_THINKING_TOKENS, context // 2))),
+            int(limits.get("verdict_tokens", ANSWER_TOKENS)),
+        ),
         vocab_size=arch.vocab_size,
         gate=GateSpec.from_dict(spec.get("gate") or {}),
         judge=JudgeDefaults(**(spec.get("judge") or {})),
+        conversation=conversation,
         card={"license": str(spec.get("license", "unknown"))},
     )
+
+
+def _as_text(name: str, data: Mapping[str, Any], chat: ChatTemplate | None, root: Path) -> Mapping[str, Any]:
+    """Return a template of the spec with its text; one that is given as messages is written by the chat template.
+
+    The answer begins behind the messages. The fast templates close a thought that the chat template opens, because they
+    are about the first token of the answer itself.
+
+    Args:
+        name: Name of the template.
+        data: Its entry: ``text``; or ``messages``, a list or the word "conversation", perhaps with ``answer``, the text
+            with which the answer begins, and ``thinking``, whether to ask for a thought.
+        chat: The chat template, or None if the checkpoint has none.
+        root: The checkpoint folder, for the message.
+    """
+    if "messages" not in data:
+        return data
+    if "text" in data:
+        raise ExportError(f"template {name!r} has both 'text' and 'messages'; expected one of them")
+    if chat is None:
+        raise ExportError(
+            f"template {name!r} is given as messages, and {root} has no chat template (chat_template.jinja, or an "
+            "entry of tokenizer_config.json); save the tokenizer there, or give the template as 'text'"
+        )
+    think = bool(data.get("thinking", not name.endswith("_fast")))
+    if data["messages"] == "conversation":
+        text = "{conversation}" + chat.answer_begins(think=think)
+    elif isinstance(data["messages"], list):
+        text = chat.fill(data["messages"], think=think)
+    else:
+        raise ExportError(f"template {name!r}: 'messages' is neither a list nor the word 'conversation'")
+    if not think and text.rfind("<think>") > text.rfind(END_OF_THOUGHT):
+        text = text.rstrip("\n") + f"\n{END_OF_THOUGHT}\n\n"
+    rest = {key: value for key, value in data.items() if key not in ("messages", "answer", "thinking")}
+    return {**rest, "text": text + str(data.get("answer", ""))}
 
 
 def _read_template(name: str, data: Mapping[str, Any]) -> Template:
@@ -159,7 +257,11 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
 
 
 def _special_tokens(
-    spec: Mapping[str, Any], templates: Mapping[str, Template], stop: list[str], tokenizer: Tokenizer
+    spec: Mapping[str, Any],
+    templates: Mapping[str, Template],
+    conversation: RoleForms | None,
+    stop: list[str],
+    tokenizer: Tokenizer,
 ) -> dict[str, int]:
     """Return the control tokens that templates may use, with their ids.
 
@@ -167,7 +269,7 @@ def _special_tokens(
     """
     named = spec.get("special_tokens")
     if named is None:
-        texts = [t.text for t in templates.values()] + stop
+        texts = [t.text for t in templates.values()] + stop + ([] if conversation is None else conversation.texts())
         texts += [
             part
             for t in templates.values()
@@ -200,13 +302,20 @@ def _check_limits(limits: Limits, arch: Architecture) -> None:
         )
 
 
-def _resolve_labels(draft: Manifest, encoder: PromptEncoder) -> tuple[Label, ...]:
-    if "pointwise_fast" not in draft.templates:
-        raise BundleError("template 'pointwise_fast' is missing")
-    text = draft.templates["pointwise_fast"].text
-    for slot in template_slots(text):
-        text = text.replace(f"{{{slot}}}", _FILLER)
-    return tuple(replace(label, id=_next_token(encoder, text, label.text, "label", "")) for label in draft.labels)
+def _resolve_labels(labels: Sequence[Label], name: str, encoder: PromptEncoder) -> tuple[Label, ...]:
+    """Return labels with the ids of their tokens, as they stand behind the template ``name``."""
+    templates = encoder.manifest.templates
+    if name not in templates:
+        if labels:
+            raise BundleError(f"template {name!r} is missing, behind which the labels stand")
+        return ()
+    responses = ("response",) if name == "pointwise_fast" else ("response_a", "response_b")
+    filled = encoder.fillings(name, _FILLER, **dict.fromkeys(responses, _FILLER))
+
+    def ids(behind: str) -> list[int]:
+        return encoder.render(name, filled, behind=behind)
+
+    return tuple(replace(label, id=_next_token(encoder, ids, "", label.text, "label", "")) for label in labels)
 
 
 def _resolve_templates(draft: Manifest, encoder: PromptEncoder) -> dict[str, Template]:
@@ -216,7 +325,8 @@ def _resolve_templates(draft: Manifest, encoder: PromptEncoder) -> dict[str, Tem
         verdict = template.verdict
         if verdict is not None:
             before, what = verdict.close + verdict.prefix, f"verdict choice of {name}"
-            ids = tuple(_next_token(encoder, before, choice, what, verdict.suffix) for choice in verdict.choices)
+            encode = encoder.encode_template
+            ids = tuple(_next_token(encoder, encode, before, c, what, verdict.suffix) for c in verdict.choices)
             template = replace(template, verdict=replace(verdict, choice_ids=ids))
         elif name in SLOTS and name.endswith("_slow"):
             raise BundleError(f"template {name!r} has no verdict form; a slow template needs one")
@@ -224,14 +334,22 @@ def _resolve_templates(draft: Manifest, encoder: PromptEncoder) -> dict[str, Tem
     return resolved
 
 
-def _next_token(encoder: PromptEncoder, before: str, word: str, what: str, after: str) -> int:
-    """Return the id of ``word`` as the tokenizer writes it between ``before`` and ``after``."""
-    head = encoder.encode_template(before)
-    whole = encoder.encode_template(before + word + after)
-    with_word = encoder.encode_template(before + word)
+def _next_token(
+    encoder: PromptEncoder, ids: Callable[[str], list[int]], before: str, word: str, what: str, after: str
+) -> int:
+    """Return the id of ``word`` as the tokenizer writes it between ``before`` and ``after``.
+
+    Args:
+        encoder: Decodes ids for the error's text.
+        ids: Gives the ids of a text.
+        before: Text before the word.
+        word: The word.
+        what: What the error calls the word.
+        after: Text behind it.
+    """
+    head, with_word, whole = ids(before), ids(before + word), ids(before + word + after)
     if with_word[:-1] != head or len(with_word) != len(head) + 1 or whole[: len(with_word)] != with_word:
         shown = " + ".join(repr(encoder.decode([i])) for i in whole[max(0, len(head) - 1) :][:6])
-        raise ExportError(
-            f"the {what} {word!r} is not a single token behind {before[-20:]!r}: the tokenizer reads {shown}"
-        )
+        place = encoder.decode(head)[-20:]
+        raise ExportError(f"the {what} {word!r} is not a single token behind {place!r}: the tokenizer reads {shown}")
     return with_word[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
+from tokenizers.decoders import ByteLevel
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
@@ -66,6 +67,13 @@ class Vocabulary:
     pad: int | None = None
     chat_template: str | None = None
 
+    def text(self, token: int) -> str:
+        """Return the text of a token as it stands in a text: byte-level characters become the bytes they stand for."""
+        name = self.tokens[token]
+        if self.types[token] != NORMAL:
+            return name
+        return ByteLevel().decode([name])
+
 
 def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
     """Read and check the tokenizer of a checkpoint folder.
@@ -78,7 +86,7 @@ def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
         ExportError: If the file is missing or broken, or names an id beyond the embedding.
         UnsupportedCheckpointError: If it is not a byte-level BPE with a known split.
     """
-    data = _read_json(root / TOKENIZER_NAME)
+    data = read_json(root / TOKENIZER_NAME)
     if data is None:
         raise ExportError(
             f"{root} has no {TOKENIZER_NAME}; save the tokenizer there in the fast format (tokenizer.save_pretrained)"
@@ -209,8 +217,8 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
 
     Their texts are looked up in tokenizer_config.json, else their ids in config.json.
     """
-    tokenizer_config = _read_json(root / "tokenizer_config.json") or {}
-    config = _read_json(root / "config.json") or {}
+    tokenizer_config = read_json(root / "tokenizer_config.json") or {}
+    config = read_json(root / "config.json") or {}
     found: dict[str, int] = {}
     for kind in ("bos", "eos", "pad"):
         entry = tokenizer_config.get(f"{kind}_token")
@@ -224,6 +232,11 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
     return found
 
 
+def has_chat_template(root: Path) -> bool:
+    """Return whether a checkpoint folder has a chat template."""
+    return _chat_template(root) is not None
+
+
 def _chat_template(root: Path) -> str | None:
     """Return the chat template, or None. It lies where transformers keeps it.
 
@@ -235,7 +248,7 @@ def _chat_template(root: Path) -> str | None:
             return path.read_text("utf-8")
         except UnicodeDecodeError as error:
             raise ExportError(f"{path} is not UTF-8: {error}") from error
-    found = (_read_json(root / "tokenizer_config.json") or {}).get("chat_template")
+    found = (read_json(root / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(found, list):
         found = next(
             (entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"),
@@ -244,7 +257,7 @@ def _chat_template(root: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None where there is no such file."""
     if not path.is_file():
         return None

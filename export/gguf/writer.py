@@ -50,6 +50,20 @@ def native_dtype(checkpoint: Checkpoint) -> str:
     return {frozenset({"BF16"}): "bf16", frozenset({"F16"}): "f16"}.get(frozenset(stored), "f32")
 
 
+def check_writable(arch: Architecture) -> None:
+    """Refuse, before any work, an architecture that llama.cpp has no place for.
+
+    Raises:
+        UnsupportedCheckpointError: Saying what to do instead.
+    """
+    if arch.scalar:
+        raise UnsupportedCheckpointError("a model with a scalar head cannot think; export with --slow none")
+    if arch.model_type == "qwen3" and arch.qkv_bias:
+        raise UnsupportedCheckpointError(
+            "llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none"
+        )
+
+
 def gguf_name(name: str) -> str:
     """Return llama.cpp's name of a Hugging Face tensor, for example ``blk.0.attn_q.weight``."""
     if name in _TOP_NAMES:
@@ -105,10 +119,7 @@ def write_gguf(
     except ImportError as error:
         raise missing_extra("gguf", "export", error) from error
     arch = checkpoint.arch
-    if arch.model_type == "qwen3" and arch.qkv_bias:
-        raise UnsupportedCheckpointError(
-            "llama.cpp's qwen3 has no attention biases (attention_bias in config.json); export with --slow none"
-        )
+    check_writable(arch)
     writer = gguf.GGUFWriter(str(out), GGUF_ARCHITECTURE[arch.model_type])
     try:
         _add_metadata(writer, arch, name, _FILE_TYPE[dtype])

@@ -18,6 +18,7 @@ Outputs:
     label_logits float32 [R, L], log_mass [R] (logsumexp of the whole vocabulary), entropy [R] (nats), both empty where
     they are not wanted, logits float32 [R, V] (of the whole vocabulary, for who writes with the graph),
     hidden [N, H] (after the final norm), present_*.i with T for P.
+A scalar head gives the reward [R, 1] as label_logits; distribution, log_mass, entropy and logits are not there then.
 The head reads the whole vocabulary's weights, so callers run many short rows with ``head_rows`` empty, carry the hidden
 states along and ask for all readings in the last call.
 """
@@ -34,7 +35,7 @@ from onnx import TensorProto
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
-from fsrm_lite.export.graph.layers import Positions, Stream, add_norm, decoder_layer, embedding, head
+from fsrm_lite.export.graph.layers import Positions, Stream, add_norm, decoder_layer, embedding, head, scalar_head
 from fsrm_lite.export.graph.linear import Linears, Value
 from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.graph.writer import INLINE_LIMIT_BYTES, GraphWriter, WeightStore
@@ -53,7 +54,7 @@ def matmul_names(arch: Architecture) -> list[str]:
     """Names of everything whose precision can be chosen, in model order, the head last.
 
     Linear maps have their module's name; ``self_attn`` is the products inside attention (int4 means int8 there);
-    ``lm_head`` includes the embedding.
+    ``lm_head`` includes the embedding. A scalar head is a product in float32 and not among them.
     """
     parts = (
         "self_attn.q_proj",
@@ -65,7 +66,8 @@ def matmul_names(arch: Architecture) -> list[str]:
         "mlp.up_proj",
         "mlp.down_proj",
     )
-    return [f"model.layers.{i}.{part}" for i in range(arch.layers) for part in parts] + ["lm_head"]
+    layers = [f"model.layers.{i}.{part}" for i in range(arch.layers) for part in parts]
+    return layers if arch.scalar else [*layers, "lm_head"]
 
 
 def write_fast_graph(
@@ -129,7 +131,7 @@ def _write(
     wanted = graph.input("wanted", TensorProto.INT64, ["N"])
     carry = graph.input("carry", TensorProto.FLOAT, ["E", arch.hidden_size])
     head_rows = graph.input("head_rows", TensorProto.INT64, ["R"])
-    distribution = graph.input("distribution", TensorProto.BOOL, [])
+    distribution = None if arch.scalar else graph.input("distribution", TensorProto.BOOL, [])
     positions = Positions.of(graph, arch, position_ids, bias)
     stream = Stream(embedding(graph, linears, ids))
     for layer in range(arch.layers):
@@ -140,11 +142,14 @@ def _write(
     graph.scope = "head"
     hidden = add_norm(graph, linears, stream, "model.norm", ())[0].name
     rows = graph.add("Gather", [graph.add("Concat", [hidden, carry], axis=0), head_rows], axis=0)
-    readings = head(graph, linears, Value(rows), label_ids, distribution)
-    graph.output("label_logits", readings.label_logits, TensorProto.FLOAT, ["R", len(label_ids)])
-    graph.output("log_mass", readings.log_mass, TensorProto.FLOAT, ["R"])
-    graph.output("entropy", readings.entropy, TensorProto.FLOAT, ["R"])
-    graph.output("logits", readings.logits, TensorProto.FLOAT, ["R", arch.vocab_size])
+    if distribution is None:
+        graph.output("label_logits", scalar_head(graph, linears, rows), TensorProto.FLOAT, ["R", 1])
+    else:
+        readings = head(graph, linears, Value(rows), label_ids, distribution)
+        graph.output("label_logits", readings.label_logits, TensorProto.FLOAT, ["R", len(label_ids)])
+        graph.output("log_mass", readings.log_mass, TensorProto.FLOAT, ["R"])
+        graph.output("entropy", readings.entropy, TensorProto.FLOAT, ["R"])
+        graph.output("logits", readings.logits, TensorProto.FLOAT, ["R", arch.vocab_size])
     graph.output("hidden", hidden, TensorProto.FLOAT, ["N", arch.hidden_size])
 
 
@@ -158,6 +163,7 @@ def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
         "fsrm.labels": json.dumps(list(label_ids)),
+        **({"fsrm.head": "scalar"} if arch.scalar else {}),
         "fsrm.chunk": str(CHUNK_TOKENS),
         "fsrm.row": str(ROW_TOKENS),
         "fsrm.precision": precision,
@@ -167,7 +173,9 @@ def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep
 
 def _check(arch: Architecture, label_ids: Sequence[int], precision: str, keep: Mapping[str, str]) -> None:
     outside = [i for i in label_ids if not 0 <= i < arch.vocab_size]
-    if outside or len(label_ids) < 2:
+    if arch.scalar and label_ids:
+        raise ExportError(f"label ids {list(label_ids)}: a scalar head has no labels")
+    if not arch.scalar and (outside or len(label_ids) < 2):
         raise ExportError(
             f"label ids {list(label_ids)}: expected at least two ids below the vocabulary size {arch.vocab_size}"
         )

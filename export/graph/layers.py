@@ -246,6 +246,13 @@ def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequenc
     return Readings(label_logits, log_mass, entropy, logits)
 
 
+def scalar_head(graph: GraphWriter, linears: Linears, hidden: str) -> str:
+    """Add the reward [R, 1] of ``hidden`` [R, H], a product in fp32 whatever the precision of the others."""
+    checkpoint = linears.checkpoint
+    weight = graph.weight("score.weight", lambda: np.ascontiguousarray(checkpoint.tensor(checkpoint.head_name).T))
+    return graph.add("MatMul", [hidden, weight])
+
+
 def _distribution(graph: GraphWriter, logits: str) -> tuple[str, str]:
     """Add logsumexp and entropy [R] of ``logits`` [R, V]."""
     axis = graph.constant([-1], np.int64)

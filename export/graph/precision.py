@@ -229,7 +229,8 @@ def _work(arch: Architecture) -> dict[str, float]:
     work = {name: float(np.prod(shapes[f"{name}.weight"])) for name in matmul_names(arch) if f"{name}.weight" in shapes}
     attention = 2.0 * arch.heads * arch.head_dim * _ATTENTION_TOKENS
     # The head reads one position of many; it counts for little in time, and a wide one still for something in memory.
-    return {name: work.get(name, attention) for name in matmul_names(arch)} | {"lm_head": float(arch.hidden_size**2)}
+    head = {} if arch.scalar else {"lm_head": float(arch.hidden_size**2)}
+    return {name: work.get(name, attention) for name in matmul_names(arch)} | head
 
 
 def smooth(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Progress) -> SmoothedCheckpoint:
@@ -318,7 +319,8 @@ def matmul_damage(
     finally:
         path.unlink(missing_ok=True)
     # The head rounds once, behind everything else: it counts like a layer of its own.
-    damage["lm_head"] = {rung: _head_damage(checkpoint, residuals, rung) for rung in ladder("lm_head", precision)}
+    if not arch.scalar:
+        damage["lm_head"] = {rung: _head_damage(checkpoint, residuals, rung) for rung in ladder("lm_head", precision)}
     return damage
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,9 @@ MIN_PAIRS = 500
 """The tolerances are meant for at least so many pairs; fewer cannot show 99 % agreement with any certainty."""
 MAX_PAIRS = 2000
 """Most pairs that are used; with more, running the checkpoint in float32 would cost more than it tells."""
+
+MAX_ORDERED = 255
+"""Most pairs whose two orders are read: as many texts as the built-in pairs have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,16 @@ def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[Calibratio
     Raises:
         DataFormatError: If nothing is left.
     """
+    single = "pointwise_fast" in encoder.manifest.templates
     ids: list[list[int] | None] = []
     for prompt, response in data.items:
         try:
-            ids.append(encoder.pointwise_fast(prompt, response))
+            # Where the model reads pairs only, a response is measured that fits beside itself.
+            ids.append(
+                encoder.pointwise_fast(prompt, response)
+                if single
+                else encoder.pairwise_fast(prompt, response, response)
+            )
         except ContextOverflowError:
             ids.append(None)
     position = {old: new for new, old in enumerate(i for i, x in enumerate(ids) if x is not None)}
@@ -80,6 +90,26 @@ def keep_short(data: CalibrationSet, encoder: PromptEncoder) -> tuple[Calibratio
         )
     kept = CalibrationSet(data.source, tuple(data.items[i] for i in position), pairs)
     return kept, [x for x in ids if x is not None]
+
+
+def pair_orders(data: CalibrationSet, encoder: PromptEncoder) -> list[list[int]]:
+    """Return the ids of both orders of up to ``MAX_ORDERED`` pairs, for a model that reads pairs.
+
+    The second order of each pair follows the first one. Pairs that do not fit the context are left out.
+
+    Raises:
+        DataFormatError: If nothing is left.
+    """
+    rows: list[list[int]] = []
+    triples = data.triples()
+    for prompt, first, second in triples[:: -(-len(triples) // MAX_ORDERED)]:
+        with suppress(ContextOverflowError):
+            rows += [encoder.pairwise_fast(prompt, first, second), encoder.pairwise_fast(prompt, second, first)]
+    if not rows:
+        raise DataFormatError(
+            f"no calibration pair of {data.source} fits the context of {encoder.manifest.limits.context} tokens"
+        )
+    return rows
 
 
 def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> CalibrationSet:

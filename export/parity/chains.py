@@ -26,6 +26,8 @@ So the longest thought that is measured has this many tokens divided by the numb
 """
 MIN_THOUGHT = 16
 """Tokens that a thought may have at least, however large the model is."""
+MAX_THOUGHT = 256
+"""Tokens that a thought may have at most, however small the model is and however long it may think otherwise."""
 
 
 def chain_tasks(data: CalibrationSet, encoder: PromptEncoder, budget: int, near_tie: float) -> list[ChainTask]:
@@ -68,7 +70,8 @@ def _tasks_of(
 
 def thought_budget(manifest: Manifest, parameters: int) -> int:
     """Return the length of the longest thought to measure, in tokens."""
-    return min(manifest.limits.thinking_tokens, max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters)))
+    affordable = max(MIN_THOUGHT, int(PARAMETER_TOKENS / parameters))
+    return min(manifest.limits.thinking_tokens, affordable, MAX_THOUGHT)
 
 
 def compare_chains(
@@ -102,6 +105,7 @@ def compare_chains(
         all_given_thought_alike=_share(w.verdict == g.verdict for w, g in same_thought),
         verdict_noise=sum(abs(_margin(w) - _margin(g, w.verdict)) for w, g in same_thought) / max(len(want), 1),
         parted_at=float(median(parted)) if parted else None,
+        thoughts_ended=_share(len(w.thought.ids) < budget for w in want),
     )
 
 

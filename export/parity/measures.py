@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.parity.readings import TIE_LOGIT
-from fsrm_lite.gate import FastSignals, Gate, signals
+from fsrm_lite.gate import FastSignals, Gate, sigmoid, signals
 
 FP32_NOISE_LOGIT = 1e-3
 """Pairs whose score logits are closer than this in the reference are ties to float32."""
@@ -25,9 +25,9 @@ class Reading(Protocol):
     @property
     def label_logits(self) -> Sequence[float]: ...  # noqa: D102
     @property
-    def log_mass(self) -> float: ...  # noqa: D102
+    def log_mass(self) -> float | None: ...  # noqa: D102
     @property
-    def entropy(self) -> float: ...  # noqa: D102
+    def entropy(self) -> float | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,10 @@ class Tolerance:
     Attributes:
         delta_logit: Largest |delta label logit| of an fp32 graph.
         delta_score: Largest |delta score| of a quantized graph, scores in [0, 1].
+        delta_margin: Largest |delta| of a pair's difference of rewards of a quantized graph with a scalar head, as a
+            share of the root mean square of these differences: rewards have a scale of their own.
+        label_mass: Smallest median of the labels' probability together, in the checkpoint itself. Where it is lower,
+            the model was not about to answer with a label, and its scores mean little.
         decisions: Share of pairwise fast decisions that must be alike, of those that are no near ties.
         routes: Share of gate decisions that must be alike, of those that are no near ties.
         verdicts: Share of greedy chains of thought whose verdict must be equal, near ties aside, each file thinking
@@ -47,6 +51,8 @@ class Tolerance:
 
     delta_logit: float = 1e-3
     delta_score: float = 0.02
+    delta_margin: float = 0.1
+    label_mass: float = 0.5
     decisions: float = 0.99
     routes: float = 0.99
     verdicts: float = 0.98
@@ -67,18 +73,25 @@ class Tolerance:
                 raise ExportError(f"tolerance {name} is {value!r}, expected a number >= 0 (a share: at most 1)")
         return cls(**(values or {}))
 
-    def of_fast(self, precision: str) -> dict[str, float]:
+    def of_fast(self, precision: str, *, scalar: bool = False) -> dict[str, float]:
         """What a fast file of this precision must meet, by field; the others say nothing about it."""
-        exact = precision == "fp32"
-        difference = {"delta_logit": self.delta_logit} if exact else {"delta_score": self.delta_score}
-        return {**difference, "decisions": self.decisions, "routes": self.routes}
+        quantized = {"delta_margin": self.delta_margin} if scalar else {"delta_score": self.delta_score}
+        difference = {"delta_logit": self.delta_logit} if precision == "fp32" else quantized
+        mass = {} if scalar else {"label_mass": self.label_mass}
+        return {**difference, **mass, "decisions": self.decisions, "routes": self.routes}
 
-    def near_tie(self, precision: str) -> float:
+    def near_tie(self, precision: str, margins: float | None = None) -> float:
         """Score logits this close are a near tie: the difference allowed, where a score is near one half.
 
         There a score moves by a quarter of what its logit moves by. Two scores that are both within tolerance may
         change places when they are so close, so that a decision between them says nothing about the file.
+
+        Args:
+            precision: Of the file.
+            margins: With a scalar head the root mean square of the differences of rewards; else None.
         """
+        if margins is not None and precision != "fp32":
+            return max(FP32_NOISE_LOGIT, self.delta_margin * margins)
         return FP32_NOISE_LOGIT if precision == "fp32" else max(FP32_NOISE_LOGIT, 4 * self.delta_score)
 
     def near_tie_verdict(self) -> float:
@@ -116,6 +129,9 @@ class FirstTokenParity:
         all_decisions_alike: Share of all pairs with the same preferred response, near ties included.
         clear_pairs: Pairs that are clear.
         clear_routes: Gate decisions that are clear.
+        margins: Root mean square of the pairs' differences of score logits in the reference.
+        max_delta_margin: Largest |delta| of a pair's difference of score logits, as a share of ``margins``.
+        label_mass: Median of the labels' probability together in the reference; None with a scalar head.
     """
 
     items: int
@@ -131,6 +147,9 @@ class FirstTokenParity:
     all_decisions_alike: float
     clear_pairs: int
     clear_routes: int
+    margins: float = 0.0
+    max_delta_margin: float = 0.0
+    label_mass: float | None = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, in six significant digits."""
@@ -158,6 +177,8 @@ class VerdictParity:
         verdict_noise: Mean |delta| of the verdict's logit less that of the best other choice, behind the checkpoint's
             thought.
         parted_at: Where thoughts part, in tokens from their beginning, the median; None if none part.
+        thoughts_ended: Share of the checkpoint's own thoughts that it ended itself, within ``thinking_tokens``. The
+            others were closed for it. Few of them may mean that the declared close is not what the model writes.
     """
 
     chains: int
@@ -171,6 +192,7 @@ class VerdictParity:
     all_given_thought_alike: float
     verdict_noise: float
     parted_at: float | None
+    thoughts_ended: float = 1.0
 
     def rank(self) -> tuple[float, float]:
         """What makes one slow file better than another."""
@@ -183,6 +205,9 @@ class VerdictParity:
 
 def gate_signals(readings: Sequence[Reading], manifest: Manifest, shift: float = 0.0) -> list[FastSignals]:
     """The gate's view of each reading, its score logit moved by ``shift``."""
+    if manifest.head == "scalar":
+        rewards = [r.label_logits[0] + shift for r in readings]
+        return [FastSignals(reward, sigmoid(reward), None, None) for reward in rewards]
     values = np.array([label.value for label in manifest.labels], dtype=np.float64)
     by = shift * (values - values.mean()) / np.ptp(values)
     vocab_size = manifest.vocab_size
@@ -215,6 +240,8 @@ def compare_readings(
     same, clear = (margins[0] > 0) == (margins[1] > 0), np.abs(margins[0]) > near_tie
     moved = [gate_signals(reference, manifest, shift) for shift in (near_tie, -near_tie)]
     expected, got = _routes(want, want, pairs, manifest), _routes(have, have, pairs, manifest)
+    spread = root_mean_square(margins[0])
+    masses = [s.label_mass for s in want if s.label_mass is not None]
     firm = np.logical_and.reduce([_routes(side, want, pairs, manifest) == expected for side in moved])
     return FirstTokenParity(
         items=len(want),
@@ -230,7 +257,16 @@ def compare_readings(
         all_decisions_alike=_share(same),
         clear_pairs=int(clear.sum()),
         clear_routes=int(firm.sum()),
+        margins=spread,
+        max_delta_margin=float(np.abs(margins[0] - margins[1]).max() / max(spread, 1e-12)) if len(pairs) else 0.0,
+        label_mass=float(np.median(masses)) if masses else None,
     )
+
+
+def root_mean_square(values: ArrayLike) -> float:
+    """Return the root of the mean of the squares; 0 of no values."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(np.sqrt(np.square(array).mean())) if array.size else 0.0
 
 
 def _routes(
@@ -266,9 +302,12 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 def excess(precision: str, parity: FirstTokenParity, tolerance: Tolerance) -> float:
     """Worst figure of a fast file divided by what is allowed; at most 1 when it is within tolerance."""
-    exact = precision == "fp32"
+    exact, scalar = precision == "fp32", parity.label_mass is None
+    quantized = (
+        (parity.max_delta_margin, tolerance.delta_margin) if scalar else (parity.max_delta_score, tolerance.delta_score)
+    )
     figures = [
-        (parity.max_delta_logit, tolerance.delta_logit) if exact else (parity.max_delta_score, tolerance.delta_score),
+        (parity.max_delta_logit, tolerance.delta_logit) if exact else quantized,
         (1 - parity.decisions_alike, 1 - tolerance.decisions),
         (1 - parity.routes_alike, 1 - tolerance.routes),
     ]
@@ -294,7 +333,13 @@ def violations(
                 f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; "
                 "see --tolerance delta_logit"
             )
-        if precision != "fp32" and not fast.max_delta_score <= tolerance.delta_score:
+        scalar = fast.label_mass is None
+        if precision != "fp32" and scalar and not fast.max_delta_margin <= tolerance.delta_margin:
+            found.append(
+                f"fast: a difference of rewards is off by {fast.max_delta_margin:.2g} of their spread, allowed "
+                f"{tolerance.delta_margin:.2g}{help_fast}"
+            )
+        if precision != "fp32" and not scalar and not fast.max_delta_score <= tolerance.delta_score:
             found.append(
                 f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}"
             )

@@ -30,14 +30,16 @@ class TokenReading:
     """What a model says of the next token behind one sequence.
 
     Attributes:
-        label_logits: Raw logits of the tokens that were asked for.
-        log_mass: The logarithm of the sum of exp(logit) over the whole vocabulary.
-        entropy: Entropy of the whole distribution, in nats.
+        label_logits: Raw logits of the tokens that were asked for; from a scalar head the reward alone.
+        log_mass: The logarithm of the sum of exp(logit) over the whole vocabulary; None from a scalar head.
+        entropy: Entropy of the whole distribution, in nats; None from a scalar head.
+        likeliest: The token with the highest logit; -1 from a scalar head.
     """
 
     label_logits: tuple[float, ...]
-    log_mass: float
-    entropy: float
+    log_mass: float | None
+    entropy: float | None
+    likeliest: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def read_logits(logits: NDArray[np.float32], label_ids: Sequence[int]) -> TokenR
     total = float(weights.sum())
     log_mass = best + float(np.log(total))
     entropy = log_mass - float((weights * values).sum()) / total
-    return TokenReading(tuple(values[list(label_ids)].tolist()), log_mass, entropy)
+    return TokenReading(tuple(values[list(label_ids)].tolist()), log_mass, entropy, int(values.argmax()))
 
 
 @dataclass(frozen=True, slots=True)

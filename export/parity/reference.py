@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fsrm_lite.errors import ExportError, missing_extra
 from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
 
@@ -25,8 +28,12 @@ Progress = Callable[[int, int], None]
 class Reference:
     """The checkpoint as a transformers model, in float32 on the CPU."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, scalar: bool = False) -> None:
         """Load the weights; takes four bytes per parameter.
+
+        Args:
+            root: The checkpoint folder.
+            scalar: The model has a scalar head.
 
         Raises:
             MissingExtraError: If torch or transformers is missing.
@@ -34,17 +41,17 @@ class Reference:
         """
         try:
             import torch
-            from transformers import AutoModelForCausalLM
+            from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
             from transformers.utils import logging
         except ImportError as error:
             raise missing_extra("transformers with torch", "export", error) from error
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self._torch = torch
+        self._scalar = scalar
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                root, dtype=torch.float32, local_files_only=True
-            ).eval()
+            kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+            self._model: Any = kind.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
 
@@ -78,11 +85,14 @@ class Reference:
                     **_inputs(ids, seen), past_key_values=past, use_cache=past is not None
                 ).last_hidden_state
                 last = hidden[self._torch.arange(len(members)), mask.sum(1) - 1]
-                logits = self._model.lm_head(last).numpy()
-            readings.update({i: read_logits(row, label_ids) for i, row in zip(members, logits, strict=True)})
+                logits = (self._model.score if self._scalar else self._model.lm_head)(last).numpy()
+            readings.update({i: self._reading(row, label_ids) for i, row in zip(members, logits, strict=True)})
             if progress is not None:
                 progress(len(readings), len(sequences))
         return [readings[i] for i in range(len(sequences))]
+
+    def _reading(self, logits: NDArray[np.float32], label_ids: Sequence[int]) -> TokenReading:
+        return TokenReading((float(logits[0]),), None, None) if self._scalar else read_logits(logits, label_ids)
 
     def _read_shared(self, prefixes: list[Sequence[int]]) -> tuple[Any, Any]:
         """Read one prefix per family; return their keys and values, and their attention mask.

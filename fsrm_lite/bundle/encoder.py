@@ -13,17 +13,28 @@ system.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 from tokenizers import AddedToken, Tokenizer
 
-from fsrm_lite.bundle.conversation import check_response, prompt_text
-from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.bundle.conversation import check_response, prompt_text, read_prompt
+from fsrm_lite.bundle.manifest import Manifest, template_parts, template_slots
 from fsrm_lite.errors import BundleError, ContextOverflowError
-from fsrm_lite.types import Prompt
+from fsrm_lite.types import Message, Prompt
 
-_SLOT = re.compile(r"\{(\w+)\}")
+Filling: TypeAlias = str | Sequence[Message]
+"""What fills a slot: a text; or messages, for ``{conversation}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """The place of a slot in a template that is split."""
+
+    name: str
 
 
 class PromptEncoder:
@@ -63,7 +74,9 @@ class PromptEncoder:
         # Longest first: where one special token is the beginning of another, the longer one is found.
         names = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("|".join(re.escape(n) for n in names)) if names else None
-        self._templates = {name: self._pieces(t.text) for name, t in manifest.templates.items()}
+        self._pieces = cache(self._split_at_special_tokens)
+        self._templates = {name: self._parts(t.text) for name, t in manifest.templates.items()}
+        self._slots = {name: template_slots(t.text) for name, t in manifest.templates.items()}
         self._refuse_undeclared()
 
     def _refuse_undeclared(self) -> None:
@@ -72,16 +85,20 @@ class PromptEncoder:
         Such a token would be encoded as plain text.
         """
         added = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.content.strip()]
+        texts: dict[str, list[str]] = {}
         for name, template in self.manifest.templates.items():
             verdict = template.verdict
-            forms = [template.text] + (
+            texts[f"template {name!r}"] = [template.text] + (
                 [verdict.close + verdict.prefix + c + verdict.suffix for c in verdict.choices] if verdict else []
             )
+        if self.manifest.conversation is not None:
+            texts["the conversation's forms"] = self.manifest.conversation.texts()
+        for where, forms in texts.items():
             plain = [piece for form in forms for piece in self._pieces(form) if isinstance(piece, str)]
             undeclared = sorted(a for a in added if any(a in piece for piece in plain))
             if undeclared:
                 raise BundleError(
-                    f"template {name!r} spells {undeclared}, which special_tokens in fsrm.json does not list; "
+                    f"{where} spells {undeclared}, which special_tokens in fsrm.json does not list; "
                     "list them, or export again"
                 )
 
@@ -101,25 +118,35 @@ class PromptEncoder:
         self._tokenizer.add_special_tokens(plain)
         self._tokenizer.encode_special_tokens = True
 
-    def _pieces(self, template: str) -> list[int | str]:
-        """Split a template into ids of special tokens and runs of plain text, whose slots are not filled in yet."""
+    def _split_at_special_tokens(self, text: str) -> list[int | str]:
+        """Split trusted text into the ids of special tokens and runs of plain text."""
         pieces: list[int | str] = []
         position = 0
-        for match in self._split.finditer(template) if self._split else ():
+        for match in self._split.finditer(text) if self._split else ():
             if match.start() > position:
-                pieces.append(template[position : match.start()])
+                pieces.append(text[position : match.start()])
             pieces.append(self._special[match.group()])
             position = match.end()
-        if position < len(template):
-            pieces.append(template[position:])
+        if position < len(text):
+            pieces.append(text[position:])
         return pieces
 
-    def render(self, name: str, slots: Mapping[str, str]) -> list[int]:
+    def _parts(self, template: str) -> list[int | str | _Slot]:
+        """Split a template into ids of special tokens, runs of plain text, and the slots between them."""
+        parts: list[int | str | _Slot] = []
+        for text, slot in template_parts(template):
+            parts += self._pieces(text)
+            if slot:
+                parts.append(_Slot(slot))
+        return parts
+
+    def render(self, name: str, slots: Mapping[str, Filling], *, behind: str = "") -> list[int]:
         """Return the ids of a template with its slots filled in.
 
         Args:
             name: A template of the manifest, for example ``"pointwise_fast"``.
-            slots: The text for each slot. Whatever it spells, it stays text.
+            slots: The text for each slot, messages for ``conversation``. Whatever a text spells, it stays text.
+            behind: Trusted text behind the template, such as a label that the model may answer with.
 
         Returns:
             Token ids, at most as many as the context holds.
@@ -127,8 +154,9 @@ class PromptEncoder:
         Raises:
             BundleError: If the bundle has no such template.
             ContextOverflowError: If the ids are more than the model's context holds.
+            InputError: If the model's conversations have no place for a message.
         """
-        ids = self._ids(name, slots)
+        ids = self._ids(name, slots, behind)
         limit = self.manifest.limits.context
         if len(ids) > limit:
             raise ContextOverflowError(
@@ -137,38 +165,71 @@ class PromptEncoder:
             )
         return ids
 
-    def _ids(self, name: str, slots: Mapping[str, str]) -> list[int]:
+    def _ids(self, name: str, slots: Mapping[str, Filling], behind: str = "") -> list[int]:
         """Return the ids of a template with its slots filled in, however many they are."""
         if name not in self._templates:
             raise BundleError(f"this bundle has no template {name!r}; it has {', '.join(self._templates)}")
+        pieces: list[int | str] = []
+        for part in self._templates[name]:
+            filling = slots[part.name] if isinstance(part, _Slot) else part
+            pieces += [filling] if isinstance(filling, int | str) else self._conversation(filling)
         ids: list[int] = []
-        for piece in self._templates[name]:
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids.extend(self.encode_text(_SLOT.sub(lambda m: slots[m.group(1)], piece)))
+        for piece in _joined([*pieces, *self._pieces(behind)]):
+            ids += [piece] if isinstance(piece, int) else self.encode_text(piece)
         return ids
+
+    def _conversation(self, messages: Sequence[Message]) -> list[int | str]:
+        """Return a conversation as ids of special tokens and runs of plain text."""
+        assert self.manifest.conversation is not None  # checked when the manifest was read
+        pieces: list[int | str] = []
+        for piece in self.manifest.conversation.pieces(messages):
+            pieces += self._pieces(piece.text) if piece.trusted else [piece.text]
+        return pieces
+
+    def fillings(self, name: str, prompt: Prompt, **responses: str) -> dict[str, Filling]:
+        """Return what fills the slots of a template, for ``render``.
+
+        Args:
+            name: The template.
+            prompt: What was asked.
+            **responses: The responses by slot, checked already. Where the template has no place for one response, it
+                is the last message of the conversation.
+        """
+        wanted = self._slots.get(name, [])
+        if "conversation" not in wanted:
+            return {"prompt": prompt_text(prompt), **responses}
+        read = read_prompt(prompt)
+        messages: list[Message] = [{"role": "user", "content": read}] if isinstance(read, str) else read
+        if "response" in responses and "response" not in wanted:
+            messages = [*messages, {"role": "assistant", "content": responses["response"]}]
+        return {"conversation": messages, **responses}
 
     def pointwise_fast(self, prompt: Prompt, response: str) -> list[int]:
         """Return the ids after which the fast model predicts the label of one response."""
-        return self.render("pointwise_fast", {"prompt": prompt_text(prompt), "response": check_response(response)})
+        return self._one("pointwise_fast", prompt, response)
 
     def pointwise_slow(self, prompt: Prompt, response: str) -> list[int]:
         """Return the ids after which the judge thinks about one response."""
-        return self.render("pointwise_slow", {"prompt": prompt_text(prompt), "response": check_response(response)})
+        return self._one("pointwise_slow", prompt, response)
+
+    def _one(self, name: str, prompt: Prompt, response: str) -> list[int]:
+        return self.render(name, self.fillings(name, prompt, response=check_response(response)))
+
+    def pairwise_fast(self, prompt: Prompt, first: str, second: str) -> list[int]:
+        """Return the ids after which the fast model chooses one of two responses, in the order given."""
+        return self._two("pairwise_fast", prompt, first, second)
 
     def pairwise_slow(self, prompt: Prompt, first: str, second: str) -> list[int]:
         """Return the ids after which the judge thinks about two responses, in the order given."""
-        slots = {
-            "prompt": prompt_text(prompt),
-            "response_a": check_response(first),
-            "response_b": check_response(second),
-        }
-        return self.render("pairwise_slow", slots)
+        return self._two("pairwise_slow", prompt, first, second)
+
+    def _two(self, name: str, prompt: Prompt, first: str, second: str) -> list[int]:
+        both = {"response_a": check_response(first), "response_b": check_response(second)}
+        return self.render(name, self.fillings(name, prompt, **both))
 
     def solve(self, prompt: Prompt) -> list[int]:
         """Return the ids after which the model writes a response of its own, if the bundle has a template for that."""
-        return self.render("solve", {"prompt": prompt_text(prompt)})
+        return self.render("solve", self.fillings("solve", prompt))
 
     def truncated(self, prompt: Prompt, response: str) -> tuple[str, list[int]]:
         """Cut the end off a response so that it fits into the context with the fast template.
@@ -183,17 +244,21 @@ class PromptEncoder:
         Raises:
             ContextOverflowError: If the prompt alone leaves no room, or only white space of the response fits.
         """
-        slots = {"prompt": prompt_text(prompt), "response": check_response(response)}
+        check_response(response)
+
+        def ids_of(cut: str) -> list[int]:
+            return self._ids("pointwise_fast", self.fillings("pointwise_fast", prompt, response=cut))
+
         ends = [end for _, end in self._tokenizer.encode(response, add_special_tokens=False).offsets]
         keep = len(ends)
         while keep > 0:
             cut = response[: ends[keep - 1]]
-            ids = self._ids("pointwise_fast", {**slots, "response": cut})
+            ids = ids_of(cut)
             excess = len(ids) - self.manifest.limits.context
             if excess <= 0 and cut.strip():
                 return cut, ids
             keep -= max(1, excess)
-        if len(self._ids("pointwise_fast", {**slots, "response": ""})) < self.manifest.limits.context:
+        if len(ids_of("")) < self.manifest.limits.context:
             raise ContextOverflowError(
                 "nothing but white space of the response fits; leave out the space before its text"
             )
@@ -210,6 +275,21 @@ class PromptEncoder:
             ids.extend([piece] if isinstance(piece, int) else self.encode_text(piece))
         return ids
 
+    def tokens_with(self, character: str) -> list[int]:
+        """Return the ids of all tokens whose text has a certain ASCII character in it, in order."""
+        return sorted(token for text, token in self._tokenizer.get_vocab().items() if character in text)
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids``, without control tokens."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _joined(pieces: Iterable[int | str]) -> list[int | str]:
+    """Return pieces with neighbouring texts joined: what stands between two special tokens is encoded as one string."""
+    joined: list[int | str] = []
+    for piece in pieces:
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += piece
+        elif piece != "":
+            joined.append(piece)
+    return joined

@@ -24,6 +24,7 @@ EMBEDDED_NAME = "fsrm-tiny"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHECKPOINT = "{folder} is a checkpoint, not a bundle; export it first: fsrm-lite export {folder} -o BUNDLE"
 _COMPANIONS = {"fast": "fast_data"}
 """Roles whose file makes its reader open a second file: ONNX Runtime opens a graph's external weights by itself.
 
@@ -158,9 +159,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
+        if (folder / "config.json").is_file():
+            raise BundleError(_CHECKPOINT.format(folder=folder)) from error
         raise BundleError(f"{folder} has no {MANIFEST_NAME}; expected the folder of a bundle") from error
     except (ValueError, OSError) as error:
         raise BundleError(f"cannot read {path}: {error}") from error
+    if (folder / "config.json").is_file() and not (isinstance(data, dict) and data.get("files")):
+        raise BundleError(_CHECKPOINT.format(folder=folder))  # its fsrm.json is the trainer's fragment
     try:
         manifest = Manifest.from_dict(data)
     except BundleError as error:

@@ -12,23 +12,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsrm_lite.bundle.role_forms import RoleForms
 from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole
 from fsrm_lite.errors import BundleError, GateSpecError
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.types import ANSWER_TOKENS
 
 MANIFEST_NAME = "fsrm.json"
 """The file of a bundle that holds its manifest."""
 
-FORMAT_VERSION = 1
-SLOTS = {
-    "pointwise_fast": frozenset({"prompt", "response"}),
-    "pointwise_slow": frozenset({"prompt", "response"}),
-    "pairwise_slow": frozenset({"prompt", "response_a", "response_b"}),
-    "solve": frozenset({"prompt"}),
-}
-"""The templates that a manifest may have, and the slots that each must name exactly once. Only the first is needed."""
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no ``conversation``, and its templates no ``{conversation}``."""
 
-_SLOT = re.compile(r"\{(\w*)\}")
+SLOTS = {
+    "pointwise_fast": frozenset({"response"}),
+    "pairwise_fast": frozenset({"response_a", "response_b"}),
+    "pointwise_slow": frozenset({"response"}),
+    "pairwise_slow": frozenset({"response_a", "response_b"}),
+    "solve": frozenset[str](),
+}
+"""The templates that a manifest may have, and the slots for responses that each must name exactly once.
+
+Beside them each names one of ``ASKED`` once. A manifest needs one of the two fast templates.
+"""
+
+HEADS = ("vocabulary", "scalar")
+"""What stands on the fast model's last hidden state: the logits of all tokens, or one number, the reward."""
+
+ASKED = ("prompt", "conversation")
+"""The slots for what was asked: as one text, or as the model's chat template writes messages.
+
+A template for one response may have ``{conversation}`` alone: the response is then its last message, the assistant's.
+"""
+
+_SLOT = re.compile(r"\{\{(?:\w*)\}\}|\{(\w*)\}")
+"""A slot; or its escape, ``{{word}}``, which stands for the text ``{word}`` and is found first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +115,17 @@ class JudgeDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes that the model was made for, in tokens: its context, and the longest thought."""
+    """Sizes that the model was made for, in tokens.
+
+    Attributes:
+        context: What it can read and write in all.
+        thinking_tokens: The longest thought.
+        verdict_tokens: How far behind a thought its verdict may stand.
+    """
 
     context: int
     thinking_tokens: int
+    verdict_tokens: int = ANSWER_TOKENS
 
     def __post_init__(self) -> None:
         """Raise an ``InputError`` on values out of range."""
@@ -113,6 +139,12 @@ class Limits:
             is_whole(self.thinking_tokens) and self.thinking_tokens >= 1,
             "limits.thinking_tokens",
             self.thinking_tokens,
+            "a whole number above 0",
+        )
+        expect(
+            is_whole(self.verdict_tokens) and self.verdict_tokens >= 1,
+            "limits.verdict_tokens",
+            self.verdict_tokens,
             "a whole number above 0",
         )
 
@@ -132,7 +164,8 @@ class Manifest:
 
     Attributes:
         name: Name of the model.
-        labels: Labels of the fast model, at least two.
+        labels: Labels with which the fast model answers about one response, at least two; none where it has a scalar
+            head or reads pairs only.
         templates: By name; see ``SLOTS``.
         special_tokens: From text to id, for every control token that a template or verdict may use.
         stop_ids: Ids at which a text that the model writes ends.
@@ -140,6 +173,10 @@ class Manifest:
         vocab_size: Number of tokens in the model's output distribution.
         gate: Settings of the gate.
         judge: How the judge writes by default.
+        head: One of ``HEADS``.
+        pair_labels: The two labels with which the fast model chooses from a pair, that of the first response first;
+            empty without the template ``pairwise_fast``. Their values mean nothing.
+        conversation: How the model's chat template writes messages; None where no template needs it.
         files: By role: ``tokenizer``, ``fast``, ``fast_data`` (optional), ``slow`` (optional).
         card: ``license``, ``architecture``, ``provenance``, ``parity``, ``evaluation`` and the like. It is shown to
             people and changes nothing about scores.
@@ -154,8 +191,16 @@ class Manifest:
     vocab_size: int
     gate: GateSpec = field(default_factory=GateSpec)
     judge: JudgeDefaults = field(default_factory=JudgeDefaults)
+    head: str = "vocabulary"
+    pair_labels: tuple[Label, ...] = ()
+    conversation: RoleForms | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fast_label_ids(self) -> list[int]:
+        """Ids of the tokens whose logits the fast graph gives: those of ``labels``, then those of ``pair_labels``."""
+        return [label.id for label in (*self.labels, *self.pair_labels)]
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
@@ -174,10 +219,10 @@ class Manifest:
         if not isinstance(data, dict):
             raise BundleError(f"fsrm.json holds a {type(data).__name__}, expected an object")
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if isinstance(version, bool) or version not in READABLE_VERSIONS:
             raise BundleError(
-                f"fsrm.json has format_version {version!r}, this package reads {FORMAT_VERSION}; "
-                "install a matching fsrm-lite"
+                f"fsrm.json has format_version {version!r}, this package reads "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}; install a matching fsrm-lite"
             )
         try:
             manifest = _parse(data)
@@ -196,18 +241,38 @@ class Manifest:
             "templates": {name: _template_dict(t) for name, t in self.templates.items()},
             "special_tokens": dict(self.special_tokens),
             "stop_ids": list(self.stop_ids),
-            "limits": {"context": self.limits.context, "thinking_tokens": self.limits.thinking_tokens},
+            "limits": {name: getattr(self.limits, name) for name in Limits.__dataclass_fields__},
             "vocab_size": self.vocab_size,
             "gate": self.gate.to_dict(),
             "judge": {name: getattr(self.judge, name) for name in JudgeDefaults.__dataclass_fields__},
+            "head": self.head,
+            "pair_labels": [{"text": x.text, "id": x.id} for x in self.pair_labels],
+            **({} if self.conversation is None else {"conversation": self.conversation.to_dict()}),
             "files": {role: {"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for role, f in self.files.items()},
             "card": dict(self.card),
         }
 
 
+def template_parts(text: str) -> list[tuple[str, str]]:
+    """Split a template at its slots: (text, name of the slot behind it) each, with an empty name at the end.
+
+    An escaped slot, ``{{word}}``, becomes the text ``{word}``.
+    """
+    parts, before, position = [], "", 0
+    for match in _SLOT.finditer(text):
+        before += text[position : match.start()]
+        position = match.end()
+        if match[1] is None:
+            before += match[0][1:-1]
+        else:
+            parts.append((before, match[1]))
+            before = ""
+    return [*parts, (before + text[position:], "")]
+
+
 def template_slots(text: str) -> list[str]:
     """Return the slot names of a template in order, for example ``["prompt", "response"]``."""
-    return _SLOT.findall(text)
+    return [slot for _, slot in template_parts(text)[:-1]]
 
 
 def check_template(name: str, text: str) -> None:
@@ -223,13 +288,21 @@ def check_template(name: str, text: str) -> None:
     if name not in SLOTS:
         raise BundleError(f"template {name!r} is unknown, expected one of {', '.join(SLOTS)}")
     slots = template_slots(text)
+    known = [*ASKED, *sorted(SLOTS[name])]
     for slot in slots:
-        if slot not in SLOTS[name]:
+        if slot not in known:
             raise BundleError(
-                f"template {name!r} names the unknown slot {{{slot}}}, expected {', '.join(sorted(SLOTS[name]))}"
+                f"template {name!r} names the unknown slot {{{slot}}}, expected {', '.join(known)}; "
+                f"if it is text, write {{{{{slot}}}}}"
             )
+    asked = sum(slots.count(slot) for slot in ASKED)
+    if asked != 1:
+        raise BundleError(
+            f"template {name!r} names {{prompt}} and {{conversation}} {asked} times, expected one of them once"
+        )
     for slot in sorted(SLOTS[name]):
-        if slots.count(slot) != 1:
+        implied = slot == "response" and "conversation" in slots  # it may be the conversation's last message
+        if slots.count(slot) > 1 or (not implied and slots.count(slot) != 1):
             raise BundleError(f"template {name!r} names the slot {{{slot}}} {slots.count(slot)} times, expected once")
 
 
@@ -245,6 +318,9 @@ def _parse(data: dict[str, Any]) -> Manifest:
         vocab_size=int(data["vocab_size"]),
         gate=GateSpec.from_dict(data.get("gate", {})),
         judge=JudgeDefaults(**data.get("judge", {})),
+        head=str(data.get("head", "vocabulary")),
+        pair_labels=tuple(Label(str(x["text"]), int(x["id"]), 0.0) for x in data.get("pair_labels", ())),
+        conversation=RoleForms.from_dict(data["conversation"]) if data.get("conversation") is not None else None,
         files={role: FileEntry(str(f["path"]), int(f["bytes"]), str(f["sha256"])) for role, f in data["files"].items()},
         card=dict(data.get("card", {})),
     )
@@ -282,19 +358,45 @@ def _template_dict(template: Template) -> dict[str, Any]:
     return data
 
 
+def _check_head(manifest: Manifest) -> None:
+    """Raise a ``BundleError`` unless templates and labels fit the head of the fast model."""
+    single, pair = ("pointwise_fast" in manifest.templates, "pairwise_fast" in manifest.templates)
+    if manifest.head not in HEADS:
+        raise BundleError(f"fsrm.json has the head {manifest.head!r}, expected one of {', '.join(HEADS)}")
+    if not single and not pair:
+        raise BundleError(
+            "fsrm.json has no template 'pointwise_fast' and no 'pairwise_fast'; every bundle needs one of them"
+        )
+    if manifest.head == "scalar":
+        if not single or pair or manifest.labels:
+            raise BundleError(
+                "fsrm.json has a scalar head, which reads one response and has no labels; "
+                "expected the template 'pointwise_fast', no 'pairwise_fast', and no labels"
+            )
+        return
+    if single and len(manifest.labels) < 2:
+        raise BundleError(f"fsrm.json has {len(manifest.labels)} labels, expected at least 2")
+    if pair and len(manifest.pair_labels) != 2:
+        raise BundleError(f"fsrm.json has {len(manifest.pair_labels)} pair_labels, expected 2")
+    for labels in (manifest.labels, manifest.pair_labels):
+        if len({x.id for x in labels}) != len(labels):
+            raise BundleError("fsrm.json gives two labels the same token id")
+
+
 def _check(manifest: Manifest) -> None:
     """Raise a ``BundleError`` unless the manifest's entries fit together."""
-    if "pointwise_fast" not in manifest.templates:
-        raise BundleError("fsrm.json has no template 'pointwise_fast'; every bundle needs one")
-    if len(manifest.labels) < 2:
-        raise BundleError(f"fsrm.json has {len(manifest.labels)} labels, expected at least 2")
-    if len({x.id for x in manifest.labels}) != len(manifest.labels):
-        raise BundleError("fsrm.json gives two labels the same token id")
+    _check_head(manifest)
     for name, template in manifest.templates.items():
         check_template(name, template.text)
+        if "conversation" in template_slots(template.text) and manifest.conversation is None:
+            raise BundleError(f"template {name!r} has a {{conversation}}, and fsrm.json has no 'conversation' forms")
         verdict = template.verdict
         if name.endswith("_slow") and verdict is None:
             raise BundleError(f"template {name!r} has no verdict form; a slow template needs one")
+        if verdict is not None and not verdict.close.strip():
+            raise BundleError(
+                f"template {name!r} has a verdict with an empty 'close'; the judge could not tell thought from verdict"
+            )
         if verdict is not None and not len(verdict.choices) == len(verdict.choice_ids) >= 2:
             raise BundleError(
                 f"template {name!r}: {len(verdict.choices)} verdict choices and {len(verdict.choice_ids)} ids, "
@@ -314,7 +416,7 @@ def _check(manifest: Manifest) -> None:
             raise BundleError(
                 f"fsrm.json gives {what} the values {list(values)}, expected finite numbers that are not all equal"
             )
-    ids = [x.id for x in manifest.labels] + list(manifest.special_tokens.values()) + list(manifest.stop_ids)
+    ids = manifest.fast_label_ids + list(manifest.special_tokens.values()) + list(manifest.stop_ids)
     ids += [i for t in manifest.templates.values() if t.verdict is not None for i in t.verdict.choice_ids]
     if any(not 0 <= i < manifest.vocab_size for i in ids):
         raise BundleError(f"fsrm.json names a token id outside the vocabulary of {manifest.vocab_size}")

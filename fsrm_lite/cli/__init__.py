@@ -4,10 +4,11 @@
 ``scoring``          score, compare, rank, best-of-n
 ``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal,
                      ``evaluation_scores`` has their options about other systems' scores
-``exporting``        export
+``exporting``        export, recipes, verify
 ``reasoning``        distill, fit-critic
 ``inspection``       inspect, doctor
 ``serving``          serve
+``golden``           compares a bundle's examples with what was noted, for doctor and verify
 ``models``           the options by which every command names its model
 ``identity``         what decides the contents of a run's results
 ``progress``         shows how far a command has come
@@ -42,6 +43,8 @@ COMMANDS = {
     "doctor": "inspection:doctor",
     "serve": "serving:serve",
     "export": "exporting:export",
+    "recipes": "exporting:recipes",
+    "verify": "exporting:verify",
     "calibrate": "evaluation:calibrate",
     "eval": "evaluation:evaluate",
     "gate": "evaluation:gate",

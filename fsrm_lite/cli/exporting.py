@@ -1,12 +1,20 @@
-"""``fsrm-lite export``: makes a bundle of a trained checkpoint, with a table that shows how alike the two decide."""
+"""``fsrm-lite export``, ``recipes`` and ``verify``.
+
+``export`` makes a bundle of a trained checkpoint, with a table that shows how alike the two decide. ``recipes`` lists
+how public models are asked. ``verify`` runs a bundle's examples on this machine.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fsrm_lite.cli.golden import check_bundle
+from fsrm_lite.cli.models import model_argument
 from fsrm_lite.cli.progress import Stages
 from fsrm_lite.errors import ExportError, ToleranceError, missing_extra
 
@@ -27,22 +35,27 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.option(
     "-o",
     "--output",
-    required=True,
     type=click.Path(path_type=Path),
     help="Folder of the bundle; it appears only when it is complete.",
 )
 @click.option(
-    "--spec", type=click.Path(path_type=Path), help="Labels, templates and gate, JSON.  [default: CHECKPOINT/fsrm.json]"
+    "--spec",
+    type=click.Path(path_type=Path),
+    help="Labels, templates and gate, JSON.  [default: CHECKPOINT/fsrm.json, else a recipe]",
 )
+@click.option("--recipe", metavar="NAME", help="How the model is asked; see fsrm-lite recipes.  [default: recognised]")
+@click.option("--print-recipe", is_flag=True, help="Print what --spec would take, to be edited, and stop.")
 @click.option(
     "--fast", type=click.Choice(FAST_KINDS), default="int8", show_default=True, help="Precision of the ONNX scorer."
 )
 @click.option(
-    "--slow", type=click.Choice(SLOW_KINDS), default="q8_0", show_default=True, help="Kind of the GGUF judge."
+    "--slow",
+    type=click.Choice(SLOW_KINDS),
+    help="Kind of the GGUF judge.  [default: q8_0; none where nothing is thought]",
 )
 @click.option(
     "--calibration",
@@ -54,7 +67,7 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
     metavar="NAME=VALUE",
     multiple=True,
     callback=_read_tolerances,
-    help="Repeatable: delta_logit, delta_score, decisions, routes, verdicts.",
+    help="Repeatable: delta_logit, delta_score, delta_margin, label_mass, decisions, routes, verdicts.",
 )
 @click.option("--card", type=click.Path(path_type=Path), help="Markdown text for the model card.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
@@ -62,29 +75,41 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
 @click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the finished bundle.")
 @click.option("--private", is_flag=True, help="With --push-to-hub: create the repository as a private one.")
 def export(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: str,
+    output: Path | None,
+    print_recipe: bool,
     tolerance: dict[str, float],
     push_to_hub: str | None,
     private: bool,
     **options: Any,  # noqa: ANN401 - the other options go through as they are
 ) -> None:
-    """Turn CHECKPOINT (a Hugging Face folder) into a bundle, and measure how alike the two decide.
+    """Turn CHECKPOINT into a bundle, and measure how alike the two decide.
+
+    CHECKPOINT is a folder in Hugging Face's form, or org/name on the hub. How the model is asked comes from --spec,
+    from fsrm.json in the folder, or from a recipe.
 
     Prints a parity table, which compares the two. Exits with status 1 when the files are out of tolerance and with 2 on
     bad input; nothing is written then.
     """
     try:
         from fsrm_lite.export.card import parity_summary, parity_table
-        from fsrm_lite.export.hub import check_repo_name, push_bundle
-        from fsrm_lite.export.pipeline import export_checkpoint
+        from fsrm_lite.export.hub import check_repo_name, find_checkpoint, push_bundle
+        from fsrm_lite.export.pipeline import choose_spec, export_checkpoint
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export") from error
     with Stages() as stages:
         try:
             if push_to_hub is not None:
                 check_repo_name(push_to_hub)
-            manifest = export_checkpoint(checkpoint, output, tolerance=tolerance, progress=stages.show, **options)
+            if print_recipe:
+                chosen = choose_spec(find_checkpoint(checkpoint), options["spec"], options["recipe"], checkpoint)
+                click.echo(_printed(chosen.spec, chosen.sentences()))
+                return
+            if output is None:
+                raise click.UsageError("the folder of the bundle is missing; name it with -o")
+            manifest = export_checkpoint(
+                checkpoint, output, tolerance=tolerance, progress=stages.show, notice=_note, **options
+            )
         except ToleranceError as error:
             raise click.ClickException(str(error)) from error
         except ExportError as error:
@@ -95,6 +120,59 @@ def export(
     click.echo(f"wrote {output} ({size / 1e6:.1f} MB)", err=True)
     if push_to_hub is not None:
         click.echo(f"pushed to {push_bundle(output, push_to_hub, private=private)}", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the recipes as JSON.")
+def recipes(as_json: bool) -> None:
+    """List the recipes: how public models are asked, how they are recognised, what is read, licence, example."""
+    from fsrm_lite.export.recipes import all_recipes
+
+    if as_json:
+        click.echo(json.dumps([asdict(recipe) for recipe in all_recipes().values()], indent=2, ensure_ascii=False))
+        return
+    for recipe in all_recipes().values():
+        names = " or ".join(repr(part) for part in recipe.names)
+        known = f"a name with {names}" if names else "its class and a chat template, where no other recipe fits"
+        click.echo(f"{recipe.name}\n  reads       {recipe.about}\n  recognised  by {known}")
+        if recipe.models:
+            click.echo(f"  models      {', '.join(recipe.models)}")
+        click.echo(f"  licence     {recipe.license}\n  source      {recipe.source}")
+        for example in recipe.published:
+            click.echo(f"  example     {example['model']} gives {example['logit']:g} for {example['response'][-24:]!r}")
+
+
+@click.command()
+@model_argument
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(model: str | None, revision: str | None, local_files_only: bool, as_json: bool) -> None:
+    """Run the examples of a bundle once more, on this machine.
+
+    MODEL is a bundle folder or org/name; by default the embedded model. Every file is hashed; the examples that the
+    export noted must give the same ids and scores, and examples with published scores those. Ends with status 1 if
+    something differs.
+    """
+    findings = check_bundle(model, revision=revision, local_files_only=local_files_only)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok    ' if finding.passed else 'WRONG '} {finding.what}: {finding.found}")
+    if not all(finding.passed for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+def _note(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _printed(spec: object, sentences: list[str]) -> str:
+    """Return a spec as JSON text, and show what was recognised beside it."""
+    for sentence in sentences:
+        _note(sentence)
+    if not isinstance(spec, dict):
+        raise click.UsageError("this checkpoint has an fsrm.json of its own, or a --spec; there is no recipe to print")
+    return json.dumps(spec, indent=2, ensure_ascii=False)
 
 
 class _BadInputError(click.ClickException):

@@ -12,6 +12,7 @@ import click
 
 from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.cli.golden import GOLDEN_TOLERANCE, largest_difference
 from fsrm_lite.cli.models import model_argument
 from fsrm_lite.errors import BundleError, FsrmError, JudgeUnavailableError
 from fsrm_lite.runtimes.onnx import kernels
@@ -33,14 +34,6 @@ CPU_FLAGS = (
 """Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
 
 _ENGINE_RULE = ", by default llama.cpp where llama-cpp-python can be used"
-
-GOLDEN_TOLERANCE = 0.005
-"""How far the self-test's scores may be from the bundle's recorded ones.
-
-Integer products are exact on every processor. What differs is the rounding of float32, which now and then moves a value
-by one step of its 8 bits: 0.0001 between a Xeon with AMX and an EPYC with AVX2. Products that saturate, as those of
-older graphs did without a word on processors without VNNI, were off by 0.01 on the embedded model and must not pass.
-"""
 
 
 @click.command()
@@ -65,7 +58,11 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
     )
     click.echo(f"{manifest.name}  ({kind}, {card.get('license', 'no licence given')})")
     click.echo(f"  folder      {bundle.root}")
-    click.echo(f"  labels      {', '.join(f'{x.text}={x.value:g} (id {x.id})' for x in manifest.labels)}")
+    labels = [f"{x.text}={x.value:g} (id {x.id})" for x in manifest.labels]
+    if manifest.head == "scalar":
+        labels = ["none; a scalar head gives the reward, and the gate has the intuition confidence alone"]
+    pair = " against ".join(f"{x.text} (id {x.id})" for x in manifest.pair_labels)
+    click.echo(f"  labels      {', '.join([*labels, *([pair] if pair else [])])}")
     click.echo(f"  templates   {', '.join(manifest.templates)}")
     click.echo(f"  context     {manifest.limits.context} tokens, thoughts of at most {manifest.limits.thinking_tokens}")
     click.echo(f"  gate        {json.dumps(manifest.gate.to_dict())}")
@@ -139,8 +136,7 @@ def _self_test(model: str | None, *, revision: str | None, local_files_only: boo
                     "passed": True,
                     "note": "this bundle has no golden scores; its fast file and tokenizer are intact",
                 }
-            scores = rm.score_many([(g["prompt"], g["response"]) for g in golden], judge="never")
-            worst = max(abs(s.score - g["score"]) for s, g in zip(scores, golden, strict=True))
+            worst = largest_difference(rm) or 0.0
             result: dict[str, Any] = {
                 "passed": worst <= GOLDEN_TOLERANCE,
                 "examples": len(golden),
@@ -152,6 +148,8 @@ def _self_test(model: str | None, *, revision: str | None, local_files_only: boo
                 result["judge"] = f"none: {error}"
             else:
                 result["judge"] = f"{choice.engine}: {choice.why}"
+                if "pointwise_slow" not in rm.bundle.manifest.templates:
+                    return result
                 thought = rm.score(golden[0]["prompt"], golden[0]["response"], judge="always", temperature=0.0)
                 result["judge_wrote"] = f"{thought.tokens_generated} tokens, verdict {thought.verdict}"
             return result

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import click
 
 from fsrm_lite.batches import each
+from fsrm_lite.bundle.conversation import read_preference
 from fsrm_lite.cli.identity import run_identity
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
@@ -131,8 +132,12 @@ def compare(prompt: str | None, first: str | None, second: str | None, **options
     """Compare pairs: rows {"prompt", "response_a", "response_b"} or {"prompt", "chosen", "rejected"}."""
 
     def texts(row: dict[str, Any]) -> _Texts:
-        preferences = "chosen" in row and "response_a" not in row
-        return _texts(row, ("chosen", "rejected") if preferences else ("response_a", "response_b"))
+        if "chosen" not in row or "response_a" in row:
+            return _texts(row, ("response_a", "response_b"))
+        if not all(isinstance(row.get(side), list) for side in ("chosen", "rejected")):
+            return _texts(row, ("chosen", "rejected"))
+        pair = read_preference(row)
+        return pair.prompt, [pair.chosen, pair.rejected]
 
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_comparison_fields(c) for c in rm.compare_many([(p, a, b) for p, (a, b) in batch])]

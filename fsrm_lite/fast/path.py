@@ -1,22 +1,24 @@
 """The fast path as the scorer sees it.
 
 A prompt and a response are checked and turned into token ids once. The fast model reads the ids and predicts the next
-token, and from that prediction (a *reading*) comes the score.
+token, and from that prediction (a *reading*) comes the score. A model with a scalar head gives the score itself; a
+model that reads pairs chooses one of two responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fsrm_lite.bundle.conversation import prompt_text
+from fsrm_lite.bundle.conversation import check_response, read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.errors import ContextOverflowError
-from fsrm_lite.fast.readings import score_of
+from fsrm_lite.errors import ContextOverflowError, InputError
+from fsrm_lite.fast.readings import compare_orders, reward_score, score_of
+from fsrm_lite.gate import Decision, Gate
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
-from fsrm_lite.types import Prompt, Score
+from fsrm_lite.types import Comparison, Prompt, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,13 @@ class EncodedResponse:
     It belongs to that prompt and to the model that made it, and is refused for any other.
 
     Attributes:
-        prompt: What was asked, as the text that fills the template.
+        prompt: What was asked, as ``fsrm_lite.bundle.conversation.read_prompt`` returns it.
         text: The response as it will be scored: cut at its end where that was asked for and needed.
-        ids: Token ids of the bundle's fast template, with both filled in.
+        ids: Token ids of the bundle's template for one response, with both filled in; empty where it reads pairs only.
         encoder: The encoder that made it.
     """
 
-    prompt: str
+    prompt: Prompt
     text: str
     ids: tuple[int, ...]
     encoder: PromptEncoder = field(repr=False, compare=False)
@@ -57,8 +59,11 @@ class FastPath:
         self._encoder, self._truncate = encoder, truncate
         self._values = [label.value for label in manifest.labels]
         self._vocab_size = manifest.vocab_size
+        self._name, self._scalar = manifest.name, manifest.head == "scalar"
+        self.reads_responses = "pointwise_fast" in manifest.templates
+        self.reads_pairs = "pairwise_fast" in manifest.templates
         self._model = FastModel(bundle.path("fast"), threads=threads)
-        self._model.check(manifest.vocab_size, [label.id for label in manifest.labels])
+        self._model.check(manifest.vocab_size, manifest.fast_label_ids, manifest.head)
 
     @property
     def graph(self) -> Graph:
@@ -80,13 +85,15 @@ class FastPath:
             ContextOverflowError: If both do not fit into the context, and ``truncate`` is off or the prompt alone is
                 too long.
         """
+        if not self.reads_responses:
+            return EncodedResponse(read_prompt(prompt), check_response(response), (), self._encoder)
         try:
             text, ids = response, self._encoder.pointwise_fast(prompt, response)
         except ContextOverflowError:
             if not self._truncate:
                 raise
             text, ids = self._encoder.truncated(prompt, response)
-        return EncodedResponse(prompt_text(prompt), text, tuple(ids), self._encoder)
+        return EncodedResponse(read_prompt(prompt), text, tuple(ids), self._encoder)
 
     def read(self, items: Sequence[EncodedResponse], temperature: float) -> list[Score]:
         """Return the fast scores, in input order. Responses to one prompt share the work of reading it.
@@ -97,9 +104,49 @@ class FastPath:
 
         Returns:
             One score per item.
+
+        Raises:
+            InputError: If the model reads pairs only.
         """
+        if not self.reads_responses:
+            raise InputError(
+                f"the model {self._name!r} reads pairs of responses and gives no score to a single one; "
+                "call compare for two responses, best_of_n for several"
+            )
         readings = self._model.read([item.ids for item in items]) if items else []
+        if self._scalar:
+            return [reward_score(r.label_logits[0], temperature, r.tokens_read) for r in readings]
+        readings = [replace(r, label_logits=r.label_logits[: len(self._values)]) for r in readings]
         return [score_of(reading, self._values, self._vocab_size, temperature) for reading in readings]
+
+    def compare(
+        self, pairs: Sequence[tuple[EncodedResponse, EncodedResponse]], gate: Gate
+    ) -> list[tuple[Comparison, Decision]]:
+        """Read pairs with the template ``pairwise_fast``, each in both orders, and compare their responses.
+
+        Args:
+            pairs: Any number of pairs; the two responses of each answer the same prompt.
+            gate: Decides which of them are worth slow thinking.
+
+        Returns:
+            For each pair, in order, the fast comparison and what the gate decided about it.
+
+        Raises:
+            ContextOverflowError: If a pair does not fit into the context; the error names its position.
+        """
+        rows: list[list[int]] = []
+        for i, (first, second) in enumerate(pairs):
+            try:
+                rows.append(self._encoder.pairwise_fast(first.prompt, first.text, second.text))
+                rows.append(self._encoder.pairwise_fast(first.prompt, second.text, first.text))
+            except ContextOverflowError as error:
+                raise ContextOverflowError(f"item {i}: {error}") from error
+        readings = self._model.read(rows) if rows else []
+        choices = [replace(r, label_logits=r.label_logits[len(self._values) :]) for r in readings]
+        return [
+            compare_orders(forward, swapped, gate, self._vocab_size)
+            for forward, swapped in zip(choices[0::2], choices[1::2], strict=True)
+        ]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
         """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""

@@ -57,31 +57,6 @@ class LazyModel:
         self.__dict__.update(state, _model=None, _lock=threading.Lock())
 
 
-def text_of(completion: object) -> str:
-    """Return the text of a completion.
-
-    Args:
-        completion: A string, a chat message, or a list of chat messages, whose texts are joined by line breaks. A
-            message's content may be a text or a list of parts, of which those with a text count.
-
-    Raises:
-        InputError: If it is none of these, or a content is not text.
-    """
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, dict):
-        content = completion.get("content")
-        # OpenAI and TRL also allow a list of parts, some of which may be images; those with a text count.
-        return (
-            text_of(content)
-            if not isinstance(content, list)
-            else "".join(str(part["text"]) for part in content if "text" in part)
-        )
-    if isinstance(completion, list):
-        return "\n".join(text_of(message) for message in completion)
-    raise InputError(f"a completion is a {type(completion).__name__}; expected a string or a list of chat messages")
-
-
 def check_lengths(prompts: Sequence[Prompt], completions: Sequence[object]) -> None:
     """Check that there are as many prompts as completions.
 

@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
+from fsrm_lite.bundle.conversation import response_text
 from fsrm_lite.errors import InputError
-from fsrm_lite.integrations.loading import LazyModel, Source, text_of
+from fsrm_lite.integrations.loading import LazyModel, Source
 from fsrm_lite.types import JudgePolicy, LoadSettings, Message, Prompt, Strategy
 
 
@@ -102,4 +103,4 @@ def _split(conversation: list[Message]) -> tuple[Prompt, str]:
         raise InputError(
             f"a conversation of {len(conversation)} messages must hold a request and end with an assistant message"
         )
-    return conversation[:-1], text_of(conversation[-1])
+    return conversation[:-1], response_text(conversation[-1])

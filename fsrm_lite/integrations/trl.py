@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 from fsrm_lite.batches import each_or_none
+from fsrm_lite.bundle.conversation import response_text
 from fsrm_lite.errors import FsrmError, InputError
-from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths, text_of
+from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths
 from fsrm_lite.types import JudgePolicy, LoadSettings, Prompt, Score
 
 
@@ -19,7 +20,8 @@ class RewardFunction(LazyModel):
 
     An empty completion gets the lowest reward (score 0, or logit -50), so that the trained model does not learn to say
     nothing. A completion that cannot be scored, because it is too long for the reward model or not valid text, gets
-    None, which TRL leaves out. The function can be pickled; a copy in another process loads its own model.
+    None, which TRL leaves out. Of a completion of several messages the texts count, and tool calls do not. The function
+    can be pickled; a copy in another process loads its own model.
     """
 
     def __init__(
@@ -60,14 +62,14 @@ class RewardFunction(LazyModel):
             One reward per completion, in order; None for one that cannot be scored.
 
         Raises:
-            InputError: If the lengths differ or a completion is neither text nor messages.
+            InputError: If the lengths differ.
         """
         check_lengths(prompts, completions)
-        items = [(prompt, text_of(completion)) for prompt, completion in zip(prompts, completions, strict=True)]
         lowest = 0.0 if self._scale == "score" else -50.0
-        rewards: list[float | None] = [lowest] * len(items)
-        filled = [i for i, (_, text) in enumerate(items) if text.strip()]
-        for i, score in zip(filled, self._scores([items[i] for i in filled]), strict=True):
+        texts = [_text_or_none(completion) for completion in completions]
+        rewards: list[float | None] = [None if text is None else lowest for text in texts]
+        items = {i: (prompts[i], text) for i, text in enumerate(texts) if text is not None and text.strip()}
+        for i, score in zip(items, self._scores(list(items.values())), strict=True):
             rewards[i] = None if score is None else getattr(score, self._scale)
         return rewards
 
@@ -107,9 +109,21 @@ class PairwiseJudge(LazyModel):
         check_lengths(prompts, completions)
         if any(len(pair) != 2 for pair in completions):
             raise InputError("every prompt needs exactly two completions")
-        items = [(prompt, text_of(a), text_of(b)) for prompt, (a, b) in zip(prompts, completions, strict=True)]
+        # A completion that is no text becomes an empty one, with which no comparison succeeds.
+        items = [
+            (prompt, _text_or_none(a) or "", _text_or_none(b) or "")
+            for prompt, (a, b) in zip(prompts, completions, strict=True)
+        ]
         comparisons = each_or_none(lambda part: self.model.compare_many(part, judge=self._judge), items, FsrmError)
         return [-1 if comparison is None else comparison.winner for comparison in comparisons]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_judge": self._judge}
+
+
+def _text_or_none(completion: object) -> str | None:
+    """Return the text of a completion, or None if it is neither text nor messages: that costs the others nothing."""
+    try:
+        return response_text(completion)
+    except InputError:
+        return None

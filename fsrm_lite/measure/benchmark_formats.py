@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fsrm_lite.bundle.conversation import read_preference
 from fsrm_lite.errors import DataFormatError
 from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS, RM_BENCH_DOMAINS
 from fsrm_lite.measure.data_files import SourceRow, as_list, check_count, data_files, read_file
@@ -195,8 +196,13 @@ def _pairs(row: SourceRow) -> Iterable[Example]:
     data = row.data
     subset, name = str(data.get("subset") or ""), str(data.get("id") if data.get("id") is not None else "")
     if "chosen" in data:
-        prompt, chosen, rejected = _conversation(row)
-        yield _mixed(Example(name, prompt, (chosen, rejected), (0,), subset))
+        cells = {key: _cell(data.get(key), row.where) for key in ("prompt", "chosen", "rejected")}
+        for key in ("chosen", "rejected"):
+            if cells[key] is None:
+                raise KeyError(key)
+            cells[key] = cells[key] if isinstance(cells[key], list) else _text(cells[key])
+        pair = read_preference(cells)
+        yield _mixed(Example(name, pair.prompt, (pair.chosen, pair.rejected), (0,), subset))
         return
     keys = ("response_a", "response_b") if "response_a" in data else ("response_A", "response_B")
     yield Example(
@@ -315,25 +321,6 @@ def _gsm8k_solutions(row: SourceRow) -> Iterable[Example]:
     for good, better in right:
         for bad, worse in wrong:
             yield _mixed(Example(f"{row.where.split()[-1]}-{good}-{bad}", data["question"], (better, worse), (0,)))
-
-
-def _conversation(row: SourceRow) -> tuple[Prompt, str, str]:
-    """Return prompt, chosen and rejected response of a row.
-
-    The row holds the two responses as texts, or as whole conversations that differ in their last message.
-    """
-    data = row.data
-    chosen, rejected, prompt = (_cell(data.get(k), row.where) for k in ("chosen", "rejected", "prompt"))
-    for column, value in (("chosen", chosen), ("rejected", rejected)):
-        if value is None:
-            raise KeyError(column)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            raise DataFormatError(f"{row.where}: 'prompt' is missing")
-        return prompt, chosen, rejected
-    talks = [as_list(x, row.where) for x in (chosen, rejected)]
-    context = prompt if prompt is not None else talks[0][:-1]
-    return context, _text(talks[0][-1]["content"]), _text(talks[1][-1]["content"])
 
 
 def _cell(value: Any, where: str) -> Any:  # noqa: ANN401 - a text or a list of messages

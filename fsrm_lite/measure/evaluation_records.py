@@ -49,8 +49,10 @@ class Record:
         lengths: Characters of each response.
         logits: Fast score logit of each response. None for an empty response, which is never read and ranks below any
             other; all None if ``unread``.
-        distribution_confidences: Word-distribution confidence of each response, in [0, 1]; 0 for an empty one.
-        label_masses: Probability of all labels together, in [0, 1], per response; 0 for an empty one.
+        distribution_confidences: Word-distribution confidence of each response, in [0, 1]; 0 for an empty one, None
+            from a scalar head.
+        label_masses: Probability of all labels together, in [0, 1], per response; 0 for an empty one, None from a
+            scalar head.
         escalated: What the gate said: once for a pair, otherwise once per response.
         slow: The judge's answer; None where it was not asked or had nothing to decide.
         unread: A response was too long for the fast path; the item counts as a tie.
@@ -71,8 +73,8 @@ class Record:
     right: tuple[int, ...]
     lengths: tuple[int, ...]
     logits: tuple[float | None, ...]
-    distribution_confidences: tuple[float, ...]
-    label_masses: tuple[float, ...]
+    distribution_confidences: tuple[float | None, ...]
+    label_masses: tuple[float | None, ...]
     escalated: tuple[bool, ...]
     slow: Slow | None = None
     unread: bool = False
@@ -110,7 +112,8 @@ class Record:
         """Return whether every field has the right type and length."""
         n = len(self.lengths)
         texts = (self.run, self.judge, self.id, self.key, self.subset, self.group)
-        numbers = (*self.distribution_confidences, *self.label_masses, *(x for x in self.logits if x is not None))
+        read = (*self.distribution_confidences, *self.label_masses, *self.logits)
+        numbers = [x for x in read if x is not None]
         return (
             all(isinstance(text, str) for text in texts)
             and all(len(part) == n > 0 for part in (self.logits, self.distribution_confidences, self.label_masses))

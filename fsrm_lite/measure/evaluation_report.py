@@ -249,7 +249,8 @@ def _by_scores(record: Record, pairwise: bool, scores: Sequence[float]) -> Polic
 
 def _label_mass(records: Sequence[Record]) -> dict[str, float] | None:
     """Return the median label mass of the responses that were read, and the share of low ones; None without any."""
-    masses = [m for r in records for m, logit in zip(r.label_masses, r.logits, strict=True) if logit is not None]
+    read = [(m, logit) for r in records for m, logit in zip(r.label_masses, r.logits, strict=True)]
+    masses = [m for m, logit in read if m is not None and logit is not None]
     if not masses:
         return None
     low = sum(m < LOW_LABEL_MASS for m in masses) / len(masses)

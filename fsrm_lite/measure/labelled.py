@@ -72,8 +72,12 @@ class LabelledItem:
 
     @property
     def distribution_confidence(self) -> float:
-        """The word-distribution confidence in [0, 1]; for a pair the smaller one of both responses."""
-        return min(r.distribution_confidence for r in self.readings)
+        """The word-distribution confidence in [0, 1]; for a pair the smaller one of both responses.
+
+        Where there is none, it is 1: the gate takes a confidence that a reading lacks for one that is never too low.
+        """
+        found = [r.distribution_confidence for r in self.readings]
+        return min(1.0 if confidence is None else confidence for confidence in found)
 
     @property
     def fast_correct(self) -> bool:
@@ -94,15 +98,20 @@ class LabelledItem:
             group: Identity of the prompt; see ``group_key``.
             subset: Any name, for reports.
 
-        Raises:
-            CalibrationError: If the comparison has no fast scores.
+        The pair of a model that reads pairs becomes two readings whose logits differ by what the gate saw.
         """
-        if comparison.scores is None:
-            raise CalibrationError(f"item {key!r}: the comparison carries no fast scores")
+        readings = (
+            tuple(fast_signals(s) for s in comparison.scores)
+            if comparison.scores is not None
+            else tuple(
+                FastSignals(logit, sigmoid(logit), comparison.distribution_confidence, comparison.label_mass)
+                for logit in (comparison.logit, 0.0)
+            )
+        )
         slow = comparison.route == "slow"
         return cls(
             key,
-            tuple(fast_signals(s) for s in comparison.scores),
+            readings,
             label,
             slow_correct=comparison.winner == label if slow else None,
             slow_tokens=comparison.tokens_generated if slow else None,
@@ -172,8 +181,8 @@ class LabelledItem:
             CalibrationError: If the label or the number of readings is out of range.
         """
         try:
-            readings = tuple(FastSignals(**{k: float(v) for k, v in r.items()}) for r in data["readings"])
-            if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence)):
+            readings = tuple(_signals_from(r) for r in data["readings"])
+            if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence or 0.0)):
                 raise ValueError("a reading is not a number")
             tokens, right = data.get("slow_tokens"), data.get("slow_correct")
             if not (right is None or isinstance(right, bool)) or not (
@@ -269,6 +278,12 @@ class Sample:
             "distribution": self.distribution,
             "joint": np.minimum(_ranks(intuition), _ranks(self.distribution)),
         }
+
+
+def _signals_from(data: Mapping[str, Any]) -> FastSignals:
+    """Return a reading from its plain values; what it lacks, it may hold as null."""
+    numbers: dict[str, Any] = {name: None if value is None else float(value) for name, value in data.items()}
+    return FastSignals(**numbers)
 
 
 def fast_signals(score: Score) -> FastSignals:

@@ -52,6 +52,9 @@ BLANK_SCORE = Score(
 )
 """The score of an empty response in a tournament: below any text's, without a reading by the model."""
 
+UNREAD_SCORE = Score(0.5, 0.0, 0.0, None, None)
+"""The score of every response in a tournament of a model that reads pairs only: nobody is ahead."""
+
 logger = logging.getLogger(__name__)
 
 

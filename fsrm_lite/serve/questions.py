@@ -74,7 +74,8 @@ class Answer:
         route: Which half of the model decided.
         escalated: Whether the judge was asked.
         reasons: Why it was.
-        label_mass: How much of the first token's distribution the readings are based on, the least over the options.
+        label_mass: How much of the first token's distribution the readings are based on, the least over the options;
+            None from a model with a scalar head.
         input_tokens: Tokens of text and question and options, what they share counted once, and those that the judge
             read.
         cached_tokens: Those of them that had been read for another request.
@@ -86,7 +87,7 @@ class Answer:
     route: Route
     escalated: bool
     reasons: tuple[str, ...]
-    label_mass: float
+    label_mass: float | None
     input_tokens: int
     cached_tokens: int
     output_tokens: int
@@ -176,7 +177,8 @@ async def _decided(
     gate = service.model.gate
     shared = _distinct_tokens([item.ids for item in items])
     cached = max(0, shared - sum(score.tokens_read for score in scores))
-    mass = min(score.label_mass for score in scores)
+    masses = [score.label_mass for score in scores if score.label_mass is not None]
+    mass = min(masses, default=None)
     if len(items) == 1:  # "is this response good?": the score is the probability
         (score,) = await service.thought_over(items, scores, how)
         return _answer([score.score, 1.0 - score.score], [score], mass, shared, cached, scores)
@@ -210,7 +212,7 @@ async def _decided(
 def _answer(
     probabilities: Sequence[float],
     results: Sequence[Score | Comparison],
-    mass: float,
+    mass: float | None,
     shared: int,
     cached: int,
     scores: Sequence[Score],

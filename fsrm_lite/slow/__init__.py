@@ -11,6 +11,13 @@ A *thought* is a chain of thought; a thought with its verdict about a pair is a 
 ``child``        the child process as its parent sees it
 ``scheduler``    many texts written at once, one decoding step for all of them
 ``streams``      the state of the texts being written, as arrays
+``verdicts``     where a thought ends in a text, and the verdict behind it
 ``sampling``     how the next token of each text is drawn
 ===============  ===================================================================================
+
+``read_verdict`` reads the verdict in a text that another engine wrote, by the judge's own rules.
 """
+
+from fsrm_lite.slow.verdicts import WrittenVerdict, read_verdict
+
+__all__ = ["WrittenVerdict", "read_verdict"]

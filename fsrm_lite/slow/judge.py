@@ -26,10 +26,10 @@ from fsrm_lite.bundle.manifest import VerdictTemplate
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.slow.sampling import vote_key
+from fsrm_lite.slow.verdicts import find_close
 from fsrm_lite.slow.voting import choice_of, decided, majority, probabilities
 from fsrm_lite.slow.worker import InlineRunner, Runner, SubprocessRunner
 from fsrm_lite.types import (
-    ANSWER_TOKENS,
     Completion,
     Decoding,
     Generation,
@@ -241,7 +241,7 @@ class Judge:
     def _job(self, prompt: tuple[int, ...], vote: int, form: VerdictForm | None, options: JudgeOptions) -> Job:
         """Return the job for one vote. Its budget is cut down to the room that the prompt leaves in the context."""
         limits = self._manifest.limits
-        around = len(prompt) + (len(form.forced) + ANSWER_TOKENS if form else 0)
+        around = len(prompt) + (len(form.forced) + form.answer_tokens if form else 0)
         room = limits.context - around
         if room < 1:
             raise ContextOverflowError(
@@ -316,13 +316,20 @@ class Judge:
             swapped=swapped,
             winner=choice_of(completion) ^ swapped,
             p_first=1.0 - p_shown_first if swapped else p_shown_first,
-            rationale=self._rationale(completion),
+            rationale=self._rationale(completion, "pairwise_slow"),
             tokens_generated=len(completion.ids),
             closed=completion.choice is None,
         )
 
-    def _rationale(self, completion: Completion) -> str:
-        """Return the thought of a completion as text."""
+    def _rationale(self, completion: Completion, template: str) -> str:
+        """Return the thought of a completion as text.
+
+        Where a text ends it, it may end within a token, so that the tokens of the thought alone would cut it short.
+        """
+        close = self._form(template).close
+        end = find_close(self._encoder.decode(list(completion.ids)), close) if close else None
+        if end is not None:
+            return self._encoder.decode(list(completion.ids))[: end[0]].strip()
         return self._encoder.decode(list(completion.ids[: completion.thought])).strip()
 
     def _point(self, completions: list[Completion | None]) -> PointJudgement:
@@ -341,7 +348,9 @@ class Judge:
         signals = gate.signals(logits, verdict.values)
         words = [choice_of(c) for c in cast]
         chosen = max(range(len(means)), key=lambda i: (words.count(i), means[i], -i))
-        rationale = next(self._rationale(c) for c, word in zip(cast, words, strict=True) if word == chosen)
+        rationale = next(
+            self._rationale(c, "pointwise_slow") for c, word in zip(cast, words, strict=True) if word == chosen
+        )
         whole = len(cast) == len(completions)
         word = verdict.choices[chosen]
         return PointJudgement(signals.score, signals.logit, word, rationale, means, read, written, whole)
@@ -351,7 +360,7 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
     """Return how a verdict is written, as ids.
 
     The head of the form is the part of ``close`` that ends a thought by itself: everything up to its first special
-    token, or all of it if it has none.
+    token. If it has none, the thought ends where the text of ``close`` stands, whatever its tokens are.
 
     Args:
         verdict: The manifest's description, as text.
@@ -363,11 +372,20 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
     close = encoder.encode_template(verdict.close)
     forced = encoder.encode_template(verdict.close + verdict.prefix)
     special = set(encoder.manifest.special_tokens.values())
-    head = close[: next((i + 1 for i, token in enumerate(close) if token in special), len(close))]
-    if not head:
+    if not verdict.close.strip():
         raise BundleError(
             "a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict"
         )
+    end = next((i + 1 for i, token in enumerate(close) if token in special), 0)
+    by_text = () if end else tuple(encoder.tokens_with(verdict.close.rstrip()[-1]))
     return VerdictForm(
-        tuple(head), tuple(forced), encoder.decode(close[len(head) :]), verdict.prefix, verdict.choice_ids
+        head=tuple(close[:end]),
+        forced=tuple(forced),
+        tail=encoder.decode(close[end:]) if end else "",
+        prefix=verdict.prefix,
+        choices=verdict.choice_ids,
+        words=verdict.choices,
+        close="" if end else verdict.close,
+        wake=by_text,
+        answer_tokens=encoder.manifest.limits.verdict_tokens,
     )

@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from fsrm_lite.runtimes.engine import Engine, Interrupted
 from fsrm_lite.slow.sampling import draw
 from fsrm_lite.slow.streams import Streams
-from fsrm_lite.types import ANSWER_TOKENS, Completion, Decoding, Job, VerdictForm, WatchIds
+from fsrm_lite.slow.verdicts import choice_follows, find_choice, find_close
+from fsrm_lite.types import Completion, Decoding, Job, VerdictForm, WatchIds
 
 WATCH_SECONDS = 0.08
 """Least time between two calls of a watch: often enough for an eye, and too seldom to slow the decoding down."""
 
+_CLOSE_WINDOW = 32  # tokens, at the end of what is written, in which a text that closes a thought is looked for
+_CERTAIN = 50.0  # logits of choices that the model did not write, relative to the one that it wrote
 _WORTH_COPYING = 16  # tokens; to copy a stream takes about as long as to compute this many
 
 ToText = Callable[[list[int]], str]
@@ -54,8 +57,10 @@ class _Running:
     number: int
     job: Job
     tokens_read: int
-    limit: int  # most tokens that it may write: its budget; after its thought, ANSWER_TOKENS more than the thought has
+    limit: int  # most tokens that it may write: its budget; after its thought, answer_tokens more than the thought has
     thought: int | None = None  # tokens of the thought, once it has ended
+    answer: int = 0  # tokens up to the end of what closed the thought
+    lead: str = ""  # text that the token which ended the thought has behind the close
     reading: bool = False  # the thought was closed, and the logits of the next step give the verdict
     pending: bool = False  # the next token is a verdict, if it is one of the choices
     choice: int | None = None  # index of the last verdict that the model wrote itself
@@ -198,7 +203,7 @@ class Scheduler:
         self._slots[i] = _Running(number, job, len(prompt) - share, job.budget)
         rows.start(i, int(prompt[-1]), len(body), job.budget)
         if job.form:
-            rows.wake[job.form.head[-1]] = True
+            rows.wake[list(job.form.wake or job.form.head[-1:])] = True
 
     def _read(self, texts: _Texts) -> None:
         """Run ids through the model, all streams together, without returning logits."""
@@ -243,9 +248,13 @@ class Scheduler:
         elif slot.pending and token in form.choices:
             slot.choice = form.choices.index(token)
             slot.logits = tuple(logits[list(form.choices)].tolist())
+        answer = "" if slot.thought is None else slot.lead + self.to_text(rows.written(i)[slot.answer :].tolist())
         if slot.thought is not None:
-            slot.pending = self._choice_is_next(rows.written(i)[slot.thought + len(form.head) :], form)
+            exact = answer.endswith(form.prefix) if form.prefix.strip() else answer == form.tail + form.prefix
+            slot.pending = exact or choice_follows(answer, form.prefix)
         if stopped or rows.count(i) >= slot.limit:
+            if slot.choice is None and slot.thought is not None and form.words:
+                self._read_in_text(slot, form, answer)
             if slot.choice is not None:
                 self._finish(i, feed, rows)
             else:
@@ -254,15 +263,34 @@ class Scheduler:
     def _end_of_thought(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
         """Check whether the ids just written end the thought; if so, note its length and how much may follow it."""
         written = rows.written(i)
-        if tuple(written[-len(form.head) :].tolist()) == form.head:
-            slot.thought = len(written) - len(form.head)
-            slot.limit = len(written) + ANSWER_TOKENS - len(form.head)
-            rows.watch(i, 0)
+        if form.head:
+            if tuple(written[-len(form.head) :].tolist()) != form.head:
+                return
+            slot.thought, slot.answer = len(written) - len(form.head), len(written)
+        else:
+            start = max(0, len(written) - _CLOSE_WINDOW)
+            text = self.to_text(written[start:].tolist())
+            end = find_close(text, form.close)
+            if end is None:
+                return
+            slot.thought, slot.answer, slot.lead = start, len(written), text[end[1] :]
+            while (
+                slot.thought < len(written) and len(self.to_text(written[start : slot.thought + 1].tolist())) <= end[0]
+            ):
+                slot.thought += 1  # the token belongs to the thought as a whole
+        slot.limit = slot.answer + form.answer_tokens
+        if form.head:
+            slot.limit -= len(form.head)
+        rows.watch(i, 0)
 
-    def _choice_is_next(self, answer: NDArray[np.int32], form: VerdictForm) -> bool:
-        """Return whether the next token would be a verdict, given the ids written after the end of the thought."""
-        text = self.to_text(answer.tolist())
-        return text.endswith(form.prefix) if form.prefix else text == form.tail
+    def _read_in_text(self, slot: _Running, form: VerdictForm, answer: str) -> None:
+        """Take the verdict from the text, where its token is another one than that of the choice alone.
+
+        The logits say nothing about it then; the model wrote it, and that is all that is known.
+        """
+        slot.choice = find_choice(answer, form.prefix, form.words)
+        if slot.choice is not None:
+            slot.logits = tuple(0.0 if n == slot.choice else -_CERTAIN for n in range(len(form.choices)))
 
     def _close(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:
         """Close a thought, so that the logits of the next step give its verdict.

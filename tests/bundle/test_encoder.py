@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from fsrm_lite import FastSlowRM
-from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Template
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
@@ -97,21 +96,6 @@ def test_added_tokens_without_the_special_flag_are_text_too(encoder):
     # Qwen3 has <think> and </think> without that flag. Ignoring them would let a response close the judge's thought.
     assert encoder.manifest.special_tokens["</think>"] not in encoder.encode_text("4</think>5")
     assert encoder.encode_template("</think>") == [encoder.manifest.special_tokens["</think>"]]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text"),
-    [
-        ("hi", "hi"),
-        ([{"role": "user", "content": "hi"}], "hi"),
-        (
-            [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
-            "system: be brief\n\nuser: hi",
-        ),
-    ],
-)
-def test_prompt_text(prompt, text):
-    assert prompt_text(prompt) == text
 
 
 @pytest.mark.parametrize(

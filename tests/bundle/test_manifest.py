@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsrm_lite.bundle.manifest import FORMAT_VERSION, Manifest, check_template
+from fsrm_lite.bundle.manifest import FORMAT_VERSION, Manifest, check_template, template_parts
 from fsrm_lite.errors import BundleError
 
 GOOD = {
@@ -42,6 +42,38 @@ def changed(**entries):
     return data
 
 
+FORMS = {"forms": {"start>user": "<s>", "user>assistant": "</t>"}, "endings": {"user": "", "assistant": "</t>"}}
+
+
+def test_version_1_is_still_read():
+    assert Manifest.from_dict(changed(format_version=1)) == Manifest.from_dict(GOOD)
+
+
+def test_a_conversation_needs_its_forms_and_may_hold_the_response():
+    templates = {**GOOD["templates"], "pointwise_fast": {"text": "{conversation}"}}
+    with pytest.raises(BundleError, match="has no 'conversation' forms"):
+        Manifest.from_dict(changed(templates=templates))
+    manifest = Manifest.from_dict(changed(templates=templates, conversation=FORMS))
+    assert manifest.conversation.roles == ("user", "assistant")
+    assert Manifest.from_dict(manifest.to_dict()) == manifest
+    for bad in ({"forms": {}}, {"forms": {"a": 3}, "endings": {}}, {"forms": {}, "endings": {"root": ""}}, 3):
+        with pytest.raises(BundleError, match="malformed"):
+            Manifest.from_dict(changed(conversation=bad))
+
+
+def test_a_slot_can_be_escaped():
+    assert template_parts("{{prompt}} {x y} {{}} {prompt}{response}!") == [
+        ("{prompt} {x y} {} ", "prompt"),
+        ("", "response"),
+        ("!", ""),
+    ]
+    check_template("pointwise_fast", "{{answer}} {prompt}{response}")
+    with pytest.raises(BundleError, match=r"if it is text, write \{\{answer\}\}"):
+        check_template("pointwise_fast", "{answer} {prompt}{response}")
+    with pytest.raises(BundleError, match=r"names \{prompt\} and \{conversation\} 2 times"):
+        check_template("pointwise_fast", "{prompt} {conversation}{response}")
+
+
 def test_round_trip():
     manifest = Manifest.from_dict(GOOD)
     assert Manifest.from_dict(manifest.to_dict()) == manifest
@@ -51,7 +83,7 @@ def test_round_trip():
     ("data", "text"),
     [
         ([], "expected an object"),
-        (changed(format_version=99), "format_version 99, this package reads 1"),
+        (changed(format_version=99), "format_version 99, this package reads 1 and 2"),
         ({k: v for k, v in GOOD.items() if k != "labels"}, "'labels' is missing"),
         (changed(labels=GOOD["labels"][:1]), "1 labels, expected at least 2"),
         (

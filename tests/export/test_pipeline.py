@@ -21,7 +21,13 @@ from fsrm_lite.export.parity.measures import Tolerance
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
-export_checkpoint = importlib.import_module("fsrm_lite.export").export_checkpoint
+
+
+def export_checkpoint(*arguments, tolerance=None, **options):
+    """Export a checkpoint of random weights, which say a label no more often than any other token."""
+    exporter = importlib.import_module("fsrm_lite.export").export_checkpoint
+    return exporter(*arguments, tolerance={"label_mass": 0, **(tolerance or {})}, **options)
+
 
 ROWS = [
     {"prompt": f"How much is {i} and {i + 3}?", "responses": [str(2 * i + 3), f"It is {i}.", "I do not know."]}
@@ -29,6 +35,7 @@ ROWS = [
 ]
 BUNDLE = json.dumps({"files": {"fast": {}}})
 LOOSE = {"delta_score": 1, "decisions": 0, "routes": 0, "verdicts": 0}
+ANY_MASS = ["--tolerance", "label_mass=0"]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +186,13 @@ def test_export_names_the_worst_matmul_where_quantization_did_it(
     with pytest.raises(ToleranceError, match=f"{kind}: something is off; try --{kind} wider; ") as caught:
         export_checkpoint(checkpoint, tmp_path / "out", fast=fast, slow=slow, calibration=rows, tolerance=LOOSE)
     assert ("the worst MatMul is " in str(caught.value)) == named
-    assert listing(tmp_path) == []
+    # A bad slow file does not throw away a good fast one.
+    assert listing(tmp_path) == ([] if kind == "fast" else ["out"])
+    if kind == "slow":
+        kept = Bundle.open(tmp_path / "out")
+        kept.check()
+        assert not kept.has("slow")
+        assert kept.manifest.card["parity"]["passed"]
 
 
 def drop_shard(folder):
@@ -394,6 +407,7 @@ def test_cli_prints_the_table_and_the_stages(checkpoint, rows, tmp_path):
         str(rows),
         "--tolerance",
         "delta-score=0.5",
+        *ANY_MASS,
     ]
     result = CliRunner().invoke(export, [*arguments, "--tolerance", "decisions=0", "--tolerance", "routes=0"])
     assert result.exit_code == 0, result.output
@@ -401,6 +415,7 @@ def test_cli_prints_the_table_and_the_stages(checkpoint, rows, tmp_path):
     assert "reference scores ..." in result.stderr
     assert Bundle.open(tmp_path / "out").manifest.card["parity"]["fast"]["tolerance"] == {
         "delta_score": 0.5,
+        "label_mass": 0.0,
         "decisions": 0.0,
         "routes": 0.0,
     }
@@ -417,6 +432,7 @@ def test_cli_out_of_tolerance_exits_1(checkpoint, rows, tmp_path):
         str(rows),
         "--tolerance",
         "delta_score=0",
+        *ANY_MASS,
     ]
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 1

@@ -43,6 +43,13 @@ def test_reward_function_no_completions():
     assert RewardFunction(FakeRM())(prompts=[], completions=[]) == []
 
 
+def test_one_unreadable_completion_costs_the_others_nothing():
+    silent = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    completions = ["+", 3, [silent, {"role": "assistant", "content": "+"}], [silent], [{"content": 4}]]
+    assert RewardFunction(FakeRM())(prompts=["q"] * 5, completions=completions) == [0.5, None, 0.5, 0.0, None]
+    assert PairwiseJudge(FakeRM()).judge(["q", "q"], [["+", 3], ["+", "++"]]) == [-1, 1]
+
+
 def test_reward_function_pickles(fake_loading):
     reward = pickle.loads(pickle.dumps(RewardFunction("org/name", judge="auto", scale="logit", name="mine", threads=1)))
     assert (reward.__name__, reward(prompts=["q"], completions=["++"])) == ("mine", [1.0])

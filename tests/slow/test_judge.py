@@ -16,9 +16,8 @@ from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, Judg
 from fsrm_lite.models.data import held_out
 from fsrm_lite.runtimes.opening import open_engine
 from fsrm_lite.slow.judge import Judge, resolve_form
-from fsrm_lite.slow.scheduler import ANSWER_TOKENS
 from fsrm_lite.slow.voting import majority
-from fsrm_lite.types import JudgeOptions
+from fsrm_lite.types import ANSWER_TOKENS, JudgeOptions
 
 PAIRS = [
     ("What is 1 + 1?", "2", "3"),

@@ -252,3 +252,45 @@ def test_a_deadline_in_the_past_starts_nothing():
 def test_job_room_covers_prompt_thought_answer_and_close():
     assert Job((1, 2, 3), 0, 10).room == 13
     assert Job((1, 2, 3), 0, 10, PAIR).room == 13 + ANSWER_TOKENS + 3
+
+
+# A thought that ends by text: no token of these is the close, the prefix or the choice alone.
+PARTS = {7: "fine.</ev", 8: "al>\n\n<ans", 9: "wer> [[", 10: "1]]", 11: "</eval> <answer>[["}
+
+
+def parts(ids):
+    return "".join(PARTS.get(i, WORDS.get(i, "x")) for i in ids)
+
+
+def written(script, choices=(ONE, TWO), budget=6):
+    """Return what comes of a text that a model writes token by token, when a text closes its thought."""
+    form = VerdictForm((), (8, 9), "", "<answer>[[", choices, ("1", "2"), "</eval>\n", wake=(8, 11), answer_tokens=5)
+    prompt = (0, 0)
+
+    def next_token(tokens):
+        return script[min(len(tokens) - len(prompt), len(script) - 1)]
+
+    fake = FakeEngine(next_token)
+    job = Job(prompt, 0, budget, form)
+    referee = Referee(Request((job,), Decoding(0.0), (STOP,)))
+    Scheduler(fake, parts, Decoding(0.0), (STOP,), 1, job.room).run(referee)
+    return referee.completions[0]
+
+
+def test_a_thought_ends_by_text_wherever_tokens_end():
+    done = written([6, 7, 8, 9, TWO, STOP])
+    assert (done.choice, done.thought) == (1, 1)
+    assert done.logits == (-50.0, 0.0)
+    assert written([6, 6, 11, ONE, STOP]).choice == 0
+
+
+def test_a_verdict_within_a_longer_token_is_read_from_the_text():
+    done = written([6, 7, 8, 9, 0, STOP])
+    assert done.choice is None  # the model wrote no choice, so that its thought was closed
+    done = written([7, 8, 9, 10, STOP])
+    assert (done.choice, done.logits) == (0, (0.0, -50.0))
+
+
+def test_a_thought_without_an_end_is_closed_at_its_budget():
+    done = written([6] * 20)
+    assert (done.choice, done.thought, len(done.logits)) == (None, 6, 2)

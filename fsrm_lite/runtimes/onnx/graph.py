@@ -42,6 +42,7 @@ class Graph:
         vocab_size: Tokens of the vocabulary.
         hidden_size: Width of a hidden state.
         labels: Token ids of the labels.
+        head: "vocabulary", or "scalar" for a graph that gives one number, the reward.
         widths: How sequences are cut into runs.
         past_names: Inputs with keys and values of earlier tokens.
         present_names: The outputs that have the same and the new tokens' behind them, in the same order.
@@ -75,6 +76,7 @@ class Graph:
         self.vocab_size = int(metadata["fsrm.vocab_size"])
         self.hidden_size = int(metadata["fsrm.hidden_size"])
         self.labels: list[int] = json.loads(metadata["fsrm.labels"])
+        self.head = metadata.get("fsrm.head", "vocabulary")
         self.widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
         inputs = self._session.get_inputs()
         pasts = [i for i in inputs if i.name.startswith("past_")]

@@ -33,9 +33,9 @@ class FastReading:
     """What the model would say first after one sequence.
 
     Attributes:
-        label_logits: Raw logits of the labels, in the manifest's order.
-        log_mass: logsumexp of the logits of the whole vocabulary.
-        entropy: Entropy of the full first-token distribution, in nats.
+        label_logits: Raw logits of the labels, in the manifest's order; from a scalar head the reward alone.
+        log_mass: logsumexp of the logits of the whole vocabulary; None from a scalar head.
+        entropy: Entropy of the full first-token distribution, in nats; None from a scalar head.
         tokens_read: Tokens that were computed for this reading. A prefix that several sequences share counts for the
             first of them.
         tokens_shared: Tokens of the sequence that had been computed before, in this call or an earlier one.
@@ -43,8 +43,8 @@ class FastReading:
     """
 
     label_logits: tuple[float, ...]
-    log_mass: float
-    entropy: float
+    log_mass: float | None
+    entropy: float | None
     tokens_read: int
     tokens_shared: int
     hidden: NDArray[np.float32] | None = None
@@ -115,12 +115,17 @@ class FastModel:
         """Forget the kept prefixes, so that the next call computes, and counts, what a new model would."""
         self._worker.submit(self._cache.clear).result()
 
-    def check(self, vocab_size: int, label_ids: Sequence[int]) -> None:
+    def check(self, vocab_size: int, label_ids: Sequence[int], head: str = "vocabulary") -> None:
         """Refuse a manifest that does not describe this graph: its scores would mean something else.
 
         Raises:
-            BundleError: If the size of the vocabulary or the labels' ids, in order, differ.
+            BundleError: If the size of the vocabulary, the labels' ids, in order, or the head differ.
         """
+        if head != self.graph.head:
+            raise BundleError(
+                f"fsrm.json says that the head is a {head} one, the fast graph has a {self.graph.head} one; "
+                "export the bundle again"
+            )
         if vocab_size != self.vocab_size or self.graph.labels != list(label_ids):
             raise BundleError(
                 f"fsrm.json names the labels {list(label_ids)} of {vocab_size} tokens, the fast graph was made for "
@@ -241,16 +246,17 @@ class _Call:
             return
         # The graph puts this row's hidden states before the carried ones, which have waited longer.
         count, carried = len(wanted), len(self._carry)
-        outputs = ["label_logits", "log_mass", "entropy", "hidden"]
+        distribution = ["log_mass", "entropy"] if self._model.graph.head == "vocabulary" else []
+        outputs = ["label_logits", "hidden", *distribution]
         head_rows = range(count + carried)
         values = [v.numpy() for v in self._model._run(outputs, row, state, wanted, self._carry, head_rows)]
         order = [*range(count, count + carried), *range(count)]
-        hidden = np.concatenate([values[3], self._carry])
+        hidden = np.concatenate([values[1], self._carry])
         for (sequence, read), at in zip(self._waiting, order, strict=True):
             self.readings[sequence] = FastReading(
                 label_logits=tuple(float(x) for x in values[0][at]),
-                log_mass=float(values[1][at]),
-                entropy=float(values[2][at]),
+                log_mass=float(values[2][at]) if distribution else None,
+                entropy=float(values[3][at]) if distribution else None,
                 tokens_read=read,
                 tokens_shared=len(self._sequences[sequence]) - read,
                 hidden=hidden[at].copy() if self._hidden else None,

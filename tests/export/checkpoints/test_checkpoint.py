@@ -122,9 +122,11 @@ def test_sliding_window_counts_only_where_it_is_used():
         ({"model_type": "qwen3_moe"}, "mixture of experts"),
         ({"num_local_experts": 8}, "mixture of experts"),
         (
-            {"architectures": ["LlamaForSequenceClassification"]},
-            "LlamaForSequenceClassification, expected LlamaForCausalLM",
+            {"architectures": ["LlamaForTokenClassification"]},
+            "LlamaForTokenClassification, a process reward model, .* expected LlamaForCausalLM or LlamaForSequenceClass",
         ),
+        ({"architectures": ["LlamaForQuestionAnswering"]}, "LlamaForQuestionAnswering, expected LlamaForCausalLM or"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "has 2 outputs .id2label in config.json., expected 1"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope scaling 'linear' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),

@@ -54,7 +54,7 @@ def readings(logits):
 
 def test_read_logits_of_a_uniform_distribution():
     reading = read_logits(np.zeros(8, dtype=np.float32), [1, 2])
-    assert reading == TokenReading((0.0, 0.0), pytest.approx(math.log(8)), pytest.approx(math.log(8)))
+    assert reading == TokenReading((0.0, 0.0), pytest.approx(math.log(8)), pytest.approx(math.log(8)), 0)
 
 
 def test_read_logits_survives_large_logits():

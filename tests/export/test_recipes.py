@@ -1,0 +1,345 @@
+"""Every recipe, from a folder with real tokenizer and architecture to results, with no JSON written."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from helpers.public import VOCABULARY, needs_tokenizers, public_checkpoint, tokenizer_folder
+
+from fsrm_lite import FastSlowRM
+from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.cli.exporting import export, recipes, verify
+from fsrm_lite.errors import ExportError, InputError, ToleranceError, UnsupportedCheckpointError
+from fsrm_lite.export.checkpoints.chat_template import ChatTemplate
+from fsrm_lite.export.checkpoints.checkpoint import Architecture
+from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
+from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
+from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
+from fsrm_lite.export.pipeline import export_checkpoint
+from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
+
+for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
+    pytest.importorskip(module)
+
+LOOSE = {"label_mass": 0, "delta_score": 1, "delta_margin": 9, "decisions": 0, "routes": 0, "verdicts": 0}
+ROWS = [
+    {"prompt": f"How much is {i} and {i + 3}?", "responses": [str(2 * i + 3), f"It is {i}.", "I do not know."]}
+    for i in range(3)
+]
+FAMILIES = {  # recipe: name of the folder, architecture, tokenizer, scalar head
+    "qwen3-reranker": ("Qwen3-Reranker-0.6B", "qwen3", "qwen3", False),
+    "skywork-reward-v2": ("Skywork-Reward-V2-Llama-3.2-1B", "llama", "llama3_1", True),
+    "scalar": ("my-reward", "qwen3", "qwen3", True),
+    "rrm": ("RRM-7B", "qwen2", "qwen3", False),
+    "rm-r1": ("RM-R1-DeepSeek-Distilled-Qwen-7B", "qwen2", "qwen3", False),
+    "gram": ("GRAM-Qwen3-1.7B-RewardModel", "qwen3", "qwen3", False),
+    "gram-rr": ("GRAM-RR-LLaMA-3.2-3B-RewardModel", "llama", "llama3_1", False),
+    "prometheus": ("M-Prometheus-3B", "qwen2", "qwen3", False),
+    "yes-no": ("my-chat-model", "llama", "llama3_1", False),
+    "pairwise": ("my-chat-model", "qwen3", "qwen3", False),
+}
+
+
+def architecture(tokenizer, *, scalar=False):
+    return Architecture(
+        model_type="qwen3",
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        vocab_size=VOCABULARY[tokenizer],
+        rms_eps=1e-6,
+        rope_theta=1e6,
+        rope_scaling=None,
+        tied=False,
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=True,
+        context=32_768,
+        scalar=scalar,
+    )
+
+
+def resolved(spec, tokenizer, *, scalar=False):
+    root = tokenizer_folder(tokenizer)
+    vocabulary = read_vocabulary(root, VOCABULARY[tokenizer])
+    where, data = load_spec(root, spec)
+    return resolve_spec(where, data, architecture(tokenizer, scalar=scalar), vocabulary, root), vocabulary, root
+
+
+def of(name):
+    _, _, tokenizer, scalar = FAMILIES[name]
+    manifest, vocabulary, root = resolved(fragment(find_recipe(name), "m"), tokenizer, scalar=scalar)
+    return manifest, vocabulary, PromptEncoder(root / "tokenizer.json", manifest), root
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return path
+
+
+def test_each_recipe_is_tried():
+    assert set(FAMILIES) == set(all_recipes())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_recipe_is_recognised_or_asked_for(name):
+    folder, family, _, scalar = FAMILIES[name]
+    class_ = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
+    class_ += "ForSequenceClassification" if scalar else "ForCausalLM"
+    found = recognise(f"/models/{folder}", class_, chat_template=True).recipe
+    assert found.name == ("yes-no" if name == "pairwise" else name)  # the other generic recipe has to be asked for
+
+
+def test_what_is_not_known_is_refused_with_what_to_do():
+    with pytest.raises(ExportError, match=r"nothing is known about my-model.* name it with --spec"):
+        recognise("my-model", "Qwen3ForCausalLM", chat_template=False)
+    with pytest.raises(ExportError, match="called like the models of the recipe 'skywork-reward-v2', but is a Qwen2"):
+        recognise("Skywork-Reward-V2-x", "Qwen2ForCausalLM", chat_template=True)
+    with pytest.raises(ExportError, match="no recipe 'skywrok'; expected one of gram, "):
+        find_recipe("skywrok")
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_equal_those_of_transformers(name):
+    """The prompt that a user of transformers would make of the recipe's messages, filled in, by the chat template."""
+    transformers = pytest.importorskip("transformers")
+    manifest, _, encoder, root = of(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(root)
+    slots = {
+        "prompt": "How much is 2 + 3?\nSay why.",
+        "response": " 5, since... ",
+        "response_a": "5",
+        "response_b": "6",
+    }
+    for template, entry in find_recipe(name).spec["templates"].items():
+        if "messages" not in entry:
+            continue
+        think = entry.get("thinking", not template.endswith("_fast"))
+        filled = [
+            {**m, "content": m["content"].replace("{prompt}", slots["prompt"]).replace("{response}", slots["response"])}
+            for m in entry["messages"]
+        ]
+        for message in filled:
+            for slot in ("response_a", "response_b"):
+                message["content"] = message["content"].replace(f"{{{slot}}}", slots[slot])
+        text = tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=True, enable_thinking=think)
+        expected = tokenizer.encode(text + entry.get("answer", ""), add_special_tokens=False)
+        assert encoder.render(template, slots) == expected
+    labels = {label.text: label.id for label in (*manifest.labels, *manifest.pair_labels)}
+    assert all(encoder.decode([token]) == text for text, token in labels.items())
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ids_that_stand_in_a_recipe_are_those_of_its_examples(name):
+    _, _, encoder, _ = of(name)
+    examples = find_recipe(name).examples
+    assert len(examples) == 2
+    for example in examples:
+        assert example["tokenizer"] == FAMILIES[name][2]
+        ids = getattr(encoder, example["template"])(example["prompt"], *example["responses"])
+        assert ids == [int(i) for i in example["ids"].split()]
+
+
+@needs_tokenizers
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_a_folder_to_results(name, rows, tmp_path):
+    folder, family, tokenizer, scalar = FAMILIES[name]
+    checkpoint = public_checkpoint(tmp_path / folder, family, tokenizer, scalar=scalar)
+    arguments = [str(checkpoint), "-o", str(tmp_path / "out"), "--calibration", str(rows)]
+    arguments += [word for key, value in LOOSE.items() for word in ("--tolerance", f"{key}={value}")]
+    done = CliRunner().invoke(export, arguments + (["--recipe", name] if name == "pairwise" else []))
+    assert done.exit_code == 0, done.output
+    assert f"recipe {name} (" in done.stderr
+    assert "assumed: " in done.stderr
+    checked = CliRunner().invoke(verify, [str(tmp_path / "out")])
+    assert checked.exit_code == 0, checked.output
+    assert "examples give the noted ids" in checked.stdout
+    with FastSlowRM.from_pretrained(tmp_path / "out", thinking_tokens=8) as rm:
+        use(rm, "always" if rm.bundle.has("slow") else "auto")
+
+
+def use(rm, judge):
+    """Whatever a user may call."""
+    question, answers = "How much is 2 + 3?", ["5", "6", "It is five.", ""]
+    kinds = rm.bundle.manifest.templates
+    compared = rm.compare(question, "5", "6", judge=judge if "pairwise_slow" in kinds else "auto")
+    assert 0 <= compared.p_first <= 1
+    assert (
+        rm.compare(question, "6", "5", judge="never").winner == 1 - rm.compare(question, "5", "6", judge="never").winner
+    )
+    selection = rm.best_of_n(question, answers, judge="never")
+    assert selection.ranking[-1] == 3
+    if "pointwise_fast" in kinds:
+        score = rm.score(question, "5", judge=judge if "pointwise_slow" in kinds else "auto")
+        assert 0 <= score.score <= 1
+        assert len(rm.rank(question, answers[:3], judge="never")) == 3
+        assert (score.label_mass is None) == (rm.bundle.manifest.head == "scalar")
+    else:
+        assert compared.scores is None
+        assert selection.scores == ()
+        with pytest.raises(InputError, match=r"reads pairs of responses .* call compare"):
+            rm.score(question, "5")
+        with pytest.raises(InputError, match="call compare"):
+            rm.rank(question, answers[:3])
+
+
+@needs_tokenizers
+@pytest.mark.slow
+def test_a_scalar_head_gives_the_reward_of_transformers(rows, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = public_checkpoint(tmp_path / "Skywork-Reward-V2-Qwen3-0.6B", "qwen3", "qwen3", scalar=True)
+    manifest = export_checkpoint(folder, tmp_path / "out", fast="fp32", calibration=rows, tolerance=LOOSE)
+    assert manifest.head == "scalar"
+    assert set(manifest.files) == {"tokenizer", "fast"}
+    assert manifest.card["parity"]["fast"]["tolerance"].keys() == {"delta_logit", "decisions", "routes"}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How much is 2 + 3?"},
+        {"role": "assistant", "content": "Five?"},
+        {"role": "user", "content": "Are you sure?"},
+    ]
+    with FastSlowRM.from_pretrained(tmp_path / "out") as rm:
+        for prompt in (talk, talk[1:2], "How much is 2 + 3?"):
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            text = tokenizer.apply_chat_template(
+                [*messages, {"role": "assistant", "content": "Yes, 5."}], tokenize=False
+            )
+            with torch.no_grad():
+                reward = model(**tokenizer(text, return_tensors="pt")).logits[0][0].item()
+            score = rm.score(prompt, "Yes, 5.", judge="never")
+            assert score.logit == pytest.approx(reward, abs=1e-4)
+            assert score.distribution_confidence is None
+            assert json.loads(json.dumps(score.to_dict()))["label_mass"] is None
+
+
+@needs_tokenizers
+@pytest.mark.slow
+def test_an_export_of_labels_that_the_model_does_not_say_fails_before_the_graph_is_written(rows, tmp_path):
+    folder = public_checkpoint(tmp_path / "Qwen3-Reranker-0.6B", "qwen3", "qwen3")
+    stages = []
+    with pytest.raises(
+        ToleranceError, match=r"labels 'yes', 'no' have a median probability of .*; likely cause: a templ"
+    ):
+        export_checkpoint(
+            folder, tmp_path / "out", slow="none", calibration=rows, progress=lambda stage, *_: stages.append(stage)
+        )
+    assert "fast file" not in stages
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tokenizers
+def test_another_models_control_tokens_are_refused():
+    spec = fragment(find_recipe("yes-no"), "m")
+    text = "<|start_header_id|>user<|end_header_id|>\n\n{prompt} {response}<|eot_id|>"
+    spec = {**spec, "templates": {"pointwise_fast": {"text": text}}}
+    manifest, vocabulary, _ = resolved(spec, "qwen3")
+    with pytest.raises(ExportError, match=r"template 'pointwise_fast' spells <\|end_header_id\|>, .* it has <\|"):
+        refuse_foreign_tokens(manifest, vocabulary)
+    for name in FAMILIES:
+        own, vocabulary, _, _ = of(name)
+        refuse_foreign_tokens(own, vocabulary)
+
+
+@needs_tokenizers
+def test_a_missing_start_and_a_missing_stub_are_doubtful():
+    from fsrm_lite.export.checkpoints.chat_template import read_chat_template
+
+    spec = fragment(find_recipe("yes-no"), "m")
+
+    def doubts_of(text, tokenizer):
+        manifest, vocabulary, root = resolved({**spec, "templates": {"pointwise_fast": {"text": text}}}, tokenizer)
+        return doubts(manifest, read_chat_template(root, vocabulary))
+
+    user = "<|start_header_id|>user<|end_header_id|>\n\n{prompt} {response}<|eot_id|>"
+    assert "does not begin with '<|begin_of_text|>'" in doubts_of(user, "llama3_1")[0]
+    assert doubts_of("<|begin_of_text|>" + user, "llama3_1") == []
+    asked = "<|im_start|>user\n{prompt} {response}<|im_end|>\n<|im_start|>assistant\n"
+    assert "behind which this model would think" in doubts_of(asked, "qwen3")[0]
+    assert doubts_of(asked + "<think>\n\n</think>\n\n", "qwen3") == []
+    assert doubts(resolved(spec, "qwen3")[0], None) == []
+    for name in FAMILIES:
+        manifest, vocabulary, _, root = of(name)
+        assert doubts(manifest, read_chat_template(root, vocabulary)) == []
+    assert isinstance(read_chat_template(root, vocabulary), ChatTemplate)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["labels"][0].update(vlaue=1), "label 0 has unknown keys vlaue; expected among text, value"),
+        (
+            lambda s: s["templates"]["pointwise_slow"]["verdict"].update(sufix="}"),
+            "the verdict of template 'pointwise_slow' has unknown keys sufix",
+        ),
+        (lambda s: s["templates"]["pointwise_fast"].update(txet=""), "template 'pointwise_fast' has unknown keys txet"),
+        (lambda s: s["limits"].update(contxt=1), "limits has unknown keys contxt"),
+        (
+            lambda s: s["templates"]["pointwise_fast"]["messages"][0].update(rol="x"),
+            "message 0 of template 'pointwise_fast' has unknown keys rol",
+        ),
+    ],
+)
+def test_misspelt_keys_inside_a_spec_are_refused(change, message, tmp_path):
+    spec = json.loads(json.dumps({**fragment(find_recipe("yes-no"), "m"), "limits": {"context": 64}}))
+    change(spec)
+    with pytest.raises(ExportError, match=message):
+        load_spec(tmp_path, spec)
+
+
+@needs_tokenizers
+def test_an_empty_close_is_refused():
+    spec = json.loads(json.dumps(fragment(find_recipe("yes-no"), "m")))
+    spec["templates"]["pointwise_slow"]["verdict"]["close"] = " \n"
+    with pytest.raises(ExportError, match="template 'pointwise_slow' has a verdict with an empty 'close'"):
+        resolved(spec, "qwen3")
+
+
+@needs_tokenizers
+@pytest.mark.slow
+def test_a_head_with_several_outputs_is_refused(tmp_path):
+    folder = public_checkpoint(tmp_path / "multi", "qwen3", "qwen3", scalar=True, outputs=3)
+    with pytest.raises(UnsupportedCheckpointError, match=r"has 3 outputs .* expected 1, the reward"):
+        export_checkpoint(folder, tmp_path / "out")
+
+
+def test_recipes_are_listed():
+    shown = CliRunner().invoke(recipes, [])
+    assert shown.exit_code == 0
+    for name in all_recipes():
+        assert f"{name}\n  reads " in shown.stdout
+    assert "Skywork/Skywork-Reward-V2-Qwen3-0.6B gives 7.875 for" in shown.stdout
+    assert {r["name"] for r in json.loads(CliRunner().invoke(recipes, ["--json"]).stdout)} == set(all_recipes())
+
+
+def test_a_recipe_is_printed_and_can_be_given_back(tmp_path):
+    (tmp_path / "RRM-7B").mkdir()
+    (tmp_path / "RRM-7B" / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}')
+    shown = CliRunner().invoke(export, [str(tmp_path / "RRM-7B"), "--print-recipe"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout) == fragment(find_recipe("rrm"), "RRM-7B")
+    (tmp_path / "spec.json").write_text(shown.stdout)
+    assert load_spec(tmp_path, tmp_path / "spec.json")[1]["pair_labels"] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "no/such/name", "org/does-not-exist"])
+def test_an_unknown_name_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(export, [name, "-o", "out"])
+    assert done.exit_code == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert "folder" in lines[0] or "check the name and the network" in lines[0]
