@@ -153,7 +153,10 @@ class FirstTokenParity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, in six significant digits."""
-        return _rounded(asdict(self))
+        figures = asdict(self)
+        if self.label_mass is not None:  # differences of rewards are looked at where there is a scalar head
+            del figures["margins"], figures["max_delta_margin"]
+        return _rounded(figures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(export
     }
     assert bounded == {
         "label logit, largest difference": ["at most 0.001", ""],
+        "label mass of the checkpoint, median": ["at least 0", ""],
         "pairwise decisions alike, near ties aside": ["at least 99%", ""],
         "gate routes alike, near ties aside": ["at least 99%", ""],
         "greedy verdicts alike, near ties aside": ["", "at least 98%"],

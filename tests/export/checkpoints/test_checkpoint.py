@@ -123,7 +123,7 @@ def test_sliding_window_counts_only_where_it_is_used():
         ({"num_local_experts": 8}, "mixture of experts"),
         (
             {"architectures": ["LlamaForTokenClassification"]},
-            "LlamaForTokenClassification, a process reward model, .* expected LlamaForCausalLM or LlamaForSequenceClass",
+            "LlamaForTokenClassification, a process reward model, .* expected LlamaForCausalLM or LlamaForSeq",
         ),
         ({"architectures": ["LlamaForQuestionAnswering"]}, "LlamaForQuestionAnswering, expected LlamaForCausalLM or"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "has 2 outputs .id2label in config.json., expected 1"),
