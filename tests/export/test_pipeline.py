@@ -34,7 +34,7 @@ ROWS = [
     for i in range(4)
 ]
 BUNDLE = json.dumps({"files": {"fast": {}}})
-LOOSE = {"delta_score": 1, "decisions": 0, "routes": 0, "verdicts": 0}
+LOOSE = {"delta_score": 1, "label_mass": 0, "decisions": 0, "routes": 0, "verdicts": 0}
 ANY_MASS = ["--tolerance", "label_mass=0"]
 
 
