@@ -151,7 +151,8 @@ def test_the_ids_that_stand_in_a_recipe_are_those_of_its_examples(name):
 @needs_tokenizers
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_from_a_folder_to_results(name, rows, tmp_path):
+def test_from_a_folder_to_results(name, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("fsrm_lite.export.stages.thought_budget", lambda *_: 8)  # random weights end no thought
     folder, family, tokenizer, scalar = FAMILIES[name]
     checkpoint = public_checkpoint(tmp_path / folder, family, tokenizer, scalar=scalar)
     arguments = [str(checkpoint), "-o", str(tmp_path / "out"), "--calibration", str(rows)]
