@@ -1,4 +1,4 @@
-"""Let the model answer eight times, and choose the best answer by a knockout."""
+"""Let the model answer eight times, and choose the best answer, thinking where the gate asks for it."""
 
 from fsrm_lite import FastSlowRM, SolveReasoner
 from fsrm_lite.loops.reasoners import Sampling, Task
@@ -9,6 +9,6 @@ prompt = (
 )
 proposals = SolveReasoner(rm).propose([Task(prompt)], Sampling(n=8, temperature=1.0))[0]
 candidates = [proposal.text for proposal in proposals]
-selection = rm.best_of_n(prompt, candidates, strategy="knockout")
+selection = rm.best_of_n(prompt, candidates)
 print("best:", candidates[selection.index])
 print(len(candidates), "candidates,", len(selection.comparisons), "matches")
