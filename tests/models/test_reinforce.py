@@ -1,0 +1,39 @@
+"""Reinforcing verdicts: what counts as better than the rest of its group, and which tokens learn from it."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from fsrm_lite.models import reinforce  # noqa: E402 - imports torch
+
+
+@given(st.lists(st.lists(st.sampled_from((1.0, -1.0)), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_advantages_have_mean_zero_and_vanish_where_all_are_alike(rewards):
+    found = reinforce.advantages(np.array(rewards))
+    np.testing.assert_allclose(found.mean(axis=1), 0.0, atol=1e-12)
+    for row, values in zip(rewards, found, strict=True):
+        assert (values == 0.0).all() == (len(set(row)) == 1)
+        assert all((value > 0) == (reward > 0) for reward, value in zip(row, values, strict=True) if value)
+
+
+def test_only_written_tokens_learn_and_a_thought_that_was_cut_off_has_no_stop_token():
+    prompts = [[1, 2, 3], [4, 5]]
+    long = [7] * reinforce.THINKING_TOKENS
+    thoughts = [[[8, 9], [6]], [long, [6, 6]]]
+    advantage = np.array([[1.0, -1.0], [0.5, 0.0]])
+    (batch,) = reinforce.batches_of(prompts, thoughts, advantage, 99, 4, random.Random(0))
+    found = {}
+    for row in range(4):
+        for segment in set(batch.segments[row].tolist()) - {0}:
+            inside = batch.segments[row] == segment
+            found[tuple(batch.ids[row][inside].tolist())] = batch.weights[row][inside].tolist()
+    assert found == {
+        (1, 2, 3, 8, 9, 99): [0, 0, 1, 1, 1, 0],
+        (1, 2, 3, 6, 99): [0, 0, -1, -1, 0],
+        (4, 5, *long): [0, *[0.5] * len(long), 0],
+    }
