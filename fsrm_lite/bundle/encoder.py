@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -74,7 +73,7 @@ class PromptEncoder:
         # Longest first: where one special token is the beginning of another, the longer one is found.
         names = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("|".join(re.escape(n) for n in names)) if names else None
-        self._pieces = cache(self._split_at_special_tokens)
+        self._split_texts: dict[str, list[int | str]] = {}
         self._templates = {name: self._parts(t.text) for name, t in manifest.templates.items()}
         self._slots = {name: template_slots(t.text) for name, t in manifest.templates.items()}
         self._refuse_undeclared()
@@ -117,6 +116,15 @@ class PromptEncoder:
         ]
         self._tokenizer.add_special_tokens(plain)
         self._tokenizer.encode_special_tokens = True
+
+    def _pieces(self, text: str) -> list[int | str]:
+        """Return trusted text split at special tokens; each text is split once.
+
+        The splits are kept in a plain dictionary, since an encoder is pickled to reach the judge's process.
+        """
+        if text not in self._split_texts:
+            self._split_texts[text] = self._split_at_special_tokens(text)
+        return self._split_texts[text]
 
     def _split_at_special_tokens(self, text: str) -> list[int | str]:
         """Split trusted text into the ids of special tokens and runs of plain text."""
