@@ -51,7 +51,7 @@ def test_every_use_has_a_script():
 
 def test_score(run):
     lines = run("score")
-    assert [line.split()[1] for line in lines] == ["fast", "slow", "fast"]
+    assert [line.split()[1] for line in lines] == ["slow", "slow", "fast"]
     scores = [float(line.split()[0]) for line in lines]
     assert scores[0] > 0.8
     assert max(scores[1:]) < 0.1
@@ -65,13 +65,15 @@ def test_compare(run):
 
 
 def test_rank(run):
-    assert [line[6:] for line in run("rank")] == ["15 pens", "16 pens", "15 cups"]
+    first, *rest = [line[6:] for line in run("rank")]
+    assert first == "15 pens"
+    assert sorted(rest) == ["15 cups", "16 pens"]
 
 
 def test_best_of_n(run):
     best, counts = run("best_of_n")
     assert "17 pens" in best
-    assert re.fullmatch(r"8 candidates, [1-7] matches", counts)
+    assert re.fullmatch(r"8 candidates, [0-7] matches", counts)
 
 
 def test_reward_function(run):

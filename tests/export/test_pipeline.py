@@ -270,7 +270,7 @@ def unknown_key(folder):
         (unigram, "tokenizer is of type 'Unigram'"),
         (unknown_split, "tokenizer's split .* is not known"),
         (no_tokenizer, r"has no tokenizer\.json"),
-        (no_spec, r"there is no spec .*fsrm\.json .*--spec"),
+        (no_spec, r"nothing is known about .*: no recipe has its name"),
         (unknown_key, "unknown keys lables"),
     ],
 )
@@ -451,7 +451,7 @@ def test_cli_refuses_malformed_options_before_any_work(checkpoint, tmp_path):
     result = CliRunner().invoke(export, [str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
-    assert "nowhere is not a folder" in result.stderr
+    assert "nowhere is no folder, and no name on the hub either" in result.stderr
     assert listing(tmp_path) == []
 
 

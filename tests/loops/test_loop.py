@@ -93,7 +93,7 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
         [Proposal("2", 3)] * 2,
         [Proposal("3", 3)] * 2,
     ]
-    assert asked[0][1] == {"n": 2, "max_tokens": 256, "temperature": 0.8, "top_p": 1.0, "seed": 7}
+    assert asked[0][1] == {"n": 2, "max_tokens": 256, "temperature": 0.8, "top_p": 1.0, "seed": 7, "watch": None}
     with pytest.raises(ReasonerError, match="the context holds 40"):
         reasoner.propose([Task("x" * 50)], Sampling())
 
