@@ -14,14 +14,14 @@ QUESTIONS = (
     "Mia has 7 pens. Mia finds 8 more. Then Mia loses 4. Then Mia gets 6 from Fay. How many pens does Mia have now?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
-    "Look at the numbers 3, 17, 9, 22, 14. How many of them are greater than 11?",
+    "Look at the numbers 12, 7, 9, 19, 13, 1. How many of them are less than 7?",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--candidates", type=int, default=6, help="samples per question (default: 6)")
-    parser.add_argument("--temperature", type=float, default=0.9, help="of the sampling (default: 0.9)")
+    parser.add_argument("--candidates", type=int, default=8, help="samples per question (default: 8)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default: 1.0)")
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     with FastSlowRM.from_pretrained(threads=options.threads) as rm:
@@ -30,13 +30,10 @@ def main() -> None:
 
 
 def candidates(rm: FastSlowRM, question: str, count: int, temperature: float, seed: int) -> list[str]:
-    """Return different answers that the model itself writes, the most frequent first."""
+    """Return answers that the model itself writes; some may be alike."""
     prompt = rm.encoder.solve(question)
-    texts = [
-        g.text.strip()
-        for g in rm.judge.generate([prompt], n=2 * count, max_tokens=96, temperature=temperature, seed=seed)[0]
-    ]
-    return [text for text, _ in Counter(t for t in texts if t).most_common(count)]
+    written = rm.judge.generate([prompt], n=count, max_tokens=96, temperature=temperature, seed=seed)[0]
+    return [text for text in (g.text.strip() for g in written) if text]
 
 
 def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
@@ -44,10 +41,13 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
     selection = rm.best_of_n(question, responses)
     print(f"\nQuestion: {question}\n")
     print("  fast score  confidence (intuition, distribution)  candidate")
+    counts = Counter(responses)
     for i, (score, response) in enumerate(zip(selection.scores, responses, strict=True)):
+        if responses.index(response) < i:
+            continue
         print(
             f"  [{i}]  {score.score:5.3f}  "
-            f"{score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {response}"
+            f"{score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {counts[response]} x {response}"
         )
     if not selection.comparisons:
         print("\n  The gate did not fire: the fast scores decide alone.")
