@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make docs · make sanitize · make bench      each sets up what it needs in .venv and is quick the second time
+# make demo · make test · make lint · make docs · make sanitize · make attack · make bench      each sets up what it needs in .venv and is quick the second time
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ C_FILES := $(wildcard $(KERNELS)/*.[ch]) $(FUZZ)
 C_CHECKS := -Wall -Wextra -Wpedantic -Werror -I$(KERNELS) -isystem $(KERNELS)/third_party/onnxruntime
 # What the compiled operators are compiled with, from the one place that says it.
 C_FLAGS = $(or $(shell $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['ext-modules'][0]['extra-compile-args'])"),$(error no compiler flags in pyproject.toml))
-# Of make sanitize: where its random shapes begin, and for how many seconds it draws them.
+# Where the randomness of make sanitize and make attack begins, and for how many seconds make sanitize draws shapes.
 SEED ?= $(shell date +%s)
 FUZZ_SECONDS ?= 60
 # setuptools warns about every editable install; a newcomer should not have to read that.
@@ -19,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs sanitize bench real browser install clean
+.PHONY: demo test test-fast lint format docs sanitize attack bench real browser install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -47,6 +47,11 @@ sanitize:
 	@mkdir -p build
 	cc $(C_FLAGS) -g $(C_CHECKS) -fsanitize=address,undefined -fno-sanitize-recover $(FUZZ) $(KERNELS)/rows.c -lm -o build/fuzz_rows
 	ASAN_OPTIONS=abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1 build/fuzz_rows $(SEED) $(FUZZ_SECONDS)
+
+# Kills, damaged bundles and hostile texts, at SCALE=1 within ten minutes on two idle cores; the seed is printed.
+SCALE ?= 1
+attack: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.attack --scale $(SCALE) --seed $(SEED)
 
 # The first run writes model files and an environment for optimum under .bench (11 GB, some six minutes); then it measures for under 25.
 bench: $(VENV)/.bench

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from fsrm_lite.errors import MisuseError
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Error = TypeVar("_Error", bound=Exception)
@@ -29,7 +31,8 @@ def each(
     Args:
         call: From a list of items to one result per item, in order.
         items: Any number; ``call`` is not called for none.
-        errors: What counts as a bad item. Anything else is raised.
+        errors: What counts as a bad item. Anything else is raised, and so is ``MisuseError``, for which no item is at
+            fault.
         on_bad: Called with the position of each item that fails on its own, in order, and its error; it may raise.
 
     Yields:
@@ -41,6 +44,8 @@ def each(
             return
         try:
             results: Sequence[_Result | None] = list(call(list(items[start:stop])))
+        except MisuseError:
+            raise
         except errors as error:
             if stop - start > 1:
                 middle = (start + stop) // 2

@@ -9,13 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from reprlib import repr as short
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-from fsrm_lite.errors import InputError
+from fsrm_lite.errors import ContextOverflowError, InputError
 
 _Item = TypeVar("_Item")
 
 MAX_VOTES = 256
+MAX_TEXT_CHARACTERS = 1 << 20
+"""Longest prompt or response, about a million characters: more than a context of 200,000 tokens holds.
+
+A longer one is refused before it is tokenized. 16 million characters took 3.4 GiB and 23 seconds.
+"""
+
 MIN_TEMPERATURE = 1e-6
 """The smallest sampling temperature above 0: logits divided by a smaller number leave the range of float32."""
 
@@ -51,67 +57,126 @@ def expect_decoding(votes: object, temperature: object, top_p: object, top_k: ob
     expect(is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number: 0 keeps all, or more")
 
 
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value, which is returned
+    """Return a number of numpy's, or of another array library, as Python's own; anything else as it is.
+
+    Settings often come from arrays and tables. Stored as they are, they could not be written as JSON or given to C.
+    """
+    return value.item() if hasattr(value, "dtype") and getattr(value, "shape", None) == () else value
+
+
+def make_plain(settings: Any) -> None:  # noqa: ANN401 - a dataclass
+    """Replace the numbers among the fields of a (frozen) dataclass as ``plain`` says. For its ``__post_init__``."""
+    for name in settings.__dataclass_fields__:
+        value = getattr(settings, name)
+        if plain(value) is not value:
+            object.__setattr__(settings, name, plain(value))
+
+
 def is_whole(value: object) -> TypeGuard[int]:
-    """Return whether ``value`` is a whole number. True and False, which Python counts as integers, are not."""
+    """Return whether ``value`` is a whole number, Python's or numpy's.
+
+    True and False, which Python counts as integers, are not.
+    """
+    value = plain(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether ``value`` is a number that a float can hold.
+    """Return whether ``value`` is a number, Python's or numpy's, that a float can hold.
 
     True and False, infinities, NaN and whole numbers that are too large are not.
     """
+    value = plain(value)
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def check_items(items: Iterable[_Item], *parts: str) -> list[_Item]:
-    """Return ``items`` as a list, if each of them is a tuple or list with as many entries as there are ``parts``.
+def check_items(items: Iterable[Any], *parts: str) -> list[tuple[Any, ...]]:
+    """Return ``items`` as a list of tuples with as many entries as there are ``parts``.
 
     The entries themselves are not looked at.
 
     Args:
-        items: What the caller gave.
-        *parts: Name of each entry, for the message.
+        items: What the caller gave: tuples or lists, rows of an array, or objects with the parts as keys; or a table
+            (of pandas) with the parts as columns.
+        *parts: Name of each entry.
 
     Raises:
         InputError: If ``items`` is not a collection, or an item has another form; the message names the first such
             item.
     """
     shape = f"({', '.join(parts)})"
-    listed = _listed(items, "items", f"{shape} tuples")
+    if hasattr(items, "columns") and hasattr(items, "itertuples"):
+        return _rows_of_table(items, parts, shape)
+    listed: list[Any] = _listed(items, "items", f"{shape} tuples")
     for i, item in enumerate(listed):
-        if not isinstance(item, tuple | list) or len(item) != len(parts):
+        if isinstance(item, Mapping):
+            if any(part not in item for part in parts):
+                given = ", ".join(map(str, item)) or "nothing"
+                raise InputError(f"item {i} has {given}; expected a {shape} tuple, or an object with these keys")
+            listed[i] = tuple(item[part] for part in parts)
+        elif isinstance(item, tuple | list) or len(getattr(item, "shape", ())) == 1:
+            listed[i] = tuple(item)
+        if not isinstance(listed[i], tuple) or len(listed[i]) != len(parts):
             raise InputError(f"item {i} is not a {shape} tuple")
     return listed
+
+
+def _rows_of_table(table: Any, parts: tuple[str, ...], shape: str) -> list[tuple[Any, ...]]:  # noqa: ANN401
+    """Return the named columns of a table as rows. A column is found by its name, a row by its place."""
+    columns = list(table.columns)
+    if any(columns.count(part) != 1 for part in parts):
+        raise InputError(
+            f"the table has the columns {', '.join(map(str, columns)) or '(none)'}; expected {', '.join(parts)}, "
+            f"or a list of {shape} tuples"
+        )
+    return list(zip(*(list(table[part]) for part in parts), strict=True))
 
 
 def check_candidates(responses: Iterable[_Item]) -> list[_Item]:
     """Return the candidates (the responses to choose among) as a list, if there is at least one.
 
-    Their texts are not looked at.
+    Their texts are not looked at; see ``check_texts``.
 
     Raises:
         InputError: If ``responses`` is a single string, not a collection, or empty.
     """
-    candidates = _listed(responses, "responses", "strings")
+    candidates = check_texts(responses, "responses")
     if not candidates:
         raise InputError("there are 0 responses; expected at least 1")
     return candidates
 
 
+def check_texts(texts: Iterable[_Item], what: str) -> list[_Item]:
+    """Return a collection of texts as a list; the texts themselves are not looked at.
+
+    Args:
+        texts: A list, a generator, an array, or a column of a table, which is taken in the order of its rows.
+        what: What the message calls them, for example ``"documents"``.
+
+    Raises:
+        InputError: If it is a single string, or not a collection.
+    """
+    return _listed(texts, what, "strings")
+
+
 def _listed(given: Iterable[_Item], what: str, expected: str) -> list[_Item]:
     """Return what was given as a list, or raise an ``InputError`` if it is not a collection of ``expected``."""
-    # Python would take a string as a collection of its characters and a dict as one of its keys. No caller means that.
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    # Python would take a string as a collection of its characters, and a dict or a table as one of its keys. No caller
+    # means that.
+    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns") or not isinstance(given, Iterable):
         raise InputError(
             f"the {what} are {'one string' if isinstance(given, str) else kind_of(given)}; "
             f"expected a list of {expected}"
         )
-    return list(given)
+    try:
+        return list(given)
+    except TypeError as error:  # an array without dimensions says that it can be iterated over, and cannot
+        raise InputError(f"the {what} are {kind_of(given)}; expected a list of {expected}") from error
 
 
 def valid_unicode(text: str, what: str) -> str:
-    """Return ``text``, if it is valid Unicode.
+    """Return ``text``, if it is valid Unicode and not longer than ``MAX_TEXT_CHARACTERS``.
 
     A lone surrogate (one half of an emoji that was cut in two) cannot be encoded, and the tokenizer's own error would
     not say so.
@@ -121,8 +186,13 @@ def valid_unicode(text: str, what: str) -> str:
         what: What the message calls it, for example ``"prompt"``.
 
     Raises:
+        ContextOverflowError: If the text is longer than any context holds.
         InputError: If the text has a lone surrogate; the message says at which character.
     """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise ContextOverflowError(
+            f"the {what} has {len(text):,} characters, expected at most {MAX_TEXT_CHARACTERS:,}; shorten it"
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

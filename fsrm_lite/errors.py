@@ -7,6 +7,11 @@ given, what was expected and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_QUOTED = 500  # characters of another package's message
+
 
 class FsrmError(Exception):
     """Root of all errors of this package."""
@@ -52,6 +57,13 @@ class JudgeCrashed(JudgeError):
     """The judge's process died; the next call starts a fresh one."""
 
 
+class MisuseError(InputError, JudgeError):
+    """A model is used after it was closed, or in a process that was forked from the one that opened it.
+
+    No text or row is at fault, so nothing that goes on past bad items goes on past this.
+    """
+
+
 class ExportError(FsrmError):
     """A checkpoint cannot be exported, or an export is out of tolerance."""
 
@@ -85,6 +97,36 @@ def missing_extra(package: str, extra: str, cause: BaseException | None = None) 
     )
 
 
+@contextmanager
+def as_ours(kind: type[FsrmError], what: str) -> Iterator[None]:
+    """Turn whatever a library raises within the block into one error of this package.
+
+    Libraries that read strangers' files raise errors of many kinds, some without a common root; a library written in
+    Rust may even raise a ``PanicException``, which is no ``Exception``. Our own errors and requests to stop pass.
+
+    Args:
+        kind: The error to raise.
+        what: Begins its message; what was raised follows.
+
+    Raises:
+        FsrmError: Of the given kind.
+    """
+    try:
+        yield
+    except (FsrmError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{what}: {type(error).__name__}: {one_line(error)[:_QUOTED]}") from error
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of another package's error on one line, as all messages of this package are."""
     return " ".join(str(error).split())
+
+
+def printable(text: str) -> str:
+    """Return a text with every character that is not for printing written out, as Python would write it.
+
+    A stranger's card or file name may hold control characters, which a terminal would obey. Line breaks and tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

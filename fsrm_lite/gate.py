@@ -99,6 +99,9 @@ class GateSpec:
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
+        for name in self.__dataclass_fields__:  # a number of numpy's, from a table or an array, becomes Python's own
+            if isinstance(value := getattr(self, name), np.generic):
+                object.__setattr__(self, name, value.item())
         for name in ("intuition_threshold", "distribution_threshold"):
             value = getattr(self, name)
             if not _is_number(value) or not 0.0 <= value <= 1.0:

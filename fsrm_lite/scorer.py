@@ -7,17 +7,18 @@ is first needed, and not before. This is the only module that knows all of these
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, TypeVar, Unpack
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.conversation import read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole
-from fsrm_lite.errors import InputError
+from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole, plain
+from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.path import EncodedResponse, FastPath
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import Decision, Gate, GateSpec
@@ -25,6 +26,7 @@ from fsrm_lite.ranking.order import best_first
 from fsrm_lite.slow.engines import ENGINES, EngineChoice
 from fsrm_lite.slow.escalation import SlowPath, with_thought, with_votes
 from fsrm_lite.types import (
+    POLICIES,
     Comparison,
     JudgeEngine,
     JudgeOptions,
@@ -43,7 +45,7 @@ from fsrm_lite.types import (
 if TYPE_CHECKING:
     from fsrm_lite.slow.judge import Judge
 
-POLICIES = ("auto", "never", "always")
+_Result = TypeVar("_Result")
 
 Response: TypeAlias = str | EncodedResponse
 """A response as text, or what ``FastSlowRM.encode`` made of it."""
@@ -77,6 +79,7 @@ class FastSlowRM:
         gate: GateSpec | None = None,
         truncate: bool = False,
         judge_engine: JudgeEngine = "auto",
+        deterministic: bool = False,
         judge_process: Literal["inline", "subprocess"] = "inline",
         on_judge_crash: Literal["raise", "fast"] = "raise",
     ) -> None:
@@ -96,6 +99,8 @@ class FastSlowRM:
             gate: Thresholds to use instead of the bundle's.
             truncate: Cut the end off responses that are too long to be scored, instead of raising an error. The judge
                 needs more room and may still find them too long.
+            deterministic: Read each response by itself, so that its fast score is the same to the last bit alone and in
+                any company. It costs what is gained by reading responses together: two to four times on lists.
             judge_engine: The runtime that the judge thinks with: "onnx" (ONNX Runtime, with the fast file), "llama.cpp"
                 (with the GGUF file), or "auto"; see ``fsrm_lite.slow.engines.choose_engine``.
             judge_process: "inline" or "subprocess". With "subprocess" a crash of the runtime does not end this process;
@@ -124,6 +129,23 @@ class FastSlowRM:
         expect_one_of(ENGINES, "judge_engine", judge_engine)
         expect_one_of(("inline", "subprocess"), "judge_process", judge_process)
         expect_one_of(("raise", "fast"), "on_judge_crash", on_judge_crash)
+        expect(isinstance(deterministic, bool), "deterministic", deterministic, "true or false")
+        self.options: ModelSettings = {
+            "threads": plain(threads),
+            "judge": judge,
+            "votes": votes,
+            "thinking_tokens": thinking_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "deadline": deadline,
+            "gate": gate,
+            "truncate": truncate,
+            "deterministic": deterministic,
+            "judge_engine": judge_engine,
+            "judge_process": judge_process,
+            "on_judge_crash": on_judge_crash,
+        }
+        """The options that the model was opened with."""
         self._policy = judge
         self._settings: JudgeSettings = {
             "votes": votes,
@@ -136,7 +158,7 @@ class FastSlowRM:
         self.bundle = bundle
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
         self.gate = Gate(bundle.manifest.gate if gate is None else gate)
-        self.fast = FastPath(bundle, self.encoder, threads=threads, truncate=truncate)
+        self.fast = FastPath(bundle, self.encoder, threads=threads, truncate=truncate, apart=deterministic)
         self._slow = SlowPath(
             bundle,
             self.encoder,
@@ -251,6 +273,30 @@ class FastSlowRM:
             results[i] = with_thought(results[i], judgement)
         return results
 
+    def score_each(
+        self,
+        items: Iterable[tuple[Prompt, Response]],
+        *,
+        judge: JudgePolicy | None = None,
+        **options: Unpack[JudgeSettings],
+    ) -> list[Score | InputError]:
+        """Return the rewards of responses, where an item that cannot be scored costs only itself.
+
+        Arguments are as for ``score_many``.
+
+        Returns:
+            One entry per item, in input order: its score, or the error that says why there is none (the text is empty,
+            too long, not valid Unicode, or no text).
+
+        Raises:
+            InputError: If an option is out of range, or the items have another form.
+            MisuseError: If the model was closed, or opened before a fork.
+            JudgeUnavailableError: If ``judge="always"`` and llama-cpp-python cannot be used.
+        """
+        self._policy_of(judge), self._judge_options(options)
+        listed = check_items(items, "prompt", "response")
+        return _each(lambda part: self.score_many(part, judge=judge, **options), listed)
+
     def predict(self, pairs: Iterable[tuple[Prompt, Response]], **options: Unpack[ScoringSettings]) -> list[float]:
         """Return the scores of (prompt, response) pairs as plain floats in [0, 1], in input order.
 
@@ -332,6 +378,24 @@ class FastSlowRM:
             asked = [_thinks(policy, decision) for _, decision in fast]
         return self._think_about(list(pairs), fast, asked, settings, policy)
 
+    def compare_each(
+        self,
+        items: Iterable[tuple[Prompt, Response, Response]],
+        *,
+        judge: JudgePolicy | None = None,
+        **options: Unpack[JudgeSettings],
+    ) -> list[Comparison | InputError]:
+        """Compare pairs of responses, where a pair that cannot be compared costs only itself.
+
+        Arguments are as for ``compare_many``, errors as for ``score_each``.
+
+        Returns:
+            One entry per pair, in input order: its comparison, or the error that says why there is none.
+        """
+        self._policy_of(judge), self._judge_options(options)
+        listed = check_items(items, "prompt", "first", "second")
+        return _each(lambda part: self.compare_many(part, judge=judge, **options), listed)
+
     def rank(
         self,
         prompt: Prompt,
@@ -353,6 +417,7 @@ class FastSlowRM:
             ``[{"corpus_id": position in responses, "score": in [0, 1], "text": the response}, ...]``. Equal scores keep
             the input order.
         """
+        top_k = plain(top_k)
         expect(
             top_k is None or (is_whole(top_k) and top_k >= 1),
             "top_k",
@@ -380,7 +445,8 @@ class FastSlowRM:
 
         Args:
             prompt: What was asked.
-            responses: The candidates, at least one; empty ones rank last.
+            responses: The candidates, at least one. Empty ones, and those that are too long, rank last with score 0;
+                the ``reasons`` of their scores say why.
             strategy: Which matches there are: "gated" (default), "fast", "knockout", "elo" or "majority"; see
                 ``fsrm_lite.ranking.tournament.select``. "fast" and "majority" have no matches. A model that reads pairs
                 has no scores: "gated" is then a knockout among all, whose matches are read fast, and the gate decides
@@ -394,9 +460,9 @@ class FastSlowRM:
             The selection: the best response, the ranking, and the matches that were played.
 
         Raises:
-            InputError: If there is no response, a text is unusable, or an option is unknown.
+            InputError: If there is no response or none can be read, a text is unusable, or an option is unknown.
         """
-        from fsrm_lite.ranking.tournament import BLANK_SCORE, UNREAD_SCORE, TournamentOptions, select
+        from fsrm_lite.ranking.tournament import BLANK_SCORE, UNREAD_SCORE, TournamentOptions, select, unread_score
 
         known = {"judge", *JudgeOptions.__dataclass_fields__, *TournamentOptions.__dataclass_fields__}
         unknown = sorted(set(options) - known)
@@ -413,12 +479,22 @@ class FastSlowRM:
             )
         candidates = check_candidates(responses)
         read_prompt(prompt)  # an unusable prompt is refused even where every response is empty and none is read
-        readable = [i for i, response in enumerate(candidates) if not _is_blank(response)]
-        encoded = {i: self._encoded(i, prompt, candidates[i]) for i in readable}
+        filled = [i for i, response in enumerate(candidates) if not _is_blank(response)]
+        encoded: dict[int, EncodedResponse] = {}
+        unread: dict[int, ContextOverflowError] = {}
+        for i in filled:
+            try:
+                encoded[i] = self._encoded(i, prompt, candidates[i])
+            except ContextOverflowError as error:
+                unread[i] = error
+        if unread and not encoded:
+            raise next(iter(unread.values()))
         scores = [BLANK_SCORE] * len(candidates)
         read = self.fast.read(list(encoded.values()), self.gate.spec.temperature) if single else []
-        for i, score in zip(readable, read or [UNREAD_SCORE] * len(readable), strict=True):
+        for i, score in zip(encoded, read or [UNREAD_SCORE] * len(encoded), strict=True):
             scores[i] = score
+        for i, why in unread.items():
+            scores[i] = unread_score(str(why))
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
             texts = [(encoded[a], encoded[b]) for a, b in pairs]
@@ -431,7 +507,7 @@ class FastSlowRM:
 
         texts = [_text(response) for response in candidates]
         everyone: JudgePolicy = policy if single else "always"  # without scores nobody is ahead before the matches
-        selection = select(strategy, scores, texts, self.gate, play, judge=everyone, **tournament)  # type: ignore[arg-type]
+        selection = select(strategy, scores, texts, self.gate, play, judge=everyone, unread=unread, **tournament)  # type: ignore[arg-type]
         return selection if single else replace(selection, scores=())
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
@@ -550,6 +626,13 @@ class FastSlowRM:
         for i, judgement in self._slow.compare(texts, settings, policy).items():
             results[i] = with_votes(results[i], judgement)
         return results
+
+
+def _each(call: Callable[[list[Any]], Sequence[_Result]], items: Sequence[Any]) -> list[_Result | InputError]:
+    """Return one result per item, in order; for an item that ``call`` refuses, the error of that item alone."""
+    errors: dict[int, InputError] = {}
+    found = each_or_none(call, items, InputError, errors.__setitem__)
+    return [errors[i] if result is None else result for i, result in enumerate(found)]
 
 
 def _thinks(policy: JudgePolicy, decision: Decision) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
-from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole
+from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole, make_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,7 @@ Prompt: TypeAlias = str | list[Message]
 """What the caller asks about: plain text, or a conversation that ends with the request."""
 
 JudgePolicy = Literal["auto", "never", "always"]
+POLICIES = ("auto", "never", "always")
 """When to think slowly: where the gate says so, never, or always."""
 
 JudgeEngine = Literal["auto", "onnx", "llama.cpp"]
@@ -135,6 +136,7 @@ class _ModelSettings(TypedDict, total=False):
     gate: GateSpec | None
     truncate: bool
     judge_engine: JudgeEngine
+    deterministic: bool
     judge_process: Literal["inline", "subprocess"]
     on_judge_crash: Literal["raise", "fast"]
 
@@ -195,6 +197,7 @@ class JudgeOptions:
         Raises:
             InputError: If a value is out of range; the message names the option, the value and the range.
         """
+        make_plain(self)
         settings = (self.votes, self.temperature, self.top_p, self.top_k)
         expect_decoding(*(1 if value is None else value for value in settings))  # 1 is a valid value for each of them
         for name, value in (("adaptive", self.adaptive), ("both_orders", self.both_orders)):
@@ -233,6 +236,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Raise an ``InputError`` on settings out of range; see ``JudgeOptions``."""
+        make_plain(self)
         expect_decoding(1, self.temperature, self.top_p, self.top_k)
 
 

@@ -2,17 +2,21 @@
 
 import contextlib
 import copy
+import json
 import math
 import pickle
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite import FastSlowRM, GateSpec
-from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
+from fsrm_lite.checks import check_items, expect, expect_one_of, is_number, is_whole
 from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.loops.reasoners import Sampling
 from fsrm_lite.ranking.tournament import TournamentOptions
 from fsrm_lite.types import JudgeOptions
 
@@ -40,6 +44,13 @@ JUNK = st.one_of(
         (math.inf, False, False),
         (10**400, True, False),
         ("3", False, False),
+        (np.int64(3), True, True),
+        (np.uint8(3), True, True),
+        (np.float32(2.5), False, True),
+        (np.array(4), True, True),
+        (np.bool_(True), False, False),
+        (np.float64("nan"), False, False),
+        (np.array([3]), False, False),
         (None, False, False),
         ([1], False, False),
     ],
@@ -47,6 +58,78 @@ JUNK = st.one_of(
 def test_what_counts_as_a_number(value, whole, number):
     assert is_whole(value) is whole
     assert is_number(value) is number
+
+
+def test_numbers_of_numpy_are_settings_and_are_kept_as_plain_ones(rm):
+    settings = JudgeOptions(votes=np.int64(2), temperature=np.float32(0.5), seed=np.uint16(3), deadline=np.float64(9))
+    assert [type(v) for v in (settings.votes, settings.temperature, settings.seed, settings.deadline)] == [
+        int, float, int, float
+    ]  # fmt: skip
+    assert settings == JudgeOptions(votes=2, temperature=0.5, seed=3, deadline=9.0)
+    assert type(TournamentOptions(budget=np.int32(5)).budget) is int
+    assert type(Sampling(n=np.int64(2)).n) is int
+    assert json.dumps(GateSpec(intuition_threshold=np.float32(0.5)).to_dict())
+    assert rm.rank(QUESTION, ANSWERS, top_k=np.int64(1), judge="never")[0]["corpus_id"] == 0
+    call = {"judge": "always", "votes": np.int64(2), "thinking_tokens": np.int64(20), "seed": np.int64(3)}
+    plain = {name: value if isinstance(value, str) else int(value) for name, value in call.items()}
+    assert rm.compare(QUESTION, *ANSWERS, **call) == rm.compare(QUESTION, *ANSWERS, **plain)
+    with FastSlowRM(rm.bundle, threads=np.int64(1)) as model:
+        assert model.compare(QUESTION, *ANSWERS, **call).votes
+
+
+PAIRS = [(QUESTION, "5"), (QUESTION, "41"), ("What is 1 + 1?", "2")]
+PROMPTS, TEXTS = zip(*PAIRS, strict=True)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [list(pair) for pair in PAIRS],
+        (pair for pair in PAIRS),
+        zip(*zip(*PAIRS, strict=True), strict=True),
+        np.array(PAIRS),
+        np.array(PAIRS, dtype=object),
+        list(np.array(PAIRS)),
+        [{"response": response, "prompt": prompt, "id": 7} for prompt, response in PAIRS],
+        pandas.DataFrame({"id": [1, 2, 3], "response": TEXTS, "prompt": PROMPTS}, index=[2, 0, 1]),
+    ],
+    ids=lambda items: type(items).__name__,
+)
+def test_items_are_the_rows_whatever_holds_them(items):
+    assert [tuple(map(str, item)) for item in check_items(items, "prompt", "response")] == PAIRS
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        pandas.DataFrame({"question": PROMPTS, "answer": TEXTS}),
+        pandas.DataFrame([PAIRS[0]] * 2, columns=["prompt", "prompt"]),
+        pandas.Series(TEXTS),
+        {"prompt": list(PROMPTS), "response": list(TEXTS)},
+        [QUESTION, "5", "41"],
+        [(QUESTION, "5", "41")],
+        [{"prompt": QUESTION, "answer": "5"}],
+        np.array(TEXTS),
+        np.array([[["a", "b"]]]),
+        np.array("text"),
+    ],
+    ids=lambda items: type(items).__name__,
+)
+def test_what_is_no_list_of_pairs_is_a_sentence_and_never_letters(rm, items):
+    for call in (rm.predict, rm.score_each):
+        with pytest.raises(InputError, match=r"expected (a|prompt, response)|is not a \(prompt, response\) tuple"):
+            call(items)
+
+
+@pytest.mark.parametrize("index", [[2, 0, 1], [5, 9, 7], ["a", "b", "c"]])
+@pytest.mark.parametrize(
+    "hold", [pandas.Series, lambda texts, index: np.array(texts), lambda texts, index: iter(texts)]
+)
+def test_a_column_of_candidates_is_taken_by_its_rows(rm, hold, index):
+    texts = ["41", "5", "six"]
+    expected = rm.rank(QUESTION, texts, judge="never")
+    assert rm.rank(QUESTION, hold(texts, index=index), judge="never") == expected
+    assert rm.best_of_n(QUESTION, hold(texts, index=index), judge="never").index == expected[0]["corpus_id"]
 
 
 def test_the_message_is_one_line_of_bounded_length():
@@ -165,7 +248,7 @@ def test_items_must_be_a_list(rm, items):
             call(items)
 
 
-@pytest.mark.parametrize("prompt", [None, 3, b"q", {"role": "user", "content": "q"}, ("q",)])
+@pytest.mark.parametrize("prompt", [None, 3, b"q", {"role": "user", "content": "q"}, ()])
 def test_a_prompt_of_another_kind_is_named(rm, prompt):
     for call in (lambda: rm.score(prompt, "5"), lambda: rm.compare(prompt, *ANSWERS), lambda: rm.rank(prompt, ANSWERS)):
         kinds = r"the prompt is .*; expected a string or a non-empty list|message 0 of the prompt is not an object"
@@ -206,8 +289,12 @@ def test_any_value_of_a_tournament_setting_is_taken_or_refused(name, value):
         assert getattr(TournamentOptions(**{name: value}), name) is value
 
 
+@settings(deadline=None)  # a model is opened for each value
 @given(
-    st.sampled_from(["gate", "judge", "truncate", "votes", "seed", "deadline", "judge_process", "on_judge_crash"]), JUNK
+    st.sampled_from(
+        ["gate", "judge", "truncate", "deterministic", "votes", "seed", "deadline", "judge_process", "on_judge_crash"]
+    ),
+    JUNK,
 )
 def test_any_value_of_a_model_setting_is_taken_or_refused(rm, name, value):
     with contextlib.suppress(InputError), FastSlowRM(rm.bundle, threads=1, **{name: value}) as model:

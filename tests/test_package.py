@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import fsrm_lite
 
@@ -56,3 +60,27 @@ FastSlowRM.from_pretrained(threads=1).compare("What is 2 + 3?", "5", "6", judge=
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_every_file_that_the_code_may_open_is_packaged():
+    """A wheel without one of them would fail on a user's machine only."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    missing = []
+    for name in settings["packages"]:
+        folder = Path(*find_spec(name).submodule_search_locations)
+        data = {path for pattern in settings["package-data"].get(name, []) for path in folder.glob(pattern)}
+        packages = {path.parent for path in folder.rglob("__init__.py")} - {folder}
+        for path in folder.rglob("*"):
+            code = path.suffix in (".py", ".pyc", ".so", ".dll", ".c", ".h") or "third_party" in path.parts
+            if path.is_file() and not code and not packages & set(path.parents) and path not in data:
+                missing.append(f"{name}: {path.relative_to(folder)}")
+    assert missing == []
+    assert {"spec.json", "CARD.md"} <= set(settings["package-data"]["fsrm_lite.models"])
+
+
+def test_lowest_versions_are_those_that_work():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "onnxruntime>=1.24.2" in project["dependencies"]  # before it, weights that are links were refused
+    judge = project["optional-dependencies"]["judge"]
+    assert "jinja2>=3.1.6" in judge  # before it, a template could leave the sandbox
+    assert any(d.startswith("llama-cpp-python>=") and ",<" in d for d in judge)  # its C structures are used

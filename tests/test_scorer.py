@@ -8,7 +8,15 @@ import warnings
 import pytest
 
 from fsrm_lite import Comparison, FastSlowRM, GateSpec, Score, Selection
-from fsrm_lite.errors import BundleError, ContextOverflowError, FsrmError, InputError, JudgeError, JudgeUnavailableError
+from fsrm_lite.errors import (
+    BundleError,
+    ContextOverflowError,
+    FsrmError,
+    InputError,
+    JudgeError,
+    JudgeUnavailableError,
+    MisuseError,
+)
 from fsrm_lite.types import Route
 
 QUESTION = "Mia has 7 pens. Mia finds 8 more. How many pens does Mia have now?"
@@ -286,7 +294,7 @@ def test_close_is_safe_to_repeat_and_final(rm):
 
 def test_a_model_opened_before_a_fork_says_so(rm, monkeypatch):
     monkeypatch.setattr(
-        "fsrm_lite.runtimes.onnx.session.os.getpid", lambda: -1
+        "fsrm_lite.runtimes.owner.os.getpid", lambda: -1
     )  # what a forked child sees; its threads did not come along
     with pytest.raises(InputError, match="before a fork"):
         rm.score(QUESTION, RIGHT, judge="never")
@@ -294,3 +302,64 @@ def test_a_model_opened_before_a_fork_says_so(rm, monkeypatch):
 
 def test_any_iterable_of_candidates_will_do(rm):
     assert rm.best_of_n(QUESTION, (r for r in (WRONG, RIGHT)), judge="never").index == 1
+
+
+LONG = "12 + 5 = 17. " * 200
+BAD = ["", " \n", LONG, "half a \ud83d", None, 7]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=["empty", "blank", "long", "surrogate", "null", "number"])
+def test_each_bad_item_costs_only_itself(rm, bad):
+    items = [(QUESTION, RIGHT), (QUESTION, bad), (QUESTION, WRONG), ("", RIGHT)]
+    good, error, other, prompt = rm.score_each(items, judge="never")
+    expected = rm.score_many([items[0], items[2]], judge="never")
+    assert [good.score, other.score] == pytest.approx([s.score for s in expected], abs=5e-3)
+    assert isinstance(error, InputError)
+    assert "the prompt is empty" in str(prompt)
+    pairs = [(QUESTION, RIGHT, WRONG), (QUESTION, RIGHT, bad), (QUESTION, WRONG, RIGHT)]
+    first, error, second = rm.compare_each(pairs, judge="never")
+    assert (first.winner, second.winner) == (0, 1)
+    assert isinstance(error, InputError)
+
+
+@pytest.mark.parametrize("options", [{"judge": "perhaps"}, {"votes": 0}, {"nonsense": 1}])
+def test_a_bad_option_is_no_bad_item(rm, options):
+    for call, items in ((rm.score_each, [(QUESTION, RIGHT)]), (rm.compare_each, [(QUESTION, RIGHT, WRONG)])):
+        with pytest.raises(InputError):
+            call(items, **options)
+
+
+def test_a_closed_model_is_no_bad_item(rm):
+    model = FastSlowRM(rm.bundle, threads=1)
+    model.close()
+    with pytest.raises(MisuseError, match="closed"):
+        model.score_each([(QUESTION, RIGHT)], judge="never")
+
+
+def test_a_candidate_that_is_too_long_ranks_last_like_an_empty_one(rm):
+    for strategy in ("fast", "gated", "knockout", "elo", "majority"):
+        selection = rm.best_of_n(QUESTION, [LONG, RIGHT, "", WRONG], strategy=strategy, judge="never")
+        assert selection.ranking[:2] == (1, 3)
+        assert set(selection.ranking[2:]) == {0, 2}
+        assert "tokens, the context holds" in selection.scores[0].reasons[0]
+        assert not {0, 2} & {i for match in selection.comparisons for i in match.pair}
+    with pytest.raises(ContextOverflowError):
+        rm.best_of_n(QUESTION, [LONG, ""], judge="never")
+
+
+def test_deterministic_scores_are_the_same_bits_alone_and_in_any_company(rm):
+    items = [(QUESTION, f"The answer is {i} pens.") for i in range(12)] + [("What is 2 + 3?", "5")]
+    with FastSlowRM(rm.bundle, threads=1, deterministic=True, judge="never") as model:
+        together = [s.logit for s in model.score_many(items)]
+        assert [s.logit for s in model.score_many(items[::-1])][::-1] == together
+        assert [model.score(*item).logit for item in items] == together
+        ranked = model.rank(QUESTION, [response for _, response in items[:12]])
+        alone = model.predict(items)
+        assert all(entry["score"] == alone[entry["corpus_id"]] for entry in ranked)
+
+
+def test_alone_and_in_company_the_scores_differ_by_no_more_than_is_said(rm):
+    """docs/determinism.md gives this bound for the embedded model."""
+    items = [(QUESTION, f"7 + 8 = {i}. The answer is {i} pens.") for i in range(40)]
+    together = rm.predict(items, judge="never")
+    assert max(abs(rm.predict([item], judge="never")[0] - s) for item, s in zip(items, together, strict=True)) < 1e-2

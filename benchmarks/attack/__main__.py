@@ -6,12 +6,30 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.attack import bulk
+from benchmarks.attack import bulk, bundles, processes, texts
+from benchmarks.attack.outcome import Outcome
 
-ATTACKS = {
-    "bulk": lambda folder, seed, scale: bulk.run(folder, kills=max(4, round(200 * scale)), seed=seed),
+
+def _share(scale: float, full: int) -> int:
+    """Return how often to try something of which the whole campaign does ``full``."""
+    return max(4, round(full * scale))
+
+
+ATTACKS: dict[str, Callable[[Path, int, float], Outcome]] = {
+    "texts": lambda folder, seed, scale: texts.run(folder, texts=_share(scale, 20_000), seed=seed),
+    "bundles": lambda folder, seed, scale: bundles.run(
+        folder, headers=_share(scale, 10_000), bundles=_share(scale, 60), seed=seed
+    ),
+    "bulk": lambda folder, seed, scale: bulk.run(folder, kills=_share(scale, 200), seed=seed),
+    "forks": lambda folder, seed, scale: processes.forks(folder, forks=_share(scale, 75), seed=seed),
+    "exits": lambda folder, seed, scale: processes.exits(folder, exits=_share(scale, 50), seed=seed),
+    "judge": lambda folder, seed, scale: processes.judge_kills(folder, kills=_share(scale, 50), seed=seed),
+    "memory": lambda folder, seed, scale: processes.memory(
+        folder, scores=_share(scale, 5_000), loads=_share(scale, 300), seed=seed
+    ),
 }
 
 
@@ -32,7 +50,8 @@ def main() -> None:
         outcome.notes.append(f"{time.monotonic() - began:.0f} s")
         print(outcome.line(), flush=True)
         found += [f"{name}: {line}" for line in outcome.found]
-    print(*found, sep="\n")
+    if found:
+        print("", *found, sep="\n")
     sys.exit(bool(found))
 
 

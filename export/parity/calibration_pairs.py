@@ -14,6 +14,7 @@ from typing import Any
 from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
+from fsrm_lite.jsonl import open_lines, read_rows
 from fsrm_lite.types import Prompt
 
 MIN_PAIRS = 500
@@ -133,20 +134,19 @@ def _collect(source: str, groups: Iterator[tuple[Prompt, list[str]]]) -> Calibra
 
 def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
     """Yield the prompt and the responses of each line of the file."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
+    with open_lines(path) as lines:
+        for row in read_rows(lines):
             try:
-                row = json.loads(line.decode("utf-8-sig"))
-                prompt_text(row["prompt"])
-                yield row["prompt"], _responses(row)
+                if row.error:
+                    raise DataFormatError(row.error)
+                prompt_text(row.data["prompt"])
+                yield row.data["prompt"], _responses(row.data)
             except InputError as error:
-                raise DataFormatError(f"{path}, line {number}: {error}") from error
+                raise DataFormatError(f"{path}, line {row.line}: {error}") from error
             except (ValueError, KeyError, TypeError) as error:
                 expected = "prompt and response_a + response_b, chosen + rejected, or responses"
                 raise DataFormatError(
-                    f"{path}, line {number}: expected an object with {expected} ({error!r})"
+                    f"{path}, line {row.line}: expected an object with {expected} ({error!r})"
                 ) from error
 
 

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from fsrm_lite.bundle.conversation import check_response, prompt_text, read_prompt
 from fsrm_lite.bundle.manifest import Manifest, template_parts, template_slots
-from fsrm_lite.errors import BundleError, ContextOverflowError
+from fsrm_lite.errors import BundleError, ContextOverflowError, as_ours
 from fsrm_lite.types import Message, Prompt
 
 Filling: TypeAlias = str | Sequence[Message]
@@ -50,13 +50,11 @@ class PromptEncoder:
             BundleError: If the tokenizer cannot be read or disagrees with the manifest about a special token, or if a
                 template spells a control token that the manifest does not list.
         """
-        try:
+        with as_ours(BundleError, f"cannot read the tokenizer {tokenizer_path}"):
             self._tokenizer = Tokenizer.from_file(str(tokenizer_path))
-        except Exception as error:  # tokenizers raises bare Exception on any malformed file
-            raise BundleError(f"cannot read the tokenizer {tokenizer_path}: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._disarm_added_tokens()
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self._disarm_added_tokens()
         for text, token_id in manifest.special_tokens.items():
             if self._tokenizer.token_to_id(text) != token_id:
                 raise BundleError(
@@ -274,7 +272,8 @@ class PromptEncoder:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of ``text`` as plain text. Whatever it spells, no control token is among them."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with as_ours(BundleError, "the bundle's tokenizer cannot encode a text"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_template(self, text: str) -> list[int]:
         """Return the ids of trusted text (the fixed parts of a verdict); special tokens in it become their ids."""
@@ -289,7 +288,8 @@ class PromptEncoder:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids``, without control tokens."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        with as_ours(BundleError, "the bundle's tokenizer cannot decode a text"):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _joined(pieces: Iterable[int | str]) -> list[int | str]:

@@ -19,6 +19,10 @@ from fsrm_lite.bundle.hub import HubSource, fetch
 from fsrm_lite.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from fsrm_lite.errors import BundleError
 from fsrm_lite.files import whole_file
+from fsrm_lite.jsonl import parse_json
+
+MAX_MANIFEST_BYTES = 16 << 20
+"""A longer ``fsrm.json`` is refused; one with many golden examples has less than a tenth of it."""
 
 EMBEDDED_NAME = "fsrm-tiny"
 
@@ -39,7 +43,8 @@ class Bundle:
         """Keep what ``open`` has found; use that instead."""
         self.root = root
         self.manifest = manifest
-        self._hub = hub
+        self.hub = hub
+        """Where on the hub the bundle comes from; None for a folder."""
         self._verify = verify
         self._checked: dict[str, Path] = {}
         self._lock = Lock()
@@ -144,7 +149,7 @@ class Bundle:
                 f"the bundle {self.manifest.name!r} has no {role!r} file; "
                 f"it has {', '.join(self.manifest.files) or 'none'}"
             )
-        path = _inside(self.root, entry.path) if self._hub is None else fetch(self._hub, entry.path)
+        path = _inside(self.root, entry.path) if self.hub is None else fetch(self.hub, entry.path)
         check_file(path, entry, digest=self._verify)
         return path
 
@@ -157,7 +162,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        data = json.loads(path.read_text("utf-8"))
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
+        data = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         if (folder / "config.json").is_file():
             raise BundleError(_CHECKPOINT.format(folder=folder)) from error

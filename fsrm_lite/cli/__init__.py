@@ -32,6 +32,7 @@ from fsrm_lite.errors import (
     GateSpecError,
     InputError,
     UnsupportedCheckpointError,
+    printable,
 )
 
 COMMANDS = {
@@ -105,7 +106,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:  # noqa: 
 
 
 def _note(kind: str, text: object) -> None:
-    click.echo(f"{kind}: {' '.join(str(text).split())}", err=True)
+    click.echo(f"{kind}: {printable(' '.join(str(text).split()))}", err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "FSRM_LITE", "help_option_names": ["-h", "--help"]})

@@ -11,7 +11,17 @@ from fsrm_lite import __version__
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.scorer import FastSlowRM
 
-_OPTIONS = ("judge", "votes", "thinking_tokens", "temperature", "seed", "threads", "truncate")
+_OPTIONS = (
+    "judge",
+    "judge_engine",
+    "votes",
+    "thinking_tokens",
+    "temperature",
+    "seed",
+    "threads",
+    "truncate",
+    "deterministic",
+)
 """The options of ``model_options`` that can change a result. Which folder or name the model has cannot."""
 
 _SHORT = 12  # characters of a hash, enough to tell two models apart

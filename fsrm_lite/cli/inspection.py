@@ -14,7 +14,7 @@ from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.cli.golden import GOLDEN_TOLERANCE, largest_difference
 from fsrm_lite.cli.models import model_argument
-from fsrm_lite.errors import BundleError, FsrmError, JudgeUnavailableError
+from fsrm_lite.errors import BundleError, FsrmError, JudgeUnavailableError, printable
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.threads import usable_cores
 
@@ -56,25 +56,25 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
         if isinstance(shape, dict)
         else shape or "unknown architecture"
     )
-    click.echo(f"{manifest.name}  ({kind}, {card.get('license', 'no licence given')})")
-    click.echo(f"  folder      {bundle.root}")
+    _say(f"{manifest.name}  ({kind}, {card.get('license', 'no licence given')})")
+    _say(f"  folder      {bundle.root}")
     labels = [f"{x.text}={x.value:g} (id {x.id})" for x in manifest.labels]
     if manifest.head == "scalar":
         labels = ["none; a scalar head gives the reward, and the gate has the intuition confidence alone"]
     pair = " against ".join(f"{x.text} (id {x.id})" for x in manifest.pair_labels)
-    click.echo(f"  labels      {', '.join([*labels, *([pair] if pair else [])])}")
-    click.echo(f"  templates   {', '.join(manifest.templates)}")
-    click.echo(f"  context     {manifest.limits.context} tokens, thoughts of at most {manifest.limits.thinking_tokens}")
-    click.echo(f"  gate        {json.dumps(manifest.gate.to_dict())}")
+    _say(f"  labels      {', '.join([*labels, *([pair] if pair else [])])}")
+    _say(f"  templates   {', '.join(manifest.templates)}")
+    _say(f"  context     {manifest.limits.context} tokens, thoughts of at most {manifest.limits.thinking_tokens}")
+    _say(f"  gate        {json.dumps(manifest.gate.to_dict())}")
     for role, entry in manifest.files.items():
-        click.echo(f"  {role:<11} {entry.path}  {entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}...")
+        _say(f"  {role:<11} {entry.path}  {entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}...")
     thinks = (card.get("parity") or {}).get("fast", {}).get("thinks")
     if thinks is not None:
         able = ["ONNX Runtime"] * thinks + ["llama.cpp"] * bundle.has("slow")
-        click.echo(f"  judge       {' or '.join(able) or 'none'}{_ENGINE_RULE if len(able) == 2 else ''}")
+        _say(f"  judge       {' or '.join(able) or 'none'}{_ENGINE_RULE if len(able) == 2 else ''}")
     for section in ("parity", "evaluation", "provenance"):
         if card.get(section):
-            click.echo(f"  {section}")
+            _say(f"  {section}")
             _show(card[section], indent=4)
 
 
@@ -161,12 +161,17 @@ def _show(value: dict[str, Any], indent: int = 0) -> None:
     """Print nested figures, rounded, one per line. Of a long list only the length is shown: ``--json`` has the rest."""
     for name, item in value.items():
         if isinstance(item, dict) and set(item) == {"value", "low", "high"}:
-            click.echo(f"{' ' * indent}{name:<28} {item['value']:.4g} [{item['low']:.4g}, {item['high']:.4g}]")
+            _say(f"{' ' * indent}{name:<28} {item['value']:.4g} [{item['low']:.4g}, {item['high']:.4g}]")
         elif isinstance(item, dict):
-            click.echo(f"{' ' * indent}{name}")
+            _say(f"{' ' * indent}{name}")
             _show(item, indent + 2)
         else:
-            click.echo(f"{' ' * indent}{name:<28} {_plain(item)}")
+            _say(f"{' ' * indent}{name:<28} {_plain(item)}")
+
+
+def _say(text: str) -> None:
+    """Print a line; whatever a stranger's card holds, the terminal gets nothing to obey."""
+    click.echo(printable(text))
 
 
 def _plain(item: object) -> str:

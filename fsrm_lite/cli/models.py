@@ -47,6 +47,9 @@ _OPTIONS = (
         show_default=True,
         help="What the judge thinks with.",
     ),
+    click.option(
+        "--deterministic", is_flag=True, help="Read each response alone: slower, the same bits in any company."
+    ),
     click.option("--judge-process", type=click.Choice(("inline", "subprocess")), default="inline", show_default=True),
 )
 
@@ -92,6 +95,7 @@ def open_model(options: dict[str, Any]) -> FastSlowRM:
         "threads",
         "truncate",
         "judge_engine",
+        "deterministic",
         "judge_process",
     )
     return FastSlowRM.from_pretrained(options.pop("model"), **{name: options.pop(name) for name in names})

@@ -21,7 +21,7 @@ from fsrm_lite.bundle.conversation import read_preference
 from fsrm_lite.cli.identity import run_identity
 from fsrm_lite.cli.models import model_options, open_model
 from fsrm_lite.cli.progress import progress
-from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.fast.path import EncodedResponse
 from fsrm_lite.jsonl import Row, dump_row, open_lines, read_rows
 from fsrm_lite.ranking.order import best_first
@@ -93,14 +93,14 @@ class _Operation:
     Attributes:
         texts: Returns the texts of a row.
         run: Answers a batch, with the fields to add to each row.
-        allow_empty: Whether a response may be empty.
+        unread_last: Whether a response that is empty or too long ranks last, instead of making the row a bad one.
         kind: What a Ray cluster is asked to do with the rows; None where it cannot be asked.
         fields: Makes of what a cluster returns for a row the fields to add to it.
     """
 
     texts: Callable[[dict[str, Any]], _Texts]
     run: Callable[[FastSlowRM, list[_Encoded]], list[dict[str, Any]]]
-    allow_empty: bool = False
+    unread_last: bool = False
     kind: Kind | None = None
     fields: Callable[[Any], dict[str, Any]] = dict
 
@@ -178,7 +178,7 @@ def best_of_n(strategy: Strategy, **options: Any) -> None:  # noqa: ANN401 - cli
     def run(rm: FastSlowRM, batch: list[_Encoded]) -> list[dict[str, Any]]:
         return [_selection_fields(rm.best_of_n(p, responses, strategy=strategy)) for p, responses in batch]
 
-    _run(_Operation(_listed_texts, run, allow_empty=True), None, options, {"--strategy": strategy})
+    _run(_Operation(_listed_texts, run, unread_last=True), None, options, {"--strategy": strategy})
 
 
 def _run(
@@ -210,7 +210,7 @@ def _run(
     given = dict(options)
     with open_model(options) as rm:
         if single is not None:
-            texts, cut = _encoded(rm, single, operation.allow_empty)
+            texts, cut = _encoded(rm, single, operation.unread_last)
             fields = operation.run(rm, [texts])[0] | ({"truncated": cut} if cut else {})
             click.echo(
                 json.dumps(fields, ensure_ascii=False)
@@ -369,7 +369,7 @@ class _Rows:
             try:
                 if row.error:
                     raise DataFormatError(row.error)
-                texts, cut = _encoded(self._rm, self._operation.texts(row.data), self._operation.allow_empty)
+                texts, cut = _encoded(self._rm, self._operation.texts(row.data), self._operation.unread_last)
             except InputError as error:
                 self._bad(row.line, error)
             else:
@@ -514,7 +514,7 @@ def _listed_texts(row: dict[str, Any]) -> _Texts:
     return _texts(row, ())[0], responses
 
 
-def _encoded(rm: FastSlowRM, texts: _Texts, allow_empty: bool) -> tuple[_Encoded, dict[str, list[int]]]:
+def _encoded(rm: FastSlowRM, texts: _Texts, unread_last: bool) -> tuple[_Encoded, dict[str, list[int]]]:
     """Check the texts of a row and turn them into ids, once.
 
     Returns:
@@ -525,10 +525,16 @@ def _encoded(rm: FastSlowRM, texts: _Texts, allow_empty: bool) -> tuple[_Encoded
     responses: list[Response] = []
     cut: dict[str, list[int]] = {}
     for i, text in enumerate(given):
-        if allow_empty and isinstance(text, str) and not text.strip():
+        if unread_last and isinstance(text, str) and not text.strip():
             responses.append(text)
             continue
-        encoded = rm.encode(prompt, text)
+        try:
+            encoded = rm.encode(prompt, text)
+        except ContextOverflowError:
+            if not unread_last:
+                raise
+            responses.append(text)  # like an empty one, it ranks last
+            continue
         responses.append(encoded)
         if encoded.text != text:
             cut[str(i)] = [len(encoded.text), len(text)]
@@ -557,6 +563,7 @@ def _comparison_fields(comparison: Comparison) -> dict[str, Any]:
 
 def _selection_fields(selection: Selection) -> dict[str, Any]:
     """Return the fields that ``best-of-n`` adds to a row."""
+    unread = {str(i): s.reasons[0] for i, s in enumerate(selection.scores) if s.label_mass == 0.0 and s.reasons}
     return {
         "best": selection.index,
         "ranking": list(selection.ranking),
@@ -567,4 +574,5 @@ def _selection_fields(selection: Selection) -> dict[str, Any]:
         ],
         "tokens_read": selection.tokens_read,
         "tokens_generated": selection.tokens_generated,
+        **({"unread": unread} if unread else {}),
     }

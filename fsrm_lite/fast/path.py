@@ -7,16 +7,19 @@ model that reads pairs chooses one of two responses.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fsrm_lite.bundle.conversation import check_response, read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.bundle.manifest import FileEntry
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.readings import compare_orders, reward_score, score_of
 from fsrm_lite.gate import Decision, Gate
 from fsrm_lite.runtimes.onnx.graph import Graph
+from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
 from fsrm_lite.types import Comparison, Prompt, Score
 
@@ -43,7 +46,15 @@ class EncodedResponse:
 class FastPath:
     """The fast half of a bundle, loaded. Any thread may call it."""
 
-    def __init__(self, bundle: Bundle, encoder: PromptEncoder, *, threads: int | None, truncate: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: PromptEncoder,
+        *,
+        threads: int | None,
+        truncate: bool,
+        apart: bool = False,
+    ) -> None:
         """Load the fast model.
 
         Args:
@@ -51,18 +62,22 @@ class FastPath:
             encoder: Its tokenizer and templates.
             threads: See ``FastModel``.
             truncate: Cut the end off a response that is too long, instead of raising an error.
+            apart: Read each response, or pair in one order, in a run of its own, so that its reading does not depend
+                on its company.
 
         Raises:
             BundleError: If the fast file is missing, altered, unreadable, or not the one that the manifest describes.
         """
         manifest = bundle.manifest
-        self._encoder, self._truncate = encoder, truncate
+        self._encoder, self._truncate, self._apart = encoder, truncate, apart
         self._values = [label.value for label in manifest.labels]
         self._vocab_size = manifest.vocab_size
         self._name, self._scalar = manifest.name, manifest.head == "scalar"
         self.reads_responses = "pointwise_fast" in manifest.templates
         self.reads_pairs = "pairwise_fast" in manifest.templates
-        self._model = FastModel(bundle.path("fast"), threads=threads)
+        path = bundle.path("fast")
+        check_graph_file(path, _beside(manifest.files["fast"].path, manifest.files.get("fast_data")))
+        self._model = FastModel(path, threads=threads)
         self._model.check(manifest.vocab_size, manifest.fast_label_ids, manifest.head)
 
     @property
@@ -113,7 +128,7 @@ class FastPath:
                 f"the model {self._name!r} reads pairs of responses and gives no score to a single one; "
                 "call compare for two responses, best_of_n for several"
             )
-        readings = self._model.read([item.ids for item in items]) if items else []
+        readings = self._read([item.ids for item in items])
         if self._scalar:
             return [reward_score(r.label_logits[0], temperature, r.tokens_read) for r in readings]
         readings = [replace(r, label_logits=r.label_logits[: len(self._values)]) for r in readings]
@@ -141,12 +156,17 @@ class FastPath:
                 rows.append(self._encoder.pairwise_fast(first.prompt, second.text, first.text))
             except ContextOverflowError as error:
                 raise ContextOverflowError(f"item {i}: {error}") from error
-        readings = self._model.read(rows) if rows else []
+        readings = self._read(rows)
         choices = [replace(r, label_logits=r.label_logits[len(self._values) :]) for r in readings]
         return [
             compare_orders(forward, swapped, gate, self._vocab_size)
             for forward, swapped in zip(choices[0::2], choices[1::2], strict=True)
         ]
+
+    def _read(self, rows: Sequence[Sequence[int]]) -> list[FastReading]:
+        """Return one reading per row: of all rows together, or of each apart from the others."""
+        calls = [[row] for row in rows] if self._apart else [rows] if rows else []
+        return [reading for call in calls for reading in self._model.read(call)]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
         """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""
@@ -159,3 +179,8 @@ class FastPath:
     def close(self) -> None:
         """Free the model. Safe to repeat."""
         self._model.close()
+
+
+def _beside(graph: str, data: FileEntry | None) -> str | None:
+    """Return where a graph's weights lie relative to its folder; None if the bundle lists none."""
+    return None if data is None else posixpath.relpath(data.path, posixpath.dirname(graph) or ".")

@@ -10,10 +10,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.conversation import response_text
+from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import InputError
 from fsrm_lite.integrations.loading import LazyModel, Source
-from fsrm_lite.types import JudgePolicy, LoadSettings, Message, Prompt, Strategy
+from fsrm_lite.types import POLICIES, JudgePolicy, LoadSettings, Message, Prompt, Strategy
 
 
 class OutcomeRewardModel(LazyModel):
@@ -30,6 +32,7 @@ class OutcomeRewardModel(LazyModel):
             **load_options: For ``FastSlowRM.from_pretrained``, for example ``threads=2``.
         """
         super().__init__(source, **load_options)
+        expect_one_of(POLICIES, "judge", judge)
         self._judge = judge
 
     def score(self, messages: Sequence[Any], **_: object) -> list[float] | float:
@@ -40,23 +43,25 @@ class OutcomeRewardModel(LazyModel):
             **_: its_hub's other options; they have no effect.
 
         Returns:
-            The score in [0, 1]; for a list of conversations a list of scores, in order.
+            The score in [0, 1]; for a list of conversations a list of scores, in order. Among several, one that cannot
+            be scored gets 0 and a line in the log, so that it is never chosen and costs the others nothing.
 
         Raises:
-            InputError: If a conversation does not end with an assistant's message that has another message before it.
+            InputError: If a single conversation cannot be scored, for example because it does not end with an
+                assistant's message that has another message before it.
         """
-        single = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: list[list[Message]] = [list(messages)] if single else [list(m) for m in messages]
-        items = [_split(conversation) for conversation in conversations]
-        scores = [s.score for s in self.model.score_many(items, judge=self._judge)] if items else []
-        return scores[0] if single else scores
+        model = self.model
+        if messages and isinstance(messages[0], Mapping):
+            return model.score_many([_split(list(messages))], judge=self._judge)[0].score
+
+        def score(part: list[Sequence[Message]]) -> list[float]:
+            return [s.score for s in model.score_many([_split(list(c)) for c in part], judge=self._judge)]
+
+        return [0.0 if s is None else s for s in each_or_none(score, list(messages), InputError)]
 
     async def ascore(self, messages: Sequence[Any], **_: object) -> list[float] | float:
         """Do the same as ``score``, in a thread of its own."""
         return await asyncio.to_thread(self.score, messages)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_judge": self._judge}
 
 
 class BestOfFilter(LazyModel):
@@ -87,15 +92,21 @@ class BestOfFilter(LazyModel):
         self._strategy = strategy
 
     def __call__(self, resps: Iterable[Sequence[str]], docs: Iterable[Any]) -> list[str]:
-        """Return the best response of each document, in order."""
-        best = []
-        for responses, doc in zip(resps, docs, strict=True):
-            selection = self.model.best_of_n(self._prompt(doc), list(responses), strategy=self._strategy)
-            best.append(responses[selection.index])
-        return best
+        """Return the best response of each document, in order.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_prompt": self._prompt, "_strategy": self._strategy}
+        Of a document whose responses cannot be compared (its prompt is too long, say), it is the first one, and the log
+        says why.
+        """
+        model = self.model
+
+        def choose(part: list[tuple[list[str], Any]]) -> list[int]:
+            return [
+                model.best_of_n(self._prompt(doc), responses, strategy=self._strategy).index for responses, doc in part
+            ]
+
+        items = [(list(responses), doc) for responses, doc in zip(resps, docs, strict=True)]
+        chosen = [each_or_none(choose, [item], InputError)[0] for item in items]
+        return [responses[i or 0] if responses else "" for (responses, _), i in zip(items, chosen, strict=True)]
 
 
 def _split(conversation: list[Message]) -> tuple[Prompt, str]:

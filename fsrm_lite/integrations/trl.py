@@ -5,14 +5,15 @@ TRL is not imported: its trainers accept any callable of this form. Checked with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Literal, Unpack
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.conversation import response_text
+from fsrm_lite.checks import check_texts, expect_one_of
 from fsrm_lite.errors import FsrmError, InputError
 from fsrm_lite.integrations.loading import LazyModel, Source, check_lengths
-from fsrm_lite.types import JudgePolicy, LoadSettings, Prompt, Score
+from fsrm_lite.types import POLICIES, Comparison, JudgePolicy, LoadSettings, Prompt
 
 
 class RewardFunction(LazyModel):
@@ -44,13 +45,13 @@ class RewardFunction(LazyModel):
             **load_options: For ``FastSlowRM.from_pretrained``, for example ``threads=2``.
         """
         super().__init__(source, **load_options)
-        if scale not in ("score", "logit"):
-            raise InputError(f"scale is {scale!r}, expected 'score' or 'logit'")
+        expect_one_of(("score", "logit"), "scale", scale)
+        expect_one_of(POLICIES, "judge", judge)
         self.__name__ = name
         self._judge = judge
         self._scale = scale
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[object], **_: object) -> list[float | None]:
+    def __call__(self, prompts: Iterable[Prompt], completions: Iterable[object], **_: object) -> list[float | None]:
         """Return one reward per completion, in order.
 
         Args:
@@ -63,21 +64,19 @@ class RewardFunction(LazyModel):
 
         Raises:
             InputError: If the lengths differ.
+            MisuseError: If the model was closed, or opened before a fork.
         """
-        check_lengths(prompts, completions)
+        asked, given = check_texts(prompts, "prompts"), check_texts(completions, "completions")
+        check_lengths(asked, given)
+        texts = each_or_none(lambda part: [response_text(c) for c in part], given, InputError)
         lowest = 0.0 if self._scale == "score" else -50.0
-        texts = [_text_or_none(completion) for completion in completions]
         rewards: list[float | None] = [None if text is None else lowest for text in texts]
-        items = {i: (prompts[i], text) for i, text in enumerate(texts) if text is not None and text.strip()}
-        for i, score in zip(items, self._scores(list(items.values())), strict=True):
+        filled = {i: (asked[i], text) for i, text in enumerate(texts) if text is not None and text.strip()}
+        model = self.model  # loaded here, where an error is not taken for a bad item's
+        scores = each_or_none(lambda part: model.score_many(part, judge=self._judge), list(filled.values()), InputError)
+        for i, score in zip(filled, scores, strict=True):
             rewards[i] = None if score is None else getattr(score, self._scale)
         return rewards
-
-    def _scores(self, items: list[tuple[Prompt, str]]) -> list[Score | None]:
-        return each_or_none(lambda part: self.model.score_many(part, judge=self._judge), items, InputError)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"__name__": self.__name__, "_judge": self._judge, "_scale": self._scale}
 
 
 class PairwiseJudge(LazyModel):
@@ -88,10 +87,11 @@ class PairwiseJudge(LazyModel):
     ) -> None:
         """Keep the settings; arguments as for ``RewardFunction``."""
         super().__init__(source, **load_options)
+        expect_one_of(POLICIES, "judge", judge)
         self._judge = judge
 
     def judge(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[object]], shuffle_order: bool = True
+        self, prompts: Iterable[Prompt], completions: Iterable[Sequence[object]], shuffle_order: bool = True
     ) -> list[int]:
         """Compare two completions per prompt.
 
@@ -106,24 +106,16 @@ class PairwiseJudge(LazyModel):
         Raises:
             InputError: If the lengths differ or there are not two completions.
         """
-        check_lengths(prompts, completions)
-        if any(len(pair) != 2 for pair in completions):
+        asked, given = check_texts(prompts, "prompts"), check_texts(completions, "completions")
+        check_lengths(asked, given)
+        if any(len(pair) != 2 for pair in given):
             raise InputError("every prompt needs exactly two completions")
-        # A completion that is no text becomes an empty one, with which no comparison succeeds.
-        items = [
-            (prompt, _text_or_none(a) or "", _text_or_none(b) or "")
-            for prompt, (a, b) in zip(prompts, completions, strict=True)
-        ]
-        comparisons = each_or_none(lambda part: self.model.compare_many(part, judge=self._judge), items, FsrmError)
+
+        model = self.model
+
+        def compare(part: list[tuple[Prompt, Sequence[object]]]) -> list[Comparison]:
+            items = [(prompt, response_text(first), response_text(second)) for prompt, (first, second) in part]
+            return model.compare_many(items, judge=self._judge)
+
+        comparisons = each_or_none(compare, list(zip(asked, given, strict=True)), FsrmError)
         return [-1 if comparison is None else comparison.winner for comparison in comparisons]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_judge": self._judge}
-
-
-def _text_or_none(completion: object) -> str | None:
-    """Return the text of a completion, or None if it is neither text nor messages: that costs the others nothing."""
-    try:
-        return response_text(completion)
-    except InputError:
-        return None

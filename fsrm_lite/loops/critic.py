@@ -9,7 +9,6 @@ model, whose own weights stay as they are. This is the lightweight critic of DRR
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import BundleError, InputError, JudgeError
+from fsrm_lite.jsonl import parse_json
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
 
@@ -240,7 +240,7 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
             was fitted on another fast model.
     """
     try:
-        info = json.loads((folder / "critic.json").read_text("utf-8"))
+        info = parse_json((folder / "critic.json").read_bytes())
         network = (folder / "critic.onnx").read_bytes()
         version, digest, backbone = info["format_version"], info["sha256"], info["backbone_sha256"]
         _check_threshold(info["threshold"])

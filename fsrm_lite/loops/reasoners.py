@@ -11,6 +11,7 @@ returns nothing) is raised as ``ReasonerError``.
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import re
 import threading
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from fsrm_lite.batches import each_or_none
-from fsrm_lite.checks import MAX_VOTES, MIN_TEMPERATURE, expect, is_number, is_whole
-from fsrm_lite.errors import FsrmError, InputError, ReasonerError, one_line
+from fsrm_lite.checks import MAX_VOTES, MIN_TEMPERATURE, expect, is_number, is_whole, make_plain
+from fsrm_lite.errors import FsrmError, InputError, MisuseError, ReasonerError, one_line
+from fsrm_lite.jsonl import parse_json
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
@@ -86,6 +88,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        make_plain(self)
         for name in ("n", "max_tokens"):
             value = getattr(self, name)
             expect(is_whole(value) and value >= 1, f"sampling: {name}", value, "a whole number of at least 1")
@@ -250,6 +253,8 @@ class SolveReasoner:
                 seed=sampling.seed,
                 watch=watch,
             )
+        except MisuseError:
+            raise
         except FsrmError as error:
             raise ReasonerError(f"the bundle cannot solve: {error}") from error
         return [[Proposal(g.text.strip(), g.tokens) for g in group] for group in groups]
@@ -335,7 +340,9 @@ class EndpointReasoner:
                 code = getattr(error, "code", None)
                 hopeless = code is not None and 400 <= code < 500 and code not in (408, 429)
                 if hopeless or tries > self._retries:
-                    raise ReasonerError(f"the endpoint {self._url} failed after {tries} tries: {error}") from error
+                    raise ReasonerError(
+                        f"the endpoint {self._url}{_proxy_of(self._url)} failed after {tries} tries: {error}"
+                    ) from error
                 time.sleep(min(0.25 * 2 ** (tries - 1), 4.0))
 
 
@@ -365,11 +372,32 @@ def _within(timeout_s: float, call: Callable[[], _T]) -> _T:
 
 
 def _fetch(request: urllib.request.Request, timeout_s: float) -> bytes:
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with (direct.open if _is_here(request.host) else urllib.request.urlopen)(request, timeout=timeout_s) as reply:
         data: bytes = reply.read(MAX_REPLY_BYTES + 1)
     if len(data) > MAX_REPLY_BYTES:
         raise ReasonerError(f"the endpoint's reply is longer than {MAX_REPLY_BYTES} bytes")
     return data
+
+
+def _proxy_of(url: str) -> str:
+    """Return in words through which proxy an address is asked; empty if through none."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None or _is_here(parts.netloc) or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f" (through the proxy {urlsplit(proxy).hostname or proxy})"
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host, with or without a port, is this machine, which no proxy can reach for us."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def conversation(task: Task) -> list[dict[str, str]]:
@@ -407,7 +435,7 @@ def task_of(messages: Sequence[Mapping[str, str]]) -> Task:
 def _read_choices(data: bytes) -> list[Proposal]:
     """Return the proposals in an endpoint's reply."""
     try:
-        reply = json.loads(data)
+        reply = parse_json(data)
         texts = [choice["message"]["content"] or "" for choice in reply["choices"]]
         total = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

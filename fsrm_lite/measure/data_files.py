@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, missing_extra, one_line
+from fsrm_lite.jsonl import parse_json
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
 """Text files that can be read; each may end in ``.gz``."""
@@ -274,8 +275,8 @@ def _read_text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> object:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except DataFormatError as error:
         raise DataFormatError(f"{where}: invalid JSON ({error})") from error
 
 

@@ -22,12 +22,12 @@ when the number of players is odd. ``gated`` is this project's own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, Unpack, get_args
 
-from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole
-from fsrm_lite.errors import InputError, JudgeError
+from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole, make_plain
+from fsrm_lite.errors import InputError, JudgeError, MisuseError
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import LOGIT_LIMIT, Gate, ListDecision
 from fsrm_lite.ranking.answers import Extractor, final_or_text, find_extractor
@@ -54,6 +54,12 @@ BLANK_SCORE = Score(
 
 UNREAD_SCORE = Score(0.5, 0.0, 0.0, None, None)
 """The score of every response in a tournament of a model that reads pairs only: nobody is ahead."""
+
+
+def unread_score(why: str) -> Score:
+    """Return the score of a response that the model cannot read: that of an empty one, with the reason."""
+    return replace(BLANK_SCORE, reasons=(why,))
+
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +91,7 @@ class TournamentOptions:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        make_plain(self)
         expect_one_of(("raise", "fast"), "on_judge_error", self.on_judge_error)
         expect(self.key is None or callable(self.key), "key", self.key, "a function of one response, or None")
         expect(
@@ -113,6 +120,7 @@ def select(
     play: Play,
     *,
     judge: JudgePolicy = "auto",
+    unread: Collection[int] = (),
     **options: Unpack[TournamentSettings],
 ) -> Selection:
     """Choose the best of N responses.
@@ -125,6 +133,7 @@ def select(
         play: Judges a batch of matches.
         judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided;
             where the gate has a rule for lists, "gated" then has no matches, and the best team by its share wins.
+        unread: Positions of responses that the model cannot read. Like empty ones, they rank last and play no match.
         **options: Fields of ``TournamentOptions``.
 
     Returns:
@@ -145,7 +154,8 @@ def select(
     chosen = TournamentOptions(**options)
     rule = gate.spec.lists if strategy == "gated" and judge != "always" else None
     key = chosen.key or (final_or_text if rule is not None and rule.group == "final" else str.strip)
-    field_ = _Field(list(scores), list(responses), gate, play, judge, replace(chosen, key=key), rule is not None)
+    chosen = replace(chosen, key=key)
+    field_ = _Field(list(scores), list(responses), gate, play, judge, chosen, rule is not None, unread)
     teams, ratings = _PLAY[strategy](field_)
     ranking = tuple(member for team in teams for member in field_.teams[team])
     return Selection(
@@ -171,6 +181,7 @@ class _Field:
     policy: JudgePolicy
     options: TournamentOptions
     by_share: bool  # whether the gate's rule for lists orders the teams
+    unread: Collection[int] = ()
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
     """Maps each team's captain (its best member) to all its members, best first.
@@ -179,14 +190,14 @@ class _Field:
     place here is its seed.
     """
     blank: set[int] = field(init=False)
-    """Captains whose response is empty: they lose without a match."""
+    """Captains whose response is empty or unread: they lose without a match."""
     decision: ListDecision | None = field(init=False, default=None)
     """What the gate's rule for lists says; None where it is not used, or where every response is empty."""
 
     def __post_init__(self) -> None:
         """Form the teams."""
         key = self.options.key or str.strip
-        empty = [not r.strip() for r in self.responses]
+        empty = [not r.strip() or i in self.unread for i, r in enumerate(self.responses)]
         by_key: dict[Hashable, list[int]] = {}
         # An empty response sorts last, whatever score it was given.
         for i in sorted(range(len(self.responses)), key=lambda i: (empty[i], -self.scores[i].logit, i)):
@@ -210,6 +221,8 @@ class _Field:
             return []
         try:
             played = self.play(pairs)
+        except MisuseError:
+            raise
         except JudgeError as error:
             if self.options.on_judge_error == "raise":
                 raise
@@ -323,7 +336,7 @@ def _majority(tournament: _Field) -> _Result:
     Of answers with equal votes, the one seen first comes first. Captains with the same answer come in seed order.
     """
     extract = find_extractor(tournament.options.extractor)
-    answers = [extract(r) for r in tournament.responses]
+    answers = [None if i in tournament.unread else extract(r) for i, r in enumerate(tournament.responses)]
     votes: dict[str, float] = {}
     for answer, score in zip(answers, tournament.scores, strict=True):
         if answer is not None:

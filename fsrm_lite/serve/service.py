@@ -17,12 +17,11 @@ import anyio.to_thread
 from fsrm_lite.errors import InputError
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, select
-from fsrm_lite.scorer import POLICIES
 from fsrm_lite.serve import bodies
 from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.lanes import FastLane, SlowLane
 from fsrm_lite.serve.metrics import Metrics
-from fsrm_lite.types import Comparison, JudgePolicy, Prompt, Score, Selection, Strategy, Thought
+from fsrm_lite.types import POLICIES, Comparison, JudgePolicy, Prompt, Score, Selection, Strategy, Thought
 
 if TYPE_CHECKING:
     from fsrm_lite.fast.path import EncodedResponse

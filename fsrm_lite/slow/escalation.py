@@ -8,6 +8,7 @@ for the judge's context keeps its fast result as well.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeError, JudgeUnavailableError
+from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeUnavailableError, MisuseError
+from fsrm_lite.runtimes.owner import forked
 from fsrm_lite.slow.engines import EngineChoice, choose_engine
 from fsrm_lite.types import Comparison, JudgeEngine, JudgePolicy, Prompt, Route, Score
 
@@ -65,6 +67,7 @@ class SlowPath:
         self._bundle, self._encoder, self._graph, self._engine = bundle, encoder, graph, engine
         self._threads, self._process, self._on_crash = threads, process, on_crash
         self._judge: Judge | None = None
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._warned = self._closed = False
 
@@ -73,9 +76,11 @@ class SlowPath:
         """The judge, which is loaded now if it was not yet; see ``FastSlowRM.judge``."""
         from fsrm_lite.slow.judge import Judge
 
+        if os.getpid() != self._pid:
+            raise forked()
         with self._lock:
             if self._closed:
-                raise JudgeError("this model is closed; open another one")
+                raise MisuseError("this model was closed; open another one")
             if self._judge is None:
                 choice = self.choice()
                 logger.info("loading the judge into %s (%s)", choice.engine, choice.why)
@@ -127,7 +132,9 @@ class SlowPath:
         return self._ask(lambda chosen: judge.compare(chosen, options), items, policy) if judge is not None else {}
 
     def close(self) -> None:
-        """Free the judge. Safe to repeat."""
+        """Free the judge. Safe to repeat. In a forked process it is left to the one that opened it."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._closed = True
             if self._judge is not None:

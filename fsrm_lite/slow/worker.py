@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Protocol
 
-from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError
+from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError, MisuseError
 from fsrm_lite.runtimes.engine import memory_bytes
 from fsrm_lite.runtimes.llama.engine import load_llama, why_not
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.opening import EngineSource, is_graph, open_engine
+from fsrm_lite.runtimes.owner import Owner, forked
 from fsrm_lite.slow.child import Child, receive, send
 from fsrm_lite.slow.scheduler import Scheduler, ToText
 from fsrm_lite.slow.voting import Referee
@@ -34,6 +35,7 @@ fast as one by one, and 32 texts 3.7 times.
 """
 
 _CACHE_SHARE = 4  # keys and values of all streams may take one part in four of the machine's memory
+_CLOSED_MEANWHILE = "this model was closed while the judge was thinking"
 GRACE_SECONDS = 20.0
 """A child that has not answered this many seconds after its deadline is taken to be dead.
 
@@ -69,15 +71,16 @@ class InlineRunner:
             threads: Compute threads; see the engine.
         """
         self._to_text = to_text
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="fsrm-judge")
+        self._owner = Owner("fsrm-judge")
         self._lock = threading.Lock()
         self._current: Future[Answer] | None = None
         self._closed = False
         try:
             self.engine = self._owner.submit(open_engine, source, threads).result()
-        except BaseException:
-            self._owner.shutdown(wait=False)
+        except Exception:
+            self._owner.close()
             raise
+        self._owner.interrupt = self.engine.interrupt
         self.vocab_size = self.engine.vocab_size
 
     def run(self, request: Request, watch: WatchIds | None = None) -> Answer:
@@ -97,11 +100,12 @@ class InlineRunner:
         Raises:
             JudgeError: If the runner is closed, or the runtime fails.
         """
+        self._owner.check_process()
         due = None if request.deadline is None else time.monotonic() + request.deadline
         future: Future[Answer] = Future()
         with self._lock:
             if self._closed:
-                raise JudgeError("this judge is closed; open another one")
+                raise MisuseError("this judge is closed; open another one")
             self._owner.submit(self._answer, future, request, due, watch)
         try:
             try:
@@ -125,7 +129,7 @@ class InlineRunner:
         try:
             answer = self._decode_all(request, due, watch)
             if self._closed:
-                raise JudgeError("the judge was closed while it was thinking")
+                raise MisuseError(_CLOSED_MEANWHILE)
             future.set_result(answer)
         except BaseException as error:  # the caller waits for an answer, so it gets any exception there is
             future.set_exception(error)
@@ -144,6 +148,7 @@ class InlineRunner:
         if due is None:
             return referee.completions, scheduler.run(referee, watch=watch)
         alarm = threading.Timer(_left(due) or 0.0, engine.interrupt)
+        alarm.daemon = True  # the end of the program does not wait for it
         alarm.start()
         try:
             return referee.completions, scheduler.run(referee, deadline=due, watch=watch)
@@ -153,13 +158,13 @@ class InlineRunner:
 
     def close(self) -> None:
         """End a running request, free the engine and end the thread."""
+        if not self._owner.is_ours():
+            return
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self.engine.interrupt()
-            self._owner.submit(self.engine.close)
-        self._owner.shutdown(wait=True)
+            if not self._closed:
+                self._closed = True
+                self.engine.interrupt()
+        self._owner.close(self.engine.close)
 
 
 class SubprocessRunner:
@@ -174,6 +179,7 @@ class SubprocessRunner:
             threads: Compute threads; see the engine.
         """
         self._settings = (source.path if isinstance(source, Graph) else source, to_text, threads)
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._child: Child | None = None
         self._closed = False
@@ -195,13 +201,15 @@ class SubprocessRunner:
                 deadline. The next call starts a new child.
             JudgeError: If the runner is closed, or the runtime fails.
         """
+        if os.getpid() != self._process:
+            raise forked()
         due = None if request.deadline is None else time.monotonic() + request.deadline
         left = _left(due)
         if not self._lock.acquire(timeout=-1 if left is None else left):
             return [None] * len(request.jobs), False  # its time was up while another call was running
         try:
             if self._closed:
-                raise JudgeError("this judge is closed; open another one")
+                raise MisuseError("this judge is closed; open another one")
             child = self._started()
             try:
                 left = _left(due)
@@ -212,6 +220,8 @@ class SubprocessRunner:
                 # The child is dead; or, after Ctrl-C, it is still working on an answer, which the next call would get.
                 if isinstance(error, JudgeCrashed) or not isinstance(error, FsrmError):
                     self._discard()
+                if self._closed:
+                    raise MisuseError(_CLOSED_MEANWHILE) from error
                 raise
             return answer
         finally:
@@ -242,7 +252,9 @@ class SubprocessRunner:
             self._child = None
 
     def close(self) -> None:
-        """Kill the child. A request that runs in another thread raises ``JudgeCrashed``."""
+        """Kill the child. A request that runs in another thread raises ``MisuseError``."""
+        if os.getpid() != self._process:  # the child process belongs to the one that started it
+            return
         self._closed = True
         child = self._child
         if child is not None:
@@ -256,7 +268,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what native code prints must not get between the messages
-    requests: ThreadPoolExecutor = ThreadPoolExecutor(1)
+    requests = Owner("fsrm-requests")
     runner: InlineRunner | None = None
 
     def answer(request: Request) -> None:

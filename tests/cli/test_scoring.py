@@ -553,6 +553,21 @@ def test_inspect_shows_the_bundle(rm):
     assert json.loads(run("inspect", "--json").stdout)["name"] == rm.bundle.manifest.name
 
 
+def test_control_characters_of_a_card_do_not_reach_the_terminal(rm, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(rm.bundle.root, copy)
+    manifest = rm.bundle.manifest
+    evil = "\x1b]0;owned\x07\x9b2J\u202egnp"
+    card = {**manifest.card, "license": evil, "parity": {evil: {evil: [evil]}}}
+    files = {role: entry.path for role, entry in manifest.files.items()}
+    write_manifest(copy, replace(manifest, card=card, name=evil), files)
+    shown = run("inspect", copy).stdout
+    assert "\\x1b]0;owned" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    noted = run("inspect", "no\x1b[2J/such").stderr
+    assert all(c.isprintable() or c == "\n" for c in noted)
+
+
 def test_inspect_names_a_damaged_file(rm, tmp_path):
     import shutil
 

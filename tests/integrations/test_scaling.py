@@ -29,3 +29,24 @@ def test_outcome_reward_model_needs_an_answer():
 def test_best_of_filter_keeps_one_response_per_document():
     best = BestOfFilter(FakeRM(), prompt=lambda doc: doc["question"], strategy="fast")
     assert best(resps=[["+", "++"], ["+++", "+"]], docs=[{"question": "a"}, {"question": "b"}]) == ["++", "+++"]
+
+
+def test_one_bad_conversation_or_document_costs_only_itself(caplog):
+    model = OutcomeRewardModel(FakeRM())
+    bad = [conversation(""), conversation("+" * 300), conversation(None), [{"role": "user", "content": "q"}]]
+    assert model.score([conversation("+"), *bad, conversation("++")]) == pytest.approx([0.5, 0, 0, 0, 0, 0.7310586])
+    assert "end with an assistant message" in caplog.text
+
+    class Picky(FakeRM):
+        def best_of_n(self, prompt, responses, strategy="gated"):
+            if not responses or prompt == "long":
+                raise InputError("the prompt alone is too long")
+            return super().best_of_n(prompt, responses, strategy)
+
+    best = BestOfFilter(Picky(), prompt=lambda doc: doc, strategy="fast")
+    assert best(resps=[["+", "++"], ["a", "b"], [], ["+++", "+"]], docs=["q", "long", "q", "q"]) == [
+        "++",
+        "a",
+        "",
+        "+++",
+    ]

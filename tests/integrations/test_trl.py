@@ -6,7 +6,7 @@ import pickle
 import pytest
 from helpers.loops import FakeRM
 
-from fsrm_lite.errors import InputError
+from fsrm_lite.errors import InputError, MisuseError
 from fsrm_lite.integrations.trl import PairwiseJudge, RewardFunction
 
 
@@ -69,6 +69,39 @@ def test_pairwise_judge_shape():
     assert judge.judge([], []) == []
     with pytest.raises(InputError, match="exactly two"):
         judge.judge(["q"], [["a"]])
+
+
+@pytest.mark.parametrize("kind", [list, iter, lambda x: pytest.importorskip("pandas").Series(x, index=[4, 9, 0])])
+def test_rewards_of_columns_and_generators(kind):
+    assert RewardFunction(FakeRM())(prompts=kind(["q"] * 3), completions=kind(["+", "", "++"])) == pytest.approx(
+        [0.5, 0.0, 0.7310586]
+    )
+
+
+@pytest.mark.parametrize("bad", [3, {"role": "assistant", "content": 7}, [{"role": "assistant", "content": 7}]])
+def test_a_completion_without_text_costs_only_itself(bad):
+    """Kind: case 04 of the public complaints; the conversion runs within what one bad item may cost."""
+    assert RewardFunction(FakeRM())(prompts=["q"] * 3, completions=["+", bad, "++"])[::2] == pytest.approx(
+        [0.5, 0.7310586]
+    )
+    assert PairwiseJudge(FakeRM()).judge(["q", "q"], [["+", bad], ["+", "++"]]) == [-1, 1]
+
+
+def test_misuse_and_bad_options_are_no_bad_items():
+    """Kind: case 02 of the public complaints; never a list of None."""
+    for kind in (RewardFunction, PairwiseJudge):
+        with pytest.raises(InputError, match="judge is 'perhaps'"):
+            kind(judge="perhaps")
+    with pytest.raises(InputError, match="threads is 0"):
+        RewardFunction(threads=0)(prompts=["q"], completions=["a"])
+    closed = RewardFunction()
+    closed.model.close()
+    with pytest.raises(MisuseError, match="closed"):
+        closed(prompts=["q"], completions=["a"])
+    judge = PairwiseJudge(judge="always")
+    judge.model.close()
+    with pytest.raises(MisuseError, match="closed"):
+        judge.judge(["q"], [["a", "b"]])
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fsrm_lite.checks import expect, is_whole, plain
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
 from fsrm_lite.files import whole_file
 from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted
@@ -196,8 +197,8 @@ class LlamaEngine:
             InputError: If ``threads`` is below 1.
             JudgeUnavailableError: If llama-cpp-python cannot be used here.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}, expected at least 1")
+        threads = plain(threads)
+        expect(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "at least 1")
         self.path = Path(path)
         self._header = read_header(self.path)
         self._architecture = self._header.entries.get("general.architecture", "")

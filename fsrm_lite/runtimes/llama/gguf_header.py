@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from fsrm_lite.errors import BundleError
@@ -19,6 +20,20 @@ from fsrm_lite.errors import BundleError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DUPLICATES_MATTER = "tokenizer.ggml.tokens"
+_MOST_ENTRIES, _MOST_TENSORS, _MOST_ELEMENTS = 1 << 16, 1 << 20, 1 << 24  # far more than any model has
+_DEPTH = 4  # arrays within arrays
+_SIZES = {
+    "block_count": 1 << 12,
+    "context_length": 1 << 30,
+    "embedding_length": 1 << 20,
+    "feed_forward_length": 1 << 24,
+    "attention.head_count": 1 << 16,
+    "attention.head_count_kv": 1 << 16,
+    "attention.key_length": 1 << 16,
+    "attention.value_length": 1 << 16,
+    "vocab_size": 1 << 24,
+}
+"""Sizes of an architecture, each with the largest that is believed. Some others make llama.cpp end the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +85,33 @@ def read_header(path: Path) -> Header:
                 header = _Reader(data).header()
     except OSError as error:
         raise BundleError(f"cannot read the judge's model {path}: {error.strerror or error}") from error
-    except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, KeyError, IndexError, RecursionError, MemoryError) as error:
         raise BundleError(
             f"cannot load {path}: its header is damaged or cut off ({error}); export the bundle again"
         ) from error
+    _check_sizes(path, header)
     named = header.entries.get(_DUPLICATES_MATTER, 0)
     if named != header.tokens:
         raise BundleError(f"{path} has {named} tokens but only {header.tokens} different ones; export the bundle again")
     return header
+
+
+def _check_sizes(path: Path, header: Header) -> None:
+    """Raise a ``BundleError`` if the architecture is no name, or a size of it is not within its bounds."""
+    architecture = header.entries.get("general.architecture", "")
+    if not isinstance(architecture, str):
+        raise BundleError(
+            f"{path} has the architecture {short(architecture)}, expected a name; export the bundle again"
+        )
+    for name, most in _SIZES.items():
+        value = header.entries.get(f"{architecture}.{name}", 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise BundleError(
+                f"{path} has {architecture}.{name} {short(value)}, expected a whole number of up to {most}; "
+                "export the bundle again"
+            )
+    if header.entries.get(f"{architecture}.block_count", 1) < 1:
+        raise BundleError(f"{path} has no layers ({architecture}.block_count is 0); export the bundle again")
 
 
 class _Reader:
@@ -93,6 +127,8 @@ class _Reader:
         if version not in (2, 3):
             raise ValueError(f"version {version}, expected 2 or 3")
         tensors, entries = self._take("Q"), self._take("Q")
+        if tensors > _MOST_TENSORS or entries > _MOST_ENTRIES:
+            raise ValueError(f"it claims {tensors} tensors and {entries} entries")
         found: dict[str, Any] = {}
         tokens = 0
         for _ in range(entries):
@@ -104,7 +140,10 @@ class _Reader:
         table = {}
         for _ in range(tensors):
             name = self._text()
-            shape = tuple(self._take("Q") for _ in range(self._take("I")))
+            dimensions = self._take("I")
+            if dimensions > 4:
+                raise ValueError(f"a tensor of {dimensions} dimensions")
+            shape = tuple(self._take("Q") for _ in range(dimensions))
             table[name] = Tensor(self._take("I"), shape)
             self._take("Q")
         return Header(found, table, tokens)
@@ -126,7 +165,7 @@ class _Reader:
     def _text(self) -> str:
         return self._bytes().decode()
 
-    def _value(self, kind: int) -> Any:  # noqa: ANN401
+    def _value(self, kind: int, depth: int = 0) -> Any:  # noqa: ANN401
         """Return a metadata value of the given kind. An array of numbers becomes a list of as many None."""
         if kind == _STRING:
             return self._text()
@@ -137,6 +176,10 @@ class _Reader:
             self._at += count * struct.calcsize("<" + _SCALARS[inner])
             if self._at > len(self._data):
                 raise ValueError("an array runs over the end of the file")
+            if count > _MOST_ELEMENTS:
+                raise ValueError(f"an array of {count} elements")
             return [None] * count
-        read: Callable[[], Any] = self._bytes if inner == _STRING else lambda: self._value(inner)
+        if depth >= _DEPTH or count > _MOST_ELEMENTS:
+            raise ValueError(f"an array of {count} elements within {depth} others")
+        read: Callable[[], Any] = self._bytes if inner == _STRING else lambda: self._value(inner, depth + 1)
         return [read() for _ in range(count)]

@@ -4,6 +4,7 @@
 ``graph``         the opened graph, which the next two share
 ``session``       reads with it: sequences of ids in, one first-token reading per sequence out
 ``engine``        writes with it: streams of tokens, and what follows each of them
+``graph_file``    what the graph's file names before it is opened: further files, loops
 ``packing``       which tokens are computed together: shared prefixes, packed rows, chunks; no model
 ``prefix_cache``  keys and values of prefixes, kept for the next call within a bound of bytes
 ``kernels``       the compiled operators (C) that the graph uses where they were built

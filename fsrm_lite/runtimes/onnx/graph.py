@@ -6,16 +6,20 @@ threads of their own, so that its weights are in memory once. The graph is writt
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.checks import is_whole, plain
+from fsrm_lite.errors import BundleError, InputError, MisuseError, as_ours
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.onnx.packing import Widths
 from fsrm_lite.runtimes.threads import usable_cores
@@ -27,6 +31,27 @@ MAX_THREADS = 4 * (os.cpu_count() or 1)
 # input that format 2 lacks, "distribution".
 _GRAPH_FORMATS = ("2", "3")
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+
+_INPUTS = {"input_ids", "position_ids", "bias", "wanted", "carry", "head_rows"}
+_OUTPUTS = {
+    "vocabulary": {"label_logits", "log_mass", "entropy", "hidden"},
+    "scalar": {"label_logits", "hidden"},
+}
+"""The outputs that a graph must have, by its head. A graph that can write has ``logits`` too."""
+_MOST = {"fsrm.vocab_size": 1 << 24, "fsrm.hidden_size": 1 << 20, "fsrm.chunk": 1 << 16, "fsrm.row": 1 << 16}
+"""The sizes in a graph's metadata, each with the largest that is believed. The smallest is 1."""
+
+
+def _size(metadata: Mapping[str, str], name: str) -> int:
+    """Return a size of the metadata.
+
+    Raises:
+        BundleError: If it is missing, no whole number, or out of range.
+    """
+    text = metadata.get(name, "")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= _MOST[name]:
+        raise BundleError(f"its {name} is {short(text)}, expected a whole number from 1 to {_MOST[name]}")
+    return int(text)
 
 
 class Graph:
@@ -67,19 +92,38 @@ class Graph:
         self.path = path
         self.threads = check_threads(threads)
         self._session = _open_session(path, self.threads)
+        _opened.add(self)
+        with as_ours(BundleError, f"{path} does not describe itself as a fast graph does"):
+            self._read_metadata(path)
+
+    def _read_metadata(self, path: Path) -> None:
+        """Take from the graph what it says about itself.
+
+        Raises:
+            BundleError: If it is of another format, or an entry is missing or out of range. Other errors are raised as
+                they are where an entry is ill-typed.
+        """
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("fsrm.format") not in _GRAPH_FORMATS:
             raise BundleError(
-                f"{path} has fast graph format {metadata.get('fsrm.format')!r}, this package reads "
+                f"{path} has fast graph format {short(metadata.get('fsrm.format'))}, this package reads "
                 f"{' and '.join(_GRAPH_FORMATS)}; export it again"
             )
-        self.vocab_size = int(metadata["fsrm.vocab_size"])
-        self.hidden_size = int(metadata["fsrm.hidden_size"])
+        sizes = {name: _size(metadata, name) for name in _MOST}
+        self.vocab_size, self.hidden_size = sizes["fsrm.vocab_size"], sizes["fsrm.hidden_size"]
         self.labels: list[int] = json.loads(metadata["fsrm.labels"])
         self.head = metadata.get("fsrm.head", "vocabulary")
-        self.widths = Widths(int(metadata["fsrm.chunk"]), int(metadata["fsrm.row"]))
+        if self.head not in _OUTPUTS:
+            raise BundleError(f"{path} has the head {short(self.head)}, expected one of {', '.join(_OUTPUTS)}")
+        self.widths = Widths(sizes["fsrm.chunk"], sizes["fsrm.row"])
         inputs = self._session.get_inputs()
         pasts = [i for i in inputs if i.name.startswith("past_")]
+        given = {i.name for i in inputs} - {i.name for i in pasts} - {"distribution"}
+        made = {o.name for o in self._session.get_outputs()}
+        wanted = _OUTPUTS[self.head] | {i.name.replace("past_", "present_") for i in pasts}
+        if given != _INPUTS or not wanted <= made:
+            odd = sorted((given ^ _INPUTS) | (wanted - made))
+            raise BundleError(f"{path} lacks inputs or outputs of a fast graph, or has others: {short(odd)}")
         self.past_names = [i.name for i in pasts]
         self.present_names = [name.replace("past_", "present_") for name in self.past_names]
         self.token_axes = [i.shape.index("P") for i in pasts]
@@ -124,11 +168,12 @@ class Graph:
             The outputs, as ONNX Runtime's arrays.
 
         Raises:
-            InputError: If the graph was closed.
+            MisuseError: If the graph was closed.
+            BundleError: If ONNX Runtime cannot run it.
         """
         session = self._session
         if session is None:
-            raise InputError("this model was closed; open it again")
+            raise MisuseError("this model was closed; open it again")
         feeds: Mapping[str, Any] = {
             "input_ids": value(np.asarray(ids, dtype=np.int64)),
             "position_ids": value(np.asarray([positions], dtype=np.int64)),
@@ -157,8 +202,8 @@ def check_threads(threads: int | None) -> int:
     Raises:
         InputError: If it is out of range.
     """
-    count = usable_cores() if threads is None else threads
-    if isinstance(threads, bool) or not isinstance(count, int) or not 1 <= count <= MAX_THREADS:
+    count = usable_cores() if threads is None else plain(threads)
+    if not is_whole(count) or not 1 <= count <= MAX_THREADS:
         raise InputError(f"threads is {threads!r}, expected a whole number from 1 to {MAX_THREADS}")
     return count
 
@@ -192,7 +237,27 @@ def _open_session(path: Path, threads: int) -> Any:  # noqa: ANN401 - an Inferen
         raise BundleError(
             f"{kernels.library()} cannot be loaded: {error}; set {kernels.SWITCH}=0 to do without it, or install again"
         ) from error
-    try:
+    with as_ours(BundleError, f"{path} cannot be loaded as an ONNX model"):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, which share no public root
-        raise BundleError(f"{path} cannot be loaded as an ONNX model: {error}") from error
+
+
+_opened: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+
+def _leave_inherited_sessions_alone() -> None:
+    """In a forked process, let nothing of ONNX Runtime be torn down: it would wait for threads that did not come along.
+
+    Each inherited session gets a reference that is never given back. The library itself would still hang, or abort,
+    when the process ends (seen with 1.32); where the C library is glibc, its exit handlers are therefore cut short once
+    Python has finished.
+    """
+    graphs = list(_opened)
+    for graph in graphs:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph._session))
+    libc = ctypes.CDLL(None)
+    if graphs and hasattr(libc, "on_exit"):
+        libc.on_exit(libc._exit, None)  # it is given the exit status; handlers run from the newest to the oldest
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_inherited_sessions_alone)

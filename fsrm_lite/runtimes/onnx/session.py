@@ -7,20 +7,20 @@ Nothing here knows of prompts, of the values of labels, or of scores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.errors import BundleError, InputError, as_ours
 from fsrm_lite.runtimes.onnx.graph import Graph, check_threads, value
 from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, chunk_row, passes, plan_rows
 from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
+from fsrm_lite.runtimes.owner import Owner
 
 CACHE_BYTES = 64 << 20
 """Default bound of the keys and values kept for the next call."""
@@ -69,9 +69,16 @@ class FastModel:
 
     def __init__(self, path: Path, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES) -> None:
         check_threads(threads)
-        self._process = os.getpid()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fsrm-fast")
-        self.graph = self._worker.submit(Graph, path, threads).result()
+        self._owner = Owner("fsrm-fast")
+        try:
+            self.graph = self._owner.submit(Graph, path, threads).result()
+        except Exception:
+            self._owner.close()
+            raise
+        import onnxruntime
+
+        self._run_options = onnxruntime.RunOptions()
+        self._owner.interrupt = partial(setattr, self._run_options, "terminate", True)
         self.threads = self.graph.threads
         self.vocab_size, self.hidden_size = self.graph.vocab_size, self.graph.hidden_size
         self._readings_per_head = max(16, _HEAD_VALUES // self.vocab_size)
@@ -90,14 +97,11 @@ class FastModel:
         Raises:
             InputError: On an empty sequence or an id outside the vocabulary.
         """
-        if os.getpid() != self._process:  # a fork copies no threads: a call would wait for the worker for ever
-            raise InputError("this model was opened before a fork; open it in the process that uses it")
+        self._owner.check_process()
         given = [self._checked(i, ids) for i, ids in enumerate(sequences)]
         distinct = sorted(set(given))
-        if self.graph.closed:
-            raise InputError("this model was closed; open it again")
         call = _Call(self, distinct, hidden)
-        self._worker.submit(call.run).result()
+        self._owner.submit(call.run).result()
         place = {ids: i for i, ids in enumerate(distinct)}
         readings: list[FastReading] = []
         seen: set[Ids] = set()
@@ -113,7 +117,7 @@ class FastModel:
 
     def forget(self) -> None:
         """Forget the kept prefixes, so that the next call computes, and counts, what a new model would."""
-        self._worker.submit(self._cache.clear).result()
+        self._owner.submit(self._cache.clear).result()
 
     def check(self, vocab_size: int, label_ids: Sequence[int], head: str = "vocabulary") -> None:
         """Refuse a manifest that does not describe this graph: its scores would mean something else.
@@ -133,8 +137,10 @@ class FastModel:
             )
 
     def close(self) -> None:
-        """Finish what was asked, then forget the kept prefixes and release the model."""
-        self._worker.shutdown()
+        """Finish what was asked, then forget the kept prefixes and release the model. Safe to repeat."""
+        self._owner.close(self._release)
+
+    def _release(self) -> None:
         self._cache.clear()
         self.graph.close()
 
@@ -158,16 +164,18 @@ class FastModel:
         head_rows: range,
     ) -> list[Any]:
         """Run the graph once for a row, and return the outputs asked for; see ``Graph.run``."""
-        return self.graph.run(
-            outputs,
-            ids=row.ids,
-            positions=row.positions,
-            bias=row.bias(),
-            past=past.values,
-            wanted=wanted,
-            carry=carry,
-            head_rows=head_rows,
-        )
+        with as_ours(BundleError, "the fast graph cannot be run; its file is damaged or not what it says"):
+            return self.graph.run(
+                outputs,
+                ids=row.ids,
+                positions=row.positions,
+                bias=row.bias(),
+                past=past.values,
+                wanted=wanted,
+                carry=carry,
+                head_rows=head_rows,
+                options=self._run_options,
+            )
 
     def _state(self, prefix: Prefix) -> tuple[State, int]:
         """Compute the keys and values of a prefix, beginning with what was kept of it, and keep them.
@@ -251,6 +259,8 @@ class _Call:
         head_rows = range(count + carried)
         values = [v.numpy() for v in self._model._run(outputs, row, state, wanted, self._carry, head_rows)]
         order = [*range(count, count + carried), *range(count)]
+        if not all(np.isfinite(reading).all() for reading in (values[0], *values[2:])):
+            raise BundleError("the fast graph gave a reading that is not finite; its weights are damaged")
         hidden = np.concatenate([values[1], self._carry])
         for (sequence, read), at in zip(self._waiting, order, strict=True):
             self.readings[sequence] = FastReading(

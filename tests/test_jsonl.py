@@ -1,0 +1,108 @@
+"""The one reader of JSON Lines: files as people have them, and what is wrong with the others, in one line."""
+
+import gzip
+import json
+import sys
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsrm_lite import jsonl
+from fsrm_lite.errors import DataFormatError
+from fsrm_lite.jsonl import open_lines, parse_json, read_rows, rows_of
+
+ROWS = [{"prompt": "q", "response": "café \u2028 \x85 😀"}, {"n": [1, {"a": None}]}]
+TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, lambda data: gzip.compress(data[:30]) + gzip.compress(data[30:])]
+)
+@pytest.mark.parametrize(
+    "ends", [lambda t: t, lambda t: t.replace("\n", "\r\n"), lambda t: t.rstrip("\n"), lambda t: t + "\n \n"]
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows"])
+def test_rows_are_read_however_the_file_was_saved(tmp_path, pack, ends, mark, name):
+    path = tmp_path / name
+    path.write_bytes(pack(mark + ends(TEXT).encode()))
+    assert list(rows_of(path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("caf\u00e9".encode("latin-1"), "byte 3 is 0xe9, which is not UTF-8; save the file as UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
+        (b"[" * 100_000 + b"]" * 100_000, "recursion"),
+        (b'{"n": ' + b"9" * 5_000 + b"}", "digits"),
+        (b"[1]", "a JSON list, expected an object"),
+        (b"null", "null, expected an object"),
+        (b'{"n": NaN}', "not JSON compliant"),
+        (b'{"text": "\\ud800"}', "surrogates not allowed"),
+        (b'{"half": ', "Expecting value"),
+        (b"\0" * 50, "Expecting value"),
+    ],
+)
+def test_a_line_that_is_no_row_is_a_row_with_an_error(tmp_path, line, why):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(line + b'\n{"good": 1}\n')
+    with open_lines(path) as lines:
+        bad, *rest = read_rows(lines)
+    assert why in bad.error
+    assert len(bad.error.splitlines()) == 1
+    assert len(bad.error) < 300
+    if b"\0" not in line[:4] and not line.startswith(b"\xff\xfe"):
+        assert [row.data for row in rest] == [{"good": 1}]
+    with pytest.raises(DataFormatError, match=r"rows\.jsonl, line 1: invalid JSON"):
+        list(rows_of(path))
+
+
+def test_a_line_too_long_for_the_memory_is_a_bad_row_and_the_next_one_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "' + b"x" * (5 << 20) + b'"}\n{"good": 1}\n')
+    with open_lines(path) as lines:
+        bad, good = read_rows(lines)
+    assert bad.error == "invalid JSON (it is longer than 1 MiB)"
+    assert (good.line, good.data) == (2, {"good": 1})
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-12], lambda data: data[:20] + b"xx" + data[22:]])
+def test_damaged_compressed_files_are_one_line(tmp_path, change):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(change(gzip.compress(TEXT.encode() * 200)))
+    with pytest.raises(DataFormatError, match=r"rows\.jsonl\.gz(, line \d+: | is damaged or cut off: )"):
+        list(rows_of(path))
+
+
+def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    for path in (tmp_path, tmp_path / "missing.jsonl"):
+        with pytest.raises(DataFormatError, match=f"cannot read {path}"):
+            list(rows_of(path))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataFormatError, match="standard input is closed"):
+        list(rows_of(type(tmp_path)("-")))
+
+
+def test_an_error_of_the_caller_is_not_one_of_the_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(TEXT)
+    with pytest.raises(OSError, match="mine"), open_lines(path):
+        raise OSError("mine")
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_our_error(data):
+    with suppress(DataFormatError):  # anything else that is raised fails the test
+        parse_json(data)
+
+
+def test_the_bytes_of_a_file_are_counted_for_the_progress_bar(tmp_path):
+    path, seen = tmp_path / "rows.jsonl.gz", []
+    path.write_bytes(gzip.compress(TEXT.encode() * 1000))
+    with open_lines(path, seen.append) as lines:
+        assert sum(1 for _ in lines) == 2000
+    assert sum(seen) == path.stat().st_size
