@@ -100,7 +100,7 @@ class FastSlowRM:
             truncate: Cut the end off responses that are too long to be scored, instead of raising an error. The judge
                 needs more room and may still find them too long.
             deterministic: Read each response by itself, so that its fast score is the same to the last bit alone and in
-                any company. It costs what is gained by reading responses together: two to four times on lists.
+                any company. It costs what is gained by reading responses together, which on lists is much.
             judge_engine: The runtime that the judge thinks with: "onnx" (ONNX Runtime, with the fast file), "llama.cpp"
                 (with the GGUF file), or "auto"; see ``fsrm_lite.slow.engines.choose_engine``.
             judge_process: "inline" or "subprocess". With "subprocess" a crash of the runtime does not end this process;

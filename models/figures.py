@@ -214,28 +214,26 @@ def _measure(rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], No
 
 def table(measured: dict[str, Any]) -> str:
     """Return the figures as two tables in Markdown."""
-    kinds = [measured, measured["own"]] if "own" in measured else [measured]
+    kinds = {"written-in errors": measured, "own samples": measured["own"]}
     lines = [
-        f"| on {measured['pairs']} held-out test pairs, with intervals of 95 % | written-in errors |"
-        + (" own samples |" if len(kinds) > 1 else ""),
+        f"| on {measured['pairs']} held-out test pairs, with intervals of 95 % | {' | '.join(kinds)} |",
         "|---|" + "---:|" * len(kinds),
     ]
     for name, title in {**NAMES, "longer_wins": "baseline: the longer response wins"}.items():
         form = "{:.3f}" if name.startswith("auroc") else "{:.1%}"
         cells = [
             "{} ({} to {})".format(*(form.format(kind["figures"][name][key]) for key in ("value", "low", "high")))
-            for kind in kinds
+            for kind in kinds.values()
         ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    tokens = " and ".join(f"{kind['slow_tokens_per_pair']:.0f}" for kind in kinds)
+    tokens = " and ".join(f"{kind['slow_tokens_per_pair']:.0f}" for kind in kinds.values())
     lines += [
         "",
         f"Always-slow writes {tokens} tokens per pair (both orders, {measured['votes_per_order']} vote each).",
         *(
             f"Of the {kind['fast_errors']} pairs that the fast path gets wrong, the slow one gets {kind['both_wrong']} "
             f"wrong too ({title}): thinking cannot mend those."
-            for kind, title in zip(kinds, ("written-in errors", "own samples"), strict=False)
-            if "both_wrong" in kind
+            for title, kind in kinds.items()
         ),
         "",
         "With written-in errors:",

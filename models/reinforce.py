@@ -7,7 +7,7 @@ a step. For each pair, in both orders, a group of thoughts is sampled at tempera
 its verdict is right and with -1 otherwise, and counts by how far its reward lies above the mean of its group. Groups
 whose thoughts are all right or all wrong teach nothing and are left out. Between two such steps there is one ordinary
 step on all abilities, so that none is lost. Nothing is clipped: each thought is used once, by the model that wrote it
-or by one that is a few steps further.
+or by one that is a few steps further. A run that was interrupted goes on behind its last whole turn.
 """
 
 from __future__ import annotations
@@ -155,8 +155,10 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
     trainer = Trainer(out, settings, "cpu", start=checkpoint)
     encoder = encoder_of(checkpoint)
     maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, CPU_ROWS, samples, OWN_SHARE)
+    log = out / "reinforce.jsonl"
+    done = len(log.read_text().splitlines()) if log.exists() else 0
     trainer.export_ready()
-    for turn in range(turns):
+    for turn in range(done, turns):
         rng = random.Random(f"reinforce-{turn}")
         prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), seed=turn)
         stop = trainer.manifest.stop_ids[0]
@@ -165,8 +167,9 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
             learn(trainer, batch)
             trainer.update(maker.batch(trainer.step))
         trainer.export_ready()
+        trainer.save()
         right = {"turn": turn + 1, "right": float((rewards > 0).mean()), "steps": len(parts)}
-        with (out / "reinforce.jsonl").open("a") as file:
+        with log.open("a") as file:
             file.write(json.dumps(right) + "\n")
         click.echo(json.dumps(right), err=True)
 

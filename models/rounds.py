@@ -25,14 +25,7 @@ from transformers import Qwen3ForCausalLM
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.models.checks import fast_scores, pick_checks
-from fsrm_lite.models.own_samples import (
-    OwnBatchMaker,
-    Samples,
-    read_samples,
-    solve,
-    weighted,
-    write_samples,
-)
+from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, read_samples, solve, weighted, write_samples
 from fsrm_lite.models.problems import Problem, problems_of
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer
 
@@ -86,7 +79,7 @@ def run_round(number: int, start: Path, out: Path, samples: list[Samples], worke
             scores: list[float] = fast_scores(model, encoder, texts).tolist()
         return scores
 
-    if trainer.step < settings.steps:
+    if not (out / "model.safetensors").exists():  # the last thing that a round writes
         # Ask the model that the round starts from, so that a run that goes on draws as before.
         hard = weighted(samples, score)
         maker = OwnBatchMaker(

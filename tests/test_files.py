@@ -147,8 +147,10 @@ def test_a_killed_writer_holds_nothing(tmp_path):
     path = tmp_path / "out.jsonl"
     with holder(path) as child:
         child.kill()
+    (lock,) = tmp_path.iterdir()  # the file outlives its holder, the claim does not
     with sole_writer(path):
-        pass
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_many_writers_take_turns(tmp_path):

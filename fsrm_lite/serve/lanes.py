@@ -15,12 +15,13 @@ import contextlib
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fsrm_lite.errors import FsrmError, JudgeError
+from fsrm_lite.errors import JudgeError
 from fsrm_lite.serve.bodies import RequestError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fsrm_lite.types import Score
 
 _T = TypeVar("_T")
+_Entry = TypeVar("_Entry")
 
 BATCH_RESPONSES = 64
 """Most responses that are read together. More gain little, and what arrives meanwhile waits for all of them."""
@@ -62,11 +64,12 @@ class _Answer(Generic[_T]):
             self._future.set_result(result)
 
 
-class _Lane:
-    """A thread and what waits for it."""
+class _Lane(ABC, Generic[_Entry]):
+    """A thread and the queue of what waits for it."""
 
     def __init__(self, name: str) -> None:
         self._changed = threading.Condition()
+        self._queue: deque[_Entry] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -82,8 +85,24 @@ class _Lane:
         if self._thread.is_alive():
             self._thread.join()
 
+    def _refuse_if_closed(self) -> None:
+        """Raise a ``RequestError`` if the lane takes no more requests."""
+        if self._closed:
+            raise RequestError("the server is stopping", status=503, code="stopping", retry_after_s=5)
+
     def _run(self) -> None:
-        raise NotImplementedError
+        while self._waited_for_work():
+            self._work()
+
+    def _waited_for_work(self) -> bool:
+        """Wait until something is in the queue; return False when the lane is closed and has finished."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            return bool(self._queue)
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Do some of what waits; the queue is not empty unless a client has just left it."""
 
 
 @dataclass(slots=True)
@@ -95,7 +114,7 @@ class _Waiting:
     scores: list[Score] = field(default_factory=list)
 
 
-class FastLane(_Lane):
+class FastLane(_Lane[_Waiting]):
     """Reads the responses of all requests that wait, in batches.
 
     Requests take turns: each gives some of its responses to every batch, so that one with many of them does not keep
@@ -118,7 +137,6 @@ class FastLane(_Lane):
         """
         super().__init__("fsrm-fast-lane")
         self._read, self._most, self._on_batch = read, most, on_batch
-        self._queue: deque[_Waiting] = deque()
         self.waiting = 0
 
     async def read(self, items: Sequence[EncodedResponse]) -> list[Score]:
@@ -131,8 +149,7 @@ class FastLane(_Lane):
             return []
         entry = _Waiting(items, _Answer())
         with self._changed:
-            if self._closed:
-                raise RequestError("the server is stopping", status=503, code="stopping", retry_after_s=5)
+            self._refuse_if_closed()
             if self.waiting and self.waiting + len(items) > self._most:
                 raise RequestError(
                     f"{self.waiting} responses wait to be scored, at most {self._most} may; try again",
@@ -145,22 +162,17 @@ class FastLane(_Lane):
             self._changed.notify()
         return list(await entry.answer)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                shares = self._next_batch()
-            batch = [item for entry, count in shares for item in entry.items[len(entry.scores) :][:count]]
-            try:
-                scores = self._read(batch)
-            except BaseException as error:  # whoever waits gets it, whatever it is; the lane goes on
-                self._failed([entry for entry, _ in shares], error)
-                continue
-            self._on_batch(len(batch))
-            self._take(shares, scores)
+    def _work(self) -> None:
+        with self._changed:
+            shares = self._next_batch()
+        batch = [item for entry, count in shares for item in entry.items[len(entry.scores) :][:count]]
+        try:
+            scores = self._read(batch)
+        except BaseException as error:  # whoever waits gets it, whatever it is; the lane goes on
+            self._failed([entry for entry, _ in shares], error)
+            return
+        self._on_batch(len(batch))
+        self._take(shares, scores)
 
     def _next_batch(self) -> list[tuple[_Waiting, int]]:
         """Return who takes part in the next batch, each with a number of responses."""
@@ -212,7 +224,7 @@ class _Call:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-class SlowLane(_Lane):
+class SlowLane(_Lane[_Call]):
     """Runs calls of the judge, one after another, in the order in which they came."""
 
     def __init__(self, *, most: int) -> None:
@@ -223,7 +235,6 @@ class SlowLane(_Lane):
         """
         super().__init__("fsrm-slow-lane")
         self._most = most
-        self._queue: deque[_Call] = deque()
         self._running: _Call | None = None
         self._mean_s = 1.0  # of the latest calls, to tell a client when to come again
 
@@ -245,8 +256,7 @@ class SlowLane(_Lane):
         """
         call = _Call(function, _Answer())
         with self._changed:
-            if self._closed:
-                raise RequestError("the server is stopping", status=503, code="stopping", retry_after_s=5)
+            self._refuse_if_closed()
             if self.waiting >= self._most:
                 raise RequestError(
                     f"{self.waiting} requests wait for a thought, at most {self._most} may; try again, "
@@ -265,23 +275,18 @@ class SlowLane(_Lane):
                 self._queue.remove(call)
             raise
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                call = self._running = self._queue.popleft()
-            began = time.monotonic()
-            try:
-                if call.stopped.is_set():
-                    raise JudgeError("the client has gone")
-                call.answer.give(call.function(call.stopped))
-            except FsrmError as error:
-                call.answer.fail(error)
-            except BaseException as error:  # whoever waits gets it, whatever it is; the lane goes on
-                call.answer.fail(error)
-            self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
-            with self._changed:
-                self._running = None
+    def _work(self) -> None:
+        with self._changed:
+            if not self._queue:  # the only client that waited has left
+                return
+            call = self._running = self._queue.popleft()
+        began = time.monotonic()
+        try:
+            if call.stopped.is_set():
+                raise JudgeError("the client has gone")
+            call.answer.give(call.function(call.stopped))
+        except BaseException as error:  # whoever waits gets it, whatever it is; the lane goes on
+            call.answer.fail(error)
+        self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
+        with self._changed:
+            self._running = None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from helpers import ROOT
-from helpers.pages import NOT_RUN, blocks_of, run_page
+from helpers.pages import NOT_RUN, OUTPUT, blocks_of, run_page
 
 from fsrm_lite import Bundle, FastSlowRM, GateSpec
 from fsrm_lite.bundle.manifest import SLOTS, FileEntry, JudgeDefaults, Label, Limits, VerdictTemplate
@@ -52,7 +52,9 @@ def test_page(page, one_model, tmp_path, monkeypatch):
     beside = (DOCS / page).parent
     for data in (*beside.glob("*.jsonl"), *beside.glob("*.csv")):  # files that a reader downloads from the page
         shutil.copy(data, tmp_path)
-    run_page(page_text(page), tmp_path, one_model)
+    blocks = [block for block in blocks_of(page_text(page)) if not (block.title or "").startswith(NOT_RUN)]
+    to_run = [b for b in blocks if b.language in ("python", "console") or b.title not in (None, OUTPUT)]
+    assert run_page(page_text(page), tmp_path, one_model) == len(to_run)
 
 
 def test_what_is_not_run_is_this_and_nothing_else():
