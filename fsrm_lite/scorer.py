@@ -462,7 +462,7 @@ class FastSlowRM:
         Raises:
             InputError: If there is no response or none can be read, a text is unusable, or an option is unknown.
         """
-        from fsrm_lite.ranking.tournament import BLANK_SCORE, UNREAD_SCORE, TournamentOptions, select, unread_score
+        from fsrm_lite.ranking.tournament import BLANK_SCORE, EVEN_SCORE, TournamentOptions, select, too_long_score
 
         known = {"judge", *JudgeOptions.__dataclass_fields__, *TournamentOptions.__dataclass_fields__}
         unknown = sorted(set(options) - known)
@@ -491,10 +491,10 @@ class FastSlowRM:
             raise next(iter(unread.values()))
         scores = [BLANK_SCORE] * len(candidates)
         read = self.fast.read(list(encoded.values()), self.gate.spec.temperature) if single else []
-        for i, score in zip(encoded, read or [UNREAD_SCORE] * len(encoded), strict=True):
+        for i, score in zip(encoded, read or [EVEN_SCORE] * len(encoded), strict=True):
             scores[i] = score
         for i, why in unread.items():
-            scores[i] = unread_score(str(why))
+            scores[i] = too_long_score(str(why))
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
             texts = [(encoded[a], encoded[b]) for a, b in pairs]

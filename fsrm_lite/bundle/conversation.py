@@ -3,7 +3,7 @@
 A prompt is plain text or a list of chat messages; a response is plain text, a message, or a list of messages. Contents
 come in the forms that chat APIs use: a text, a list of parts, or nothing at all, as in a message that calls a tool.
 Here each of them becomes plain text. How a conversation becomes token ids is the business of
-``fsrm_lite.bundle.turns`` and ``fsrm_lite.bundle.encoder``.
+``fsrm_lite.bundle.role_forms`` and ``fsrm_lite.bundle.encoder``.
 """
 
 from __future__ import annotations

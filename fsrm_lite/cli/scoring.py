@@ -218,6 +218,10 @@ def _run(
                 else "\n".join(f"{name}: {value}" for name, value in fields.items())
             )
             return
+        if address is not None and not rm.fast.reads_responses:
+            raise click.UsageError(
+                f"--ray: the model {rm.bundle.manifest.name!r} reads pairs only; run it without --ray"
+            )
         run = run_identity(click.get_current_context().info_name or "", rm, given, own)
         with (
             _pool(address, workers, given) as pool,

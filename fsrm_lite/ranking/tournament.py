@@ -29,7 +29,7 @@ from typing import Literal, TypeAlias, Unpack, get_args
 from fsrm_lite.checks import expect, expect_one_of, is_number, is_whole, make_plain
 from fsrm_lite.errors import InputError, JudgeError, MisuseError
 from fsrm_lite.fast.readings import compare_scores
-from fsrm_lite.gate import LOGIT_LIMIT, Gate, ListDecision
+from fsrm_lite.gate import LOGIT_LIMIT, Gate, ListDecision, ListSpec
 from fsrm_lite.ranking.answers import Extractor, final_or_text, find_extractor
 from fsrm_lite.ranking.ratings import PRIOR_PRECISION, Game, bradley_terry, informative_pairs
 from fsrm_lite.types import Comparison, JudgePolicy, Rating, Score, Selection, Strategy, TournamentSettings
@@ -52,11 +52,11 @@ BLANK_SCORE = Score(
 )
 """The score of an empty response in a tournament: below any text's, without a reading by the model."""
 
-UNREAD_SCORE = Score(0.5, 0.0, 0.0, None, None)
+EVEN_SCORE = Score(0.5, 0.0, 0.0, None, None)
 """The score of every response in a tournament of a model that reads pairs only: nobody is ahead."""
 
 
-def unread_score(why: str) -> Score:
+def too_long_score(why: str) -> Score:
     """Return the score of a response that the model cannot read: that of an empty one, with the reason."""
     return replace(BLANK_SCORE, reasons=(why,))
 
@@ -153,7 +153,7 @@ def select(
         raise InputError(f"unknown options {unknown}, expected among {sorted(TournamentOptions.__dataclass_fields__)}")
     chosen = TournamentOptions(**options)
     rule = gate.spec.lists if strategy == "gated" and judge != "always" else None
-    key = chosen.key or (final_or_text if rule is not None and rule.group == "final" else str.strip)
+    key = chosen.key or team_key(rule)
     chosen = replace(chosen, key=key)
     field_ = _Field(list(scores), list(responses), gate, play, judge, chosen, rule is not None, unread)
     teams, ratings = _PLAY[strategy](field_)
@@ -168,6 +168,11 @@ def select(
         tokens_generated=sum(s.tokens_generated for s in scores) + sum(c.tokens_generated for c in field_.comparisons),
         ratings=ratings,
     )
+
+
+def team_key(rule: ListSpec | None) -> Callable[[str], Hashable]:
+    """Return what must be equal of two responses for them to be one team, under a rule for lists or without one."""
+    return final_or_text if rule is not None and rule.group == "final" else str.strip
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
-from fsrm_lite.errors import FsrmError, InputError
+from fsrm_lite.errors import FsrmError, InputError, MisuseError
 from fsrm_lite.serve import chat, decisions, page, rewards
 from fsrm_lite.serve.bodies import RequestError, read_json
 from fsrm_lite.serve.guards import Access, Guard
@@ -103,6 +103,9 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
             reply = await _while_connected(request, shape(service, body))
         except RequestError as error:
             return error_response(path, error, tei="texts" in body)
+        except MisuseError as error:  # the model was closed: no fault of the request, though it is an InputError too
+            logger.warning("a request could not be answered: %s", error)
+            return _failure(path, str(error))
         except InputError as error:
             return error_response(path, RequestError(str(error)), tei="texts" in body)
         except FsrmError as error:

@@ -127,7 +127,7 @@ class Guard:
                 status=403,
                 code="host_not_allowed",
             )
-        if origin is not None and origin not in allowed.origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin not in allowed.origins and origin.partition("://")[2] != headers.get("host"):
             raise RequestError(
                 f"pages of {origin[:100]!r} may not ask here; the server's --allow-origin names those that may",
                 status=403,
@@ -138,7 +138,7 @@ class Guard:
         given = headers.get("authorization")
         if given is None:
             raise RequestError("there is no bearer key; send Authorization: Bearer KEY", status=401, code="missing_key")
-        if not hmac.compare_digest(given.encode(), self._key):
+        if not hmac.compare_digest(given.encode("latin-1"), self._key):
             raise RequestError("the bearer key is not the right one", status=401, code="invalid_api_key")
 
 

@@ -105,7 +105,7 @@ class _Lane(ABC, Generic[_Entry]):
         """Do some of what waits; the queue is not empty unless a client has just left it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     """One request in the fast lane."""
 
@@ -160,10 +160,25 @@ class FastLane(_Lane[_Waiting]):
             self.waiting += len(items)
             self._queue.append(entry)
             self._changed.notify()
-        return list(await entry.answer)
+        try:
+            return list(await entry.answer)
+        except asyncio.CancelledError:  # the client has gone: what it still waits for is not read
+            with self._changed:
+                self._leave(entry)
+            raise
+
+    def _leave(self, entry: _Waiting) -> bool:
+        """Take a request out of the queue, with what it waits for; return False if it has left already."""
+        if entry not in self._queue:
+            return False
+        self._queue.remove(entry)
+        self.waiting -= len(entry.items) - len(entry.scores)
+        return True
 
     def _work(self) -> None:
         with self._changed:
+            if not self._queue:  # the only client that waited has left
+                return
             shares = self._next_batch()
         batch = [item for entry, count in shares for item in entry.items[len(entry.scores) :][:count]]
         try:
@@ -195,27 +210,28 @@ class FastLane(_Lane[_Waiting]):
         """Give each request its scores. Those that need more stand behind the others then."""
         start = 0
         finished: list[_Waiting] = []
-        for entry, count in shares:
-            entry.scores += scores[start : start + count]
-            start += count
         with self._changed:
-            self.waiting -= start
-            for entry, _ in shares:
-                self._queue.remove(entry)
-                (finished if len(entry.scores) == len(entry.items) else self._queue).append(entry)
+            for entry, count in shares:
+                if self._leave(entry):
+                    entry.scores += scores[start : start + count]
+                    if len(entry.scores) == len(entry.items):
+                        finished.append(entry)
+                    else:
+                        self._queue.append(entry)
+                        self.waiting += len(entry.items) - len(entry.scores)
+                start += count
         for entry in finished:
             entry.answer.give(entry.scores)
 
     def _failed(self, entries: list[_Waiting], error: BaseException) -> None:
         with self._changed:
             for entry in entries:
-                self.waiting -= len(entry.items) - len(entry.scores)
-                self._queue.remove(entry)
+                self._leave(entry)
         for entry in entries:
             entry.answer.fail(error)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """One call in the slow lane. ``stopped`` is set when nobody waits for it any more."""
 

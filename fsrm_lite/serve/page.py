@@ -19,7 +19,8 @@ from typing import Any
 
 from starlette.responses import StreamingResponse
 
-from fsrm_lite.errors import FsrmError, InputError
+from fsrm_lite.errors import FsrmError, InputError, MisuseError
+from fsrm_lite.ranking.tournament import team_key
 from fsrm_lite.serve import bodies
 from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.service import Service, Thinking, strategy_of, thinking
@@ -129,7 +130,8 @@ async def _events(
             selection = choosing.result()
         except FsrmError as error:
             field = error.param if isinstance(error, RequestError) else None
-            kind = "request" if isinstance(error, InputError) else "server"
+            theirs = isinstance(error, InputError) and not isinstance(error, MisuseError)
+            kind = "request" if theirs else "server"
             yield f"event: error\ndata: {json.dumps({'message': str(error), 'param': field, 'kind': kind})}\n\n"
             return
         while not queue.empty():
@@ -144,8 +146,14 @@ async def _events(
 def _fast_part(service: Service, responses: list[str], scores: list[Score]) -> dict[str, Any]:
     """Return the fast scores, and what the gate says about each response beside the best one."""
     gate = service.model.gate
-    readable = [i for i, response in enumerate(responses) if response.strip()]
-    near = [readable[k] for k in gate.contenders([scores[i] for i in readable])]
+    # A fast score with a reason is that of a response which is too long.
+    readable = [i for i, response in enumerate(responses) if response.strip() and not scores[i].reasons]
+    read, rule = [scores[i] for i in readable], gate.spec.lists
+    if rule is None:
+        near = [readable[k] for k in gate.contenders(read)]
+    else:
+        decision = gate.best_of(read, [team_key(rule)(responses[i]) for i in readable])
+        near = [readable[k] for k in decision.order[: decision.contenders]]
     best = near[0]
     decisions = {str(i): asdict(gate.pair(scores[best], scores[i])) for i in readable if i != best}
     return {"scores": [s.to_dict() for s in scores], "best": best, "contenders": near, "decisions": decisions}

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio.to_thread
 
-from fsrm_lite.errors import InputError
+from fsrm_lite.batches import each_or_none
+from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.readings import compare_scores
-from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, select
+from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, Play, select, too_long_score
 from fsrm_lite.serve import bodies
 from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.lanes import FastLane, SlowLane
@@ -142,7 +143,15 @@ class Service:
             judge: When to think, where a request does not say so. Shapes that promise scores at once do not think
                 unless they are told to.
             calibration: What ``fsrm_lite.serve.calibration`` says about the gate; None if nothing is known.
+
+        Raises:
+            InputError: If the model reads pairs only.
         """
+        if not model.fast.reads_responses:
+            raise InputError(
+                f"the model {model.bundle.manifest.name!r} reads pairs of responses and gives no score to a single "
+                "one, which every request here begins with; expected a model with the template pointwise_fast"
+            )
         self.model, self.reasoner, self.judge = model, reasoner, judge
         self.name: str = model.bundle.manifest.name
         self.names = (self.name, "fsrm-lite", "default", *names)
@@ -243,7 +252,22 @@ class Service:
         """Return the scores of responses after the judge has thought about those that need it."""
         if not self._thinks(how, (self.model.gate.single(score).escalate for score in scores)):
             return list(scores)
-        return await self.think(how, lambda options: self.model.escalate_scores(items, scores, **options))
+
+        def call(options: dict[str, Any]) -> list[Score]:
+            too_long: dict[int, ContextOverflowError] = {}
+
+            def escalate(part: list[tuple[EncodedResponse, Score]]) -> list[Score]:
+                return self.model.escalate_scores([i for i, _ in part], [s for _, s in part], **options)
+
+            pairs = list(zip(items, scores, strict=True))
+            found = each_or_none(escalate, pairs, ContextOverflowError, too_long.__setitem__)
+            # Where the judge has no room for a response, its fast score stands.
+            return [
+                replace(scores[i], escalated=True, reasons=(str(too_long[i]),)) if score is None else score
+                for i, score in enumerate(found)
+            ]
+
+        return await self.think(how, call)
 
     async def compared(
         self, first: EncodedResponse, second: EncodedResponse, scores: tuple[Score, Score], how: Thinking
@@ -278,7 +302,7 @@ class Service:
             def seen(thoughts: list[Thought]) -> bool:
                 if watch is not None:
                     watch(thoughts)
-                return not stopped.is_set()
+                return not stopped.is_set() and (how.due is None or time.monotonic() < how.due)
 
             return call(how.options() | {"watch": seen})
 
@@ -299,7 +323,7 @@ class Service:
 
         Args:
             prompt: What was asked.
-            responses: The candidates; blank ones rank last.
+            responses: The candidates; blank ones, and those that are too long, rank last.
             how: Whether to think.
             strategy: Who meets whom.
             on_scores: Told the fast scores, on the event loop.
@@ -309,17 +333,31 @@ class Service:
         readable = [i for i, response in enumerate(responses) if response.strip()]
         if not readable:
             raise RequestError("every response is empty, expected some text", at=("responses",))
-        encoded = {}
+        encoded: dict[int, EncodedResponse] = {}
+        too_long: dict[int, InputError] = {}
         for i, item in zip(readable, await self.encode([(prompt, responses[i]) for i in readable]), strict=True):
-            if isinstance(item, Unreadable):
+            if not isinstance(item, Unreadable):
+                encoded[i] = item
+            elif isinstance(item.error, ContextOverflowError):
+                too_long[i] = item.error
+            else:
                 raise RequestError(f"responses[{i}]: {item.error}", at=("responses", i)) from item.error
-            encoded[i] = item
+        if not encoded:
+            i, error = next(iter(too_long.items()))
+            raise RequestError(f"responses[{i}]: {error}", at=("responses", i)) from error
         scores = [BLANK_SCORE] * len(responses)
-        for i, score in zip(readable, await self.fast.read(list(encoded.values())), strict=True):
+        for i, score in zip(encoded, await self.fast.read(list(encoded.values())), strict=True):
             scores[i] = score
-        self.metrics.count("score", [scores[i] for i in readable])
+        self.metrics.count("score", [scores[i] for i in encoded])
+        for i, error in too_long.items():
+            scores[i] = too_long_score(str(error))
         on_scores(scores)
         gate = self.model.gate
+
+        def chosen(play: Play) -> Selection:
+            return select(
+                cast(Strategy, strategy), scores, list(responses), gate, play, judge=how.judge, unread=too_long
+            )
 
         def choose(options: dict[str, Any]) -> Selection:
             def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
@@ -344,14 +382,24 @@ class Service:
                     on_match(match)
                 return matches
 
-            return select(cast(Strategy, strategy), scores, list(responses), gate, play, judge=how.judge)
+            return chosen(play)
 
-        contested = how.judge == "always" or len(gate.contenders([scores[i] for i in readable])) > 1
-        if how.judge == "never" or (strategy == "gated" and not contested):
-            return choose({"watch": lambda thoughts: True})
-        selection = await self.think(how, choose)
+        if how.judge == "never":
+            return choose({})
+        try:
+            return chosen(_contested)  # whether there are matches at all, the strategy knows best
+        except _Contested:
+            selection = await self.think(how, choose)
         self.metrics.count("comparison", selection.comparisons)
         return selection
+
+
+class _Contested(Exception):
+    """There are matches to be played."""
+
+
+def _contested(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
+    raise _Contested
 
 
 def strategy_of(body: Mapping[str, Any]) -> str:

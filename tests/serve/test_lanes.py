@@ -68,7 +68,6 @@ def test_a_long_request_does_not_keep_a_short_one_waiting():
         await asyncio.sleep(0)
         reader.go.set()
         assert await short == [115]
-        assert not long.done() or "s" in reader.batches[1]
         assert await long == [108] * (10 * BATCH_RESPONSES)
         await first
         lane.close()
@@ -95,6 +94,35 @@ def test_a_full_queue_says_when_to_come_again_and_one_long_request_always_fits()
         lane.close()
 
     asyncio.run(main())
+
+
+def test_what_a_client_that_has_gone_waited_for_is_not_read():
+    reader = Reader()
+
+    async def main():
+        lane = fast_lane(reader, most=10)
+        first = asyncio.ensure_future(lane.read(["z"]))
+        await begun(reader.begun)
+        gone = asyncio.ensure_future(lane.read(["g"] * 9))
+        await asyncio.sleep(0)
+        assert lane.waiting == 10
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert lane.waiting == 1
+        first.cancel()  # it is being read just now
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert lane.waiting == 0
+        last = asyncio.ensure_future(lane.read(["a"] * 10))
+        await asyncio.sleep(0)
+        reader.go.set()
+        assert await last == [97] * 10
+        assert lane.waiting == 0
+        lane.close()
+
+    asyncio.run(main())
+    assert reader.batches == [["z"], ["a"] * 10]
 
 
 def test_an_error_reaches_those_in_the_batch_and_the_lane_goes_on():

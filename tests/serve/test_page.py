@@ -6,12 +6,15 @@ Screenshots are kept in the folder that ``FSRM_SCREENSHOTS`` names, or in pytest
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 from helpers.serving import serving
 
+from fsrm_lite import FastSlowRM, GateSpec
+from fsrm_lite.gate import ListSpec
 from fsrm_lite.serve import page
 
 RECORDED = ROOT / "docs" / "tutorials" / "recorded.jsonl"
@@ -243,8 +246,39 @@ def test_events_tell_what_happens_in_order(client, question):
     assert (names[0], names[-1]) == ("scores", "result")
     assert names.count("match") == 1
     assert set(names) <= {"scores", "thought", "match", "result"}
-    events = dict(client.events("/v1/best-of-n", body | {"responses": ["x " * 900, "15 pens"]}))
+    events = dict(client.events("/v1/best-of-n", body | {"responses": ["x " * 900, "y " * 900]}))
     assert events["error"]["param"] == "responses[0]"
+
+
+def test_a_response_that_is_too_long_ranks_last_as_in_the_library(client, rm, question):
+    responses = ["x " * 900, "15 pens", "16 pens"]
+    wanted = rm.best_of_n(question, responses)
+    reply = client.post("/v1/best-of-n", {"prompt": question, "responses": responses}).json()
+    assert reply["ranking"] == list(wanted.ranking)
+    assert reply["ranking"][-1] == 0
+    (reason,) = reply["scores"][0]["reasons"]
+    assert wanted.scores[0].reasons == (f"item 0: {reason}",)
+
+
+def test_the_rule_for_lists_says_who_meets_before_the_judge(question, monkeypatch):
+    """It may ask for matches where the rule for pairs would not; they too are played in the slow lane."""
+    where = []
+    think = FastSlowRM.escalate_pairs
+
+    def noted(self, *arguments, **options):
+        where.append(threading.current_thread().name)
+        return think(self, *arguments, **options)
+
+    monkeypatch.setattr(FastSlowRM, "escalate_pairs", noted)
+    gate = GateSpec(intuition_threshold=0.0, distribution_threshold=0.0, lists=ListSpec(coverage=1.0))
+    body = {"prompt": question, "responses": ["15 pens", "16 pens", "The answer is 16 pens."], "stream": True}
+    with FastSlowRM.from_pretrained(threads=1, gate=gate) as model, serving(model) as client:
+        events = client.events("/v1/best-of-n", body)
+        assert len(model.gate.contenders(model.score_many([(question, r) for r in body["responses"]]))) == 1
+    assert len(events[0][1]["contenders"]) == 2
+    (match,) = events[-1][1]["comparisons"]
+    assert sorted(match["pair"]) == sorted(events[0][1]["contenders"])
+    assert where == ["fsrm-slow-lane"]
 
 
 def test_what_the_page_knows_of_the_bundle(rm):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fsrm_lite.errors import ContextOverflowError
 from fsrm_lite.gate import sigmoid
 
 TOLERANCE = 5e-3  # int8: what is read together changes the last bits
@@ -89,6 +90,29 @@ def test_one_bad_document_costs_nobody_else_a_score(client, question, scores, ba
     assert [r["index"] for r in cohere["results"]] == best_first
 
 
+def test_a_document_that_only_the_judge_has_no_room_for_keeps_its_fast_score(client, rm, question):
+    """The judge's prompt is longer than the fast one, so a text may fit into the one and not into the other."""
+    long = next(
+        text
+        for n in range(500, 300, -1)
+        if _fits(rm.encoder.pointwise_fast, question, text := "pens " * n)
+        and not _fits(rm.encoder.pointwise_slow, question, text)
+    )
+    documents = [DOCUMENTS[0], long, DOCUMENTS[1]]
+    reply = client.post("/score", {"text_1": question, "text_2": documents, "x_judge": "always"})
+    found = [entry["score"] for entry in reply.json()["data"]]
+    slow = [rm.score(question, text, judge="always").score for text in DOCUMENTS[:2]]
+    assert found == [near(slow[0]), near(rm.score(question, long, judge="never").score), near(slow[1])]
+
+
+def _fits(render, question, text):
+    try:
+        render(question, text)
+    except ContextOverflowError:
+        return False
+    return True
+
+
 def test_only_bad_documents_are_refused(client, question):
     reply = client.post("/rerank", {"query": question, "documents": ["", " "]})
     assert reply.status == 400
@@ -167,6 +191,9 @@ FIELDS = (
     "messages",
     "input",
     "questions",
+    "model",
+    "prompt",
+    "responses",
     "state",
     "top_n",
     "stream",

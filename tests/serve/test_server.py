@@ -15,7 +15,7 @@ import time
 import pytest
 from helpers.serving import JSON, serving
 
-from fsrm_lite import SolveReasoner
+from fsrm_lite import FastSlowRM, SolveReasoner
 from fsrm_lite.errors import InputError
 from fsrm_lite.serve.server import MAX_HEADER_BYTES, make_asgi, make_server
 from fsrm_lite.serve.service import Limits
@@ -116,6 +116,7 @@ def test_hosts_and_origins(client, question):
     assert rerank(client, question, host="[").status == 403
     assert rerank(client, question, origin="https://evil.example").json()["error"]["code"] == "origin_not_allowed"
     assert rerank(client, question, origin="null").status == 403
+    assert rerank(client, question, origin="http://[").status == 403
     own = rerank(client, question, origin=client.url)
     assert own.status == 200
     assert "access-control-allow-origin" not in own.headers
@@ -301,3 +302,13 @@ def test_the_application_works_in_somebody_elses_server(rm, question):
     asyncio.run(application(scope, receive, send))
     assert sent[0]["status"] == 200
     assert [r["index"] for r in json.loads(sent[1]["body"])["results"]] == [1, 0]
+
+
+def test_a_closed_model_is_the_servers_fault_and_not_the_requests(question):
+    model = FastSlowRM.from_pretrained(threads=1)
+    with serving(model) as client:
+        model.close()
+        reply = rerank(client, question)
+        assert (reply.status, reply.json()["error"]["type"]) == (500, "server_error")
+        body = {"prompt": question, "responses": ["15 pens", "16 pens"], "stream": True}
+        assert dict(client.events("/v1/best-of-n", body))["error"]["kind"] == "server"

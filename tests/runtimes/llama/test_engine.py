@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import gguf
@@ -9,7 +8,6 @@ import pytest
 from helpers.judge import write_tiny_gguf
 
 from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
-from fsrm_lite.runtimes.engine import Interrupted
 from fsrm_lite.runtimes.llama import engine as engine_module
 from fsrm_lite.runtimes.llama.engine import BATCH_TOKENS, QUANTIZATIONS, LlamaEngine, quantize, why_not
 from fsrm_lite.runtimes.llama.gguf_header import read_header
@@ -255,35 +253,11 @@ def test_what_would_abort_the_process_is_an_error(engine):
         engine.prepare(257, 16)
 
 
-@pytest.mark.parametrize(("token", "position"), [(96, 0), (-1, 0), (3, 7)])
-def test_a_bad_token_or_a_gap_is_an_error_and_the_engine_lives_on(engine, token, position):
-    engine.prepare(1, 64)
-    feed(engine, IDS)
-    with pytest.raises(JudgeError, match="refused"):
-        feed(engine, [token], 0, len(IDS) + position)
-    engine.prepare(1, 64)
-    assert feed(engine, IDS[:1], outputs=True).shape == (1, 96)
-
-
 def test_a_full_stream_is_an_error(engine):
     engine.prepare(1, 256)
     feed(engine, np.full(256, 5))
     with pytest.raises(JudgeError, match="status 1"):
         feed(engine, IDS[:1], 0, 256)
-
-
-def test_an_interrupt_stops_a_decode_until_it_is_resumed(engine):
-    engine.prepare(1, 64)
-    thread = threading.Thread(target=engine.interrupt)
-    thread.start()
-    thread.join()
-    with pytest.raises(Interrupted):
-        feed(engine, IDS)
-    with pytest.raises(Interrupted):
-        feed(engine, IDS)
-    engine.prepare(1, 64)
-    engine.resume()
-    assert feed(engine, IDS).shape == (0, 96)
 
 
 def test_closing_twice_is_fine(gguf_path):
