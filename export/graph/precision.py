@@ -45,8 +45,8 @@ LADDERS: dict[str, tuple[str, ...]] = {"int8": ("int8", "int8x2", "fp32"), "int4
 COST = {"int4": 1.0, "int8": 1.0, "int8x2": 2.0, "fp32": 4.0}
 """Time of a product of each precision, in that of one of 8 bits, on processors with AVX-512 VNNI.
 
-There the rates are 1.75 T and 0.35 to 0.46 T operations a second, see benchmarks/NOTES.md. Fixed, so that a checkpoint
-gives the same graph wherever it is exported; ``python -m benchmarks.real`` measures speeds where it runs.
+There the two rates stand about as 4 to 1. Fixed, so that a checkpoint gives the same graph wherever it is exported;
+``python -m benchmarks.real`` measures speeds where it runs.
 """
 
 _ATTENTION_TOKENS = 256  # A row's attention products cost what a weight of so many inputs would.
