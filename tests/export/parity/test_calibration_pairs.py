@@ -45,7 +45,6 @@ def test_every_form_of_row_gives_pairs(tmp_path):
         {"prompt": "p", "responses": "text"},
         {"prompt": "p", "chosen": "", "rejected": "x"},
         {"chosen": "a"},
-        7,
     ],
 )
 def test_bad_rows_are_named_by_line(row, tmp_path):
@@ -59,7 +58,8 @@ def test_bad_rows_are_named_by_line(row, tmp_path):
     [
         (b'{"prompt": 5, "chosen": "a", "rejected": "b"}', "line 2: the prompt is of type int"),
         (b'{"prompt": " ", "chosen": "a", "rejected": "b"}', "line 2: the prompt is empty"),
-        (b"\xff\xfe{}", "line 2: expected an object .*utf-8"),
+        (b"7", r"line 2: invalid JSON \(a JSON int, expected an object\)"),
+        (b"\xff\xfe{}", "line 2: invalid JSON .*utf-8"),
     ],
 )
 def test_prompts_that_cannot_be_asked_and_bytes_that_are_no_text_are_named_by_line(line, message, tmp_path):
