@@ -35,7 +35,7 @@ EASY_WEIGHT = 0.1
 """Weight of a solution that the model scores rightly beyond doubt; one that it scores wrongly has ten times as much."""
 
 BARE_SHARE = 0.15
-"""Share of the drawn pairs of own solutions that show their answers alone: where no work is shown, the answer counts."""
+"""Share of the drawn pairs of own solutions that show their answers alone."""
 
 AT_ONCE = 50
 """Problems that are solved together."""

@@ -187,15 +187,27 @@ def test_texts_stay_texts(browser, served):
 @pytest.mark.slow
 def test_an_error_is_shown_and_the_page_goes_on(browser, served, shots):
     shown = Page(browser, served.url)
-    shown.fill(PROMPT, "pens " * 700, "11 pens")
+    shown.fill("pens " * 700, "11 pens", "12 pens")
     shown.one("#run").click()
     shown.until(lambda: "error" in shown.one("#status").get_attribute("class"))
     assert "the context holds 512" in shown.one("#status").text
     shown.save(shots / "page-error.png")
-    shown.all("#answers textarea")[0].clear()
-    shown.all("#answers textarea")[0].send_keys("12 pens")
+    shown.one("#prompt").clear()
+    shown.one("#prompt").send_keys(PROMPT)
     shown.one("#run").click()
     shown.until(lambda: shown.one("#bill-card").is_displayed())
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_too_long_ranks_last_and_says_why(browser, served):
+    shown = Page(browser, served.url)
+    shown.fill(PROMPT, "pens " * 700, "11 pens")
+    shown.one("#run").click()
+    shown.finished()
+    assert "ranks last: " in shown.texts("#bars .why")[0]
+    assert "the context holds 512" in shown.texts("#bars .why")[0]
+    assert shown.texts("#bars .value")[0] == "\N{EN DASH}"
+    assert shown.texts("#ranking .text") == ["11 pens", ("pens " * 700).strip()]
 
 
 @pytest.mark.slow
