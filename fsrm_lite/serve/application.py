@@ -116,7 +116,6 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
             return _failure(path, "the server failed at this request; its log says more")
         if isinstance(reply, Response):
             return reply
-        request.scope["fsrm.usage"] = reply.get("usage") if isinstance(reply, dict) else None
         headers = {}
         if isinstance(reply, rewards.Ranking) and reply.errors:
             headers["x-errors"] = json.dumps(reply.errors)

@@ -99,6 +99,7 @@ async def chat_completion(service: Service, body: dict[str, Any]) -> dict[str, A
         if not isinstance(options, dict | None):
             bodies.refuse(("stream_options",), options, "an object")
         with_usage = bool((options or {}).get("include_usage"))
+        service.slow.refuse_if_full()
         return StreamingResponse(_events(service, asked, how, with_usage), media_type="text/event-stream")
     answers = await _written(service, asked, how)
     choices = [

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fsrm_lite.serve.bodies import RequestError
-from fsrm_lite.serve.metrics import Metrics
+from fsrm_lite.serve.metrics import Metrics, Tokens
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Paths that need no key: the page asks for it, and whoever watches a server's health need not know it."""
@@ -81,6 +81,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status, sent = time.perf_counter(), 499, 0  # 499: the client went before there was an answer
+        tokens = self._metrics.begin_request()
         headers = Headers(scope=scope)
         origin = headers.get("origin")
 
@@ -115,7 +116,7 @@ class Guard:
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.seconds.labels(path).observe(seconds)
             if access.isEnabledFor(logging.INFO):
-                access.info("%s", _line(scope, status, seconds, sent))
+                access.info("%s", _line(scope, status, seconds, sent, tokens))
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise a ``RequestError`` unless the host, the origin and the key are right."""
@@ -164,9 +165,8 @@ async def _preflight(send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _line(scope: Scope, status: int, seconds: float, sent: int) -> str:
+def _line(scope: Scope, status: int, seconds: float, sent: int, tokens: Tokens) -> str:
     """Return the line of the access log, a JSON object. It holds nothing of what was asked or answered."""
-    usage = scope.get("fsrm.usage") or {}
     return json.dumps(
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -176,7 +176,7 @@ def _line(scope: Scope, status: int, seconds: float, sent: int) -> str:
             "status": status,
             "ms": round(seconds * 1e3, 2),
             "bytes": sent,
-            "tokens_read": usage.get("input_tokens", usage.get("prompt_tokens", 0)),
-            "tokens_generated": usage.get("output_tokens", usage.get("completion_tokens", 0)),
+            "tokens_read": tokens.read,
+            "tokens_generated": tokens.generated,
         }
     )

@@ -259,6 +259,23 @@ class SlowLane(_Lane[_Call]):
         """Calls that wait or run."""
         return len(self._queue) + (self._running is not None)
 
+    def refuse_if_full(self) -> None:
+        """Refuse a request if too many calls wait, as ``run`` does.
+
+        A reply that is streamed has sent its status before it comes to ``run``; so it asks here first.
+
+        Raises:
+            RequestError: With status 429.
+        """
+        if self.waiting >= self._most:
+            raise RequestError(
+                f"{self.waiting} requests wait for a thought, at most {self._most} may; try again, "
+                'or ask with "x_judge": "never"',
+                status=429,
+                code="busy",
+                retry_after_s=math.ceil(min(60.0, self._mean_s * self.waiting)),
+            )
+
     async def run(self, function: Callable[[threading.Event], _T]) -> _T:
         """Run a function in its turn and return what it returns.
 
@@ -273,14 +290,7 @@ class SlowLane(_Lane[_Call]):
         call = _Call(function, _Answer())
         with self._changed:
             self._refuse_if_closed()
-            if self.waiting >= self._most:
-                raise RequestError(
-                    f"{self.waiting} requests wait for a thought, at most {self._most} may; try again, "
-                    'or ask with "x_judge": "never"',
-                    status=429,
-                    code="busy",
-                    retry_after_s=math.ceil(min(60.0, self._mean_s * self.waiting)),
-                )
+            self.refuse_if_full()
             self._queue.append(call)
             self._changed.notify()
         try:

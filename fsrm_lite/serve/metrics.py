@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
@@ -13,6 +15,17 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(slots=True)
+class Tokens:
+    """What one request cost."""
+
+    read: int = 0
+    generated: int = 0
+
+
+_of_request: ContextVar[Tokens | None] = ContextVar("tokens of the request that is being answered", default=None)
 
 
 class Metrics:
@@ -35,7 +48,9 @@ class Metrics:
             ("lane",),
             registry=r,
         )
-        self._items = Counter("fsrm_items", "Responses scored and pairs compared.", ("kind",), registry=r)
+        self._items = Counter(
+            "fsrm_items", "Responses scored, pairs compared, questions answered.", ("kind",), registry=r
+        )
         self._escalated = Counter(
             "fsrm_escalated", "Those of them that the judge was asked about.", ("kind",), registry=r
         )
@@ -51,10 +66,26 @@ class Metrics:
         self._escalated.labels(kind).inc(sum(result.escalated for result in results))
         self.tokens(sum(r.tokens_read for r in results), sum(r.tokens_generated for r in results))
 
+    def count_question(self, *, escalated: bool, read: int, generated: int) -> None:
+        """Count a question with all that was read and written for its answer."""
+        self._items.labels("question").inc()
+        self._escalated.labels("question").inc(escalated)
+        self.tokens(read, generated)
+
     def tokens(self, read: int, generated: int) -> None:
-        """Count tokens."""
+        """Count tokens, of the server and of the request that is being answered."""
         self._tokens.labels("read").inc(read)
         self._tokens.labels("generated").inc(generated)
+        request = _of_request.get()
+        if request is not None:
+            request.read += read
+            request.generated += generated
+
+    def begin_request(self) -> Tokens:
+        """Return what ``tokens`` will count from now on in this task and in those that it starts."""
+        tokens = Tokens()
+        _of_request.set(tokens)
+        return tokens
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

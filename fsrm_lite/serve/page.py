@@ -79,6 +79,8 @@ async def best_of_n(service: Service, body: dict[str, Any]) -> dict[str, Any] | 
     responses = bodies.texts(body, "responses", most=service.limits.documents)
     how, strategy = thinking(body, service.judge), strategy_of(body)
     if bodies.flag(body, "stream"):
+        if how.judge != "never":
+            service.slow.refuse_if_full()
         events = _events(service, prompt, responses, how, strategy)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
     selection = await service.best_of(prompt, responses, how, strategy=strategy)

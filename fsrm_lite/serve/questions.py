@@ -153,7 +153,14 @@ async def answer(
     answers: list[Answer | InputError] = []
     for question, items, error in zip(questions, readable, bad, strict=True):
         scores = [next(read) for _ in items]
-        answers.append(error if error is not None else await _decided(service, question, items, scores, how))
+        if error is not None:
+            answers.append(error)
+            continue
+        found = await _decided(service, question, items, scores, how)
+        service.metrics.count_question(
+            escalated=found.escalated, read=found.input_tokens - found.cached_tokens, generated=found.output_tokens
+        )
+        answers.append(found)
     return answers
 
 
@@ -173,7 +180,6 @@ async def _decided(
     service: Service, question: Question, items: list[EncodedResponse], scores: list[Score], how: Thinking
 ) -> Answer:
     """Return the answer to a question whose options were read."""
-    service.metrics.count("score", scores)
     gate = service.model.gate
     shared = _distinct_tokens([item.ids for item in items])
     cached = max(0, shared - sum(score.tokens_read for score in scores))
@@ -192,7 +198,6 @@ async def _decided(
     if len(near) == 2:
         first, second = sorted(near)
         match = await service.compared(items[first], items[second], (scores[first], scores[second]), how)
-        service.metrics.count("comparison", [match])
         results: list[Score | Comparison] = [match]
         shares = {first: match.p_first, second: 1.0 - match.p_first}
     else:

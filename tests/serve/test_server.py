@@ -175,10 +175,18 @@ def test_a_full_queue_is_told_by_status_and_header(rm, question):
         thread.start()
         while not client.server.service.slow.waiting:
             time.sleep(0.01)
-        busy = client.post("/rerank", {"query": question, "documents": ["15 pens"], "x_judge": "always"})
+        asked = [
+            ("/rerank", {"query": question, "documents": ["15 pens"], "x_judge": "always"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": question}], "stream": True}),
+            ("/v1/best-of-n", {"prompt": question, "responses": ["15 pens", "16 pens"], "stream": True}),
+        ]
+        replies = [client.post(path, body) for path, body in asked]
+        fast = client.post("/v1/best-of-n", asked[2][1] | {"x_judge": "never"})
         thread.join()
-        assert (busy.status, busy.json()["error"]["type"]) == (429, "rate_limit_error")
-        assert int(busy.headers["retry-after"]) >= 1
+        for busy in replies:
+            assert (busy.status, busy.json()["error"]["type"]) == (429, "rate_limit_error")
+            assert int(busy.headers["retry-after"]) >= 1
+        assert fast.status == 200
 
 
 def test_slow_clients_are_left(rm, question):
@@ -210,6 +218,44 @@ def test_clients_that_do_not_read_are_left_and_the_others_do_not_notice(rm, ques
         for connection in deaf:
             connection.close()
         assert rerank(client, question).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "writes"),
+    [
+        ("/score", {"text_1": "{q}", "text_2": ["15 pens"]}, False),
+        ("/v2/rerank", {"model": "default", "query": "{q}", "documents": ["15 pens"]}, False),
+        ("/rerank", {"query": "{q}", "texts": ["15 pens"]}, False),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "{q}"}], "stream": True}, True),
+        ("/v1/best-of-n", {"prompt": "{q}", "responses": ["1", "2"], "stream": True, "strategy": "knockout"}, True),
+        (
+            "/v1/decisions",
+            {
+                "model": "default",
+                "input": "{q}",
+                "questions": [{"type": "choice", "instructions": "Which?", "choices": [{"value": "1"}, {"value": "2"}]}],
+                "x_judge": "always",
+            },
+            True,
+        ),
+    ],
+)
+def test_the_access_log_has_the_tokens_of_every_shape(path, body, writes, rm, question, caplog):
+    filled = json.loads(json.dumps(body).replace("{q}", question))
+    with (
+        serving(rm, reasoner=SolveReasoner(rm)) as client,
+        caplog.at_level(logging.INFO, logger="fsrm_lite.access"),
+    ):
+        before = client.post("/metrics", b"").status  # a line that counts nothing
+        reply = client.post(path, filled)
+        assert (before, reply.status) == (405, 200), reply.data
+        until = time.monotonic() + 10
+        while len(caplog.records) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    first, last = (json.loads(record.message) for record in caplog.records[-2:])
+    assert (first["tokens_read"], first["tokens_generated"]) == (0, 0)
+    assert last["tokens_read"] > 0
+    assert (last["tokens_generated"] > 0) == writes
 
 
 def test_the_access_log_says_what_happened_and_nothing_of_the_texts(client, question, caplog):
