@@ -2,6 +2,7 @@
 
 python -m benchmarks                               all stages: under 25 minutes on 2 cores, and a one-time preparation
 python -m benchmarks --stage W2 --again            one workload once more
+python -m benchmarks --shape smollm2 --minutes 8   the real model of python -m benchmarks.real
 python -m benchmarks --shape small --minutes 1     a trial of the benchmarks themselves, with a toy model
 
 The table, the JSON and the plot of the growth lie under .bench/SHAPE. After an interruption, give the same command

@@ -21,7 +21,7 @@ class Files:
         return self.root / "checkpoint"
 
     def fast(self, precision: str) -> Path:
-        """Return the path of the fast path's ONNX graph."""
+        """Return the path of the fast path's ONNX graph: "int8", "fp32", or "rungs" (see ``prepare.real_rungs``)."""
         return self.root / f"fast-{precision}" / "model.onnx"
 
     def gguf(self, kind: str) -> Path:

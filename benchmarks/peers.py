@@ -146,9 +146,12 @@ def _optimum(root: Path, precision: str, threads: int) -> Peer:
 
 
 STOCK = "fsrm-lite int8, stock operators"
+RUNGS = "fsrm-lite int8 with SmolLM2's rungs"
+"""Each kind of MatMul as often at two terms or fp32 as a real model needed; see ``prepare.REAL_RUNGS``."""
 
 PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "fsrm-lite int8": lambda files, threads: Ours(files.fast("int8"), threads),
+    RUNGS: lambda files, threads: Ours(files.fast("rungs"), threads),
     "llama.cpp seq_cp Q4_0": lambda files, threads: _llama(files.gguf("q4_0"), threads),
     "llama.cpp seq_cp Q4_K_M": lambda files, threads: _llama(files.gguf("q4_k_m"), threads),
     "llama.cpp seq_cp Q8_0": lambda files, threads: _llama(files.gguf("q8_0"), threads),

@@ -6,22 +6,26 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from benchmarks import optimum_peer
+from benchmarks import optimum_peer, real
 from benchmarks.files import LABELS, Files
-from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
+from fsrm_lite.export.checkpoints.checkpoint import Architecture, Checkpoint
 from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
 from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.export.graph import fast_graph as graph
-from fsrm_lite.export.graph.fast_graph import write_fast_graph
+from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, write_fast_graph
 from fsrm_lite.runtimes.llama.engine import quantize
 
 GGUF_KINDS = ("q4_0", "q4_k_m", "q8_0")
 OPTIMUM_SHAPES = ("0.6b",)
 """Shapes with which the peer optimum runs; a toy is not worth an environment of its own."""
+
+REAL = "smollm2"
+"""The shape whose checkpoint is a real model, SmolLM2-135M-Instruct; see ``benchmarks.real``."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     # Qwen3-0.6B's config.json, from its model card.
@@ -50,7 +54,38 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1_000_000.0,
         "tie_word_embeddings": True,
     },
+    REAL: {},
 }
+
+REAL_RUNGS = {
+    "self_attn.q_proj": {"int8x2": 1},
+    "self_attn.k_proj": {"int8x2": 23},
+    "self_attn.v_proj": {"int8x2": 28, "fp32": 2},
+    "self_attn": {"int8x2": 4, "fp32": 26},
+    "self_attn.o_proj": {"int8x2": 29},
+    "mlp.gate_proj": {"int8x2": 2},
+    "mlp.up_proj": {"int8x2": 13},
+    "mlp.down_proj": {"int8x2": 24},
+    "lm_head": {"fp32": 30},
+}
+"""How many of SmolLM2's 30 layers have a MatMul of each kind above int8, as ``fsrm-lite export`` chose with its default
+tolerance; ``python -m benchmarks.real`` prints the table anew."""
+
+
+def real_rungs(arch: Architecture) -> dict[str, str]:
+    """Return the precisions of a model in which each kind of MatMul is raised in the same share of layers as SmolLM2's.
+
+    They are spread evenly over the layers: random weights do not say which layers are the delicate ones.
+    """
+    keep: dict[str, str] = {}
+    for kind, counts in REAL_RUNGS.items():
+        names = [name for name in matmul_names(arch) if name.split(".", 3)[-1] == kind or name == kind]
+        # Multiples of the golden ratio, less their whole part, are spread evenly however many of them are taken.
+        spread = sorted(enumerate(names), key=lambda place: place[0] * 0.618034 % 1)
+        raised = (name for _, name in spread)
+        for precision, count in counts.items():
+            keep |= dict.fromkeys(islice(raised, round(count * len(names) / 30)), precision)
+    return keep
 
 
 def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
@@ -61,17 +96,25 @@ def prepare(files: Files, shape: str, say: Callable[[str], None]) -> None:
     files.root.mkdir(parents=True, exist_ok=True)
     if not files.checkpoint.is_dir():
         say("writing the checkpoint")
-        part = _fresh(files.checkpoint.with_name("checkpoint.part"))
-        _write_checkpoint(part, SHAPES[shape])
-        part.rename(files.checkpoint)
+        if shape == REAL:
+            files.checkpoint.symlink_to(real.prepare(), target_is_directory=True)
+        else:
+            part = _fresh(files.checkpoint.with_name("checkpoint.part"))
+            _write_checkpoint(part, SHAPES[shape])
+            part.rename(files.checkpoint)
     checkpoint = Checkpoint.open(files.checkpoint)
-    for precision in ("int8", "fp32"):
-        folder = files.fast(precision).parent
+    graphs: dict[str, tuple[FastPrecision, dict[str, str]]] = {
+        "int8": ("int8", {}),
+        "rungs": ("int8", real_rungs(checkpoint.arch)),
+        "fp32": ("fp32", {}),
+    }
+    for name, (precision, keep) in graphs.items():
+        folder = files.fast(name).parent
         written_by = folder.with_name(f"{folder.name}.writer")
         if not folder.is_dir() or not written_by.is_file() or written_by.read_text("utf-8") != _writer():
-            say(f"writing the fast graph, {precision}")
+            say(f"writing the fast graph, {name}")
             part = _fresh(folder.with_name(f"{folder.name}.part"))
-            write_fast_graph(checkpoint, part / files.fast(precision).name, LABELS, precision=precision)
+            write_fast_graph(checkpoint, part / files.fast(name).name, LABELS, precision=precision, keep=keep)
             rmtree(folder, ignore_errors=True)
             part.rename(folder)
             written_by.write_text(_writer(), "utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import judge
 from benchmarks.growth import POINT_SECONDS
 from benchmarks.measure import LEAST_ROUNDS, NEAR, SPINS
-from benchmarks.peers import LLAMA_CPP, PEERS, ROOFLINE, UNSHARED
+from benchmarks.peers import LLAMA_CPP, PEERS, ROOFLINE, RUNGS, UNSHARED
 from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, Workload
 
 OURS = next(iter(PEERS))
@@ -189,6 +189,9 @@ def _verdict(workload: Workload, timed: dict[str, Any]) -> str:
             name = min(group, key=lambda n: group[n])
             ratio = group[name] / ours
             found.append(f"{ratio:.2f}x the {what} ({name}; {_target(ratio >= target, target)})")
+    if peers and RUNGS in timed:
+        ratio = min(peers.values()) / timed[RUNGS]["median_s"]
+        found.append(f"{ratio:.2f}x the best peer with the precisions that a real model needed")
     return "; ".join(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
 from benchmarks import judge, measure
@@ -159,6 +161,24 @@ def test_the_first_workload_chooses_among_the_forms_of_a_peer():
     ]
     assert best_forms(peers, {}) == peers
     assert {name for family in FAMILIES for name in family} <= PEERS.keys()
+
+
+@pytest.mark.parametrize("layers", [2, 28, 30])
+def test_rungs_are_spread_in_the_real_models_shares(layers):
+    prepare = pytest.importorskip("benchmarks.prepare")
+    from fsrm_lite.export.graph.fast_graph import matmul_names
+
+    arch = types.SimpleNamespace(layers=layers, scalar=False)
+    keep = prepare.real_rungs(arch)
+    assert set(keep) <= set(matmul_names(arch))
+    assert keep["lm_head"] == "fp32"
+    for kind, counts in prepare.REAL_RUNGS.items():
+        named = {name: rung for name, rung in keep.items() if name.endswith(f".{kind}")}
+        for rung, count in counts.items() if kind != "lm_head" else ():
+            found = [int(name.split(".")[2]) for name, at in named.items() if at == rung]
+            assert len(found) == pytest.approx(count * layers / 30, abs=1)
+            if layers == 30:
+                assert len(found) == count
 
 
 def test_the_budget_buys_further_rounds():

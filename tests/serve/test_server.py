@@ -233,7 +233,9 @@ def test_clients_that_do_not_read_are_left_and_the_others_do_not_notice(rm, ques
             {
                 "model": "default",
                 "input": "{q}",
-                "questions": [{"type": "choice", "instructions": "Which?", "choices": [{"value": "1"}, {"value": "2"}]}],
+                "questions": [
+                    {"type": "choice", "instructions": "Which?", "choices": [{"value": "1"}, {"value": "2"}]}
+                ],
                 "x_judge": "always",
             },
             True,
