@@ -210,16 +210,16 @@ def build_fast(
     """
     path = folder / FAST_PATH
     path.parent.mkdir()
-    measured: list[FirstTokenParity] = []
+    measured: list[FirstTokenParity] = []  # of each graph that was written
     near_tie = _near_tie(source, expected, tolerance, kind)
 
     def excess_of(graph: Path) -> float:
         with closing(_looks(source, expected, graph, near_tie, report)) as looks:
             for found in looks:
-                measured.append(found)
                 if excess(kind, at_best(found, len(source.fast_ids), len(source.pairs)), tolerance) > 1:
                     break
-        return excess(kind, measured[-1], tolerance)
+        measured.append(found)
+        return excess(kind, found, tolerance)
 
     tuned = write_tuned_graph(
         source.checkpoint,
@@ -230,8 +230,9 @@ def build_fast(
         precision=kind,
         progress=report,
     )
-    if measured[-1].items < len(source.fast_ids):  # given up, but the report is about all of it
-        measured += _looks(source, expected, path, near_tie, report)
+    parity = measured[tuned.chosen]
+    if parity.items < len(source.fast_ids):  # given up, but the report is about all of it
+        *_, parity = _looks(source, expected, path, near_tie, report)
     roles = dict(zip(("fast", "fast_data"), (f"fast/{file.name}" for file in tuned.files), strict=False))
     verdicts = None
     if expected.tasks:
@@ -239,7 +240,7 @@ def build_fast(
             verdicts = _measure_verdicts(expected, model, tolerance, "fast thoughts", report)
         if verdict_violations(verdicts, tolerance):
             add_metadata(path, "fsrm.thinks", "no")
-    return FastResult(roles, measured[-1], tuned, verdicts)
+    return FastResult(roles, parity, tuned, verdicts)
 
 
 def _looks(

@@ -82,6 +82,7 @@ class TunedGraph:
             measured.
         cost: Of all products, in that of the same products without ``keep``, by ``COST``.
         history: What was tried, in order.
+        chosen: Position in ``history`` of the graph that was kept.
     """
 
     files: list[Path]
@@ -90,6 +91,7 @@ class TunedGraph:
     worst: tuple[str, float] | None = None
     cost: float = 1.0
     history: list[Attempt] = field(default_factory=list)
+    chosen: int = 0
 
 
 def write_tuned_graph(
@@ -134,6 +136,7 @@ def write_tuned_graph(
     files, excess = write(fitted, {})
     history = [Attempt(1.0, excess)]
     keep: dict[str, str] = {}
+    chosen, kept = 0, b""
     worst = None
     if excess > 1:
         rungs = _Rungs(
@@ -145,13 +148,14 @@ def write_tuned_graph(
             files, excess = write(fitted, keep)
             history.append(Attempt(rungs.cost(keep), excess))
             search.note(keep, excess)
-        if excess > 1 and search.best is not None:
-            keep = search.best
-            files, excess = write(fitted, keep)
+            if excess <= 1 or search.best is None:
+                chosen, kept = len(history) - 1, out_path.read_bytes()  # large weights lie beside it
+        out_path.write_bytes(kept)
+        keep, excess = search.best or keep, history[chosen].excess
     if weights.path is not None:
         drop_unused(out_path)
     cost = 1.0 if worst is None else rungs.cost(keep)
-    return TunedGraph(files, keep, excess, worst, cost, history)
+    return TunedGraph(files, keep, excess, worst, cost, history, chosen)
 
 
 class _Search:
