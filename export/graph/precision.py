@@ -53,7 +53,7 @@ _ATTENTION_TOKENS = 256  # A row's attention products cost what a weight of so m
 _HEAD_ROWS, _HEAD_TOKENS = 64, 256
 _ATTEMPTS = 6
 _TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
-_REFINEMENTS = 2  # Cheaper sets tried once one is within tolerance,
+_REFINEMENTS = 3  # Cheaper sets tried once one is within tolerance,
 _CLOSE = 0.8  # unless it is so close to it, or to one that is not.
 
 Progress = Callable[[str, int, int], None]
