@@ -1,7 +1,8 @@
 r"""Reads the verdict out of what a judge wrote elsewhere: the texts of an RRM, an RM-R1 or any chat model.
 
-Each family of judges ends its text in a form of its own. The last verdict of a text counts, because judges weigh both
-sides before; nothing behind the last ``</think>`` is no answer yet.
+Each family of judges ends its text in a form of its own. Only what follows the last ``</think>`` is read. Of several
+verdicts in it the last one counts, because judges weigh both sides before. A text that ends in the middle of a thought,
+with a ``<think>`` that no ``</think>`` follows, has no verdict.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def _two_ratings(text: str) -> str | None:
 def _chat(text: str) -> str | None:
     """Read ``[[A]]``, ``[[B]]`` or, for a tie, ``[[C]]``, as the judges of MT-Bench write."""
     found = re.findall(r"\[\[\s*([ABC])\s*\]\]", text, re.IGNORECASE)
-    return (None if not found else "tie" if found[-1].lower() == "c" else found[-1].lower()) or None
+    if not found:
+        return None
+    side = found[-1].lower()
+    return "tie" if side == "c" else side
 
 
 FORMS: dict[str, Callable[[str], str | None]] = {
@@ -86,4 +90,5 @@ def read_verdict(text: str, form: str) -> str | None:
     """
     if form not in FORMS:
         raise InputError(f"verdict form {form!r} is unknown, expected one of {', '.join(FORMS)}")
-    return FORMS[form](text.rpartition("</think>")[2])
+    answer = text.rpartition("</think>")[2]
+    return None if "<think>" in answer else FORMS[form](answer)

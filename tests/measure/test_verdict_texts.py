@@ -45,6 +45,25 @@ def test_no_form_reads_a_verdict_where_there_is_none(form):
     assert read_verdict("Both are fine. <think>[[A]] \\boxed{Assistant 1}</think>", form) is None
 
 
+@pytest.mark.parametrize("end", ["", "</think> Wait. <think>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{Assistant 1}",
+        "<answer>[[A]]</answer>",
+        "<answer>A</answer>",
+        "<answer>3</answer><answer>5</answer>",
+        "[RESULT] A",
+        "[[A]]",
+        "[[A>B]]",
+    ],
+)
+def test_a_thought_that_was_cut_off_is_no_verdict(text, end):
+    read = [form for form in FORMS if read_verdict(text, form) is not None]
+    assert read
+    assert [read_verdict(f"<think>If I stopped here: {end}{text}", form) for form in read] == [None] * len(read)
+
+
 def test_an_unknown_form_is_named():
     with pytest.raises(InputError, match="verdict form 'x' is unknown, expected one of rrm, rm-r1"):
         read_verdict("[[A]]", "x")
