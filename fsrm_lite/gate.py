@@ -66,6 +66,7 @@ class ListSpec:
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
+        _take_numpy(self)
         if not _is_number(self.coverage) or not 0.0 <= self.coverage <= 1.0:
             raise GateSpecError(f"gate: lists.coverage is {self.coverage!r}, expected a number in [0, 1]")
         for name in ("temperature", "sharpness"):
@@ -99,9 +100,7 @@ class GateSpec:
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
-        for name in self.__dataclass_fields__:  # a number of numpy's, from a table or an array, becomes Python's own
-            if isinstance(value := getattr(self, name), np.generic):
-                object.__setattr__(self, name, value.item())
+        _take_numpy(self)
         for name in ("intuition_threshold", "distribution_threshold"):
             value = getattr(self, name)
             if not _is_number(value) or not 0.0 <= value <= 1.0:
@@ -418,6 +417,13 @@ class Gate:
         if spec.always:
             escalate, reasons = True, ["the gate is set to escalate everything"]
         return Decision(escalate, intuition, distribution, tuple(reasons) if escalate else ())
+
+
+def _take_numpy(spec: GateSpec | ListSpec) -> None:
+    """Turn numpy's numbers, which come from a table or an array, into Python's own."""
+    for name in spec.__dataclass_fields__:
+        if isinstance(value := getattr(spec, name), np.generic):
+            object.__setattr__(spec, name, value.item())
 
 
 def _is_number(value: object) -> bool:

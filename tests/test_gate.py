@@ -27,6 +27,14 @@ def reading(logit, distribution=1.0):
     return FastSignals(logit, sigmoid(logit), distribution, 1.0)
 
 
+def test_numbers_of_numpy_become_pythons_own():
+    gate = GateSpec(np.float32(0.5), lists=ListSpec(np.float32(0.5), np.float64(2.0), np.int64(3)))
+    assert gate == GateSpec(0.5, lists=ListSpec(0.5, 2.0, 3))
+    assert GateSpec.from_dict(json.loads(json.dumps(gate.to_dict()))) == gate
+    with pytest.raises(GateSpecError, match=r"lists\.coverage is 2\.0"):
+        ListSpec(np.float32(2.0))
+
+
 @given(LOGITS, LOGITS)
 def test_signals_of_two_labels_agree_with_scipy(yes, no):
     got = signals([yes, no], [1, 0])
