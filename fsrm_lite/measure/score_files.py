@@ -149,7 +149,7 @@ def with_verdicts(
         The items, and a remark if some texts have no verdict.
 
     Raises:
-        DataFormatError: If a column is missing, or texts and items do not belong together.
+        DataFormatError: If a column is missing, an id is there twice, or texts and items do not belong together.
         InputError: If the form is unknown.
     """
     rows = read_rows(path)
@@ -161,7 +161,17 @@ def with_verdicts(
         )
     if id_column is None and len(rows) != len(items):
         raise DataFormatError(f"{path} has {len(rows)} rows for {len(items)} items; name an --id-column to match them")
-    by_id = {str(row.data[id_column]) if id_column else items[i].id: row for i, row in enumerate(rows)}
+    by_id: dict[str, SourceRow] = {}
+    for row, name in zip(
+        rows, [str(r.data[id_column]) for r in rows] if id_column else [x.id for x in items], strict=True
+    ):
+        if (before := by_id.setdefault(name, row)) is not row:
+            raise DataFormatError(f"{before.where} and {row.where} are both about the item {name!r}; keep one of them")
+    if by_id.keys().isdisjoint(x.id for x in items):
+        raise DataFormatError(
+            f"{path}: no text belongs to an item: its {id_column!r} is {next(iter(by_id))!r}, ..., and that of the "
+            f"items {items[0].id!r}, ..."
+        )
     columns = Columns(slow=tuple(names), form=form)
     found = [replace(x, winners=_winners(by_id[x.id], columns, len(x.scores))) if x.id in by_id else x for x in items]
     unread = sum(not x.winners for x in found)

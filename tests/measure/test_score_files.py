@@ -188,3 +188,14 @@ def test_texts_find_their_items_by_id_or_by_place(tmp_path):
         with_verdicts(read(tmp_path, rows), path, ("judgement",), "chat", None)
     with pytest.raises(DataFormatError, match="there is no column text"):
         with_verdicts(read(tmp_path, rows), path, ("text",), "chat", None)
+
+
+def test_texts_that_name_an_item_twice_or_none_are_refused(tmp_path):
+    items = read(tmp_path, [{"score_a": 1, "score_b": 2, "label": 1, "k": k} for k in "xyz"], id="k")
+    path = tmp_path / "texts.jsonl"
+    write(path, [{"k": k, "judgement": "[[A]]"} for k in "xyx"])
+    with pytest.raises(DataFormatError, match=r"line 1 and texts\.jsonl line 3 are both about the item 'x'"):
+        with_verdicts(items, path, ("judgement",), "chat", "k")
+    write(path, [{"k": k, "judgement": "[[A]]"} for k in "XYZ"])
+    with pytest.raises(DataFormatError, match=r"no text belongs to an item: its 'k' is 'X'.*of the items 'x'"):
+        with_verdicts(items, path, ("judgement",), "chat", "k")
