@@ -74,8 +74,8 @@ def calibrate_lists(
         The rule and the report.
 
     Raises:
-        CalibrationError: If there are too few usable lists, they were grouped in different ways, a list is in both
-            sets, or an argument is out of range.
+        CalibrationError: If there are too few usable lists or no usable test list, they were grouped in different ways,
+            a list is in both sets, or an argument is out of range.
     """
     if seed < 0:
         raise CalibrationError(f"the seed is {seed}, expected 0 or more")
@@ -106,8 +106,8 @@ def check_lists(
         The lists that can be used, each once; how many were given and left out, and why; and remarks for the report.
 
     Raises:
-        CalibrationError: If fewer than 50 are left, they were grouped in different ways, or a list is among
-            ``test_lists`` too.
+        CalibrationError: If fewer than 50 are left, they were grouped in different ways, a list is among ``test_lists``
+            too, or none of ``test_lists`` can be used.
     """
     groupings = {x.grouping for x in (*lists, *test_lists)}
     if len(groupings) > 1:
@@ -136,6 +136,11 @@ def check_lists(
         raise CalibrationError(
             f"{len(shared)} lists are in both the calibration and the test set (key {min(shared)}, ...); "
             "remove them from one"
+        )
+    if test_lists and not _usable(test_lists):
+        raise CalibrationError(
+            f"none of the {len(test_lists)} test lists has two candidates or more of which one is right; give others, "
+            "or leave them out"
         )
     counts["sizes"] = {"least": min(sizes), "median": float(np.median(sizes)), "most": max(sizes)}
     notes = []

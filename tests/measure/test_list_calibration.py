@@ -124,6 +124,28 @@ def test_a_sample_says_of_each_list_what_the_gate_decides():
         assert decision.escalate == (decision.shares[0] < 0.8)
 
 
+def test_a_test_set_without_a_usable_list_is_refused():
+    wrong = [replace(x, key=f"t{x.key}", labels=(0,) * len(x.labels)) for x in make_lists(30)]
+    with pytest.raises(CalibrationError, match="none of the 30 test lists has two candidates or more"):
+        calibrate_lists(make_lists(200), 0.1, test_lists=wrong)
+
+
+def test_the_picks_that_a_gate_makes_alone_are_those_of_the_sample():
+    """The guarantee is proved on a sample's picks, and it is the gate that makes them."""
+    population = [x for x in make_lists(3000, seed=13) if len(x.labels) > 1 and any(x.labels)]
+    sample = ListSample.of(population)
+    draft, control = choose(sample.take(np.arange(400)), sample.take(np.arange(400, 1500)), 0.08, 0.9)
+    assert control.proved
+    rule = replace(draft, coverage=control.gate.intuition_threshold)
+    decisions = [Gate(GateSpec(lists=rule)).best_of(x.readings, x.teams) for x in population]
+    alone = np.array([not d.escalate for d in decisions])
+    picks = sample_of(sample, rule)
+    assert 0.2 < alone.mean() < 1
+    assert (alone == (picks.intuition() >= rule.coverage)).all()
+    right = np.array([bool(x.labels[d.order[0]]) for x, d in zip(population, decisions, strict=True)])
+    assert (right[alone] == picks.fast_correct[alone]).all()
+
+
 def test_taking_from_a_sample_is_making_one_of_fewer_lists():
     lists = make_lists(20, seed=6)
     chosen = np.array([3, 3, 0, 19])
