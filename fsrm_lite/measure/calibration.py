@@ -145,7 +145,11 @@ def calibrate(
     share = tuning_share if tuning_share is not None else TUNING_SHARE if goal.risk is not None else SEARCH_SHARE
     tuning, testing = split(Sample.of(kept), share, seed)
     temperature = fit_temperature(tuning)
-    chosen = _choose(goal, tuning, testing, temperature, seed)
+    chosen: RiskControl | GateSpec | None
+    if goal.risk is not None:
+        chosen = _control(goal, goal.risk, tuning, testing, temperature, seed)
+    else:
+        chosen = _search(goal, tuning, temperature)
     front = _measured_front(tuning, testing, temperature)
     gate = chosen.gate if isinstance(chosen, RiskControl) else chosen
     report: dict[str, Any] = {
@@ -158,11 +162,11 @@ def calibrate(
         "cost": cost,
         "guarantee": _guarantee(testing, chosen) if isinstance(chosen, RiskControl) else None,
         **figures(testing, temperature, resamples=resamples, seed=seed),
-        "front": [_point_dict(p, testing) for p in front],
+        "front": _front_dicts(front, testing),
         "warnings": [*notes, *remarks, *warnings_of(testing, temperature, tuning)],
     }
     if goal.risk is not None:
-        report["other_seeds"] = _other_seeds(kept, goal, share, seed)
+        report["other_seeds"] = _other_seeds(kept, goal, goal.risk, share, seed)
         report["plan"] = [asdict(p) for p in plan(Sample.of(kept), goal.risk, goal.confidence)]
     if gate is not None:
         report["at_gate"] = gate_figures(gate, testing, resamples=resamples, seed=seed)
@@ -282,19 +286,14 @@ def margin_of(gate: GateSpec) -> float | None:
     return 2 * gate.temperature * math.atanh(gate.intuition_threshold)
 
 
-def _choose(
-    goal: Goal, tuning: Sample, testing: Sample, temperature: float, seed: int
-) -> RiskControl | GateSpec | None:
-    """Return the gate for a goal; for a risk with what was proved about it, for the Pareto front None."""
-    if goal.risk is not None:
-        return control_risk(
-            tuning,
-            one_per_group(testing, seed),
-            risk=goal.risk,
-            confidence=goal.confidence,
-            temperature=temperature,
-            paths=goal.paths,
-        )
+def _control(goal: Goal, risk: float, tuning: Sample, testing: Sample, temperature: float, seed: int) -> RiskControl:
+    """Return the gate for a risk, with what was proved about it."""
+    proof = one_per_group(testing, seed)
+    return control_risk(tuning, proof, risk=risk, confidence=goal.confidence, temperature=temperature, paths=goal.paths)
+
+
+def _search(goal: Goal, tuning: Sample, temperature: float) -> GateSpec | None:
+    """Return the gate for a budget or a loss; None where only the Pareto front is wanted."""
     points = pareto(tuning, temperature)
     if goal.budget is not None:
         return best_within_budget(points, goal.budget).gate
@@ -303,7 +302,7 @@ def _choose(
     return None
 
 
-def _other_seeds(kept: Sequence[LabelledItem], goal: Goal, share: float, seed: int) -> dict[str, Any]:
+def _other_seeds(kept: Sequence[LabelledItem], goal: Goal, risk: float, share: float, seed: int) -> dict[str, Any]:
     """Return what the same calibration finds with other random splits: how much of the result is luck of the draw.
 
     The guarantee is one of the seed that was chosen beforehand. Of several seeds, taking the one that suits best would
@@ -312,8 +311,7 @@ def _other_seeds(kept: Sequence[LabelledItem], goal: Goal, share: float, seed: i
     sample, coverages = Sample.of(kept), []
     for other in range(seed + 1, seed + 1 + OTHER_SEEDS):
         tuning, testing = split(sample, share, other)
-        found = _choose(goal, tuning, testing, fit_temperature(tuning), other)
-        gate = found.gate if isinstance(found, RiskControl) else ALWAYS
+        gate = _control(goal, risk, tuning, testing, fit_temperature(tuning), other).gate
         coverages.append(0.0 if gate.always else float(1 - escalations(gate, testing).mean()))
     return {
         "tried": OTHER_SEEDS,
@@ -383,14 +381,18 @@ def _goal_dict(goal: Goal) -> dict[str, Any]:
     return {"budget": goal.budget} if goal.budget is not None else {"front": True}
 
 
-def _point_dict(point: OperatingPoint, testing: Sample) -> dict[str, Any]:
-    """Return one gate of the front with its figures, and the accuracy of escalating at random for as many tokens."""
+def _front_dicts(front: Sequence[OperatingPoint], testing: Sample) -> list[dict[str, Any]]:
+    """Return each gate of the front with its figures and the accuracy of escalating at random for as many tokens."""
+    if not front:
+        return []
     never, always = operate(NEVER, testing), operate(ALWAYS, testing)
-    rival = random_accuracy(point.tokens, never.accuracy, always.accuracy, always.tokens)
-    measured = {
-        "accuracy": point.accuracy,
-        "tokens": point.tokens,
-        "escalated": point.escalated,
-        "random_at_equal_cost": rival,
-    }
-    return {"gate": point.gate.to_dict(), **measured}
+    return [
+        {
+            "gate": point.gate.to_dict(),
+            "accuracy": point.accuracy,
+            "tokens": point.tokens,
+            "escalated": point.escalated,
+            "random_at_equal_cost": random_accuracy(point.tokens, never.accuracy, always.accuracy, always.tokens),
+        }
+        for point in front
+    ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,21 +160,26 @@ class ListSample:
             self.groups[positions],
         )
 
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """The list of each team, int64, shape [teams]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.lists, append=len(self.teams)))
+
     def worth(self, temperature: float) -> NDArray[np.float64]:
         """Return the logarithm of the sum of ``exp(logit / temperature)`` of each team, float64, shape [teams]."""
         return np.asarray(np.logaddexp.reduceat(self.logits / temperature, self.teams))
 
     def shares(self, worth: NDArray[np.float64], sharpness: float) -> NDArray[np.float64]:
         """Return the share of each team in its list, float64, shape [teams], in [0, 1]; see ``ListSpec``."""
-        owner = np.repeat(np.arange(len(self)), np.diff(self.lists, append=len(self.teams)))
         scaled = sharpness * worth
-        weights = np.exp(scaled - np.maximum.reduceat(scaled, self.lists)[owner])
-        return np.asarray(weights / np.add.reduceat(weights, self.lists)[owner])
+        weights = np.exp(scaled - np.maximum.reduceat(scaled, self.lists)[self.owner])
+        return np.asarray(weights / np.add.reduceat(weights, self.lists)[self.owner])
 
     def best(self, shares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return the share of the best team of each list, and whether its best member is right; each of shape [n]."""
-        owner = np.repeat(np.arange(len(self)), np.diff(self.lists, append=len(self.teams)))
-        order = np.lexsort((np.arange(len(shares)), -shares, owner))  # of equal shares the earlier team comes first
+        order = np.lexsort(
+            (np.arange(len(shares)), -shares, self.owner)
+        )  # of equal shares the earlier team comes first
         top = order[self.lists]
         return shares[top], self.right[top]
 
