@@ -19,27 +19,27 @@ def _share(scale: float, full: int) -> int:
 
 
 ATTACKS: dict[str, Callable[[Path, int, float], Outcome]] = {
-    "texts": lambda folder, seed, scale: texts.run(folder, texts=_share(scale, 20_000), seed=seed),
+    "texts": lambda folder, seed, scale: texts.run(texts=_share(scale, 20_000), seed=seed),
     "bundles": lambda folder, seed, scale: bundles.run(
         folder, headers=_share(scale, 10_000), bundles=_share(scale, 60), seed=seed
     ),
     "bulk": lambda folder, seed, scale: bulk.run(folder, kills=_share(scale, 200), seed=seed),
-    "forks": lambda folder, seed, scale: processes.forks(folder, forks=_share(scale, 75), seed=seed),
-    "exits": lambda folder, seed, scale: processes.exits(folder, exits=_share(scale, 50), seed=seed),
-    "judge": lambda folder, seed, scale: processes.judge_kills(folder, kills=_share(scale, 50), seed=seed),
-    "memory": lambda folder, seed, scale: processes.memory(
-        folder, scores=_share(scale, 5_000), loads=_share(scale, 300), seed=seed
-    ),
+    "forks": lambda folder, seed, scale: processes.forks(forks=_share(scale, 75)),
+    "exits": lambda folder, seed, scale: processes.exits(exits=_share(scale, 50), seed=seed),
+    "judge": lambda folder, seed, scale: processes.judge_kills(kills=_share(scale, 50), seed=seed),
+    "memory": lambda folder, seed, scale: processes.memory(scores=_share(scale, 5_000), loads=_share(scale, 300)),
 }
 
 
 def main() -> None:
     """Run the attacks that were named, or all, and end with status 1 if one of them found something."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *ATTACKS], help="which attacks; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ATTACKS)}; default: all")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn from the clock, and printed")
     parser.add_argument("--scale", type=float, default=1.0, help="1 is the full campaign")
     options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in ATTACKS]:
+        parser.error(f"there is no attack {unknown[0]!r}, expected {', '.join(ATTACKS)}")
     seed = int(time.time()) % 1_000_000 if options.seed is None else options.seed
     print(f"seed {seed}\n\n| what | times | found | notes |\n|---|---|---|---|", flush=True)
     found = []

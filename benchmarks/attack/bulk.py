@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.attack.outcome import Outcome
 
 ROWS = 48
+_ENDED = 1  # the status of a run that came to its end: bad rows were skipped
 _COMMAND = [sys.executable, "-c", "from fsrm_lite.cli import main; main()"]
 _OPTIONS = ("--on-error", "skip", "--batch-size", "4", "--threads", "1")
 _RUNS = {
@@ -37,7 +38,7 @@ def run(folder: Path, *, kills: int, seed: int) -> Outcome:
         source, whole = folder / f"{command}.jsonl", folder / f"{command}-whole.jsonl"
         source.write_text("".join(_row(command, i, chance) for i in range(ROWS)))
         began = time.monotonic()
-        if _start(command, source, whole, options).wait() != 1:  # 1: bad rows were skipped
+        if _start(command, source, whole, options).wait() != _ENDED:
             outcome.found.append(f"{command}: the run without kills failed")
             continue
         longest = time.monotonic() - began
@@ -49,13 +50,16 @@ def run(folder: Path, *, kills: int, seed: int) -> Outcome:
             while True:
                 process = _start(command, source, out, options)
                 try:
-                    process.wait(chance.uniform(0.2, 1.05) * longest)
+                    status = process.wait(chance.uniform(0.2, 1.05) * longest)
                     break
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
                     done += 1
                     kept.append(out.stat().st_size if out.exists() else 0)
+            if status != _ENDED:  # the next one would fail alike, and never be killed
+                outcome.found.append(f"{command}, run {runs}: it ended with {status} (killed at {kept} bytes)")
+                break
             if out.read_bytes() != whole.read_bytes():
                 outcome.found.append(f"{command}, run {runs}: the output differs (killed at {kept} bytes)")
         outcome.tried += done

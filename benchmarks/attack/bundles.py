@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.attack.outcome import Outcome
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.bundle.files import Bundle, _describe, read_manifest
+from fsrm_lite.bundle.files import Bundle, file_sha256, read_manifest
 from fsrm_lite.errors import FsrmError
 from fsrm_lite.runtimes.llama.gguf_header import read_header
 from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
@@ -86,8 +86,8 @@ def run(folder: Path, *, headers: int, bundles: int, seed: int) -> Outcome:
         if path.name != "fsrm.json":
             manifest = json.loads(whole[target / "fsrm.json"])
             for entry in manifest["files"].values():
-                described = _describe(target, entry["path"])
-                entry.update(bytes=described.bytes, sha256=described.sha256)
+                file = target / entry["path"]
+                entry.update(bytes=file.stat().st_size, sha256=file_sha256(file))
             (target / "fsrm.json").write_text(json.dumps(manifest))
         said = _open(target)
         scored += said == "finite"

@@ -57,7 +57,7 @@ sys.exit(7)
 """
 
 
-def forks(folder: Path, *, forks: int, seed: int) -> Outcome:
+def forks(*, forks: int) -> Outcome:
     """Fork a process with loaded models ``forks`` times; each child calls one of them and ends normally."""
     outcome = Outcome("forks after loading; the child has an answer or an error, and ends")
     done = subprocess.run(
@@ -77,7 +77,7 @@ def forks(folder: Path, *, forks: int, seed: int) -> Outcome:
     return outcome
 
 
-def exits(folder: Path, *, exits: int, seed: int) -> Outcome:
+def exits(*, exits: int, seed: int) -> Outcome:
     """End ``exits`` programs that think: by ``sys.exit`` and by SIGTERM, with the judge in either place."""
     outcome = Outcome(f"programs ended in mid-thought; gone within {MOST_SECONDS:.0f} s, with their own status")
     chance = random.Random(seed)
@@ -100,7 +100,7 @@ def exits(folder: Path, *, exits: int, seed: int) -> Outcome:
     return outcome
 
 
-def judge_kills(folder: Path, *, kills: int, seed: int) -> Outcome:
+def judge_kills(*, kills: int, seed: int) -> Outcome:
     """Kill the judge's process ``kills`` times while it thinks; the next call must answer."""
     outcome = Outcome("kills of the judge's process; an error at once, an answer next, no zombie")
     chance = random.Random(seed)
@@ -133,7 +133,7 @@ def _is_zombie(stat: Path) -> bool:
     return state == "Z" and int(parent) == os.getpid()
 
 
-def memory(folder: Path, *, scores: int, loads: int, seed: int) -> Outcome:
+def memory(*, scores: int, loads: int) -> Outcome:
     """Score ``scores`` times and load ``loads`` models, and compare the memory in use before and after."""
     outcome = Outcome("scores and loads; memory must not grow")
     with FastSlowRM.from_pretrained(threads=1, judge="never") as rm:

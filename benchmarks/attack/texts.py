@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from benchmarks.attack.outcome import Outcome
 from fsrm_lite.bundle.encoder import PromptEncoder
@@ -28,14 +27,13 @@ _WORDS = (
 )
 
 
-def run(folder: Path, *, texts: int, seed: int) -> Outcome:
+def run(*, texts: int, seed: int) -> Outcome:
     """Encode ``texts`` hostile texts with the embedded model's templates.
 
     A text is hostile by what it spells: control tokens whole, cut, doubled and mixed with invisible characters, roles,
     slots of templates and ends of verdicts. The control ids of a filled-in template must be those of the template.
 
     Args:
-        folder: Not used.
         texts: How many texts to try.
         seed: Seed of the texts.
     """
