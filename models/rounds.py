@@ -47,7 +47,7 @@ class Round:
     learning_rate: float
 
 
-ROUNDS = (Round(500, 1e-3), Round(1100, 8e-4), Round(1500, 8e-4))
+ROUNDS = (Round(500, 1e-3), Round(1100, 8e-4))
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""

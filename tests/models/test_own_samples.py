@@ -73,14 +73,13 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert [r.text for r in found.wrong] == ["The answer is 99."]
 
 
-def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
+def test_a_batch_of_own_pairs_has_only_them(tokenizer_path):
     manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
     problem = make_problem(random.Random(5), "train")
     texts = f"qq The answer is {problem.answer}.", "zz The answer is 99."
     right, wrong = (labelled(problem, text) for text in texts)
     samples = [own_samples.Samples(problem, (right,), (wrong,))]
     maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
-    monkeypatch.setattr(own_samples, "BARE_SHARE", 0.0)
     batch = maker.batch(0)
     seen = {tuple(batch.ids[row][: column + 2].tolist()) for row, column in batch.label_at.tolist()}
     expected = {
@@ -91,19 +90,6 @@ def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
     assert batch.labels.tolist() == [label.id for label in manifest.labels] * (len(batch.labels) // 2)
     plain = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 0.0).batch(0)
     assert len(plain.labels) != len(batch.labels)
-
-
-@pytest.mark.parametrize("kind", ["fast", "slow_pair"])
-def test_a_share_of_own_pairs_shows_answers_alone(kind, tokenizer_path):
-    manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
-    problem = make_problem(random.Random(5), "train")
-    right, wrong = (labelled(problem, text) for text in (f"qq The answer is {problem.answer}.", "zz The answer is 99."))
-    samples = [own_samples.Samples(problem, (right,), (wrong,))]
-    maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
-    rng = random.Random(0)
-    texts = [[maker._encoder.decode(ids) for ids, _ in maker._examples(kind, rng)] for _ in range(400)]
-    alone = ["qq" not in "".join(pair) and "zz" not in "".join(pair) for pair in texts]
-    assert abs(sum(alone) / len(texts) - own_samples.BARE_SHARE) < 0.06
 
 
 @settings(max_examples=20, deadline=None)
