@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that one process at a time may write."""
+"""Files that appear whole or not at all, files that one process at a time may write, and whether one can be written."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fsrm_lite.errors import DataFormatError
+from fsrm_lite.errors import DataFormatError, InputError
 
 
 @contextmanager
@@ -42,6 +42,39 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whole or not at all; see ``whole_file``.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def check_output(path: Path | None, inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse a file that is to be written, before any work is done for it.
+
+    Args:
+        path: The file; None for none.
+        inputs: Files that are read; None for none.
+
+    Raises:
+        DataFormatError: If it is a folder or one of the inputs, or if the folder for it does not exist.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise DataFormatError(f"{path} cannot be written: it is a folder")
+    if not path.parent.is_dir():
+        raise DataFormatError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.exists() and any(source is not None and source.exists() and path.samefile(source) for source in inputs):
+        raise DataFormatError(f"{path} is the input itself; name another output")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reads and writes JSON Lines (JSONL): the one reader of the package, for files of every origin.
+"""Reads and writes JSON and JSON Lines (JSONL): the one reader of the package, for files of every origin.
 
 Files may be gzipped, may begin with a byte-order mark and may end their lines as Windows does. A line that is no JSON
 object becomes a row with an error, so that the caller decides what one bad line costs.
@@ -61,6 +61,31 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataFormatError(one_line(error)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds; one that is gzipped, which its first bytes tell, is unpacked.
+
+    Raises:
+        DataFormatError: If the file cannot be read, or its compressed data are damaged or cut off.
+    """
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data.startswith(_GZIP) else data
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataFormatError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Return what a JSON file says, plain or gzipped.
+
+    Raises:
+        DataFormatError: If the file cannot be read or is no JSON; the message names it.
+    """
+    try:
+        return parse_json(read_bytes(path))
+    except DataFormatError as error:
+        raise DataFormatError(f"{error}" if str(path) in str(error) else f"{path}: invalid JSON ({error})") from error
 
 
 def read_rows(lines: Iterable[bytes], *, after: int = 0) -> Iterator[Row]:

@@ -10,7 +10,6 @@ the one that was answered, and continues with the next batch, as the run would h
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.files import sole_writer, to_disk
-from fsrm_lite.jsonl import dump_row
+from fsrm_lite.files import check_output, sole_writer, to_disk
+from fsrm_lite.jsonl import dump_row, parse_json
 
 _FORMAT = 1
 _READ_BYTES = 1 << 20
@@ -149,11 +148,7 @@ class ResultsFile:
 
     def _prepare(self, source: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
         path = self.path
-        if path.is_dir() or not path.parent.is_dir():
-            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-            raise DataFormatError(f"{path} cannot be written: {why}")
-        if path.exists() and source.exists() and path.samefile(source):
-            raise DataFormatError(f"{path} is the input itself; name another output")
+        check_output(path, [source])
         if path.exists() and not path.is_file():
             self._file = self._open.enter_context(path.open("wb"))
             return
@@ -264,8 +259,8 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
     journal = journal_of(path)
     try:
         with journal.open("rb") as file:
-            began = json.loads(file.readline())
-        before, known = began["run"], began["fsrm_lite_run"] == _FORMAT
+            began = parse_json(_whole_line(file.readline()))
+        before, known = dict(began["run"]), began["fsrm_lite_run"] == _FORMAT
     except FileNotFoundError as error:
         raise DataFormatError(
             f"{path} cannot be continued: its journal {journal.name}, which says how it was made, is not beside it; "
@@ -305,15 +300,26 @@ def _batches_of(path: Path, journal: Path, run: dict[str, Any]) -> list[Batch]:
     """
     check_run(path, run)
     batches = []
-    for line in journal.read_bytes().splitlines(keepends=True)[
-        1:
-    ]:  # a power cut may leave half a line or zero bytes at the end
+    with journal.open("rb") as file:
+        lines = file.readlines()[1:]
+    for line in lines:  # a power cut may leave half a line or zero bytes at the end
         try:
-            data: dict[str, Any] = json.loads(line)
+            data: dict[str, Any] = parse_json(_whole_line(line))
             batches.append(Batch(**{**data, "skipped": [(number, why) for number, why in data["skipped"]]}))
         except (ValueError, TypeError, KeyError):
             break
     return _whole(path, batches)
+
+
+def _whole_line(line: bytes) -> bytes:
+    """Return a line of a journal. Without its line break it was cut off, even if what is there can be read.
+
+    Raises:
+        DataFormatError: If it was cut off.
+    """
+    if not line.endswith(b"\n"):
+        raise DataFormatError("the line is cut off")
+    return line
 
 
 def _whole(path: Path, batches: list[Batch]) -> list[Batch]:

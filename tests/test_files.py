@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fsrm_lite.errors import DataFormatError
-from fsrm_lite.files import sole_writer, whole_file
+from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.files import check_output, sole_writer, whole_file, write_text
 from fsrm_lite.jsonl import complete_lines
 
 
@@ -170,3 +170,27 @@ def test_many_writers_take_turns(tmp_path):
     for thread in threads:
         thread.join()
     assert set(most) == {1}
+
+
+def test_an_output_is_checked_before_any_work(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(source)
+    check_output(None, [source])
+    check_output(tmp_path / "out.jsonl", [source, None, tmp_path / "absent"])
+    check_output(source)
+    for path, why in (
+        (source, "is the input itself"),
+        (tmp_path / "link.jsonl", "is the input itself"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "none" / "out.jsonl", "there is no folder"),
+    ):
+        with pytest.raises(DataFormatError, match=why):
+            check_output(path, [None, source])
+
+
+def test_a_text_is_written_whole_or_an_error_says_why_not(tmp_path):
+    write_text(tmp_path / "out.txt", "größer")
+    assert (tmp_path / "out.txt").read_bytes() == "größer".encode()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_text(tmp_path / "none" / "out.txt", "x")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fsrm_lite import jsonl
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.jsonl import open_lines, parse_json, read_rows, rows_of
+from fsrm_lite.jsonl import open_lines, parse_json, read_json, read_rows, rows_of
 
 ROWS = [{"prompt": "q", "response": "café \u2028 \x85 😀"}, {"n": [1, {"a": None}]}]
 TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -115,3 +115,24 @@ def test_the_bytes_of_a_file_are_counted_for_the_progress_bar(tmp_path):
     with open_lines(path, seen.append) as lines:
         assert sum(1 for _ in lines) == 2000
     assert sum(seen) == path.stat().st_size
+
+
+def test_a_json_file_is_read_plain_or_gzipped_whatever_it_is_called(tmp_path):
+    path = tmp_path / "x.json"
+    for written in (b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}', gzip.compress(b'{"a": 1}')):
+        path.write_bytes(written)
+        assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"{", b"[" * 100_000, b"\xff", gzip.compress(b"{}" * 99)[:-9], b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 30],
+    ids=["cut off", "deep", "no UTF-8", "gzip cut off", "gzip damaged"],
+)
+def test_a_damaged_json_file_is_one_error_that_names_it(tmp_path, damaged):
+    path = tmp_path / "x.json"
+    path.write_bytes(damaged)
+    with pytest.raises(DataFormatError, match=r"x\.json"):
+        read_json(path)
+    with pytest.raises(DataFormatError, match=r"absent\.json"):
+        read_json(tmp_path / "absent.json")

@@ -2,8 +2,10 @@
 
 ===================  ==================================================================================
 ``scoring``          score, compare, rank, best-of-n
-``evaluation``       calibrate, eval, gate; ``evaluation_text`` writes their reports for a terminal,
-                     ``evaluation_scores`` has their options about other systems' scores
+``calibration``      calibrate; ``calibration_text`` writes its reports for a terminal
+``evaluation``       eval; ``evaluation_text`` writes its report, ``evaluation_scores`` has the options of calibrate and
+                     eval about other systems' scores
+``gating``           gate
 ``exporting``        export, recipes, verify
 ``reasoning``        distill, fit-critic
 ``inspection``       inspect, doctor
@@ -46,9 +48,9 @@ COMMANDS = {
     "export": "exporting:export",
     "recipes": "exporting:recipes",
     "verify": "exporting:verify",
-    "calibrate": "evaluation:calibrate",
+    "calibrate": "calibration:calibrate",
     "eval": "evaluation:evaluate",
-    "gate": "evaluation:gate",
+    "gate": "gating:gate",
     "distill": "reasoning:distill",
     "fit-critic": "reasoning:fit_critic",
 }

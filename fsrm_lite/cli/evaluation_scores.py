@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from fsrm_lite.measure.labelled import LabelledItem
     from fsrm_lite.measure.score_files import Columns, ScoredItem
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_NAMES = (
+    "fast_columns",
+    "label_column",
+    "first_is_right",
+    "slow_columns",
+    "tokens_column",
+    "confidence_columns",
+    "group_column",
+    "subset_column",
+    "id_column",
+)
+"""Options that say which columns a file of scores or verdicts has."""
 
 _OPTIONS = (
     click.option(
@@ -71,11 +85,35 @@ def is_given(options: dict[str, Any]) -> bool:
 
 
 def check_source(data: Path | None, options: dict[str, Any]) -> None:
-    """Raise a ``click.UsageError`` unless exactly one kind of data was named."""
+    """Raise a ``click.UsageError`` unless exactly one kind of data was named, with options that are about it."""
     if (data is None) != is_given(options):
         raise click.UsageError("name the data, or --scores FILE with another system's scores; not both")
-    if options["verdicts"] is not None and options["verdict_form"] is None:
+    if options["verdicts"] is None:
+        refuse(("verdict_form", "verdict_columns"), "is about the texts of --verdicts; name that file too")
+    elif options["verdict_form"] is None:
         raise click.UsageError("--verdicts needs --form, which says how the texts end")
+    else:
+        refuse(("slow_columns",), "and --verdicts both say what the judge answered; pass one of them")
+    if options["first_is_right"]:
+        refuse(("label_column",), "and --first-is-right both say which response is right; pass one of them")
+    if data is not None:
+        refuse(_NAMES, "is about a file of scores; name it with --scores in place of the data, or leave the option out")
+    elif options["scores"] is None:
+        refuse(("fast_columns", "confidence_columns", "gate_file"), "needs fast scores; name their file with --scores")
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Raise a ``click.UsageError`` if the command line has an option that would have no effect.
+
+    Args:
+        names: Names of options, as the command gets them. Those it does not have are ignored, and so are those that
+            were left at their default or stand in the environment for all commands.
+        why: What follows the option's name in the message: why it has no effect, and what to do.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{max(option.opts, key=len)} {why}")
 
 
 def columns_of(options: dict[str, Any]) -> Columns:
@@ -112,11 +150,11 @@ def read_items(options: dict[str, Any]) -> tuple[list[ScoredItem], list[str]]:
 def unlabelled_items(path: Path, fast_columns: str | None) -> list[LabelledItem]:
     """Return the items of a file for their fast signals alone. Where it has no labels, 0 stands for them."""
     from fsrm_lite.errors import DataFormatError
-    from fsrm_lite.measure.data_files import data_files, read_file
+    from fsrm_lite.measure.data_files import first_row
     from fsrm_lite.measure.labelled_rows import is_recorded, read_labelled
     from fsrm_lite.measure.score_files import Columns, labelled, read_scores
 
-    if is_recorded(read_file(data_files(path)[0])[0].data):
+    if is_recorded(first_row(path).data):
         items = list(read_labelled(path).items)
     else:
         items = labelled(read_scores(path, Columns(_names(fast_columns), first_is_right=True)), path.name)

@@ -11,6 +11,23 @@ import click
 from fsrm_lite.scorer import FastSlowRM
 from fsrm_lite.slow.engines import ENGINES
 
+MODEL_NAMES = (
+    "model",
+    "revision",
+    "local_files_only",
+    "judge",
+    "votes",
+    "thinking_tokens",
+    "temperature",
+    "seed",
+    "threads",
+    "truncate",
+    "judge_engine",
+    "deterministic",
+    "judge_process",
+)
+"""Names of the options of ``model_options``, as a command gets them."""
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HUB = (
@@ -84,18 +101,5 @@ def model_argument(command: _Command) -> _Command:
 
 def open_model(options: dict[str, Any]) -> FastSlowRM:
     """Open the model that the options of ``model_options`` name. These options are removed from ``options``."""
-    names = (
-        "revision",
-        "local_files_only",
-        "judge",
-        "votes",
-        "thinking_tokens",
-        "temperature",
-        "seed",
-        "threads",
-        "truncate",
-        "judge_engine",
-        "deterministic",
-        "judge_process",
-    )
-    return FastSlowRM.from_pretrained(options.pop("model"), **{name: options.pop(name) for name in names})
+    source, *given = (options.pop(name) for name in MODEL_NAMES)
+    return FastSlowRM.from_pretrained(source, **dict(zip(MODEL_NAMES[1:], given, strict=True)))

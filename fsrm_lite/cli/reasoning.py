@@ -77,6 +77,7 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 
     A run that was interrupted goes on where it stopped when it is started again with the same arguments.
     """
+    from fsrm_lite.cli.identity import run_identity
     from fsrm_lite.loops.distill import distill as run
     from fsrm_lite.loops.opening import open_reasoner
     from fsrm_lite.loops.reasoners import Sampling
@@ -101,7 +102,7 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
             extractor=options["extractor"],
             batch_size=options["batch_size"],
             skip_unanswered=options["on_error"] == "skip",
-            identity=_identity(reasoner, template, rm),
+            identity=run_identity("distill", rm, options, _reasoner_identity(reasoner, template)),
             progress=step,
         )
     if options["as_json"]:
@@ -158,14 +159,20 @@ def fit_critic(
     click.echo(f"Brier     {report.brier:.3f}")
 
 
-def _identity(reasoner: str, template: str | None, rm: Any) -> dict[str, Any]:  # noqa: ANN401 - a FastSlowRM or None
-    """Return what decides what the reasoner of a command line writes, beside the sampling."""
+def _reasoner_identity(reasoner: str, template: str | None) -> dict[str, Any]:
+    """Return what decides what a reasoner writes: its name, or its file and what runs that, and its template."""
     from fsrm_lite.bundle.files import file_sha256
+    from fsrm_lite.cli.identity import version_of
 
     path = Path(reasoner)
-    content = {"the reasoner's file": file_sha256(path)} if path.suffix.lower() == ".gguf" and path.is_file() else {}
-    model = {"the model's files": {r: f.sha256 for r, f in rm.bundle.manifest.files.items()}} if rm is not None else {}
-    return {"--reasoner": path.name if content else reasoner, "--template": template, **content, **model}
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        return {"--reasoner": reasoner, "--template": template}
+    return {
+        "--reasoner": path.name,
+        "--template": template,
+        "the reasoner's file": file_sha256(path),
+        "llama-cpp-python": version_of("llama-cpp-python"),
+    }
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
-from fsrm_lite.files import sole_writer, to_disk
+from fsrm_lite.files import check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import complete_lines, dump_row, parse_json
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.ranking.answers import Extractor, find_extractor
@@ -111,7 +111,7 @@ def distill(
         Counts of what was written, kept, skipped and failed.
 
     Raises:
-        InputError: If ``batch_size`` is below 1 or the folder of ``output`` does not exist.
+        InputError: If ``batch_size`` is below 1, or ``output`` is a folder or has none.
         DataFormatError: If a row has no question, or ``output`` holds something that is not a trace or was labelled by
             another extractor. Unless ``skip_unanswered`` is set, also if a row has no usable answer, or another answer
             than its question had before (in this run or in ``output``).
@@ -119,8 +119,7 @@ def distill(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected at least 1")
-    if not output.parent.is_dir():
-        raise InputError(f"{output} cannot be written: there is no folder {output.parent}")
+    check_output(output)
     run = _Run(reasoner, sampling or Sampling(n=4), find_extractor(extractor), skip_unanswered)
     size = 1 if getattr(reasoner, "one_by_one", False) else batch_size
     with sole_writer(output), output.open("a", encoding="utf-8") as file:

@@ -1,26 +1,26 @@
 """Reads rows from JSON, JSONL, CSV, Parquet and Arrow files, or from a folder of such files.
 
-Text files may be gzipped. A folder may also be one that ``save_to_disk`` of the datasets library wrote. Parquet and
-Arrow are read by pyarrow (extra ``data``).
+Text files may be gzipped, which their first bytes tell. A folder may also be one that ``save_to_disk`` of the datasets
+library wrote. Parquet and Arrow are read by pyarrow (extra ``data``).
 """
 
 from __future__ import annotations
 
 import ast
 import csv
-import gzip
 import json
 import re
 import tokenize
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, missing_extra, one_line
-from fsrm_lite.jsonl import parse_json
+from fsrm_lite.jsonl import parse_json, read_bytes
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
 """Text files that can be read; each may end in ``.gz``."""
@@ -69,6 +69,15 @@ def read_rows(path: Path | str) -> list[SourceRow]:
     return [row for file in data_files(path) for row in read_file(file)]
 
 
+def first_row(path: Path | str) -> SourceRow:
+    """Return the first row that ``read_rows`` would return, without reading on behind it.
+
+    By it a caller tells what kind of rows a file holds. See ``read_rows`` for the arguments and errors.
+    """
+    file = data_files(path)[0]
+    return _row(file, *next(_objects(file, first=True), (None, "")))
+
+
 def data_files(path: Path | str) -> list[Path]:
     """Return the data files that a path names, sorted; see ``read_rows`` for the arguments and errors."""
     root = Path(path)
@@ -93,10 +102,15 @@ def read_file(path: Path) -> list[SourceRow]:
         DataFormatError: If the file holds no row or is malformed.
         MissingExtraError: If it needs pyarrow and that is not installed.
     """
-    rows = [SourceRow(data, _source(path), where, path) for data, where in _objects(path)]
-    if not rows:
+    rows = [_row(path, data, where) for data, where in _objects(path)]
+    return rows or [_row(path, None, "")]
+
+
+def _row(path: Path, data: dict[str, Any] | None, where: str) -> SourceRow:
+    """Return an object of a file as a row; None stands for the lack of any."""
+    if data is None:
         raise DataFormatError(f"{path} holds no rows")
-    return rows
+    return SourceRow(data, _source(path), where, path)
 
 
 def _files_below(root: Path) -> list[Path]:
@@ -179,8 +193,8 @@ def _list_in_cell(text: str, where: str) -> list[Any]:
     are told apart by their tokens. A mixture of both forms could mean either, and is refused.
     """
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
+        parsed = parse_json(text)
+    except DataFormatError:
         pass
     else:
         if isinstance(parsed, list):
@@ -202,20 +216,26 @@ def _list_in_cell(text: str, where: str) -> list[Any]:
     )
 
 
-def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the objects of one file, each with its position for messages."""
+def _objects(path: Path, *, first: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the objects of one file, each with its position for messages.
+
+    Args:
+        path: The file.
+        first: Only the first object is wanted, so nothing behind it need be read.
+    """
     suffix = _suffix(path)
     if suffix in TABLE_SUFFIXES:
-        yield from ((data, f"{path.name} row {number}") for number, data in enumerate(_table(path)))
+        yield from ((data, f"{path.name} row {number}") for number, data in enumerate(_table(path, first)))
         return
     text = _read_text(path)
     if suffix == ".csv":
         yield from (
-            (record, f"{path.name} row {number}") for number, record in enumerate(_csv_records(text, path), start=2)
+            (record, f"{path.name} row {number}")
+            for number, record in enumerate(_csv_records(text, path, first), start=2)
         )
         return
     if suffix == ".json" and text.lstrip().startswith("["):
-        for position, data in enumerate(as_list(_parse(text, path.name), path.name)):
+        for position, data in enumerate(_items(text, path, first)):
             yield _object(data, f"{path.name} item {position}"), f"{path.name} item {position}"
         return
     # JSONL. Its name may end in .json, as often on the Hugging Face hub.
@@ -225,8 +245,16 @@ def _objects(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             yield _object(_parse(line, where), where), where
 
 
-def _table(path: Path) -> Sequence[dict[str, Any]]:
-    """Return the rows of a Parquet or an Arrow file as objects."""
+def _items(text: str, path: Path, first: bool) -> list[Any]:
+    """Return the items of a JSON list, or only the first one."""
+    if first:
+        with suppress(ValueError, RecursionError):  # what is wrong with the text, the reader of all of it says
+            return [json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip().removeprefix("[").lstrip()))[0]]
+    return as_list(_parse(text, path.name), path.name)
+
+
+def _table(path: Path, first: bool) -> Sequence[dict[str, Any]]:
+    """Return the rows of a Parquet or an Arrow file as objects, or only the first one."""
     try:
         import pyarrow
         from pyarrow import feather, ipc, parquet
@@ -234,6 +262,9 @@ def _table(path: Path) -> Sequence[dict[str, Any]]:
         raise missing_extra("pyarrow", "data", error) from error
     try:
         if _suffix(path) == ".parquet":
+            if first:
+                batches = parquet.ParquetFile(path).iter_batches(batch_size=1)
+                return [row for batch in islice(batches, 1) for row in batch.to_pylist()]
             table = parquet.read_table(path)
         elif _suffix(path) == ".feather":
             table = feather.read_table(path)
@@ -245,17 +276,17 @@ def _table(path: Path) -> Sequence[dict[str, Any]]:
                 except pyarrow.ArrowInvalid:
                     file.seek(0)
                     table = ipc.open_file(file).read_all()
-        rows: list[dict[str, Any]] = table.to_pylist()
+        rows: list[dict[str, Any]] = (table.slice(0, 1) if first else table).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataFormatError(f"cannot read {path}: {one_line(error)}") from error
     return rows
 
 
-def _csv_records(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a CSV file as objects; refuse a row that does not fit the header."""
+def _csv_records(text: str, path: Path, first: bool) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file as objects, or only the first one; refuse a row that does not fit the header."""
     limit = csv.field_size_limit(_CELL_CHARACTERS)
     try:
-        records = list(csv.DictReader(StringIO(text), strict=True))
+        records = list(islice(csv.DictReader(StringIO(text), strict=True), 1 if first else None))
     except csv.Error as error:
         raise DataFormatError(f"{path.name}: malformed CSV ({error})") from error
     finally:
@@ -267,10 +298,9 @@ def _csv_records(text: str, path: Path) -> list[dict[str, Any]]:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"cannot read {path}: {error}") from error
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"cannot read {path}: {error}; save it as UTF-8") from error
 
 
 def _parse(text: str, where: str) -> object:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
@@ -103,7 +103,7 @@ def evaluate(
     *,
     output: Path | None = None,
     resume: bool = False,
-    identity: str = "",
+    identity: Mapping[str, Any] | None = None,
     progress: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Run a model over a benchmark.
@@ -114,7 +114,8 @@ def evaluate(
         options: How to run it; None for the defaults.
         output: Results file (JSONL). Each batch is added to it when it is finished; None writes no file.
         resume: Continue ``output``: items in it are not run again, and a half-written last line is removed.
-        identity: What else tells runs apart, for example the hashes of the model's files.
+        identity: What else decides the contents of the records, by name, as JSON: for example the hashes of the model's
+            files. A run only continues records for which all of it is equal.
         progress: Called with each record, also with those that ``output`` already holds.
 
     Returns:
@@ -135,7 +136,7 @@ def _evaluate(
     options: EvalOptions,
     output: Path | None,
     resume: bool,
-    identity: str,
+    identity: Mapping[str, Any] | None,
     progress: Callable[[Record], None] | None,
 ) -> list[Record]:
     """Do what ``evaluate`` says, as the only one who writes ``output``."""
@@ -354,6 +355,8 @@ def _slow_pair(comparison: Comparison) -> Slow | None:
     return Slow(tuple(winners) or (comparison.winner,), comparison.winner, (), (comparison.tokens_generated,))
 
 
-def _fingerprint(benchmark: Benchmark, options: EvalOptions, rm: FastSlowRM, identity: str) -> str:
-    parts = [benchmark.format.name, options.judge, options.votes, options.seed, rm.gate.spec.to_dict(), identity]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+def _fingerprint(benchmark: Benchmark, options: EvalOptions, rm: FastSlowRM, identity: Mapping[str, Any] | None) -> str:
+    """Return a short name of all that decides a record. Which items are drawn (``limit``) is no part of it."""
+    ways = [options.judge, options.votes, options.seed, options.batch, options.skip_too_long]
+    parts = [benchmark.format.name, ways, rm.gate.spec.to_dict(), identity]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

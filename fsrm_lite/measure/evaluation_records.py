@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.files import to_disk
-from fsrm_lite.jsonl import complete_lines
+from fsrm_lite.jsonl import complete_lines, parse_json, read_bytes
 from fsrm_lite.measure.benchmark_formats import Example
 from fsrm_lite.measure.labelled import content_key
 
@@ -94,15 +95,15 @@ class Record:
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str | bytes) -> Record:
         """Return the record on a line of JSON.
 
         Raises:
-            ValueError: If the line is not JSON, or its values do not fit together.
+            ValueError: If the line is not JSON (a ``DataFormatError``), or its values do not fit together.
             TypeError: If a field is unknown, missing or of a wrong type.
             KeyError: If the field ``slow`` is missing.
         """
-        data = _tuples(json.loads(line))
+        data = _tuples(parse_json(line))
         record = cls(**{**data, "slow": None if data["slow"] is None else Slow(**_tuples(data["slow"]))})
         if not record._plausible():
             raise ValueError("its fields do not fit together")
@@ -165,16 +166,14 @@ def append(output: Path, records: Sequence[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return all records of a results file; a half-written last line is left out.
+    """Return all records of a results file, plain or gzipped; a half-written last line is left out, with a warning.
 
     Raises:
-        DataFormatError: If a line is no record.
-        InputError: If the file cannot be read.
+        DataFormatError: If the file cannot be read, or a line is no record.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    *lines, rest = read_bytes(path).split(b"\n")
+    if rest.strip(b"\0"):
+        warnings.warn(f"{path} ends in a half-written line, which is left out", stacklevel=2)
     return [_record(line, path, number) for number, line in enumerate(lines, start=1)]
 
 
@@ -195,7 +194,7 @@ def _whole_lines(output: Path) -> Iterator[tuple[int, Record]]:
 
 def _record(line: bytes, path: Path, number: int) -> Record:
     try:
-        return Record.from_json(line.decode("utf-8", "replace"))
+        return Record.from_json(line)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataFormatError(
             f"{path} line {number} is not a result of this command ({error}); start a new file"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,6 @@ class LabelledItem:
         slow_tokens: Tokens that the judge wrote; None when it was not asked.
         group: Items with the same prompt share a group. A group is never split between tuning and testing.
         subset: Any name, for reports.
-        has_distribution: Whether the readings' word-distribution confidences are known; where they are not, they are 1
-            and play no part.
     """
 
     key: str
@@ -54,7 +52,6 @@ class LabelledItem:
     slow_tokens: float | None = None
     group: str = ""
     subset: str = ""
-    has_distribution: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of readings or a label out of range."""
@@ -71,13 +68,14 @@ class LabelledItem:
         return self.readings[0].logit - (self.readings[1].logit if len(self.readings) == 2 else 0.0)
 
     @property
-    def distribution_confidence(self) -> float:
-        """The word-distribution confidence in [0, 1]; for a pair the smaller one of both responses.
+    def distribution_confidence(self) -> float | None:
+        """The word-distribution confidence in [0, 1]; for a pair the smaller one of both responses; None without one.
 
-        Where there is none, it is 1: the gate takes a confidence that a reading lacks for one that is never too low.
+        The gate takes a confidence that a reading lacks for one that is never too low.
         """
-        found = [r.distribution_confidence for r in self.readings]
-        return min(1.0 if confidence is None else confidence for confidence in found)
+        return min(
+            (r.distribution_confidence for r in self.readings if r.distribution_confidence is not None), default=None
+        )
 
     @property
     def fast_correct(self) -> bool:
@@ -181,7 +179,9 @@ class LabelledItem:
             CalibrationError: If the label or the number of readings is out of range.
         """
         try:
-            readings = tuple(_signals_from(r) for r in data["readings"])
+            readings = tuple(signals_from(r) for r in data["readings"])
+            if data.get("has_distribution") is False:  # older files say so beside a 1
+                readings = tuple(replace(r, distribution_confidence=None, label_mass=None) for r in readings)
             if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence or 0.0)):
                 raise ValueError("a reading is not a number")
             tokens, right = data.get("slow_tokens"), data.get("slow_correct")
@@ -189,7 +189,8 @@ class LabelledItem:
                 tokens is None or (isinstance(tokens, int | float) and tokens >= 0)
             ):
                 raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
-            return cls(**{**data, "readings": readings})
+            fields = {name: value for name, value in data.items() if name != "has_distribution"}
+            return cls(**{**fields, "readings": readings})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CalibrationError):
                 raise
@@ -204,14 +205,13 @@ class Sample:
 
     Attributes:
         logit: Score logit, or difference of the score logits of a pair; float64.
-        distribution: Word-distribution confidence, float64 in [0, 1].
+        distribution: Word-distribution confidence, float64 in [0, 1]; NaN for an item that has none, which no threshold
+            escalates.
         toward: Logit in favour of the label, float64: the logit with its sign chosen so that positive means right.
         fast_correct: Whether the fast score agrees with the label, bool.
         slow_correct: Whether the judge was right, bool; None unless it was asked about every item.
         slow_tokens: Tokens that the judge wrote, float64; None unless it was asked about every item.
         groups: Group of each item, str.
-        has_distribution: Whether the word-distribution confidences are known; else they are 1 and no gate looks at
-            them.
     """
 
     logit: NDArray[np.float64]
@@ -221,10 +221,14 @@ class Sample:
     slow_correct: NDArray[np.bool_] | None
     slow_tokens: NDArray[np.float64] | None
     groups: NDArray[np.str_]
-    has_distribution: bool = True
 
     def __len__(self) -> int:
         return len(self.logit)
+
+    @property
+    def has_distribution(self) -> bool:
+        """Whether every item has a word-distribution confidence; only then are thresholds set on it."""
+        return not bool(np.isnan(self.distribution).any())
 
     @classmethod
     def of(cls, items: Sequence[LabelledItem]) -> Sample:
@@ -234,13 +238,12 @@ class Sample:
         slow = bool(items) and all(x.slow_correct is not None and x.slow_tokens is not None for x in items)
         return cls(
             logit=logit,
-            distribution=np.array([x.distribution_confidence for x in items], dtype=np.float64),
+            distribution=np.array([x.distribution_confidence for x in items], dtype=np.float64),  # None becomes NaN
             toward=logit * sign,
             fast_correct=logit * sign > 0,
             slow_correct=np.array([bool(x.slow_correct) for x in items]) if slow else None,
             slow_tokens=np.array([x.slow_tokens for x in items], dtype=np.float64) if slow else None,
             groups=np.array([x.group or x.key for x in items], dtype=np.str_),
-            has_distribution=all(x.has_distribution for x in items),
         )
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> Sample:
@@ -253,7 +256,6 @@ class Sample:
             None if self.slow_correct is None else self.slow_correct[positions],
             None if self.slow_tokens is None else self.slow_tokens[positions],
             self.groups[positions],
-            self.has_distribution,
         )
 
     def intuition(self, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -266,8 +268,8 @@ class Sample:
     def confidences(self) -> dict[str, NDArray[np.float64]]:
         """Return the three confidences by name (``CONFIDENCE_NAMES``), each float64 of shape [n].
 
-        Only the order of their values counts, which no temperature changes. Where the word-distribution confidence is
-        not known, only the intuition confidence is there.
+        Only the order of their values counts, which no temperature changes. Where an item has no word-distribution
+        confidence, only the intuition confidence is there.
         """
         # The size of the logit gives the same order as the intuition confidence, but does not round to 1 where large.
         intuition = np.abs(self.logit)
@@ -280,7 +282,7 @@ class Sample:
         }
 
 
-def _signals_from(data: Mapping[str, Any]) -> FastSignals:
+def signals_from(data: Mapping[str, Any]) -> FastSignals:
     """Return a reading from its plain values; what it lacks, it may hold as null."""
     numbers: dict[str, Any] = {name: None if value is None else float(value) for name, value in data.items()}
     return FastSignals(**numbers)

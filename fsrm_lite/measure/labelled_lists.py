@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
 from fsrm_lite.gate import GROUPINGS, FastSignals
-from fsrm_lite.measure.data_files import SourceRow, read_rows
-from fsrm_lite.measure.labelled import content_key, fast_signals, group_key
+from fsrm_lite.measure.data_files import SourceRow, as_list, first_row, read_rows
+from fsrm_lite.measure.labelled import content_key, fast_signals, group_key, signals_from
 from fsrm_lite.ranking.answers import final_or_text
 from fsrm_lite.types import Prompt
 
@@ -102,7 +102,7 @@ class LabelledList:
             CalibrationError: If lengths differ or a label or the grouping is out of range.
         """
         try:
-            readings = tuple(FastSignals(**{k: float(v) for k, v in r.items()}) for r in data["readings"])
+            readings = tuple(signals_from(r) for r in data["readings"])
             if any(x != x for r in readings for x in (r.logit, r.score)):
                 raise ValueError("a reading is not a number")
             return cls(**{**data, "readings": readings, "teams": tuple(data["teams"]), "labels": tuple(data["labels"])})
@@ -185,11 +185,8 @@ class ListSample:
 
 
 def holds_lists(path: Path | str) -> bool:
-    """Return whether the first row of a JSON or JSONL file is a labelled list, or one that was recorded."""
-    source = Path(path)
-    if not source.is_file() or not {".json", ".jsonl", ".ndjson"} & set(source.suffixes):
-        return False
-    first = read_rows(source)[0].data
+    """Return whether the first row of a file or folder is a labelled list, or one that was recorded."""
+    first = first_row(path).data
     return ("responses" in first and bool({"labels", "right"} & set(first))) or {"readings", "teams"} <= set(first)
 
 
@@ -200,7 +197,7 @@ def read_lists(path: Path | str) -> list[ListRow] | list[LabelledList]:
     response, or with ``"right"``, the position of the right response or a list of positions.
 
     Args:
-        path: A JSON or JSONL file, plain or gzipped, or a folder of such files.
+        path: A file or folder; see ``fsrm_lite.measure.data_files``.
 
     Raises:
         DataFormatError: If a row has another form, labels of another length, or positions out of range.
@@ -261,6 +258,8 @@ def collect_lists(
 
 def _parse(row: SourceRow) -> ListRow:
     data, where = row.data, row.where
+    # A list in a CSV cell is a text.
+    data = data | {k: as_list(data[k], where) for k in ("responses", "labels", "right") if _is_list_text(data.get(k))}
     prompt, responses = data.get("prompt"), data.get("responses")
     if not isinstance(prompt, str | list):
         raise DataFormatError(f"{where}: 'prompt' is {prompt!r}, expected text or a list of chat messages")
@@ -274,6 +273,10 @@ def _parse(row: SourceRow) -> ListRow:
         if label and not text.strip():
             raise CalibrationError(f"{where}: an empty response is labelled as right")
     return ListRow(prompt, tuple(responses), labels, where)
+
+
+def _is_list_text(value: object) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("[")
 
 
 def _labels(data: Mapping[str, Any], count: int, where: str) -> tuple[int, ...]:

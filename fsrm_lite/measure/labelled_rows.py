@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError, InputError
 from fsrm_lite.measure.benchmark_formats import FORMATS, Benchmark, detect_format, is_conversation_cell, load_benchmark
-from fsrm_lite.measure.data_files import SourceRow, data_files, read_file, read_rows
+from fsrm_lite.measure.data_files import SourceRow, data_files, first_row, read_rows
 from fsrm_lite.measure.evaluation_records import read_records
 from fsrm_lite.measure.labelled import LabelledItem, content_key, fast_signals, group_key
 from fsrm_lite.types import Prompt
@@ -83,16 +83,15 @@ def read_labelled(path: Path | str, form: str = "auto") -> LabelledFile:
         DataFormatError: If a row has none of these forms.
         CalibrationError: If the same item has two different labels.
     """
-    files = data_files(path)
-    first = read_file(files[0])
-    if "readings" in first[0].data:
+    first = first_row(path)
+    if "readings" in first.data:
         return LabelledFile(items=tuple(LabelledItem.from_dict(row.data) for row in read_rows(path)))
-    if _is_record(first[0].data):
-        records = [record for file in files for record in read_records(file)]
+    if _is_record(first.data):
+        records = [record for file in data_files(path) for record in read_records(file)]
         items = tuple(item for record in records for item in LabelledItem.from_record(record))
         left = sum(not LabelledItem.from_record(record) for record in records)
         return LabelledFile(items=items, notes=_left_out(left, "ties of the annotators, empty or not read"))
-    if form == "auto" and _is_own_form(first[0].data):
+    if form == "auto" and _is_own_form(first.data):
         rows = read_rows(path)
         return LabelledFile(_without_contradiction([(_parse(row), row.where) for row in rows]))
     return _of_benchmark(load_benchmark(path, form))

@@ -66,10 +66,12 @@ class Path:
 
     def counts(self, sample: Sample, temperature: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return how many items each step accepts, and how many of those are wrong; each int64, shape [k]."""
-        # ``first`` is the first step whose two thresholds an item reaches; it is accepted from there on.
+        # ``first`` is the first step whose two thresholds an item reaches; it is accepted from there on. A confidence
+        # that an item does not have is never too low.
+        distribution = np.where(np.isnan(sample.distribution), np.inf, sample.distribution)
         first = np.maximum(
             np.searchsorted(-self.intuition, -sample.intuition(temperature), side="left"),
-            np.searchsorted(-self.distribution, -sample.distribution, side="left"),
+            np.searchsorted(-self.distribution, -distribution, side="left"),
         )
         size = len(self.intuition) + 1
         accepted = np.cumsum(np.bincount(first, minlength=size))[:-1]

@@ -189,7 +189,7 @@ def format_of(items: Sequence[ScoredItem], name: str = "auto") -> Format:
     Raises:
         InputError: If the name is unknown, or the benchmark has another number of responses.
     """
-    count = len(items[0].scores)
+    count = max(len(x.scores) for x in items)
     if name != "auto":
         if name not in FORMATS:
             raise InputError(f"format {name!r} is unknown, expected auto, {', '.join(FORMATS)}")
@@ -199,6 +199,11 @@ def format_of(items: Sequence[ScoredItem], name: str = "auto") -> Format:
     if count == 2:
         return FORMATS["pairs"]
     return Format("singles" if count == 1 else "best-of-n", False, lambda row: False, lambda row: ())
+
+
+def holds_lists(items: Sequence[ScoredItem]) -> bool:
+    """Return whether the items are lists: some have more than two scores, though shorter lists may be among them."""
+    return any(len(x.scores) > 2 for x in items)
 
 
 def labelled(items: Sequence[ScoredItem], file: str) -> list[LabelledItem]:
@@ -234,13 +239,14 @@ def labelled_lists(items: Sequence[ScoredItem], file: str) -> list[LabelledList]
     ]
 
 
-def records(items: Sequence[ScoredItem], escalated: Sequence[Sequence[bool]], judge: str) -> list[Record]:
+def records(items: Sequence[ScoredItem], escalated: Sequence[Sequence[bool]], judge: str, form: Format) -> list[Record]:
     """Return scored items as the results of an evaluation. Lengths of responses, which nobody knows, are 0.
 
     Args:
         items: From ``read_scores``.
         escalated: What a gate says of each item.
         judge: "always" if every item has a verdict, else "never".
+        form: From ``format_of``. A list of two among longer ones is no pair.
     """
     return [
         Record(
@@ -253,10 +259,10 @@ def records(items: Sequence[ScoredItem], escalated: Sequence[Sequence[bool]], ju
             right=x.right,
             lengths=(0,) * len(x.scores),
             logits=x.scores,
-            distribution_confidences=x.distribution or (1.0,) * len(x.scores),
-            label_masses=(1.0,) * len(x.scores),
+            distribution_confidences=x.distribution or (None,) * len(x.scores),
+            label_masses=(None,) * len(x.scores),
             escalated=tuple(up),
-            slow=_slow(x) if x.winners else None,
+            slow=_slow(x, form.pairwise) if x.winners else None,
             asked=judge == "always",
         )
         for x, up in zip(items, escalated, strict=True)
@@ -264,18 +270,18 @@ def records(items: Sequence[ScoredItem], escalated: Sequence[Sequence[bool]], ju
 
 
 def signals_of(item: ScoredItem) -> tuple[FastSignals, ...]:
-    """Return what a gate looks at. A confidence that the file does not have is 1, which never escalates."""
-    distribution = item.distribution or (1.0,) * len(item.scores)
-    return tuple(FastSignals(s, sigmoid(s), d, 1.0) for s, d in zip(item.scores, distribution, strict=True))
+    """Return what a gate looks at. A confidence that the file does not have is None, which never escalates."""
+    distribution = item.distribution or (None,) * len(item.scores)
+    return tuple(FastSignals(s, sigmoid(s), d, None) for s, d in zip(item.scores, distribution, strict=True))
 
 
-def _slow(item: ScoredItem) -> Slow:
+def _slow(item: ScoredItem, pairwise: bool) -> Slow:
     """Return the judge's answer as a record has it; without tokens each answer counts as one call."""
     cost = 1.0 if item.tokens is None else item.tokens
-    if len(item.scores) == 2:
+    if pairwise:
         return Slow(item.winners, item.decision, (), (cost,))
     # The judge named one response: that one gets the best logit. Of a single response it said good or bad.
-    chosen = item.winners[0]
+    chosen = item.decision
     single = len(item.scores) == 1
     logits = (
         (1.0 if chosen else -1.0,) if single else tuple(1.0 if i == chosen else -1.0 for i in range(len(item.scores)))
@@ -286,8 +292,7 @@ def _slow(item: ScoredItem) -> Slow:
 def _labelled(item: ScoredItem, file: str) -> LabelledItem:
     if len(item.scores) > 2:
         raise CalibrationError(
-            f"{item.id}: {len(item.scores)} scores, expected 1 or 2 as in the first row; put lists into a file of "
-            "their own"
+            f"{item.id}: {len(item.scores)} scores, expected 1 or 2; put lists into a file of their own"
         )
     pair = len(item.scores) == 2
     if pair and not item.right:
@@ -303,7 +308,6 @@ def _labelled(item: ScoredItem, file: str) -> LabelledItem:
         slow_tokens=(1 if item.tokens is None else item.tokens) if answered else None,
         group=item.group,
         subset=item.subset,
-        has_distribution=bool(item.distribution),
     )
 
 

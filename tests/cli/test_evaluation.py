@@ -1,216 +1,12 @@
+import gzip
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
 from helpers import DATA
-from helpers.calibration import StandIn, make_items, make_lists
+from helpers.cli import call
 
-from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template
-from fsrm_lite.cli import evaluation as commands
-from fsrm_lite.cli import main
-from fsrm_lite.cli.evaluation_text import gate_text
+from fsrm_lite.cli import identity
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.measure.conformance import shipped_vectors
-
-
-def knows(prompt, response):
-    return 4.0 if "good" in response or response in ("It is 5.", "Blue", "Hi!", "Paris") else -4.0
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """Commands that open a model get this stand-in."""
-    rm = StandIn(knows)
-    manifest = SimpleNamespace(name="stand-in", files={"fast": SimpleNamespace(sha256="0123456789abcdef")})
-    rm.bundle = SimpleNamespace(manifest=manifest, root="folder")
-    monkeypatch.setattr(commands, "open_model", lambda options: rm)
-    return rm
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    def refuse(options):
-        raise AssertionError("a model was opened")
-
-    monkeypatch.setattr(commands, "open_model", refuse)
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def recorded(tmp_path):
-    path = tmp_path / "items.jsonl"
-    path.write_text("".join(json.dumps(x.to_dict()) + "\n" for x in make_items(600)))
-    return path
-
-
-# calibrate
-
-
-@pytest.mark.parametrize("option", ["-o", "--report", "--plots", "--record"])
-def test_calibrate_never_writes_over_its_input_or_into_no_folder(tmp_path, recorded, no_model, option):
-    before = recorded.read_text()
-    result = call("calibrate", recorded, "--risk", "0.15", option, recorded)
-    assert (result.exit_code, recorded.read_text()) == (2, before)
-    assert "is the input itself" in result.stderr
-    assert (
-        "there is no folder"
-        in call("calibrate", recorded, "--risk", "0.15", option, tmp_path / "none" / "x.png").stderr
-    )
-
-
-def test_calibrate_writes_through_links_and_into_pipes(tmp_path, recorded, no_model):
-    (tmp_path / "real.json").write_text("old")
-    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    os.mkfifo(tmp_path / "pipe")
-    with ThreadPoolExecutor() as pool:
-        read = pool.submit((tmp_path / "pipe").read_text)
-        options = ("--risk", "0.15", "--resamples", "5")
-        assert (
-            call("calibrate", recorded, *options, "-o", tmp_path / "link.json", "--report", tmp_path / "pipe").exit_code
-            == 0
-        )
-        assert json.loads(read.result())["goal"]["risk"] == 0.15
-    assert (tmp_path / "link.json").is_symlink()
-    assert GateSpec.from_dict(json.loads((tmp_path / "real.json").read_text()))
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (["--risk", "1e-320"], "risk is"),
-        (["--risk", "0.1", "--seed", "-1"], "seed is -1"),
-        (["--risk", "0.1", "--tuning-share", "nan"], "tuning share is nan"),
-    ],
-)
-def test_calibrate_refuses_settings_out_of_range(recorded, no_model, options, why):
-    result = call("calibrate", recorded, *options)
-    assert result.exit_code == 2
-    assert why in result.stderr
-
-
-@pytest.mark.parametrize("change", [{"slow_tokens": -5}, {"slow_tokens": "x"}, {"slow_correct": "false"}])
-def test_calibrate_names_a_recorded_item_that_is_damaged(recorded, no_model, change):
-    first, *rest = recorded.read_text().splitlines(keepends=True)
-    recorded.write_text(json.dumps(json.loads(first) | change) + "\n" + "".join(rest))
-    result = call("calibrate", recorded, "--risk", "0.1")
-    assert result.exit_code == 2
-    assert "not a recorded item" in result.stderr
-
-
-def test_calibrate_by_risk_writes_gate_report_and_plots(tmp_path, recorded, no_model):
-    gate, report, plots = (tmp_path / n for n in ("gate.json", "report.json", "plots.html"))
-    result = call(
-        "calibrate", recorded, "--risk", "0.15", "-o", gate, "--report", report, "--plots", plots, "--resamples", "10"
-    )
-    assert result.exit_code == 0
-    assert "the error rate is at most 0.15, with probability at least 0.9" in result.stdout
-    assert "feasibility" in result.stdout
-    spec = GateSpec.from_dict(json.loads(gate.read_text()))
-    assert json.loads(report.read_text())["gate"] == spec.to_dict()
-    assert "<img" in plots.read_text()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["gate.json", "items.jsonl", "plots.html", "report.json"]
-
-
-def test_calibrate_that_proves_nothing_says_so(recorded, no_model):
-    result = call("calibrate", recorded, "--risk", "0.001", "--resamples", "5")
-    assert result.exit_code == 0
-    assert "always escalate" in result.stdout
-
-
-def test_calibrate_by_budget_by_loss_and_for_the_front(tmp_path, recorded, no_model):
-    budget = json.loads(call("calibrate", recorded, "--budget", "20", "--json", "--resamples", "5").stdout)
-    assert budget["at_gate"]["tokens"]["value"] < 26
-    within = json.loads(call("calibrate", recorded, "--within", "0.02", "--json", "--resamples", "5").stdout)
-    assert within["at_gate"]["loss_against_slow"]["value"] < 0.06
-    front = tmp_path / "front.json"
-    assert "tokens" in call("calibrate", recorded, "--pareto", "-o", front, "--resamples", "5").stdout
-    assert len(json.loads(front.read_text())["front"]) > 5
-
-
-def test_calibrate_runs_the_model_where_items_are_not_recorded(tmp_path, model):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(
-            json.dumps({"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"}) + "\n" for i in range(60)
-        )
-    )
-    kept = tmp_path / "recorded.jsonl"
-    result = call("calibrate", rows, "--risk", "0.2", "--record", kept, "--resamples", "5")
-    assert result.exit_code == 0
-    assert {c[1] for c in model.calls if c[0] == "compare"} == {"never"}  # a risk target needs no judge
-    assert len(kept.read_text().splitlines()) == 60
-    model.calls.clear()
-    assert call("calibrate", rows, "--budget", "5", "--resamples", "5").exit_code == 0
-    assert {c[1] for c in model.calls if c[0] == "compare"} == {"always"}
-
-
-def test_calibrate_writes_the_gate_into_the_bundle(tmp_path, recorded, no_model):
-    labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
-    manifest = Manifest("m", labels, {"pointwise_fast": Template("{prompt} {response}")}, {}, (0,), Limits(64, 8), 16)
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    (folder / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
-    result = call(
-        "calibrate",
-        recorded,
-        "--risk",
-        "0.15",
-        "--model",
-        folder,
-        "--write",
-        "-o",
-        tmp_path / "gate.json",
-        "--resamples",
-        "5",
-    )
-    assert result.exit_code == 0
-    written = Manifest.from_dict(json.loads((folder / "fsrm.json").read_text()))
-    assert written.gate.to_dict() == json.loads((tmp_path / "gate.json").read_text())
-    assert written.labels == manifest.labels
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "expected exactly one goal"),
-        (("--risk", "0.1", "--budget", "5"), "expected exactly one goal"),
-        (("--risk", "2"), "above 0 and below 1"),
-        (("--pareto", "--write"), "--write needs one gate"),
-        (("--risk", "0.1", "--write"), "--write needs --model"),
-        (("--risk", "0.1", "--plots", "x.pdf", "--resamples", "2"), ".png or .html"),
-    ],
-)
-def test_calibrate_refuses_bad_usage(recorded, no_model, arguments, message):
-    result = call("calibrate", recorded, *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-
-
-def test_calibrate_refuses_bad_data(tmp_path, recorded, no_model):
-    few = tmp_path / "few.jsonl"
-    few.write_text("".join(recorded.read_text().splitlines(keepends=True)[:20]))
-    result = call("calibrate", few, "--risk", "0.1")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Error: 20 different labelled items, expected at least 50; label more\n",
-    )
-    result = call("calibrate", recorded, "--risk", "0.1", "--test", few)
-    assert result.exit_code == 2
-    assert "20 items are in both the calibration and the test set" in result.stderr
-    mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "response": "r", "label": 1}\n')
-    assert "mixes single responses and pairs" in call("calibrate", mixed, "--risk", "0.1").stderr
-
-
-# eval
 
 
 def test_eval_prints_the_policies_side_by_side(model):
@@ -271,194 +67,6 @@ def test_eval_limit_and_json(model):
     assert report["items"] == 2
 
 
-# gate
-
-
-def test_gate_check_agrees_with_the_vectors_it_prints(tmp_path):
-    path = tmp_path / "vectors.jsonl"
-    path.write_text(call("gate", "vectors").stdout)
-    result = call("gate", "check", path)
-    assert result.exit_code == 0
-    assert result.stdout == f"{len(shipped_vectors())} decisions checked, 0 differences\n"
-
-
-def test_gate_check_reports_a_build_that_differs(tmp_path):
-    path = tmp_path / "decisions.jsonl"
-    rows = [{"id": v["id"], "decision": v["expected"]} for v in shipped_vectors()[:20]]
-    rows[4]["decision"] = {**rows[4]["decision"], "escalate": not rows[4]["decision"]["escalate"]}
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    result = call("gate", "check", path)
-    assert result.exit_code == 1
-    assert result.stdout.startswith(f"{rows[4]['id']}: escalate is ")
-    assert json.loads(call("gate", "check", path, "--json").stdout)["checked"] == 20
-
-
-def test_gate_check_takes_the_gate_from_a_file(tmp_path):
-    path, gate = tmp_path / "decisions.jsonl", tmp_path / "gate.json"
-    path.write_text(
-        json.dumps({"label_values": [1, 0], "responses": [{"label_logits": [0.1, 0]}], "decision": {"escalate": True}})
-        + "\n"
-    )
-    gate.write_text(json.dumps({"intuition_threshold": 0.5}))
-    assert call("gate", "check", path, "--gate", gate).exit_code == 0
-    assert "pass one with --gate" in call("gate", "check", path).stderr
-    gate.write_text("{")
-    assert call("gate", "check", path, "--gate", gate).exit_code == 2
-
-
-def test_gate_check_takes_what_rows_lack_from_a_bundle(tmp_path):
-    labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
-    manifest = Manifest(
-        "m",
-        labels,
-        {"pointwise_fast": Template("{prompt} {response}")},
-        {},
-        (0,),
-        Limits(64, 8),
-        16,
-        GateSpec(0.5, 0.5),
-    )
-    (tmp_path / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
-    path = tmp_path / "decisions.jsonl"
-    row = {"responses": [{"label_logits": [9, 0], "log_mass": 9.1, "entropy": 2.7}], "decision": {"escalate": True}}
-    path.write_text(json.dumps(row) + "\n")
-    assert call("gate", "check", path, "--model", tmp_path).exit_code == 0
-    assert call("gate", "check", path, "--model", tmp_path, "--gate", path).exit_code == 2
-
-
-def test_commands_leave_no_partial_files(tmp_path, recorded, no_model):
-    target = tmp_path / "nowhere" / "gate.json"
-    result = call("calibrate", recorded, "--risk", "0.2", "-o", target, "--resamples", "2")
-    assert result.exit_code == 2
-    assert "cannot write" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("gate", "text"),
-    [
-        (GateSpec(0.5, 0.0), "escalate when intuition confidence < 0.5000, at temperature 1.000"),
-        (
-            GateSpec(0.5, 0.25, "all"),
-            "escalate when intuition confidence < 0.5000 and distribution confidence < 0.2500, at temperature 1.000",
-        ),
-        (GateSpec(0.5, 0.0, "all"), "never escalate"),
-        (GateSpec(0.0, 0.0), "never escalate"),
-        (GateSpec(always=True), "always escalate"),
-    ],
-)
-def test_a_gate_is_told_in_words(gate, text):
-    assert gate_text(gate.to_dict()) == text
-
-
-# calibrate, from lists
-
-
-@pytest.fixture
-def lists(tmp_path):
-    path = tmp_path / "recorded-lists.jsonl"
-    path.write_text("".join(json.dumps(x.to_dict()) + "\n" for x in make_lists(500, seed=3)))
-    return path
-
-
-def test_calibrate_on_recorded_lists_opens_no_model_and_writes_the_rule(tmp_path, lists, no_model):
-    out = tmp_path / "gate.json"
-    result = call("calibrate", lists, "--risk", "0.08", "-o", out)
-    assert result.exit_code == 0, result.output
-    assert "of the lists with a right candidate from which the fast path picks alone" in result.stdout
-    assert "left out" in result.stdout
-    written = json.loads(out.read_text())
-    assert set(written) == {"lists"}
-    assert GateSpec.from_dict(written).lists.group == "final"
-
-
-def test_calibrate_on_lists_with_texts_keeps_the_models_gate_for_pairs(tmp_path, model):
-    rows = [
-        {"prompt": f"q{k}", "responses": ["good 5", "The answer is 6.", f"bad {k}"], "labels": [1, 0, 0]}
-        for k in range(60)
-    ]
-    path, record, out = (tmp_path / name for name in ("lists.jsonl", "record.jsonl", "gate.json"))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = call("calibrate", path, "--risk", "0.2", "--record", record, "-o", out)
-    assert result.exit_code == 0, result.output
-    spec = GateSpec.from_dict(json.loads(out.read_text()))
-    assert spec.lists is not None
-    assert spec.intuition_threshold == Bundle.open(None).manifest.gate.intuition_threshold
-    assert call("calibrate", record, "--risk", "0.2").stdout == result.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        (("--budget", "3"), "take --risk as their goal"),
-        (("--risk", "0.1", "--pareto"), "take --risk as their goal"),
-        (("--risk", "0.1", "--group-by", "text"), "have their teams already"),
-        (("--risk", "0.1", "--write"), "--write needs --model"),
-    ],
-)
-def test_calibrate_refuses_for_lists_what_does_not_fit(lists, no_model, options, match):
-    result = call("calibrate", lists, *options)
-    assert result.exit_code == 2
-    assert match in result.stderr
-
-
-def test_calibrate_takes_a_grouping_for_lists_only(recorded, no_model):
-    result = call("calibrate", recorded, "--risk", "0.1", "--group-by", "text")
-    assert (result.exit_code, "--group-by is for lists" in result.stderr) == (2, True)
-
-
-def test_calibrate_says_in_one_line_why_lists_are_too_few(tmp_path, lists, no_model):
-    lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:40]))
-    result = call("calibrate", lists, "--risk", "0.1")
-    assert result.exit_code == 2
-    assert "usable lists of 40, expected at least 50" in result.stderr
-
-
-# Another system's scores
-
-
-@pytest.fixture
-def scores(tmp_path):
-    rng = np.random.default_rng(3)
-    lines = ["left,right,better,judge"]
-    for _ in range(300):
-        margin = rng.normal(0, 2)
-        right = rng.random() < 1 / (1 + np.exp(-2 * abs(margin)))
-        better = "A>B" if (margin > 0) == right else "B>A"
-        lines.append(f"{margin},0,{better},{better}")
-    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path / "scores.csv"
-
-
-def test_calibrate_takes_two_columns_of_scores(tmp_path, scores, no_model):
-    gate = tmp_path / "gate.json"
-    names = ("--fast-columns", "left,right", "--label-column", "better")
-    result = call("calibrate", "--scores", scores, *names, "--risk", "0.15", "--resamples", "5", "-o", gate)
-    assert result.exit_code == 0
-    assert "the fast path decides where they differ by" in result.stdout
-    assert json.loads(gate.read_text())["distribution_threshold"] == 0.0
-    slow = ("--slow-columns", "judge", "--resamples", "5", "--plots", tmp_path / "plots.png", "--json")
-    report = json.loads(call("calibrate", "--scores", scores, *names, "--budget", "0.5", *slow).stdout)
-    assert report["cost"] == "judge calls"
-    assert report["always_slow"]["accuracy"]["value"] == 1.0
-    assert (tmp_path / "plots.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_calibrate_takes_lists_of_scores(tmp_path, no_model):
-    rng = np.random.default_rng(4)
-    rows = []
-    for _ in range(400):
-        quality = rng.normal(0, 1, 5)
-        right = int(np.argmax(quality))
-        rows.append({"scores": (3 * quality + rng.normal(0, 0.5, 5)).tolist(), "label": right})
-    path, out = tmp_path / "lists.jsonl", tmp_path / "gate.json"
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    result = call("calibrate", "--scores", path, "--risk", "0.1", "-o", out)
-    assert result.exit_code == 0, result.output
-    assert "from which the fast path picks alone" in result.stdout
-    assert json.loads(out.read_text())["lists"]["group"] == "text"
-    assert "take --risk as their goal" in call("calibrate", "--scores", path, "--budget", "3").stderr
-
-
 def test_eval_takes_two_columns_of_scores(tmp_path, scores, no_model):
     names = ("--fast-columns", "left,right", "--label-column", "better", "--slow-columns", "judge")
     result = call("eval", "--scores", scores, *names, "--resamples", "5")
@@ -485,32 +93,95 @@ def test_verdicts_are_read_from_texts(tmp_path, scores, no_model):
     assert "needs --form" in call("eval", "--scores", scores, *names, "--verdicts", texts).stderr
 
 
-def test_calibrate_plans(recorded, scores, no_model):
-    result = call("calibrate", recorded, "--risk", "0.1", "--plan")
-    assert result.stdout.startswith("to prove an error rate of at most 0.1 with confidence 0.9")
-    assert len(result.stdout.splitlines()) == 5
-    assert "labelled items" in result.stdout
-    one = json.loads(call("calibrate", recorded, "--risk", "0.1", "--plan", "--coverage", "0.4", "--json").stdout)
-    assert [p["coverage"] for p in one["plan"]] == [0.4]
-    assert "--plan needs --risk" in call("calibrate", recorded, "--budget", "3", "--plan").stderr
-
-
-def test_gate_drift_compares_old_with_new_items(tmp_path, recorded, scores):
-    gate = tmp_path / "gate.json"
-    gate.write_text(json.dumps(GateSpec(0.5).to_dict()))
-    same = call("gate", "drift", recorded, recorded, "--gate", gate)
-    assert same.exit_code == 0
-    assert "no difference was found" in same.stdout
-    rng = np.random.default_rng(0)
-    other = tmp_path / "other.csv"  # without labels
-    other.write_text("left,right\n" + "".join(f"{x},0\n" for x in rng.normal(0, 0.1, 300)))
-    result = call("gate", "drift", scores, other, "--fast-columns", "left,right", "--gate", gate)
-    assert result.exit_code == 1
-    assert "of another kind" in result.stdout
-    assert json.loads(call("gate", "drift", scores, other, "--fast-columns", "left,right", "--json").stdout)["drifted"]
-
-
 def test_data_and_scores_exclude_each_other(scores, recorded, no_model):
     assert "not both" in call("eval", DATA / "pairs.jsonl", "--scores", scores).stderr
     assert "not both" in call("eval").stderr
     assert "not both" in call("calibrate", recorded, "--scores", scores, "--risk", "0.1").stderr
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [("--deterministic",), ("--judge-engine", "onnx"), ("--threads", "3"), ("--batch-size", "2"), ("--seed", "1")],
+)
+def test_eval_goes_on_only_with_a_run_that_computes_the_same(tmp_path, model, changed):
+    arguments = ("eval", DATA / "rm_bench.json", "-o", tmp_path / "out.jsonl", "--judge", "never", "--resamples", "5")
+    assert call(*arguments).exit_code == 0
+    result = call(*arguments, "--resume", *changed)
+    assert result.exit_code == 2
+    assert "another model or other options" in result.stderr
+    assert call(*arguments, "--resume").exit_code == 0
+
+
+def test_eval_does_not_go_on_with_other_software(tmp_path, model, monkeypatch):
+    arguments = ("eval", DATA / "rm_bench.json", "-o", tmp_path / "out.jsonl", "--judge", "never", "--resamples", "5")
+    assert call(*arguments).exit_code == 0
+    monkeypatch.setattr(identity, "version_of", lambda package: "0.0.1")
+    assert "another model or other options" in call(*arguments, "--resume").stderr
+
+
+def test_a_report_names_software_and_options(model):
+    options = ("--deterministic", "--threads", "2", "--judge", "never", "--resamples", "5", "--json")
+    run = json.loads(call("eval", DATA / "llmbar.json", *options).stdout)["run"]
+    assert (run["options"]["deterministic"], run["options"]["threads"]) == (True, 2)
+    assert run["software"]["onnxruntime"] == identity.version_of("onnxruntime")
+    assert run["software"]["llama-cpp-python"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (("--gate", "x.json"), "a model is measured with its own gate, which `fsrm-lite calibrate --write` puts into"),
+        (("--fast-columns", "a,b"), "--fast-columns is about a file of scores; name it with --scores"),
+        (("--label-column", "x"), "--label-column is about a file of scores"),
+        (("--form", "chat"), "--form is about the texts of --verdicts; name that file too"),
+    ],
+)
+def test_eval_refuses_options_that_data_do_not_take(no_model, options, match):
+    result = call("eval", DATA / "llmbar.json", *options)
+    assert result.exit_code == 2
+    assert match in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (("--model", "x"), "--model is about a model, which --scores and --verdicts do without"),
+        (("--judge", "never"), "--judge is about a model"),
+        (("--limit", "3"), "--limit is for runs of a model"),
+        (("-o", "x.jsonl"), "--output is for runs of a model"),
+        (("--first-is-right", "--label-column", "x"), "both say which response is right"),
+        (("--verdict-columns", "x"), "--verdict-columns is about the texts of --verdicts"),
+    ],
+)
+def test_eval_refuses_options_that_scores_do_not_take(scores, no_model, options, match):
+    result = call("eval", "--scores", scores, *options)
+    assert result.exit_code == 2
+    assert match in result.stderr
+
+
+def test_an_option_of_the_environment_is_no_mistake(scores, no_model, monkeypatch):
+    monkeypatch.setenv("FSRM_LITE_EVAL_JUDGE", "never")
+    names = ("--fast-columns", "left,right", "--label-column", "better", "--resamples", "5")
+    assert call("eval", "--scores", scores, *names).exit_code == 0
+
+
+def test_eval_reads_a_gate_as_every_other_json(tmp_path, scores, no_model):
+    names = ("--fast-columns", "left,right", "--label-column", "better", "--resamples", "5")
+    gate = tmp_path / "gate.json"
+    gate.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(GateSpec(0.5).to_dict()).encode()))
+    assert "the gate         would escalate" in call("eval", "--scores", scores, *names, "--gate", gate).stdout
+    for damaged in (b"{", b"[" * 100_000, b"\xff\xfe", gate.read_bytes()[:-4], b"\x1f\x8b\x08" + b"\0" * 30):
+        gate.write_bytes(damaged)
+        result = call("eval", "--scores", scores, *names, "--gate", gate)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert "gate.json" in result.stderr
+
+
+def test_lists_of_scores_are_no_pairs_because_the_first_one_is_short(tmp_path, no_model):
+    path = tmp_path / "lists.jsonl"
+    rows = [{"scores": [1, 2], "label": 1, "v": 1}, {"scores": [5, 1, 2, 3], "label": 2, "v": 2}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    report = json.loads(call("eval", "--scores", path, "--slow-columns", "v", "--resamples", "5", "--json").stdout)
+    assert report["format"] == "best-of-n"
+    assert report["policies"]["always_fast"]["metrics"]["score"]["value"] == 0.5
+    assert report["policies"]["always_slow"]["metrics"]["score"]["value"] == 1.0

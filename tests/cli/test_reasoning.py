@@ -42,6 +42,19 @@ def test_distill_writes_labelled_traces_and_resumes(tmp_path):
     assert json.loads(again.stdout) == {"written": 1, "kept": 3, "right": 0, "skipped": 0, "failed": 0}
 
 
+def test_distill_goes_on_only_with_what_made_the_traces(tmp_path, monkeypatch):
+    questions, out = write_questions(tmp_path, QUESTIONS), tmp_path / "traces.jsonl"
+    command = ("distill", questions, "--reasoner", "os.path:basename", "-o", out, "--samples", 2)
+    assert run(*command).exit_code == 0
+    result = run(*command, "--seed", 1)
+    assert result.exit_code == 2
+    assert "--seed was 0 and is 1" in result.stderr
+    monkeypatch.setattr("fsrm_lite.cli.identity.__version__", "0.0.1")
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "fsrm-lite was " in result.stderr
+
+
 def test_distill_reads_standard_input(tmp_path):
     result = run(
         "distill",

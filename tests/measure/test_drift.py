@@ -46,7 +46,7 @@ def test_items_of_another_kind_are_named_by_signal_and_share():
 
 def test_a_confidence_that_one_side_lacks_is_left_out():
     old = Sample.of(make_items(100))
-    new = dataclasses.replace(shifted(100, 1.0), has_distribution=False)
+    new = dataclasses.replace(shifted(100, 1.0), distribution=np.full(100, np.nan))
     assert [s["signal"] for s in drift(old, new)["signals"]] == ["margin"]
 
 

@@ -11,6 +11,7 @@ from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.evaluation import EvalOptions, evaluate
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
 from fsrm_lite.measure.labelled_rows import LabelledRow, collect, read_labelled
+from fsrm_lite.measure.risk_control import make_path
 from fsrm_lite.measure.tradeoff import escalations
 
 ITEMS = make_items(600)
@@ -167,3 +168,35 @@ def test_rows_that_are_too_long_are_left_out_or_stop_the_run():
         collect(rm, rows)
     assert [x.key for x in collect(rm, rows, skip_too_long=True)] == [rows[0].key, rows[3].key]
     assert len(collect(rm, rows, skip_too_long=True, slow=False)) == 3
+
+
+def without_distribution(count):
+    """Items of a model with a scalar head, or of a score file."""
+    return [
+        dataclasses.replace(x, readings=tuple(dataclasses.replace(r, distribution_confidence=None) for r in x.readings))
+        for x in make_items(count)
+    ]
+
+
+def test_a_confidence_that_does_not_exist_is_none():
+    bare, full = without_distribution(9), make_items(9, seed=1)
+    assert [x.distribution_confidence for x in bare] == [None] * 9
+    assert [x.distribution_confidence for x in full] == [x.readings[0].distribution_confidence for x in full]
+    sample = Sample.of(bare)
+    assert not sample.has_distribution
+    assert set(sample.confidences()) == {"intuition"}
+    mixed = Sample.of([*bare, *full])
+    assert not mixed.has_distribution
+    for combine in ("any", "all"):
+        spec = GateSpec(0.6, 0.6, combine)
+        assert escalations(spec, mixed).tolist() == [Gate(spec).pair(*x.readings).escalate for x in [*bare, *full]]
+    accepted, _ = make_path("joint", SAMPLE, 1.0).counts(sample, 1.0)
+    alone, _ = make_path("intuition", SAMPLE, 1.0).counts(sample, 1.0)
+    assert accepted.tolist() == alone.tolist()  # the second threshold stops nothing
+
+
+def test_recorded_items_keep_what_they_lack():
+    bare = without_distribution(3)
+    assert [LabelledItem.from_dict(json.loads(json.dumps(x.to_dict()))) for x in bare] == bare
+    old = [x.to_dict() | {"has_distribution": False} for x in make_items(3)]  # older files: numbers that stand for none
+    assert [LabelledItem.from_dict(x).distribution_confidence for x in old] == [None] * 3

@@ -33,7 +33,10 @@ def figures(items, slow=False, name="auto"):
     form = format_of(items, name)
     up = [[False] if form.pairwise else [False] * len(x.scores) for x in items]
     report = summarize(
-        records(items, up, "always" if slow else "never"), form, resamples=2, policies=("always_fast", "always_slow")
+        records(items, up, "always" if slow else "never", form),
+        form,
+        resamples=2,
+        policies=("always_fast", "always_slow"),
     )
     return {name: p["metrics"]["score"]["value"] for name, p in report["policies"].items()}, report
 
