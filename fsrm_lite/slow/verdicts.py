@@ -94,9 +94,13 @@ def _prefix_pattern(prefix: str) -> re.Pattern[str]:
 
 
 def _loose(prefix: str) -> str:
-    """Return a pattern for a prefix in which white space may differ and words may be decorated."""
-    pieces = re.findall(r"\s+|\w+|[^\w\s]", prefix)
+    r"""Return a pattern for a prefix in which white space may differ and words may be decorated.
+
+    It begins with a character of the prefix, and no two ``\s*`` stand side by side: a search in a long run of white
+    space would try all ways of sharing it out among them.
+    """
+    pieces = re.findall(r"\w+|[^\w\s]", prefix)
     return "".join(
-        r"\s*" if piece.isspace() else (_DECORATION + piece if piece[0].isalnum() else r"\s*" + re.escape(piece))
-        for piece in pieces
+        ("" if not i else _DECORATION if piece[0].isalnum() else r"\s*") + re.escape(piece)
+        for i, piece in enumerate(pieces)
     )

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite.slow import WrittenVerdict, read_verdict
+from fsrm_lite.slow.verdicts import choice_follows, find_choice
 
 BOXED = {"close": "</think>", "prefix": "\\boxed{Assistant ", "choices": ["1", "2"]}
 TAGGED = {"close": "</eval>\n", "prefix": "<answer>[[", "choices": ["A", "B"]}
@@ -50,3 +51,15 @@ def test_any_thought_may_stand_before_a_verdict(thought, word, space):
     thought = thought.replace("</think>", "")
     read = read_verdict(f"{thought}</think>{space}\\boxed{{Assistant {word}}}", **BOXED)
     assert read == WrittenVerdict(thought.strip(), int(word) - 1)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("prefix", [" [[", "\n[ [", "Answer: ", "\\boxed{Assistant ", "", " "])
+def test_a_long_run_of_white_space_is_read_in_one_go(prefix):
+    """In a pattern that can share it out in several ways, a search takes the square or the cube of its length."""
+    space = "\n" * 200_000
+    assert not choice_follows(space + "x", prefix)
+    assert choice_follows(space, prefix) == (not prefix.strip())
+    assert find_choice(space + prefix, prefix, ["A", "B"]) is None
+    assert choice_follows(f"{space}{prefix}{space}", prefix)
+    assert find_choice(f"x{space}{prefix}{space}B{space}" if prefix.strip() else f"{space}B", prefix, ["A", "B"]) == 1
