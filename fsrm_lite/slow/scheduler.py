@@ -57,7 +57,7 @@ class _Running:
     number: int
     job: Job
     tokens_read: int
-    limit: int  # most tokens that it may write: its budget; after its thought, answer_tokens more than the thought has
+    limit: int  # most tokens that it may write: its budget; once the thought has ended, answer_tokens more
     thought: int | None = None  # tokens of the thought, once it has ended
     answer: int = 0  # tokens up to the end of what closed the thought
     lead: str = ""  # text that the token which ended the thought has behind the close
@@ -267,6 +267,7 @@ class Scheduler:
             if tuple(written[-len(form.head) :].tolist()) != form.head:
                 return
             slot.thought, slot.answer = len(written) - len(form.head), len(written)
+            slot.limit = slot.thought + form.answer_tokens
         else:
             start = max(0, len(written) - _CLOSE_WINDOW)
             text = self.to_text(written[start:].tolist())
@@ -278,9 +279,7 @@ class Scheduler:
                 slot.thought < len(written) and len(self.to_text(written[start : slot.thought + 1].tolist())) <= end[0]
             ):
                 slot.thought += 1  # the token belongs to the thought as a whole
-        slot.limit = slot.answer + form.answer_tokens
-        if form.head:
-            slot.limit -= len(form.head)
+            slot.limit = slot.answer + form.answer_tokens
         rows.watch(i, 0)
 
     def _read_in_text(self, slot: _Running, form: VerdictForm, answer: str) -> None:
