@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from fsrm_lite.bundle.conversation import check_response, prompt_text, read_prompt
 from fsrm_lite.bundle.manifest import Manifest, template_parts, template_slots
@@ -283,8 +283,15 @@ class PromptEncoder:
         return ids
 
     def tokens_with(self, character: str) -> list[int]:
-        """Return the ids of all tokens whose text has a certain ASCII character in it, in order."""
-        return sorted(token for text, token in self._tokenizer.get_vocab().items() if character in text)
+        """Return the ids of all tokens with which a certain character can end, in order.
+
+        A character outside ASCII may be spread over several tokens; those with its last byte are among the ids then, so
+        that a few ids too many may be returned, but none too few.
+        """
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        last_byte = (byte_level.pre_tokenize_str(character)[-1][0][-1], f"<0x{character.encode()[-1]:02X}>")
+        vocabulary = self._tokenizer.get_vocab().items()
+        return sorted(token for text, token in vocabulary if any(c in text for c in (character, *last_byte)))
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids``, without control tokens."""

@@ -367,7 +367,7 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
         encoder: The bundle's tokenizer.
 
     Raises:
-        BundleError: If ``close`` is empty.
+        BundleError: If ``close`` is empty, or no token can end it.
     """
     close = encoder.encode_template(verdict.close)
     forced = encoder.encode_template(verdict.close + verdict.prefix)
@@ -378,6 +378,11 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
         )
     end = next((i + 1 for i, token in enumerate(close) if token in special), 0)
     by_text = () if end else tuple(encoder.tokens_with(verdict.close.rstrip()[-1]))
+    if not end and not by_text:
+        raise BundleError(
+            f"a verdict form in fsrm.json has the 'close' {verdict.close!r}, but no token of the tokenizer has its "
+            "last character, so that no thought could end; write it with characters that the tokenizer knows"
+        )
     return VerdictForm(
         head=tuple(close[:end]),
         forced=tuple(forced),

@@ -7,6 +7,7 @@ import hashlib
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +47,7 @@ class FakeEngine:
             self.tokens[stream].append(token)
         self.decoded += len(tokens)
         self.widest = max(self.widest, len(tokens) if outputs else 0)
-        logits = np.full((len(tokens) if outputs else 0, VOCABULARY), -50.0, np.float32)
+        logits = np.full((len(tokens) if outputs else 0, self.vocab_size), -50.0, np.float32)
         for row, stream in enumerate(streams.tolist() if outputs else ()):
             logits[row, self.next_token(tuple(self.tokens[stream]))] = 0.0
         return logits
@@ -294,3 +295,27 @@ def test_a_verdict_within_a_longer_token_is_read_from_the_text():
 def test_a_thought_without_an_end_is_closed_at_its_budget():
     done = written([6] * 20)
     assert (done.choice, done.thought, len(done.logits)) == (None, 6, 2)
+
+
+@pytest.mark.parametrize("close", ["</eval>", "\u3010\u7d42\u3011", "</caf\u00e9>\n", "fin\u00e9"])
+def test_a_close_in_any_script_ends_a_thought(close, tmp_path):
+    """The tokens are bytes here, so that a character outside ASCII ends with a token that is only a part of it."""
+    pytest.importorskip("gguf")
+    from helpers.judge import tiny_encoder
+
+    from fsrm_lite.bundle.manifest import VerdictTemplate
+    from fsrm_lite.slow.judge import resolve_form
+
+    encoder = tiny_encoder(tmp_path)
+    one, two = (encoder.encode_text(word)[0] for word in "12")
+    form = resolve_form(VerdictTemplate(close, "[[", ("1", "2"), (one, two), "]]"), encoder)
+    assert form.head == ()
+    thought = encoder.encode_text("hm ")
+    says = [*thought, *encoder.encode_text(f"{close}[[2"), *encoder.manifest.stop_ids]
+    fake = FakeEngine(lambda tokens: says[min(len(tokens) - 2, len(says) - 1)])
+    fake.vocab_size = encoder.manifest.vocab_size
+    job = Job((0, 0), 0, 100, form)
+    referee = Referee(Request((job,), Decoding(0.0), encoder.manifest.stop_ids))
+    Scheduler(fake, encoder.decode, Decoding(0.0), encoder.manifest.stop_ids, 1, job.room).run(referee)
+    (done,) = referee.completions
+    assert (done.choice, done.thought, len(done.ids)) == (1, len(thought), len(says) - 1)
