@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.models.data import Pair, held_out
+
+# The models of the tests are tiny: torch's threads only wait for each other, on a busy machine a thousand times as long
+# as they compute. It reads this when it is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

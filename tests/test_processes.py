@@ -99,16 +99,21 @@ import signal
 how, process = sys.argv[1:]
 rm = FastSlowRM.from_pretrained(threads=1, judge_process=process)
 begun = threading.Event()
+def watch(thoughts):
+    if any(thought.text for thought in thoughts):
+        begun.set()
+    return True
 def think():
     while True:
-        rm.compare(QUESTION, *ANSWERS, judge="always", votes=16, temperature=1.5, adaptive=False)
-        begun.set()
+        rm.compare(QUESTION, *ANSWERS, judge="always", votes=16, temperature=1.5, adaptive=False, watch=watch)
 def read():
     while True:
         rm.score_many([(f"What is {i} + 3?", "5 " * 200) for i in range(64)], judge="never")
 for call in (think, read):
     threading.Thread(target=call, daemon=True).start()
 begun.wait()
+if process == "subprocess":
+    time.sleep(0.05)  # it is watched when it has finished; by now it writes the next thoughts
 print("thinking", flush=True)
 if how == "exit":
     sys.exit(7)

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import (
     SLOTS,
@@ -32,7 +30,7 @@ from fsrm_lite.bundle.role_forms import END_OF_THOUGHT, RoleForms
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.chat_template import ChatTemplate, find_role_forms, read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
-from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, Vocabulary
+from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, USER_DEFINED, Vocabulary
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.types import ANSWER_TOKENS
 
@@ -183,7 +181,6 @@ def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, 
     conversation = None
     if any("conversation" in template_slots(template.text) for template in templates.values()):
         conversation = find_role_forms(chat or read_chat_template(root, vocabulary))
-    tokenizer = Tokenizer.from_file(str(root / TOKENIZER_NAME))
     labels = spec["labels"] if "pointwise_fast" in templates and not arch.scalar else spec.get("labels") or ()
     return Manifest(
         name=str(spec["name"]),
@@ -191,8 +188,8 @@ def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, 
         head="scalar" if arch.scalar else "vocabulary",
         pair_labels=tuple(Label(str(text), -1, 0.0) for text in spec.get("pair_labels") or ()),
         templates=templates,
-        special_tokens=_special_tokens(spec, templates, conversation, stop, tokenizer),
-        stop_ids=tuple(_token_id(tokenizer, s, '"stop"') for s in stop),
+        special_tokens=_special_tokens(spec, templates, conversation, stop, vocabulary),
+        stop_ids=tuple(_token_id(vocabulary, s, '"stop"') for s in stop),
         limits=Limits(
             context,
             int(limits.get("thinking_tokens", min(DEFAULT_THINKING_TOKENS, context // 2))),
@@ -261,7 +258,7 @@ def _special_tokens(
     templates: Mapping[str, Template],
     conversation: RoleForms | None,
     stop: list[str],
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
 ) -> dict[str, int]:
     """Return the control tokens that templates may use, with their ids.
 
@@ -276,16 +273,18 @@ def _special_tokens(
             if t.verdict
             for part in (t.verdict.close, t.verdict.prefix, t.verdict.suffix)
         ]
-        added = (t.content for t in tokenizer.get_added_tokens_decoder().values())
+        kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+        added = (token for token, kind in kinds if kind in (CONTROL, USER_DEFINED))
         named = [a for a in added if a.strip() and any(a in text for text in texts)]
-    return {str(text): _token_id(tokenizer, str(text), '"special_tokens"') for text in named}
+    return {str(text): _token_id(vocabulary, str(text), '"special_tokens"') for text in named}
 
 
-def _token_id(tokenizer: Tokenizer, text: str, entry: str) -> int:
-    token_id = tokenizer.token_to_id(text)
+def _token_id(vocabulary: Vocabulary, text: str, entry: str) -> int:
+    kinds = enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    token_id = next((i for i, (token, kind) in kinds if token == text and kind != UNUSED), None)
     if token_id is None:
         raise ExportError(f"{entry} names {text!r}, which is no token of {TOKENIZER_NAME}")
-    return int(token_id)
+    return token_id
 
 
 def _check_limits(limits: Limits, arch: Architecture) -> None:

@@ -1,20 +1,30 @@
 """Every recipe, from a folder with real tokenizer and architecture to results, with no JSON written."""
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import pytest
 from click.testing import CliRunner
-from helpers.public import VOCABULARY, needs_tokenizers, public_checkpoint, tokenizer_folder
+from helpers.bundle import plain_manifest
+from helpers.public import (
+    VOCABULARY,
+    needs_tokenizers,
+    public_checkpoint,
+    tokenizer_folder,
+    transformers_tokenizer,
+    vocabulary_of,
+)
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.manifest import Template
 from fsrm_lite.cli.exporting import export, recipes, verify
 from fsrm_lite.errors import ExportError, InputError, ToleranceError, UnsupportedCheckpointError
-from fsrm_lite.export.checkpoints.chat_template import ChatTemplate
+from fsrm_lite.export.checkpoints.chat_template import read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
-from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
 from fsrm_lite.export.pipeline import export_checkpoint
 from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
 
@@ -64,16 +74,22 @@ def architecture(tokenizer, *, scalar=False):
 
 
 def resolved(spec, tokenizer, *, scalar=False):
+    """The manifest of a spec for a model with a real tokenizer."""
     root = tokenizer_folder(tokenizer)
-    vocabulary = read_vocabulary(root, VOCABULARY[tokenizer])
     where, data = load_spec(root, spec)
-    return resolve_spec(where, data, architecture(tokenizer, scalar=scalar), vocabulary, root), vocabulary, root
+    return resolve_spec(where, data, architecture(tokenizer, scalar=scalar), vocabulary_of(tokenizer), root)
 
 
+@cache
 def of(name):
+    """The manifest of a recipe, its encoder, and the name of its tokenizer."""
     _, _, tokenizer, scalar = FAMILIES[name]
-    manifest, vocabulary, root = resolved(fragment(find_recipe(name), "m"), tokenizer, scalar=scalar)
-    return manifest, vocabulary, PromptEncoder(root / "tokenizer.json", manifest), root
+    manifest = resolved(fragment(find_recipe(name), "m"), tokenizer, scalar=scalar)
+    return manifest, PromptEncoder(tokenizer_folder(tokenizer) / "tokenizer.json", manifest), tokenizer
+
+
+def chat_template_of(tokenizer):
+    return read_chat_template(tokenizer_folder(tokenizer), vocabulary_of(tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +125,8 @@ def test_what_is_not_known_is_refused_with_what_to_do():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ids_equal_those_of_transformers(name):
     """The prompt that a user of transformers would make of the recipe's messages, filled in, by the chat template."""
-    transformers = pytest.importorskip("transformers")
-    manifest, _, encoder, root = of(name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(root)
+    manifest, encoder, tokenizer_name = of(name)
+    tokenizer = transformers_tokenizer(tokenizer_name)
     slots = {
         "prompt": "How much is 2 + 3?\nSay why.",
         "response": " 5, since... ",
@@ -139,11 +154,11 @@ def test_ids_equal_those_of_transformers(name):
 @needs_tokenizers
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_ids_that_stand_in_a_recipe_are_those_of_its_examples(name):
-    _, _, encoder, _ = of(name)
+    _, encoder, tokenizer = of(name)
     examples = find_recipe(name).examples
     assert len(examples) == 2
     for example in examples:
-        assert example["tokenizer"] == FAMILIES[name][2]
+        assert example["tokenizer"] == tokenizer
         ids = getattr(encoder, example["template"])(example["prompt"], *example["responses"])
         assert ids == [int(i) for i in example["ids"].split()]
 
@@ -246,35 +261,48 @@ def test_another_models_control_tokens_are_refused():
     spec = fragment(find_recipe("yes-no"), "m")
     text = "<|start_header_id|>user<|end_header_id|>\n\n{prompt} {response}<|eot_id|>"
     spec = {**spec, "templates": {"pointwise_fast": {"text": text}}}
-    manifest, vocabulary, _ = resolved(spec, "qwen3")
     with pytest.raises(ExportError, match=r"template 'pointwise_fast' spells <\|end_header_id\|>, .* it has <\|"):
-        refuse_foreign_tokens(manifest, vocabulary)
+        refuse_foreign_tokens(resolved(spec, "qwen3"), vocabulary_of("qwen3"))
     for name in FAMILIES:
-        own, vocabulary, _, _ = of(name)
-        refuse_foreign_tokens(own, vocabulary)
+        own, _, tokenizer = of(name)
+        refuse_foreign_tokens(own, vocabulary_of(tokenizer))
 
 
 @needs_tokenizers
 def test_a_missing_start_and_a_missing_stub_are_doubtful():
-    from fsrm_lite.export.checkpoints.chat_template import read_chat_template
-
-    spec = fragment(find_recipe("yes-no"), "m")
+    def manifest_of(text):
+        return replace(plain_manifest(), templates={"pointwise_fast": Template(text)})
 
     def doubts_of(text, tokenizer):
-        manifest, vocabulary, root = resolved({**spec, "templates": {"pointwise_fast": {"text": text}}}, tokenizer)
-        return doubts(manifest, read_chat_template(root, vocabulary))
+        return doubts(manifest_of(text), chat_template_of(tokenizer))
 
     user = "<|start_header_id|>user<|end_header_id|>\n\n{prompt} {response}<|eot_id|>"
-    assert "does not begin with '<|begin_of_text|>'" in doubts_of(user, "llama3_1")[0]
+    (start,) = doubts_of(user, "llama3_1")
+    assert "'pointwise_fast' does not begin with '<|begin_of_text|>'" in start
     assert doubts_of("<|begin_of_text|>" + user, "llama3_1") == []
     asked = "<|im_start|>user\n{prompt} {response}<|im_end|>\n<|im_start|>assistant\n"
-    assert "behind which this model would think" in doubts_of(asked, "qwen3")[0]
+    (stub,) = doubts_of(asked, "qwen3")
+    assert "behind which this model would think" in stub
     assert doubts_of(asked + "<think>\n\n</think>\n\n", "qwen3") == []
-    assert doubts(resolved(spec, "qwen3")[0], None) == []
-    for name in FAMILIES:
-        manifest, vocabulary, _, root = of(name)
-        assert doubts(manifest, read_chat_template(root, vocabulary)) == []
-    assert isinstance(read_chat_template(root, vocabulary), ChatTemplate)
+    assert doubts(manifest_of(asked), None) == []  # nothing to compare with
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_recipe_is_not_doubtful_but_would_be_without_what_the_chat_template_writes(name):
+    manifest, _, tokenizer = of(name)
+    chat = chat_template_of(tokenizer)
+    assert doubts(manifest, chat) == []
+    start, stub = chat.names.get("bos_token", ""), chat.answer_begins(think=False)
+    stub = stub.removeprefix(chat.answer_begins(think=True))
+    changed = 0
+    for kind, template in manifest.templates.items():
+        text = template.text.removeprefix(start)
+        text = text.removesuffix(stub) if kind.endswith("_fast") else text
+        if text != template.text:
+            assert len(doubts(replace(manifest, templates={kind: replace(template, text=text)}), chat)) == 1
+            changed += 1
+    assert bool(changed) == (name in {"qwen3-reranker", "gram", "gram-rr", "yes-no", "pairwise"})
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import lzma
 import shutil
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
 
+from fsrm_lite.export.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from helpers import SHARED
 
 TOKENIZERS = SHARED / "tokenizers"
@@ -17,32 +19,46 @@ TOKENIZERS = SHARED / "tokenizers"
 
 needs_tokenizers = pytest.mark.skipif(not TOKENIZERS.is_dir(), reason=f"needs real tokenizers in {TOKENIZERS}")
 
-_unpacked: dict[str, Path] = {}
+CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
+VOCABULARY = {"qwen3": 151_936, "llama3_1": 128_256}
+"""Rows of the embedding of the real models with these tokenizers."""
 
 
+# A real tokenizer takes a second or more to unpack, to read or to load, so each of these happens once per run.
+
+
+@cache
 def tokenizer_folder(name: str) -> Path:
-    """A folder with a real model's tokenizer, unpacked once per run. Do not write into it."""
-    if name not in _unpacked:
-        folder = Path(mkdtemp(prefix=f"fsrm-{name}-"))
-        copy_tokenizer(name, folder)
-        _unpacked[name] = folder
-    return _unpacked[name]
+    """A folder with a real model's tokenizer. Do not write into it."""
+    folder = Path(mkdtemp(prefix=f"fsrm-{name}-"))
+    with lzma.open(TOKENIZERS / name / "tokenizer.json.xz") as packed, (folder / "tokenizer.json").open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    shutil.copyfile(TOKENIZERS / name / "tokenizer_config.json", folder / "tokenizer_config.json")
+    return folder
+
+
+@cache
+def vocabulary_of(name: str) -> Vocabulary:
+    """What the exporter reads of a real model's tokenizer."""
+    return read_vocabulary(tokenizer_folder(name), VOCABULARY[name])
+
+
+@cache
+def transformers_tokenizer(name: str):
+    """A real model's tokenizer as transformers loads it. Do not change it."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(tokenizer_folder(name))
 
 
 def copy_tokenizer(name: str, folder: Path, *, chat_template: str | None = None) -> None:
     """Write a real model's tokenizer into a checkpoint folder, with another chat template if one is given."""
     folder.mkdir(parents=True, exist_ok=True)
-    with lzma.open(TOKENIZERS / name / "tokenizer.json.xz") as packed, (folder / "tokenizer.json").open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    config = json.loads((TOKENIZERS / name / "tokenizer_config.json").read_text("utf-8"))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer_folder(name) / file, folder / file)
     if chat_template is not None:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         config["chat_template"] = chat_template
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-
-
-CLASSES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
-VOCABULARY = {"qwen3": 151_936, "llama3_1": 128_256}
-"""Rows of the embedding of the real models with these tokenizers."""
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
 
 
 def public_checkpoint(
