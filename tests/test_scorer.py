@@ -202,6 +202,7 @@ def test_without_llama_the_fast_graph_thinks(rm, monkeypatch):
 
 
 def test_both_engines_think_alike(rm, pairs):
+    pytest.importorskip("llama_cpp")
     items = [(p.problem.question, p.chosen.text, p.rejected.text) for p in pairs[:6]]
     with FastSlowRM(rm.bundle, threads=1, judge_engine="onnx") as graph:
         ours = graph.compare_many(items, judge="always", temperature=0.0)

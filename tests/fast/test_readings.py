@@ -84,5 +84,5 @@ def test_a_missing_confidence_is_never_too_low(combine):
     assert gate.single(unsure).escalate == (combine == "any")
     assert gate.single(unsure).distribution_confidence is None
     item = LabelledItem.from_comparison("k", compare_scores(unsure, reward_score(0.0, 1.0, 1), gate)[0], 0)
-    assert item.distribution_confidence == 1.0
+    assert item.distribution_confidence is None
     assert LabelledItem.from_dict(json.loads(json.dumps(item.to_dict()))) == item
