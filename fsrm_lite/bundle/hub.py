@@ -13,6 +13,10 @@ from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.errors import BundleError, one_line
 
 
+_REACH_SECONDS = 10.0
+"""Longest wait for the hub's first answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """Where the files of a bundle on the hub come from.
@@ -54,6 +58,8 @@ def fetch(hub: HubSource, filename: str) -> Path:
             return Path(found)
         if hub.local_files_only:
             raise LocalEntryNotFoundError(filename)
+        if filename == MANIFEST_NAME:
+            _reach(hub, filename)
         return Path(
             hf_hub_download(
                 hub.name, filename, revision=hub.revision, cache_dir=cache, token=hub.token, library_name="fsrm-lite"
@@ -61,6 +67,26 @@ def fetch(hub: HubSource, filename: str) -> Path:
         )
     except Exception as error:  # the client raises its own errors, httpx's and the system's; each becomes a BundleError
         raise _hub_error(hub, filename, error) from error
+
+
+def _reach(hub: HubSource, filename: str) -> None:
+    """Ask the hub about a bundle's first file once, so that a hub that cannot be reached is told at once.
+
+    ``hf_hub_download`` asks again for half a minute. That is right for the files that follow, and in the middle of one,
+    which it goes on with where it was cut off.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    url = hf_hub_url(hub.name, filename, revision=hub.revision)
+    try:
+        get_hf_file_metadata(url, token=hub.token, timeout=_REACH_SECONDS, library_name="fsrm-lite")
+    except HfHubHTTPError:  # it answered
+        raise
+    except Exception as error:
+        raise LocalEntryNotFoundError(filename) from error
 
 
 def _hub_error(hub: HubSource, filename: str, error: Exception) -> BundleError:

@@ -213,11 +213,14 @@ def test_an_unreachable_hub_is_one_line(hub, cache, monkeypatch):
         port = free.getsockname()[1]
     template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(
         BundleError, match=r"fsrm\.json of org/name is not in the cache, and the hub cannot be reached"
     ) as caught:
         Bundle.open("org/name", cache_dir=cache)
     assert "\n" not in str(caught.value)
+    assert waits == []  # it is told at once; the client alone would ask again for half a minute
 
 
 def test_the_default_cache_is_huggingface_hubs_own(hub, tmp_path):
