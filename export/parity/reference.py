@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import ExportError, missing_extra
 from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
+from fsrm_lite.runtimes.engine import memory_bytes
 
 TOKENS_PER_BATCH = 2048
 """Tokens of a batch, at most: so few that its activations take little memory beside the weights."""
@@ -22,18 +23,26 @@ Many chains are written at a time, since every step reads all weights. What limi
 of one token take 200 to 300 KB in float32.
 """
 
+WIDE_SHARE = 0.5
+"""Share of the machine's memory that the weights may take in float32; a larger model is widened layer by layer."""
+
 Progress = Callable[[int, int], None]
 
 
 class Reference:
-    """The checkpoint as a transformers model, in float32 on the CPU."""
+    """The checkpoint as a transformers model, computed in float32 on the CPU."""
 
-    def __init__(self, root: Path, *, scalar: bool = False) -> None:
-        """Load the weights; takes four bytes per parameter.
+    def __init__(self, root: Path, *, scalar: bool = False, by_layer: bool | None = None) -> None:
+        """Load the weights.
+
+        They take four bytes per parameter; or, by layer, as many as in the file, beside four per parameter of one layer
+        or of the head. Both give the same bits: every number of 16 bits is one of float32.
 
         Args:
             root: The checkpoint folder.
             scalar: The model has a scalar head.
+            by_layer: Keep weights of 16 bits as they are, and make float32 of a layer's while it computes, which takes
+                longer. By default only if all of them in float32 would take more than ``WIDE_SHARE`` of the memory.
 
         Raises:
             MissingExtraError: If torch or transformers is missing.
@@ -49,11 +58,35 @@ class Reference:
         logging.disable_progress_bar()
         self._torch = torch
         self._scalar = scalar
+        if by_layer is None:
+            stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+            by_layer = 2 * stored > WIDE_SHARE * memory_bytes()
         try:
             kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-            self._model: Any = kind.from_pretrained(root, dtype=torch.float32, local_files_only=True).eval()
+            dtype = "auto" if by_layer else torch.float32
+            self._model: Any = kind.from_pretrained(root, dtype=dtype, local_files_only=True).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ExportError(f"transformers cannot load {root}: {error}") from error
+        if by_layer:
+            body = self._model.model
+            head = self._model.score if scalar else self._model.lm_head
+            body.embed_tokens.register_forward_hook(lambda module, given, found: found.float())
+            for part in (*body.layers, body.norm, head):
+                part.register_forward_pre_hook(self._widen)
+                part.register_forward_hook(self._narrow)
+
+    def _widen(self, part: Any, given: Any) -> None:  # noqa: ANN401 - torch
+        """Make float32 of a part's weights, before it computes."""
+        with self._torch.inference_mode(False):
+            part.stored = [parameter.data for parameter in part.parameters()]
+            for parameter in part.parameters():
+                parameter.data = parameter.data.float()
+
+    def _narrow(self, part: Any, given: Any, found: Any) -> None:  # noqa: ANN401 - torch
+        """Put a part's weights back as they were."""
+        for parameter, stored in zip(part.parameters(), part.stored, strict=True):
+            parameter.data = stored
+        del part.stored
 
     def first_token(
         self, sequences: Sequence[Sequence[int]], label_ids: Sequence[int], progress: Progress | None = None

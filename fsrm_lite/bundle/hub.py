@@ -12,7 +12,6 @@ from pathlib import Path
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
 from fsrm_lite.errors import BundleError, one_line
 
-
 _REACH_SECONDS = 10.0
 """Longest wait for the hub's first answer."""
 

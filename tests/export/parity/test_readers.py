@@ -121,6 +121,32 @@ def test_the_checkpoints_chains_are_greedy_whatever_its_generation_config_says(r
         assert all(token in ties for token, ties in zip(thought, chain.thought.ties, strict=False))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])  # with a head that is tied to the embedding, and one that is not
+def test_weights_that_are_widened_by_layer_give_the_same_bits(kind, dtype, logits, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    reference = importlib.import_module("fsrm_lite.export.parity.reference")
+    plain = AutoModelForCausalLM.from_pretrained(make_checkpoint(tmp_path / "f32", kind), dtype=getattr(torch, dtype))
+    plain.save_pretrained(tmp_path / "narrow")
+    whole, by_layer = (reference.Reference(tmp_path / "narrow", by_layer=narrow) for narrow in (False, True))
+    sequences, tasks = random_sequences(), tasks_of(logits, random_sequences())
+    for _ in range(2):  # nothing is left behind
+        assert by_layer.first_token(sequences, LABELS) == whole.first_token(sequences, LABELS)
+        assert by_layer.think(tasks) == whole.think(tasks)
+    assert {parameter.dtype for parameter in by_layer._model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_large_weights_are_widened_by_layer_by_themselves(folder, monkeypatch):
+    reference = importlib.import_module("fsrm_lite.export.parity.reference")
+    stored = (folder / "model.safetensors").stat().st_size
+    for memory, widened in ((5 * stored, 0), (3 * stored, 1)):
+        monkeypatch.setattr(reference, "memory_bytes", lambda memory=memory: memory)
+        model = reference.Reference(folder)._model
+        assert len(model.model.layers[0]._forward_pre_hooks) == widened
+
+
 def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, monkeypatch):
     monkeypatch.setattr("fsrm_lite.export.parity.engine_reader.STREAMS", 3)
     tasks = tasks_of(logits, random_sequences())
