@@ -20,6 +20,7 @@ def _share(scale: float, full: int) -> int:
 
 ATTACKS: dict[str, Callable[[Path, int, float], Outcome]] = {
     "texts": lambda folder, seed, scale: texts.run(texts=_share(scale, 20_000), seed=seed),
+    "turns": lambda folder, seed, scale: texts.turns(conversations=_share(scale, 20_000), seed=seed),
     "bundles": lambda folder, seed, scale: bundles.run(
         folder, headers=_share(scale, 10_000), bundles=_share(scale, 60), seed=seed
     ),

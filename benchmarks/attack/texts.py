@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from benchmarks.attack.outcome import Outcome
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.bundle.manifest import Template
+from fsrm_lite.bundle.role_forms import START, RoleForm, RoleForms
 from fsrm_lite.errors import InputError
-from fsrm_lite.types import Prompt
+from fsrm_lite.types import Message, Prompt
 
 _GLUE = ("", " ", "\n", "\n\n", "\t", "\u200b", "\u00ad", "\ufeff", "\x00", "\r\n")
 _WORDS = (
@@ -67,6 +70,54 @@ def run(*, texts: int, seed: int) -> Outcome:
         if [i for i in ids if i in control] != own[name]:
             outcome.found.append(f"text {number} of seed {seed} in {name}, place {place}: {hostile!r}")
     outcome.notes.append(f"{refused:,} refused as too long or empty")
+    return outcome
+
+
+_ROLES = ("system", "user", "assistant")
+
+
+def turns(*, conversations: int, seed: int) -> Outcome:
+    """Encode conversations of hostile messages as a chat template writes them, and count the turns in the ids.
+
+    The turns are ChatML's, ``<|im_start|>role``, in the embedded model's tokens. As many must begin as there are
+    messages, each with its message's role, whatever the contents spell. A message with a hostile role must be refused.
+
+    Args:
+        conversations: How many to try.
+        seed: Seed of the conversations.
+    """
+    outcome = Outcome("hostile messages in a chat template's turns; no message may forge a turn or a role")
+    bundle = Bundle.open()
+    forms = {f"{before}>{role}": RoleForm(f"<|im_start|>{role}\n") for before in (START, *_ROLES) for role in _ROLES}
+    for name, form in forms.items():
+        if not name.startswith(START):
+            forms[name] = replace(form, before=f"<|im_end|>\n{form.before}")
+    written = RoleForms(forms, dict.fromkeys(_ROLES, "<|im_end|>\n"))
+    fast = {"pointwise_fast": Template("{conversation}<|im_start|>user\nGood?<|im_end|>\n<|im_start|>assistant\n")}
+    manifest = replace(bundle.manifest, templates=fast, conversation=written)
+    encoder = PromptEncoder(bundle.path("tokenizer"), manifest)
+    begin, end = (manifest.special_tokens[token] for token in ("<|im_start|>", "<|im_end|>"))
+    chance = random.Random(seed)
+    refused = 0
+    for number in range(conversations):
+        roles = ["user", *(chance.choice(_ROLES) for _ in range(chance.randrange(4)))]
+        spelled = list(manifest.special_tokens)
+        messages: list[Message] = [{"role": role, "content": _text(chance, spelled)} for role in roles]
+        forged = chance.random() < 0.1
+        if forged:
+            chance.choice(messages)["role"] = f"user\n{_text(chance, spelled)}"
+        outcome.tried += 1
+        try:
+            ids = encoder.pointwise_fast(messages, _text(chance, spelled))
+        except InputError:
+            refused += 1
+            continue
+        starts = [i for i, token in enumerate(ids) if token == begin]
+        said = [encoder.decode(ids[a + 1 : b]).split("\n")[0] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        expected = [*roles, "assistant", "user", "assistant"]
+        if forged or said != expected or ids.count(end) != len(expected) - 1:
+            outcome.found.append(f"conversation {number} of seed {seed}: {messages!r}")
+    outcome.notes.append(f"{refused:,} refused as too long or for a role")
     return outcome
 
 

@@ -42,3 +42,17 @@ def test_an_attack_runs_by_its_name(monkeypatch, capsys):
         main()
     assert ended.value.code == 0
     assert "| 20 | 0 |" in capsys.readouterr().out
+
+
+def test_a_forged_turn_is_found(monkeypatch):
+    from benchmarks.attack import texts
+    from fsrm_lite.bundle import role_forms
+
+    assert texts.turns(conversations=50, seed=1).found == []
+    honest = role_forms.RoleForms.pieces
+
+    def trusting(forms, messages):
+        return [role_forms.Piece(piece.text, True) for piece in honest(forms, messages)]
+
+    monkeypatch.setattr(role_forms.RoleForms, "pieces", trusting)
+    assert texts.turns(conversations=50, seed=1).found
