@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole, make_plain
 
@@ -43,8 +43,9 @@ Prompt: TypeAlias = str | list[Message]
 """What the caller asks about: plain text, or a conversation that ends with the request."""
 
 JudgePolicy = Literal["auto", "never", "always"]
-POLICIES = ("auto", "never", "always")
 """When to think slowly: where the gate says so, never, or always."""
+
+POLICIES: tuple[JudgePolicy, ...] = get_args(JudgePolicy)
 
 JudgeEngine = Literal["auto", "onnx", "llama.cpp"]
 """The runtime that the judge thinks with; see ``fsrm_lite.slow.engines.choose_engine``."""
@@ -174,9 +175,9 @@ class JudgeOptions:
         error_rate: Stop also when they would change it with at most this probability, in [0, 0.5). Needs ``adaptive``.
         deadline: Seconds after which the call returns what it has; None for no limit.
         both_orders: Ask about each pair in both orders of its responses.
-        watch: Called while the judge writes, some ten times a second and never after the call; it sees the thoughts so
-            far and may stop them. A judge in a process of its own is watched only when it has finished. None for
-            nobody.
+        watch: Called while the judge writes, some ten times a second; it sees the thoughts so far and may stop them. It
+            is not called any more when the call has returned. For a judge in a process of its own it is called once,
+            with what the judge wrote, and can stop nothing. None for nobody.
     """
 
     votes: int | None = None

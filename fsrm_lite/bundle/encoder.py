@@ -263,7 +263,9 @@ class PromptEncoder:
             excess = len(ids) - self.manifest.limits.context
             if excess <= 0 and cut.strip():
                 return cut, ids
-            keep -= max(1, excess)
+            if not cut.strip():
+                break  # a shorter cut is white space, too
+            keep -= excess
         if len(ids_of("")) < self.manifest.limits.context:
             raise ContextOverflowError(
                 "nothing but white space of the response fits; leave out the space before its text"

@@ -10,6 +10,7 @@ import click
 
 from fsrm_lite.scorer import FastSlowRM
 from fsrm_lite.slow.engines import ENGINES
+from fsrm_lite.types import POLICIES
 
 MODEL_NAMES = (
     "model",
@@ -39,7 +40,7 @@ _OPTIONS = (
     *_HUB,
     click.option(
         "--judge",
-        type=click.Choice(("auto", "never", "always")),
+        type=click.Choice(POLICIES),
         default="auto",
         show_default=True,
         help="When to think slowly.",

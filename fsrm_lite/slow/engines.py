@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from fsrm_lite.errors import BundleError, JudgeUnavailableError
 from fsrm_lite.types import JudgeEngine
 
-ENGINES = ("auto", "onnx", "llama.cpp")
+ENGINES: tuple[JudgeEngine, ...] = get_args(JudgeEngine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,14 @@ def test_truncation_says_so_where_only_white_space_would_fit(encoder):
         encoder.truncated("What is 2 + 3?", " \n" * 2000 + "5")
 
 
+def test_truncation_of_a_long_run_of_white_space_takes_a_few_steps(encoder, monkeypatch):
+    rendered, ids_of = [], encoder._ids
+    monkeypatch.setattr(encoder, "_ids", lambda *given: rendered.append(None) or ids_of(*given))
+    with pytest.raises(ContextOverflowError, match="nothing but white space"):
+        encoder.truncated("What is 2 + 3?", " \n" * 2000 + "5")
+    assert len(rendered) < 10
+
+
 def test_truncation_cannot_save_a_prompt_that_fills_the_context(encoder):
     with pytest.raises(ContextOverflowError, match="the prompt alone"):
         encoder.truncated("1 " * 600, "5")

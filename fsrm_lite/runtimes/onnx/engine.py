@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.errors import BundleError, InputError, JudgeError
+from fsrm_lite.errors import BundleError, FsrmError, InputError, JudgeError
 from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted, memory_bytes
 from fsrm_lite.runtimes.onnx.graph import Graph, value
 from fsrm_lite.runtimes.onnx.packing import MASKED
@@ -109,7 +109,8 @@ class OnnxEngine:
         past = [value(kept.numpy().take(seen, axis)) for kept, axis in self._cells()] if apart else self._pool
         width = len(seen) if apart else self._size
         bias = np.empty((count, width + count), np.float32)
-        bias[:, :width] = self._bias[streams][:, seen] if apart else self._bias[streams, :width]
+        held = self._bias[streams, : self._size]
+        bias[:, :width] = held.take(seen, axis=1) if apart else held
         new = (streams[:, None] == streams) & (np.arange(count)[:, None] >= np.arange(count))
         bias[:, width:] = np.where(new, np.float32(0.0), np.float32(MASKED))
         if self._options.terminate:
@@ -126,7 +127,9 @@ class OnnxEngine:
                 distribution=False,
                 options=self._options,
             )
-        except Exception as error:  # onnxruntime raises classes of its own, which share no public root
+        except FsrmError:  # the graph was closed
+            raise
+        except Exception as error:  # ONNX Runtime's own, of several classes; an interrupted run raises one of them too
             if self._options.terminate:
                 raise Interrupted("decoding was interrupted") from error
             raise JudgeError(f"ONNX Runtime could not compute {count} tokens: {error}") from error

@@ -169,7 +169,7 @@ class Graph:
 
         Raises:
             MisuseError: If the graph was closed.
-            BundleError: If ONNX Runtime cannot run it.
+            Exception: ONNX Runtime's own, of several classes, if it cannot run the graph; callers say what that means.
         """
         session = self._session
         if session is None:

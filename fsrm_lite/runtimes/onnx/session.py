@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, InputError, as_ours
-from fsrm_lite.runtimes.onnx.graph import Graph, check_threads, value
+from fsrm_lite.runtimes.onnx.graph import Graph, value
 from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, chunk_row, passes, plan_rows
 from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
 from fsrm_lite.runtimes.owner import Owner
@@ -65,10 +65,10 @@ class FastModel:
 
     Raises:
         BundleError: If the file is not a fast graph that this version reads.
+        InputError: If ``threads`` is out of range.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, cache_bytes: int = CACHE_BYTES) -> None:
-        check_threads(threads)
         self._owner = Owner("fsrm-fast")
         try:
             self.graph = self._owner.submit(Graph, path, threads).result()
@@ -191,8 +191,8 @@ class FastModel:
                 state, found, done = self._cut(*hit), len(part.ids), part
                 break
         for part in passes(prefix)[len(done.cuts) :]:
-            # Only keys and values are wanted of a prefix, so nothing behind them is asked for: ONNX Runtime then leaves
-            # out the rest of the last layer.
+            # Only keys and values are kept of a prefix. ONNX Runtime computes every node of a graph, whatever is asked
+            # for; one wanted position and no row for the head keep the rest of the last layer, and the head, small.
             row = chunk_row(done, part)
             values = self._run(self.graph.present_names, row, state, [0], self._no_carry(), range(0))
             state, done = State(len(part.ids), values), part
