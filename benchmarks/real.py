@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.export import export_checkpoint
+from fsrm_lite.export.checkpoints.chat_template import read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, read_vocabulary
@@ -45,7 +46,7 @@ from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibrati
 from fsrm_lite.export.parity.chains import compare_chains
 from fsrm_lite.export.parity.engine_reader import EngineReader
 from fsrm_lite.export.parity.measures import Tolerance, gate_signals
-from fsrm_lite.export.pipeline import open_source
+from fsrm_lite.export.plan import open_source
 from fsrm_lite.export.stages import FastKind, ask_reference
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
@@ -111,7 +112,8 @@ def encoder(checkpoint: Path) -> PromptEncoder:
     """The encoder of the prompts of ``SPEC``."""
     arch = Checkpoint.open(checkpoint).arch
     vocabulary = read_vocabulary(checkpoint, arch.vocab_size)
-    manifest = resolve_spec(*load_spec(checkpoint, None), arch, vocabulary, checkpoint)
+    chat = read_chat_template(checkpoint, vocabulary)
+    manifest = resolve_spec(*load_spec(checkpoint, None), arch, vocabulary, chat, checkpoint)
     return PromptEncoder(checkpoint / TOKENIZER_NAME, manifest)
 
 

@@ -6,6 +6,7 @@ file (llama.cpp's format), with which the judge thinks.
 
 =====================  ==============================================================================
 ``pipeline``           the whole export, one stage after the other
+``plan``               what is read and decided before anything is computed
 ``stages``             the stages that do the work
 ``checkpoints``        reads the trainer's folder
 ``graph``              writes the fast ONNX graph

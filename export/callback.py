@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
-from fsrm_lite.errors import ExportError, ToleranceError, missing_extra
+from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.errors import ExportError, FsrmError, missing_extra, one_line
 from fsrm_lite.export.pipeline import export_checkpoint
 
 try:
@@ -37,16 +39,26 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc] # transformers is n
         Args:
             out: Folder of the bundle; at each save a folder ``step-N`` in it.
             when: "save" exports at each save of the trainer, "end" once when the training ends.
-            on_error: "log" lets the training go on where an export fails, "raise" ends it with the error.
+            on_error: "log" lets the training go on whatever fails while the model is saved or exported, "raise" ends it
+                with the error.
             log: Called with one line per export.
             **options: Options of ``fsrm_lite.export.export_checkpoint``: ``spec``, ``recipe``, ``fast``, ``slow``, ...
+                The model is called ``name``, by default as the last folder of ``out``. Without ``spec`` and ``recipe``,
+                a recipe is recognised by the name of the model that the training began with.
+
+        Raises:
+            ExportError: If an option is unknown, or a value is not one of those above.
         """
         if when not in ("save", "end") or on_error not in ("raise", "log"):
             raise ExportError(
                 f"when is {when!r} and on_error {on_error!r}, expected 'save' or 'end', and 'raise' or 'log'"
             )
+        known = [name for name in signature(export_checkpoint).parameters if name not in ("checkpoint", "out")]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ExportError(f"unknown options {', '.join(unknown)}; expected among {', '.join(known)}")
         self._out, self._when, self._on_error, self._log = Path(out), when, on_error, log
-        self._options: Mapping[str, Any] = {"overwrite": True, **options}
+        self._options: Mapping[str, Any] = {"overwrite": True, "name": self._out.name, **options}
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ANN401 - the trainer's objects
         """Export after a save, if that was asked for."""
@@ -59,20 +71,32 @@ class ExportCallback(TrainerCallback):  # type: ignore[misc] # transformers is n
             self._export(self._out, **given)
 
     def _export(self, out: Path, model: Any = None, processing_class: Any = None, **_: object) -> None:  # noqa: ANN401
+        """Export, and say how it went."""
+        try:
+            manifest = self._write(out, model, processing_class)
+        except Exception as error:  # saving runs the code of the model and of its tokenizer, which may fail in any way
+            if self._on_error == "raise":
+                raise
+            kind = "" if isinstance(error, FsrmError) else f"{type(error).__name__}: "
+            self._log(f"the export of {out} failed: {kind}{one_line(error)}")
+            return
+        self._log(f"exported {out}: parity {'passed' if manifest.card['parity']['passed'] else 'forced'}")
+
+    def _write(self, out: Path, model: Any, processing_class: Any) -> Manifest:  # noqa: ANN401
         """Save the model and its tokenizer into a temporary folder, and export that."""
         if processing_class is None or model is None:
             raise ExportError("the trainer has no processing_class, the tokenizer; give it one to export a bundle")
-        with tempfile.TemporaryDirectory(prefix="fsrm-export-") as folder:
+        with tempfile.TemporaryDirectory(prefix="fsrm-export-") as temporary:
+            folder = Path(temporary) / base_name(model)
             merged(model).save_pretrained(folder)
             processing_class.save_pretrained(folder)
-            try:
-                manifest = export_checkpoint(folder, out, name=self._out.name, **self._options)
-            except (ExportError, ToleranceError) as error:
-                if self._on_error == "raise":
-                    raise
-                self._log(f"the export of {out} failed: {error}")
-                return
-        self._log(f"exported {out}: parity {'passed' if manifest.card['parity']['passed'] else 'forced'}")
+            return export_checkpoint(folder, out, **self._options)
+
+
+def base_name(model: Any) -> str:  # noqa: ANN401 - a transformers or peft model
+    """Return the last part of the name, on the hub or of a folder, of the model that a training began with."""
+    began_with = str(getattr(getattr(model, "config", None), "_name_or_path", None) or "")
+    return Path(began_with).name or "checkpoint"
 
 
 def merged(model: Any) -> Any:  # noqa: ANN401 - a transformers or peft model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def check_repo_name(name: str) -> None:
     """
     if not _REPO_NAME.fullmatch(name):
         raise ExportError(f"--push-to-hub is {name!r}, expected 'org/name'")
+
+
+def checkpoint_name(checkpoint: str | Path) -> str:
+    """Return what a checkpoint is called: the last part of its folder's path, or "org/name" on the hub."""
+    folder = Path(checkpoint).expanduser()
+    return Path(os.path.abspath(folder)).name if folder.is_dir() else folder.as_posix()
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -30,7 +30,8 @@ class Recipe:
         models: Names on the hub that it is for; empty for a recipe for any model.
         license: Licence of the models.
         source: Where the prompt and the figures were published.
-        names: A checkpoint is recognised if its name contains one of these, in lower case.
+        names: A checkpoint is recognised if the name of its folder, or its "org/name" on the hub, contains one of
+            these, in lower case.
         classes: Model classes that it fits; empty for any with a vocabulary.
         assumes: What it takes for granted, a sentence each.
         spec: The fragment, without a name.
@@ -89,7 +90,7 @@ def recognise(name: str, model_class: str, *, chat_template: bool) -> Recognised
     """Return the recipe for a checkpoint.
 
     Args:
-        name: The name of its folder, or on the hub.
+        name: The name of its folder, without the folders above it, or "org/name" on the hub.
         model_class: The class in its config.json.
         chat_template: Whether it has a chat template.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Manifest
+from fsrm_lite.export.checkpoints.chat_template import ChatTemplate
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary
 from fsrm_lite.export.gguf.writer import native_dtype, write_gguf
@@ -62,6 +63,8 @@ class Source:
 
     checkpoint: Checkpoint
     vocabulary: Vocabulary
+    chat: ChatTemplate | None
+    """Its chat template, if it has one."""
     manifest: Manifest
     encoder: PromptEncoder
     data: CalibrationSet
@@ -134,7 +137,7 @@ class FastResult:
         if self.verdicts is not None:
             thinking = {**self.verdicts.to_dict(), "thinks": not verdict_violations(self.verdicts, tolerance)}
         figures = {**self.parity.to_dict(), **thinking, **kept}
-        allowed = tolerance.of_fast(precision, scalar=self.parity.label_mass is None)
+        allowed = tolerance.of_fast(precision, scalar=self.parity.scalar)
         return {"precision": precision, "tolerance": allowed, **figures}
 
 
@@ -194,7 +197,7 @@ def label_mass_too_low(source: Source, expected: Expected, tolerance: Tolerance)
         else "a template that is not the one of the training (control tokens, a closed <think>, the first token)"
     )
     return (
-        f"fast: the labels {', '.join(map(repr, labels))} have a median probability of {median(masses):.3g} together, "
+        f"the labels {', '.join(map(repr, labels))} have a median probability of {median(masses):.3g} together, "
         f"expected at least {tolerance.label_mass:g}; the checkpoint would say {shown}; likely cause: {cause}; "
         "see --tolerance label_mass"
     )

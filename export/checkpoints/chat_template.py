@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.bundle.role_forms import CHANGES, END_OF_THOUGHT, ROLES, START, RoleForm, RoleForms, situations
-from fsrm_lite.errors import ExportError, FsrmError, InputError, UnsupportedCheckpointError, missing_extra, one_line
+from fsrm_lite.errors import FsrmError, InputError, UnsupportedCheckpointError, missing_extra, one_line
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary, read_json
 from fsrm_lite.types import Message
 
@@ -122,17 +122,10 @@ def _compile(source: str) -> Any:  # noqa: ANN401 - a jinja2.Template
     return environment.from_string(source)
 
 
-def read_chat_template(root: Path, vocabulary: Vocabulary) -> ChatTemplate:
-    """Return the chat template of a checkpoint folder.
-
-    Raises:
-        ExportError: If it has none.
-    """
+def read_chat_template(root: Path, vocabulary: Vocabulary) -> ChatTemplate | None:
+    """Return the chat template of a checkpoint folder, or None if it has none."""
     if vocabulary.chat_template is None:
-        raise ExportError(
-            f"{root} has no chat template (chat_template.jinja, or an entry of tokenizer_config.json); "
-            "save the tokenizer there, or write templates as texts with {prompt}"
-        )
+        return None
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         for kind in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -384,7 +377,6 @@ def _joined(parts: Sequence[str], contents: dict[int, str] | None = None) -> str
 __all__ = [
     "CONVERSATIONS",
     "ChatTemplate",
-    "ExportError",
     "find_role_forms",
     "first_difference",
     "random_conversations",

@@ -28,7 +28,7 @@ from fsrm_lite.bundle.manifest import (
 )
 from fsrm_lite.bundle.role_forms import END_OF_THOUGHT, RoleForms
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
-from fsrm_lite.export.checkpoints.chat_template import ChatTemplate, find_role_forms, read_chat_template
+from fsrm_lite.export.checkpoints.chat_template import ChatTemplate, find_role_forms
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, USER_DEFINED, Vocabulary
 from fsrm_lite.gate import GateSpec
@@ -130,7 +130,12 @@ def _check_nested(where: str, data: Mapping[str, Any]) -> None:
 
 
 def resolve_spec(
-    where: str, spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path
+    where: str,
+    spec: Mapping[str, Any],
+    arch: Architecture,
+    vocabulary: Vocabulary,
+    chat: ChatTemplate | None,
+    root: Path,
 ) -> Manifest:
     """Return the manifest that a spec describes, complete but for its list of files.
 
@@ -139,6 +144,7 @@ def resolve_spec(
         spec: The contents, as ``load_spec`` returns them.
         arch: The checkpoint's architecture, whose context and vocabulary size bound the spec.
         vocabulary: The checkpoint's vocabulary.
+        chat: Its chat template, if it has one.
         root: Checkpoint folder with ``tokenizer.json``.
 
     Raises:
@@ -146,7 +152,7 @@ def resolve_spec(
         UnsupportedCheckpointError: If the context needs a sliding window.
     """
     try:
-        draft = _draft(spec, arch, vocabulary, root)
+        draft = _draft(spec, arch, vocabulary, chat, root)
         _check_limits(draft.limits, arch)
         encoder = PromptEncoder(root / TOKENIZER_NAME, draft)
         complete = replace(
@@ -164,11 +170,12 @@ def resolve_spec(
         raise ExportError(f"{where}: {error}") from error
 
 
-def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, root: Path) -> Manifest:
+def _draft(
+    spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, chat: ChatTemplate | None, root: Path
+) -> Manifest:
     """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
         raise ExportError("'name' is empty; name the model")
-    chat = None if vocabulary.chat_template is None else read_chat_template(root, vocabulary)
     templates = {
         str(name): _read_template(str(name), _as_text(str(name), data, chat, root))
         for name, data in spec["templates"].items()
@@ -180,7 +187,12 @@ def _draft(spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, 
     context = int(limits.get("context", arch.context))
     conversation = None
     if any("conversation" in template_slots(template.text) for template in templates.values()):
-        conversation = find_role_forms(chat or read_chat_template(root, vocabulary))
+        if chat is None:
+            raise ExportError(
+                f"{root} has no chat template (chat_template.jinja, or an entry of tokenizer_config.json); "
+                "save the tokenizer there, or write templates as texts with {prompt}"
+            )
+        conversation = find_role_forms(chat)
     labels = spec["labels"] if "pointwise_fast" in templates and not arch.scalar else spec.get("labels") or ()
     return Manifest(
         name=str(spec["name"]),

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError, missing_extra
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, HEAD, MODEL_CLASSES
 from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, pre_tokenizer
-from fsrm_lite.export.gguf.writer import hugging_face_name
+from fsrm_lite.export.gguf.writer import GGUF_ARCHITECTURE, hugging_face_name
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Values of ``general.architecture`` that are one of the exporter's own architectures under the same name."""
+ARCHITECTURES = sorted(set(GGUF_ARCHITECTURE.values()))
+"""Values of ``general.architecture`` that can be brought back; each is a ``model_type`` of the same name, too."""
 
 
 def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = None) -> None:

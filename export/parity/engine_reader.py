@@ -41,7 +41,7 @@ class EngineReader:
             BundleError: If the runtime cannot read it.
             JudgeUnavailableError: If it is a GGUF file and llama-cpp-python is missing.
         """
-        self._engine = open_engine(path, 1 if path.stat().st_size < SMALL_MODEL_BYTES else None)
+        self._engine = open_engine(path, 1 if _model_bytes(path) < SMALL_MODEL_BYTES else None)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -185,6 +185,12 @@ class EngineReader:
         for first in range(0, len(tokens), self._engine.batch_tokens):
             part = slice(first, first + self._engine.batch_tokens)
             self._engine.decode(tokens[part], positions[part], owners[part], outputs=False)
+
+
+def _model_bytes(path: Path) -> int:
+    """Return the size of a model file, with the weights that a large fast graph keeps in a file beside it."""
+    beside = path.with_name(path.name + ".data")
+    return sum(file.stat().st_size for file in (path, beside) if file.is_file())
 
 
 def _int32(values: Sequence[int]) -> NDArray[np.int32]:

@@ -122,8 +122,7 @@ class FirstTokenParity:
         decisions_alike: Share of clear pairs with the same preferred response; clear is what is no near tie in the
             reference, see :meth:`Tolerance.near_tie`.
         routes_alike: Share of clear gate decisions (each pair, each response) that are the same; clear is what stays
-            the
-            same in the reference when its score logit moves by a near tie's distance.
+            the same in the reference when its score logit moves by a near tie's distance.
         rank_correlation: Spearman's, of the score logits.
         noise: Mean |delta| of a pair's difference of score logits: what decisions have to stand out from.
         all_decisions_alike: Share of all pairs with the same preferred response, near ties included.
@@ -151,10 +150,15 @@ class FirstTokenParity:
     max_delta_margin: float = 0.0
     label_mass: float | None = 1.0
 
+    @property
+    def scalar(self) -> bool:
+        """Whether a scalar head was read: it has no labels, and its rewards have a scale of their own."""
+        return self.label_mass is None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, in six significant digits."""
         figures = asdict(self)
-        if self.label_mass is not None:  # differences of rewards are looked at where there is a scalar head
+        if not self.scalar:  # differences of rewards are looked at where there is a scalar head
             del figures["margins"], figures["max_delta_margin"]
         return _rounded(figures)
 
@@ -305,22 +309,45 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 def excess(precision: str, parity: FirstTokenParity, tolerance: Tolerance) -> float:
     """Worst figure of a fast file divided by what is allowed; at most 1 when it is within tolerance."""
-    exact, scalar = precision == "fp32", parity.label_mass is None
-    quantized = (
-        (parity.max_delta_margin, tolerance.delta_margin) if scalar else (parity.max_delta_score, tolerance.delta_score)
-    )
+    if precision == "fp32":
+        difference = (parity.max_delta_logit, tolerance.delta_logit)
+    elif parity.scalar:
+        difference = (parity.max_delta_margin, tolerance.delta_margin)
+    else:
+        difference = (parity.max_delta_score, tolerance.delta_score)
     figures = [
-        (parity.max_delta_logit, tolerance.delta_logit) if exact else quantized,
+        difference,
         (1 - parity.decisions_alike, 1 - tolerance.decisions),
         (1 - parity.routes_alike, 1 - tolerance.routes),
     ]
     return max((figure / allowed if allowed > 0 else math.inf if figure > 0 else 0.0) for figure, allowed in figures)
 
 
+@dataclass(frozen=True, slots=True)
+class Violations:
+    """What is out of tolerance, one sentence each, by the file that is to blame. It is false when all is well.
+
+    Attributes:
+        fast: About the fast file, or about the checkpoint whose first token it reads.
+        slow: About the slow file.
+    """
+
+    fast: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether anything is out of tolerance."""
+        return bool(self.fast or self.slow)
+
+    def lines(self) -> list[str]:
+        """Return the sentences, each behind the name of its file."""
+        return [*(f"fast: {sentence}" for sentence in self.fast), *(f"slow: {sentence}" for sentence in self.slow)]
+
+
 def violations(
     precision: str, fast: FirstTokenParity | None, slow: VerdictParity | None, tolerance: Tolerance
-) -> list[str]:
-    """What is out of tolerance, one line each, ending in the flag that would help; empty when all is well.
+) -> Violations:
+    """What is out of tolerance, each sentence ending in the flag that would help.
 
     Args:
         precision: Of the fast file: "fp32", "int8" or "int4".
@@ -328,40 +355,46 @@ def violations(
         slow: Parity of the slow file's verdicts, or None if there is no such file.
         tolerance: What to meet.
     """
+    return Violations(
+        () if fast is None else tuple(_fast_violations(precision, fast, tolerance)),
+        () if slow is None else tuple(verdict_violations(slow, tolerance)),
+    )
+
+
+def _fast_violations(precision: str, fast: FirstTokenParity, tolerance: Tolerance) -> list[str]:
     found = []
-    if fast is not None:
-        help_fast = {"fp32": "", "int8": "; try --fast fp32", "int4": "; try --fast int8"}[precision]
-        if precision == "fp32" and not fast.max_delta_logit <= tolerance.delta_logit:
+    help_fast = {"fp32": "", "int8": "; try --fast fp32", "int4": "; try --fast int8"}[precision]
+    # "not <=" in place of ">": a figure that is not a number is out of tolerance.
+    if precision == "fp32":
+        if not fast.max_delta_logit <= tolerance.delta_logit:
             found.append(
-                f"fast: a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; "
+                f"a label logit is off by {fast.max_delta_logit:.2g}, allowed {tolerance.delta_logit:.2g}; "
                 "see --tolerance delta_logit"
             )
-        scalar = fast.label_mass is None
-        if precision != "fp32" and scalar and not fast.max_delta_margin <= tolerance.delta_margin:
+    elif fast.scalar:
+        if not fast.max_delta_margin <= tolerance.delta_margin:
             found.append(
-                f"fast: a difference of rewards is off by {fast.max_delta_margin:.2g} of their spread, allowed "
+                f"a difference of rewards is off by {fast.max_delta_margin:.2g} of their spread, allowed "
                 f"{tolerance.delta_margin:.2g}{help_fast}"
             )
-        if precision != "fp32" and not scalar and not fast.max_delta_score <= tolerance.delta_score:
-            found.append(
-                f"fast: a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}"
-            )
-        if not fast.decisions_alike >= tolerance.decisions:
-            found.append(
-                f"fast: {fast.decisions_alike:.2%} of clear pairwise decisions alike, expected "
-                f"{tolerance.decisions:.2%}{help_fast}"
-            )
-        if not fast.routes_alike >= tolerance.routes:
-            found.append(
-                f"fast: {fast.routes_alike:.2%} of clear gate routes alike, expected {tolerance.routes:.2%}{help_fast}"
-            )
-    return found + (verdict_violations(slow, tolerance) if slow is not None else [])
+    elif not fast.max_delta_score <= tolerance.delta_score:
+        found.append(f"a score is off by {fast.max_delta_score:.2g}, allowed {tolerance.delta_score:.2g}{help_fast}")
+    shares = (
+        (fast.decisions_alike, tolerance.decisions, "clear pairwise decisions"),
+        (fast.routes_alike, tolerance.routes, "clear gate routes"),
+    )
+    found += [
+        f"{share:.2%} of {what} alike, expected {least:.2%}{help_fast}"
+        for share, least, what in shares
+        if not share >= least
+    ]
+    return found
 
 
-def verdict_violations(slow: VerdictParity, tolerance: Tolerance) -> list[str]:
-    """What is out of tolerance in the slow file's verdicts, one line each; empty when all is well."""
-    shares = ((slow.verdicts_alike, ""), (slow.given_thought_alike, " behind the checkpoint's own thoughts"))
-    form = "slow: {:.2%} of clear verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
+def verdict_violations(verdicts: VerdictParity, tolerance: Tolerance) -> list[str]:
+    """What is out of tolerance in a file's verdicts, one sentence each; empty when all is well."""
+    shares = ((verdicts.verdicts_alike, ""), (verdicts.given_thought_alike, " behind the checkpoint's own thoughts"))
+    form = "{:.2%} of clear verdicts alike{}, expected {:.2%}; try a wider --slow, up to f16"
     return [form.format(share, what, tolerance.verdicts) for share, what in shares if not share >= tolerance.verdicts]
 
 

@@ -183,13 +183,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str]) -> Manifest:
+def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str] | None = None) -> Manifest:
     """Write the ``fsrm.json`` of a bundle, with the size and SHA-256 of each of its files.
 
     Args:
         folder: The bundle's folder; the files must be in it already.
-        manifest: Everything but ``files``, which is replaced.
-        files: From role to path relative to ``folder``, with forward slashes.
+        manifest: Everything; its ``files`` are replaced where ``files`` are given.
+        files: From role to path relative to ``folder``, with forward slashes. None keeps the manifest's own entries,
+            for files that have not changed since they were hashed.
 
     Returns:
         The manifest as written.
@@ -197,8 +198,9 @@ def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, str]) -
     Raises:
         BundleError: If a file is missing, or the manifest would be refused when it is read again.
     """
-    entries = {role: _describe(folder, path) for role, path in files.items()}
-    complete = replace(manifest, files=entries)
+    complete = manifest
+    if files is not None:
+        complete = replace(manifest, files={role: _describe(folder, path) for role, path in files.items()})
     Manifest.from_dict(complete.to_dict())
     with whole_file(folder / MANIFEST_NAME) as path:
         path.write_text(json.dumps(complete.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -67,7 +67,7 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
     metavar="NAME=VALUE",
     multiple=True,
     callback=_read_tolerances,
-    help="Repeatable: delta_logit, delta_score, delta_margin, label_mass, decisions, routes, verdicts.",
+    help="Repeatable: delta_logit, delta_score, delta_margin, label_mass, decisions, routes, verdicts, delta_verdict.",
 )
 @click.option("--card", type=click.Path(path_type=Path), help="Markdown text for the model card.")
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is there.")
@@ -88,13 +88,15 @@ def export(
     CHECKPOINT is a folder in Hugging Face's form, or org/name on the hub. How the model is asked comes from --spec,
     from fsrm.json in the folder, or from a recipe.
 
-    Prints a parity table, which compares the two. Exits with status 1 when the files are out of tolerance and with 2 on
-    bad input; nothing is written then.
+    Prints a parity table, which compares the two. Exits with status 2 on bad input and with 1 when the files are out of
+    tolerance. Nothing is written then, except where the GGUF file alone is out of tolerance: the bundle is written
+    without it, and the message says so.
     """
     try:
         from fsrm_lite.export.card import parity_summary, parity_table
-        from fsrm_lite.export.hub import check_repo_name, find_checkpoint, push_bundle
-        from fsrm_lite.export.pipeline import choose_spec, export_checkpoint
+        from fsrm_lite.export.hub import check_repo_name, checkpoint_name, find_checkpoint, push_bundle
+        from fsrm_lite.export.pipeline import export_checkpoint
+        from fsrm_lite.export.plan import choose_spec
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export") from error
     with Stages() as stages:
@@ -102,7 +104,8 @@ def export(
             if push_to_hub is not None:
                 check_repo_name(push_to_hub)
             if print_recipe:
-                chosen = choose_spec(find_checkpoint(checkpoint), options["spec"], options["recipe"], checkpoint)
+                root, called = find_checkpoint(checkpoint), checkpoint_name(checkpoint)
+                chosen = choose_spec(root, options["spec"], options["recipe"], known_as=called)
                 click.echo(_printed(chosen.spec, chosen.sentences()))
                 return
             if output is None:

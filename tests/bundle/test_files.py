@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from helpers.bundle import plain_manifest, write_bundle
@@ -100,6 +101,14 @@ def test_open_refuses_what_is_no_bundle(tmp_path):
         Bundle.open("no-such-thing")
     with pytest.raises(BundleError, match="there is no folder"):
         Bundle.open(tmp_path / "org" / "name")
+
+
+def test_write_manifest_keeps_the_entries_of_files_that_did_not_change(folder, monkeypatch):
+    listed = read_manifest(folder)
+    monkeypatch.setattr("fsrm_lite.bundle.files.file_sha256", lambda path: pytest.fail(f"hashed {path} again"))
+    written = write_manifest(folder, replace(listed, card={"license": "mit"}))
+    assert written == read_manifest(folder)
+    assert (written.files, written.card) == (listed.files, {"license": "mit"})
 
 
 def test_write_manifest_refuses_a_file_that_is_not_there(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from helpers.export import build_model, build_tokenizer
 
 from fsrm_lite import FastSlowRM
-from fsrm_lite.errors import ExportError
+from fsrm_lite.errors import BundleError, ExportError
 
 for module in ("torch", "transformers", "onnx", "gguf"):
     pytest.importorskip(module)
@@ -86,25 +86,94 @@ def test_reward_trainer_leaves_a_bundle_that_scores(when, tmp_path):
         assert rm.score("2 + 3?", "5", judge="never").logit == pytest.approx(reward, abs=1e-3)
 
 
+class Broken:
+    """A model that cannot be saved."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def save_pretrained(self, folder):
+        raise self.error
+
+
+def end(callback, model, **given):
+    """End a training with this callback."""
+    import transformers
+
+    state = transformers.TrainerState(is_world_process_zero=True)
+    callback.on_train_end(None, state, None, model=model, **given)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (RuntimeError("shared\ntensors"), "RuntimeError: shared tensors"),
+        (BundleError("not whole"), "not whole"),
+        (None, "the trainer has no processing_class"),
+    ],
+)
+def test_whatever_fails_ends_the_training_only_if_asked(error, said, tmp_path):
+    from fsrm_lite.export import ExportCallback
+
+    out, told = tmp_path / "out", []
+    given = {} if error is None else {"processing_class": object()}
+    end(ExportCallback(out, log=told.append), Broken(error), **given)
+    assert len(told) == 1
+    assert told[0].startswith(f"the export of {out} failed: {said}")
+    with pytest.raises(type(error or ExportError(""))):
+        end(ExportCallback(out, on_error="raise"), Broken(error), **given)
+    assert not out.exists()
+
+
 def test_a_failed_export_ends_the_training_only_if_asked(tmp_path):
     import transformers
 
     from fsrm_lite.export import ExportCallback
     from fsrm_lite.export.callback import merged
 
-    model, words, told = build_model("qwen3"), tokenizer(transformers), []
-    state = transformers.TrainerState(is_world_process_zero=True)
-    given = {"model": model, "processing_class": words}
-    ExportCallback(tmp_path / "out", log=told.append, recipe="nonsense").on_train_end(None, state, None, **given)
+    model, told = build_model("qwen3"), []
+    given = {"processing_class": tokenizer(transformers)}
+    end(ExportCallback(tmp_path / "out", log=told.append, recipe="nonsense"), model, **given)
     assert len(told) == 1
     assert told[0].startswith(f"the export of {tmp_path / 'out'} failed: there is no recipe 'nonsense'")
     with pytest.raises(ExportError, match="no recipe"):
-        ExportCallback(tmp_path / "out", on_error="raise", recipe="nonsense").on_train_end(None, state, None, **given)
-    with pytest.raises(ExportError, match="has no processing_class"):
-        ExportCallback(tmp_path / "out").on_train_end(None, state, None, model=model)
+        end(ExportCallback(tmp_path / "out", on_error="raise", recipe="nonsense"), model, **given)
     with pytest.raises(ExportError, match="when is 'always'"):
         ExportCallback(tmp_path / "out", when="always")
+    with pytest.raises(ExportError, match="unknown options checkpoint, fsat; expected among spec, recipe, name, fast"):
+        ExportCallback(tmp_path / "out", fsat="int8", checkpoint="x")
     assert merged(model) is model
+
+
+@pytest.mark.parametrize(
+    ("began_with", "options", "folder", "name"),
+    [
+        ("Reward-Reasoning/RRM-7B", {}, "RRM-7B", "gram-rr"),
+        ("/models/rrm-7b/Qwen3-8B/", {"name": "mine"}, "Qwen3-8B", "mine"),
+        ("", {}, "checkpoint", "gram-rr"),
+    ],
+)
+def test_a_model_is_recognised_by_what_it_began_as_and_not_by_the_output(
+    began_with, options, folder, name, tmp_path, monkeypatch
+):
+    import transformers
+
+    from fsrm_lite.export import ExportCallback
+
+    model, asked = build_model("qwen3"), []
+
+    def stop(checkpoint, out, **given):
+        asked.append((checkpoint.name, sorted(p.name for p in checkpoint.iterdir()), given["name"]))
+        raise ExportError("far enough")
+
+    callback = ExportCallback(tmp_path / "gram-rr", log=lambda line: None, **options)
+    monkeypatch.setattr("fsrm_lite.export.callback.export_checkpoint", stop)
+    model.config._name_or_path = began_with
+    end(callback, model, processing_class=tokenizer(transformers))
+    ((known_as, files, called),) = asked
+    assert (known_as, called) == (folder, name)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
 
 
 def test_adapters_are_merged_into_a_copy():

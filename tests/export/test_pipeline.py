@@ -6,18 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.export import FAMILIES, SPEC, make_checkpoint, make_hostile, reference_logits
 
-from fsrm_lite.bundle.files import Bundle
+from fsrm_lite.bundle.files import Bundle, file_sha256
 from fsrm_lite.cli.exporting import export
 from fsrm_lite.errors import ExportError, FsrmError, ToleranceError, UnsupportedCheckpointError
 from fsrm_lite.export.card import model_card, parity_table
 from fsrm_lite.export.folders import atomic_folder
-from fsrm_lite.export.parity.measures import Tolerance
+from fsrm_lite.export.parity.measures import Tolerance, Violations
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
@@ -53,10 +54,18 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(checkpoint, rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "tiny"
-    stages = []
-    manifest = export_checkpoint(
-        checkpoint, out, fast="fp32", slow="f16", calibration=rows, progress=lambda stage, *_: stages.append(stage)
-    )
+    stages, hashed = [], []
+
+    def recorded(path):
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsrm_lite.bundle.files.file_sha256", recorded)
+        manifest = export_checkpoint(
+            checkpoint, out, fast="fp32", slow="f16", calibration=rows, progress=lambda stage, *_: stages.append(stage)
+        )
+    assert hashed.count("model.gguf") == 1  # it may have gigabytes
     return out, manifest, list(dict.fromkeys(stages))
 
 
@@ -182,7 +191,8 @@ def test_export_names_the_worst_matmul_where_quantization_did_it(
 ):
     kind = "slow" if slow != "none" else "fast"
     monkeypatch.setattr(
-        "fsrm_lite.export.pipeline.violations", lambda *_: [f"{kind}: something is off; try --{kind} wider"]
+        "fsrm_lite.export.pipeline.violations",
+        lambda *_: Violations(**{kind: (f"something is off; try --{kind} wider",)}),
     )
     with pytest.raises(ToleranceError, match=f"{kind}: something is off; try --{kind} wider; ") as caught:
         export_checkpoint(checkpoint, tmp_path / "out", fast=fast, slow=slow, calibration=rows, tolerance=LOOSE)
@@ -439,6 +449,36 @@ def test_cli_out_of_tolerance_exits_1(checkpoint, rows, tmp_path):
     assert result.exit_code == 1
     assert "out of tolerance" in result.stderr
     assert listing(tmp_path) == []
+
+
+def test_cli_says_what_it_wrote_where_the_slow_file_alone_is_out_of_tolerance(checkpoint, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("fsrm_lite.export.pipeline.violations", lambda *_: Violations(slow=("the verdicts are off",)))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        export,
+        [str(checkpoint), "-o", str(out), "--fast", "fp32", "--slow", "f16", "--calibration", str(rows), *ANY_MASS],
+    )
+    assert result.exit_code == 1
+    assert "slow: the verdicts are off; or write it anyway with --force; the fast file is within" in result.stderr
+    assert f"{out} was written without the slow one" in result.stderr
+    assert not Bundle.open(out).has("slow")
+
+
+def test_cli_help_names_every_tolerance():
+    shown = " ".join(CliRunner().invoke(export, ["--help"]).stdout.split())
+    for field in fields(Tolerance):
+        assert field.name in shown
+    assert "except where the GGUF file alone is out of tolerance" in shown
+
+
+def test_a_reading_that_is_not_measured_is_told(checkpoint):
+    pair = "<|im_start|>user\n{prompt}\nAssistant 1: {response_a}\nAssistant 2: {response_b}\n<|im_end|>\n"
+    both = {**SPEC, "templates": {**SPEC["templates"], "pairwise_fast": {"text": pair}}, "pair_labels": ["1", "2"]}
+    plan_export = importlib.import_module("fsrm_lite.export.plan").plan_export
+    options = dict.fromkeys(("recipe", "name", "slow", "calibration", "tolerance", "card"))
+    assert plan_export(checkpoint, spec=SPEC, fast="int8", **options).sentences() == []
+    (told,) = plan_export(checkpoint, spec=both, fast="int8", **options).sentences()
+    assert told.startswith("not measured: how the exported files read pairs (template 'pairwise_fast')")
 
 
 def test_cli_refuses_malformed_options_before_any_work(checkpoint, tmp_path):

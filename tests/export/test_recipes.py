@@ -25,7 +25,9 @@ from fsrm_lite.export.checkpoints.chat_template import read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
+from fsrm_lite.export.hub import checkpoint_name
 from fsrm_lite.export.pipeline import export_checkpoint
+from fsrm_lite.export.plan import choose_spec
 from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
@@ -77,7 +79,8 @@ def resolved(spec, tokenizer, *, scalar=False):
     """The manifest of a spec for a model with a real tokenizer."""
     root = tokenizer_folder(tokenizer)
     where, data = load_spec(root, spec)
-    return resolve_spec(where, data, architecture(tokenizer, scalar=scalar), vocabulary_of(tokenizer), root)
+    arch = architecture(tokenizer, scalar=scalar)
+    return resolve_spec(where, data, arch, vocabulary_of(tokenizer), chat_template_of(tokenizer), root)
 
 
 @cache
@@ -108,8 +111,24 @@ def test_a_recipe_is_recognised_or_asked_for(name):
     folder, family, _, scalar = FAMILIES[name]
     class_ = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
     class_ += "ForSequenceClassification" if scalar else "ForCausalLM"
-    found = recognise(f"/models/{folder}", class_, chat_template=True).recipe
+    found = recognise(folder, class_, chat_template=True).recipe
     assert found.name == ("yes-no" if name == "pairwise" else name)  # the other generic recipe has to be asked for
+
+
+def test_only_the_last_part_of_a_path_or_the_name_on_the_hub_counts(tmp_path, monkeypatch):
+    folder = tmp_path / "gram-qwen3" / "rrm-7b-runs" / "my-model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(folder.parent)
+    for given in (folder, str(folder) + "/", "my-model", "./my-model", "my-model/."):
+        assert checkpoint_name(given) == "my-model"
+    assert choose_spec(folder, None, None, known_as=checkpoint_name(folder)).recognised.recipe.name == "yes-no"
+    monkeypatch.chdir(folder)
+    assert checkpoint_name(".") == "my-model"
+    assert checkpoint_name("Reward-Reasoning/RRM-7B") == "Reward-Reasoning/RRM-7B"
+    with pytest.raises(ExportError, match="called like the models of the recipe 'rrm', but is a Qwen3"):
+        choose_spec(folder, None, None, known_as=checkpoint_name("Reward-Reasoning/RRM-7B"))
 
 
 def test_what_is_not_known_is_refused_with_what_to_do():

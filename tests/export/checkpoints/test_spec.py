@@ -23,7 +23,13 @@ def root(tmp_path_factory):
 def resolve(root, change=lambda spec: None):
     spec = copy.deepcopy(SPEC)
     change(spec)
-    return resolve_spec("spec.json", spec, ARCH, read_vocabulary(root, ARCH.vocab_size), root)
+    return resolve_spec("spec.json", spec, ARCH, read_vocabulary(root, ARCH.vocab_size), None, root)
+
+
+@pytest.mark.parametrize("entry", [{"text": "{conversation}"}, {"messages": "conversation"}])
+def test_conversations_need_a_chat_template(entry, root):
+    with pytest.raises(ExportError, match="has no chat template"):
+        resolve(root, lambda spec: spec["templates"].update(pointwise_fast=entry))
 
 
 def test_words_become_the_ids_that_stand_in_their_context(root):

@@ -11,6 +11,7 @@ from fsrm_lite.export.parity.measures import (
     FirstTokenParity,
     Tolerance,
     VerdictParity,
+    Violations,
     at_best,
     compare_readings,
     excess,
@@ -126,12 +127,30 @@ def test_spearman_agrees_with_scipy():
 
 
 def test_violations_name_the_figure_and_the_flag():
-    assert violations("int8", GOOD, GOOD_VERDICTS, Tolerance()) == []
+    well = violations("int8", GOOD, GOOD_VERDICTS, Tolerance())
+    assert (well, bool(well), well.lines()) == (Violations(), False, [])
     bad = replace(GOOD, max_delta_logit=0.5, max_delta_score=0.3, decisions_alike=0.9, routes_alike=0.8)
     found = violations("int8", bad, VerdictParity(60, 0, 0.9, 0.5, 0.97, 0.2, 16, 0, 0.97, 0.1, 3.0), Tolerance())
-    assert found[0] == "fast: a score is off by 0.3, allowed 0.02; try --fast fp32"
-    assert [line.split(":")[0] for line in found] == ["fast", "fast", "fast", "slow", "slow"]
-    assert "90.00% of clear verdicts alike, expected 98.00%; try a wider --slow, up to f16" in found[3]
+    assert found
+    assert found.fast == (
+        "a score is off by 0.3, allowed 0.02; try --fast fp32",
+        "90.00% of clear pairwise decisions alike, expected 99.00%; try --fast fp32",
+        "80.00% of clear gate routes alike, expected 99.00%; try --fast fp32",
+    )
+    assert found.slow[0] == "90.00% of clear verdicts alike, expected 98.00%; try a wider --slow, up to f16"
+    assert [line.split(": ")[0] for line in found.lines()] == ["fast", "fast", "fast", "slow", "slow"]
+    assert violations("int8", GOOD, None, Tolerance(decisions=1.0)) == Violations()
+
+
+def test_a_scalar_head_is_held_to_its_margins_and_no_score():
+    reward = replace(GOOD, label_mass=None, max_delta_score=0.9, max_delta_margin=0.3)
+    assert reward.scalar
+    assert not GOOD.scalar
+    assert violations("int8", reward, None, Tolerance()).lines() == [
+        "fast: a difference of rewards is off by 0.3 of their spread, allowed 0.1; try --fast fp32"
+    ]
+    assert not violations("fp32", reward, None, Tolerance())
+    assert excess("int8", reward, Tolerance()) == pytest.approx(3.0)
 
 
 def test_excess_is_the_worst_figure_over_its_allowance():
@@ -145,7 +164,7 @@ def test_excess_is_the_worst_figure_over_its_allowance():
 def test_violations_treat_nan_as_out_of_tolerance():
     nan = float("nan")
     broken = replace(GOOD, max_delta_logit=nan, max_delta_score=nan, decisions_alike=nan, routes_alike=nan)
-    assert len(violations("fp32", broken, None, Tolerance())) == 3
+    assert len(violations("fp32", broken, None, Tolerance()).fast) == 3
 
 
 @pytest.mark.parametrize("values", [{"speed": 1}, {"decisions": 1.5}, {"delta_score": -1}, {"delta_logit": "x"}])

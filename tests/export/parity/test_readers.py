@@ -73,6 +73,19 @@ def gguf(folder, tmp_path_factory):
         yield reader
 
 
+def test_a_fast_graph_is_as_large_as_the_weights_beside_it(tmp_path, monkeypatch):
+    reader = importlib.import_module("fsrm_lite.export.parity.engine_reader")
+    opened = []
+    monkeypatch.setattr(reader, "open_engine", lambda path, threads: opened.append((path.name, threads)))
+    monkeypatch.setattr(reader, "SMALL_MODEL_BYTES", 1000)
+    for name, sizes in (("small", (100, 800)), ("large", (100, 1000)), ("whole", (1000,))):
+        (tmp_path / name).mkdir()
+        for file, size in zip(("model.onnx", "model.onnx.data"), sizes, strict=False):
+            (tmp_path / name / file).write_bytes(b"x" * size)
+        reader.EngineReader(tmp_path / name / "model.onnx")
+    assert opened == [("model.onnx", 1), ("model.onnx", None), ("model.onnx", None)]
+
+
 def tasks_of(logits, prompts):
     """Every prompt with two endings: one without stop ids, and one that stops some thoughts early.
 
