@@ -8,7 +8,7 @@ from helpers.judge import ENGINES, write_tiny_gguf, write_tiny_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsrm_lite.errors import BundleError, InputError, JudgeError
+from fsrm_lite.errors import BundleError, InputError, JudgeError, MisuseError
 from fsrm_lite.runtimes import engine as engine_module
 from fsrm_lite.runtimes.engine import Interrupted
 from fsrm_lite.runtimes.onnx.engine import OnnxEngine
@@ -131,6 +131,24 @@ def test_what_is_too_much_is_an_error(engine):
         engine.prepare(257, 16)
     with pytest.raises(JudgeError, match="asked for stream 99"):
         engine.cut(99, 0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (MisuseError("this model was closed"), MisuseError, "^this model was closed$"),
+        (RuntimeError("no kernel"), JudgeError, "^ONNX Runtime could not compute 2 tokens: no kernel$"),
+    ],
+)
+def test_what_goes_wrong_in_a_run_keeps_its_kind(raised, expected, message, tmp_path, monkeypatch):
+    def run(*_, **__):
+        raise raised
+
+    engine = OnnxEngine(write_tiny_graph(tmp_path / "tiny.onnx"), threads=1)
+    engine.prepare(1, 8)
+    monkeypatch.setattr(engine._graph, "run", run)
+    with pytest.raises(expected, match=message):
+        feed(engine, [5, 6])
 
 
 def test_an_interrupt_stops_a_decode_until_it_is_resumed(engine):
