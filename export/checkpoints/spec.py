@@ -166,7 +166,7 @@ def resolve_spec(
         raise
     except KeyError as error:
         raise ExportError(f"{where}: entry {error} is missing") from error
-    except (FsrmError, TypeError, ValueError, AttributeError) as error:
+    except (FsrmError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ExportError(f"{where}: {error}") from error
 
 

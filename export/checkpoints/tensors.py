@@ -71,7 +71,7 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
         shards = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is not a safetensors index ({error}); copy the checkpoint again") from error
     for shard in shards.values():
         if not shard or Path(shard).name != shard:
@@ -101,7 +101,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             tensors = {name: _parse_entry(path, name, entry, 8 + length) for name, entry in entries.items()}
             end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise ExportError(
                 f"the shard {path} is corrupt: its header cannot be read ({error}); copy the checkpoint again"
             ) from error

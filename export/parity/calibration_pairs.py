@@ -143,7 +143,7 @@ def _read_groups(path: Path) -> Iterator[tuple[Prompt, list[str]]]:
                 yield row.data["prompt"], _responses(row.data)
             except InputError as error:
                 raise DataFormatError(f"{path}, line {row.line}: {error}") from error
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, OverflowError, KeyError, TypeError) as error:
                 expected = "prompt and response_a + response_b, chosen + rejected, or responses"
                 raise DataFormatError(
                     f"{path}, line {row.line}: expected an object with {expected} ({error!r})"

@@ -227,7 +227,7 @@ class Manifest:
         try:
             manifest = _parse(data)
             _check(manifest)
-        except (KeyError, TypeError, ValueError, AttributeError, GateSpecError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, GateSpecError) as error:
             what = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
             raise BundleError(f"fsrm.json is malformed: {what}") from error
         return manifest

@@ -244,7 +244,7 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
         network = (folder / "critic.onnx").read_bytes()
         version, digest, backbone = info["format_version"], info["sha256"], info["backbone_sha256"]
         _check_threshold(info["threshold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder} is not a critic ({error}); "
             "expected critic.json and critic.onnx, as fsrm-lite fit-critic writes them"

@@ -243,7 +243,7 @@ def _parse(line: str | bytes, number: int) -> Trace:
     """Return the trace on a line; refuse a line that is not one."""
     try:
         trace = Trace(**parse_json(line))
-    except (ValueError, TypeError) as error:
+    except (ValueError, OverflowError, TypeError) as error:
         raise DataFormatError(f"line {number} is not a trace as fsrm-lite distill writes them: {error}") from error
     texts = (trace.question, trace.reference, trace.response)
     if (

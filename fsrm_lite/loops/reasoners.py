@@ -438,7 +438,7 @@ def _read_choices(data: bytes) -> list[Proposal]:
         reply = parse_json(data)
         texts = [choice["message"]["content"] or "" for choice in reply["choices"]]
         total = (reply.get("usage") or {}).get("completion_tokens")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise ReasonerError(f"the endpoint's reply is not a chat completion: {data[:200]!r}") from error
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ReasonerError("the endpoint returned no choices, or one whose content is not a text")

@@ -92,6 +92,8 @@ def test_round_trip():
         ),
         (changed(labels=[{"text": "a", "id": "x", "value": 1}]), "malformed"),
         (changed(vocab_size=7), "outside the vocabulary of 7"),
+        (changed(vocab_size=float("inf")), "malformed"),
+        (changed(labels=[{"text": "a", "id": 5, "value": 10**400}, {"text": "b", "id": 6, "value": 0}]), "malformed"),
         (changed(templates={}), "no template 'pointwise_fast'"),
         (changed(templates={"pointwise_fast": {"text": "{prompt}"}}), r"slot \{response\} 0 times"),
         (changed(templates={"pointwise_fast": {"text": "{prompt}{response}{answer}"}}), r"unknown slot \{answer\}"),
