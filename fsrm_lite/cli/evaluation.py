@@ -82,7 +82,7 @@ next(p for p in evaluate.params if p.name == "judge").default = "always"
 def _report_on_model(data: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Run a model over a benchmark and return the report."""
     from fsrm_lite.measure.benchmark_formats import load_benchmark
-    from fsrm_lite.measure.evaluation import EvalOptions
+    from fsrm_lite.measure.evaluation import EvalOptions, as_asked
     from fsrm_lite.measure.evaluation import evaluate as run
     from fsrm_lite.measure.evaluation_report import summarize
 
@@ -98,25 +98,27 @@ def _report_on_model(data: Path, options: dict[str, Any]) -> dict[str, Any]:
         limit_seed=options["limit_seed"],
         skip_too_long=options["truncate"],
     )
-    total = min(len(benchmark.examples), options["limit"] or len(benchmark.examples))
     given = dict(options)
-    figures = _RunningFigures(benchmark.format.pairwise)
-
-    def show(record: Record) -> None:
-        figures.add(record)
-        step()
-
-    with open_model(options) as rm, progress("items", total, figures.text) as step:
+    with open_model(options) as rm:
         measured = {**run_of(rm, given), "data": str(data)}
-        records = run(
-            rm,
-            benchmark,
-            settings,
-            output=options["output"],
-            resume=options["resume"],
-            identity=run_identity("eval", rm, given),
-            progress=show,
-        )
+        benchmark, settings = as_asked(rm, benchmark, settings)
+        figures = _RunningFigures(benchmark.format.pairwise)
+        total = min(len(benchmark.examples), settings.limit or len(benchmark.examples))
+        with progress("items", total, figures.text) as step:
+
+            def show(record: Record) -> None:
+                figures.add(record)
+                step()
+
+            records = run(
+                rm,
+                benchmark,
+                settings,
+                output=options["output"],
+                resume=options["resume"],
+                identity=run_identity("eval", rm, given),
+                progress=show,
+            )
     return summarize(
         records, benchmark.format, resamples=options["resamples"], run=measured, not_read=benchmark.not_read
     )

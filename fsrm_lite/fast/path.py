@@ -134,6 +134,15 @@ class FastPath:
         readings = [replace(r, label_logits=r.label_logits[: len(self._values)]) for r in readings]
         return [score_of(reading, self._values, self._vocab_size, temperature) for reading in readings]
 
+    def check_pair(self, first: EncodedResponse, second: EncodedResponse) -> None:
+        """Refuse a pair that is too long to be read, before any pair is.
+
+        Raises:
+            ContextOverflowError: If it does not fit into the context in one of its orders.
+        """
+        self._encoder.pairwise_fast(first.prompt, first.text, second.text)
+        self._encoder.pairwise_fast(first.prompt, second.text, first.text)
+
     def compare(
         self, pairs: Sequence[tuple[EncodedResponse, EncodedResponse]], gate: Gate
     ) -> list[tuple[Comparison, Decision]]:

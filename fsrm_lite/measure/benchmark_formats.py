@@ -16,7 +16,7 @@ from typing import Any
 
 from fsrm_lite.bundle.conversation import read_preference
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS, RM_BENCH_DOMAINS
+from fsrm_lite.measure.benchmark_metrics import PPE_DOMAINS, REWARDBENCH_COUNTS, RM_BENCH_DOMAINS
 from fsrm_lite.measure.data_files import SourceRow, as_list, check_count, data_files, read_file
 from fsrm_lite.measure.labelled import content_key, group_key
 from fsrm_lite.types import Prompt
@@ -96,6 +96,8 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
     """
     if name != "auto" and name not in FORMATS:
         raise DataFormatError(f"format {name!r} is unknown, expected auto, {', '.join(FORMATS)}")
+    if name.endswith(PAIRS):
+        return in_pairs(load_benchmark(path, name.removesuffix(PAIRS)))
     files = data_files(path)
     read: dict[Path, list[Example]] = {}
     left: list[str] = []
@@ -110,7 +112,10 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
             left.append(f"{_below(file, path)}: {error}")
             continue
         found.setdefault(form.name, file)
-        read[file] = [example for row in rows for example in _parsed(form, row)]
+        parsed = [_parsed(form, row) for row in rows]
+        read[file] = [example for part in parsed for example in part]
+        if empty := sum(not part for part in parsed):
+            left.append(f"{_below(file, path)}: {empty} of {len(rows)} rows have nothing to compare")
     if not read:
         raise DataFormatError(f"{path}: no file has items of a known format; {left[0]}")
     if len(found) > 1:
@@ -123,6 +128,38 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
     if not examples:
         raise DataFormatError(f"{path}: no item of the format {form.name!r} has anything to compare")
     return Benchmark(form, tuple(_numbered(examples)), tuple(left))
+
+
+def in_pairs(benchmark: Benchmark) -> Benchmark:
+    """Return a benchmark whose responses are scored one by one as pairs of a right and a wrong response.
+
+    It is for models that compare, and give no score to a single response. Of RM-Bench these are the 3 x 3 pairs that
+    its metric is made of anyway. Of RewardBench 2 (4-way) and of RMB's lists, an item is won when the right response is
+    preferred to every other one. RewardBench 2's subset Ties is left out: its metric needs scores.
+
+    Args:
+        benchmark: One that is not pairwise; whole items, because half of one has no result.
+
+    Raises:
+        DataFormatError: If nothing can be compared.
+    """
+    form = FORMATS[f"{benchmark.format.name}{PAIRS}"]
+    able = [x for x in benchmark.examples if x.subset.lower() != "ties"]
+    notes = benchmark.not_read
+    if len(able) < len(benchmark.examples):
+        notes += (
+            f"{len(benchmark.examples) - len(able)} prompts of the subset Ties: their metric needs a score of each "
+            "response, and this model only compares",
+        )
+    examples = [
+        _mixed(replace(x, id=f"{x.id}:{i}-{j}", responses=(x.responses[good], x.responses[bad]), right=(0,)))
+        for x in able
+        for i, good in enumerate(x.right)
+        for j, bad in enumerate(k for k in range(len(x.responses)) if k not in x.right)
+    ]
+    if not examples:
+        raise DataFormatError(f"the data have nothing that could be compared in pairs; {'; '.join(notes)}")
+    return Benchmark(form, tuple(examples), notes)
 
 
 def _parsed(form: Format, row: SourceRow) -> list[Example]:
@@ -293,6 +330,50 @@ def _rmb_subset(data: Mapping[str, Any]) -> str:
     return str(data.get("category_path") or "").partition("/")[2]
 
 
+def _ppe_preference(row: SourceRow) -> Iterable[Example]:
+    """Yield one pair of PPE's human preferences. A tie of the voter is left out, as in the authors' accuracy."""
+    data = row.data
+    winner = str(data["winner"])
+    if winner.startswith("tie"):
+        return
+    if winner not in _PPE_WINNERS:
+        raise DataFormatError(f"{row.where}: 'winner' is {winner!r}, expected model_a, model_b or tie")
+    responses = (_text(data["response_1"]), _text(data["response_2"]))
+    prompt = _cell(data["prompt"], row.where)
+    yield Example(str(data["question_id"]), prompt, responses, (_PPE_WINNERS.index(winner),))
+
+
+def _ppe_correctness(row: SourceRow) -> Iterable[Example]:
+    """Yield the pairs of a right and a wrong response that PPE's authors drew from the samples for one prompt."""
+    data = row.data
+    scores = as_list(data["scores"], row.where)
+    domain = _ppe_domain(row)
+    for number, pair in enumerate(as_list(data["sampled_conflict_pairs"], row.where)):
+        first, second = (int(position) for position in pair)
+        if not 0 <= min(first, second) <= max(first, second) < len(scores) or scores[first] == scores[second]:
+            raise DataFormatError(
+                f"{row.where}: the pair {list(pair)} is none of a right and a wrong response; there are {len(scores)}"
+            )
+        responses = tuple(_text(data[f"response_{position + 1}"]) for position in (first, second))
+        right = 0 if scores[first] > scores[second] else 1
+        yield Example(f"{data['question_id']}-{number}", data["prompt"], responses, (right,), domain)
+
+
+def _ppe_domain(row: SourceRow) -> str:
+    """Return which of PPE's five sets a row is of: by its column ``domain``, or by the name of its file or folder."""
+    folders = list(row.file.absolute().parents)[:3]
+    names = [str(row.data.get("domain") or ""), row.source, *(folder.name for folder in folders)]
+    for name in names:
+        plain = re.sub("[^a-z]", "", name.lower())
+        found = next((domain for domain in PPE_DOMAINS if re.sub("[^a-z]", "", domain.lower()) in plain), None)
+        if found is not None:
+            return found
+    raise DataFormatError(
+        f"{row.where}: it is not said which set this is; add a column 'domain' with one of {', '.join(PPE_DOMAINS)}, "
+        "or name the file or its folder after it, such as PPE-GPQA-Best-of-K"
+    )
+
+
 def _llmbar(row: SourceRow) -> Iterable[Example]:
     data = row.data
     label = int(data["label"])
@@ -357,6 +438,11 @@ def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda row: all(name in row for name in names)
 
 
+_PPE_WINNERS = ("model_a", "model_b")
+
+PAIRS = "-pairs"
+"""What follows a benchmark's name where its items are compared in pairs; see ``in_pairs``."""
+
 _CONVERSATION_CELL = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
 """How a list of chat messages begins where it was printed into a CSV cell."""
 
@@ -377,6 +463,12 @@ FORMATS: dict[str, Format] = {
         Format("pandalm", True, _has("annotator1", "response1", "response2"), _pandalm),
         Format("rmb", True, _has("pair_uid", "conversation_input", "chosen", "reject"), _rmb),
         Format("rmb-bon", False, _has("bon_uid", "conversation_input", "bon_best", "loser_list"), _rmb_bon),
+        Format(
+            "ppe-preference", True, _has("question_id", "prompt", "response_1", "response_2", "winner"), _ppe_preference
+        ),
+        Format(
+            "ppe-correctness", True, _has("question_id", "prompt", "scores", "sampled_conflict_pairs"), _ppe_correctness
+        ),
         Format("llmbar", True, _has("input", "output_1", "output_2", "label"), _llmbar),
         Format("judgebench", True, _has("pair_id", "question", "response_A", "response_B", "label"), _judgebench),
         Format(
@@ -407,6 +499,13 @@ FORMATS: dict[str, Format] = {
             _pairs,
         ),
     )
+}
+
+
+# Benchmarks of single responses, as pairs for models that only compare. No file is of these forms itself.
+FORMATS |= {
+    f"{name}{PAIRS}": replace(FORMATS[name], name=f"{name}{PAIRS}", pairwise=True, detect=lambda row: False)
+    for name in ("rm-bench", "rewardbench2", "rmb-bon")
 }
 
 

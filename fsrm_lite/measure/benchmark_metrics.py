@@ -73,6 +73,13 @@ RMB_GOALS = ("Helpfulness", "Harmlessness")
 """The two parts of RMB. Source: Zhou-Zoey/RMB-Reward-Model-Benchmark, folder RMB_dataset."""
 
 
+PPE_DOMAINS = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
+"""The five sets of PPE on correctness, by the names of the authors' data sets (lmarena-ai/PPE-...-Best-of-K).
+
+Source: lmarena/PPE, benchmarks/base.py, ``canonical_all``, and Frick et al. (arXiv 2410.14872), section 5.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyOutcome:
     """What one policy decided on one item.
@@ -252,6 +259,75 @@ def rmb_bon(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     return _by_goal(outcomes, [_margin(o) > 0 for o in outcomes])
 
 
+def ppe_correctness(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return PPE's accuracy on correctness: the unweighted mean over its sets, and the accuracy on each of them.
+
+    A pair has one right and one wrong response of the same model; the authors drew the pairs. A tie counts as wrong.
+    Sets without an outcome are left out. Their other figures (best of K, ROC) need a score of each of the 32 responses.
+
+    Source: Frick et al. (arXiv 2410.14872), sections 4 and 5; lmarena/PPE, benchmarks/base.py,
+    ``get_conflict_pair_iter``, for the pairs.
+    """
+    accuracy = {name: _mean([_decided(o) for o in part]) for name, part in by_subset(outcomes).items()}
+    found = {domain: accuracy[domain] for domain in PPE_DOMAINS if domain in accuracy}
+    return {"score": _mean(list(found.values())), **found}
+
+
+def rm_bench_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return the score of RM-Bench from its 3 x 3 pairs, each decided by a comparison; see ``rm_bench``.
+
+    An outcome's id ends in ``:I-J``, the styles of the right and of the wrong response.
+    """
+    domains, levels = {}, []
+    for domain in RM_BENCH_DOMAINS:
+        wins: dict[int, list[bool]] = {-1: [], 0: [], 1: []}  # hard, normal and easy
+        for o in outcomes:
+            if o.subset.startswith(domain):
+                right, wrong = map(int, o.id.rpartition(":")[2].split("-"))
+                wins[(right > wrong) - (right < wrong)].append(_decided(o))
+        if all(wins.values()):
+            levels.append([_mean(wins[level]) for level in (-1, 0, 1)])
+            domains[domain] = _mean(levels[-1])
+    hard, normal, easy = (_mean([level[i] for level in levels]) for i in range(3))
+    return {"score": _mean(list(domains.values())), "hard": hard, "normal": normal, "easy": easy, **domains}
+
+
+def rewardbench2_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return the score of RewardBench 2 without its subset Ties, each item being decided by comparisons (4-way).
+
+    An item counts 1 when the right response is preferred to each wrong one, as when it has the best score of four. The
+    score is the mean over the subsets.
+    """
+    subsets = {name: _mean(_won(part)) for name, part in by_subset(outcomes).items()}
+    return {"score": _mean(list(subsets.values())), **subsets}
+
+
+def rmb_bon_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
+    """Return how often the best response is preferred to every other one, on RMB's best-of-N lists; also by goal."""
+    figures = {"score": _mean(_won(outcomes))}
+    for goal in RMB_GOALS:
+        if part := [o for o in outcomes if o.subset.startswith(goal)]:
+            figures[goal] = _mean(_won(part))
+    return figures
+
+
+def _won(outcomes: Sequence[PolicyOutcome]) -> list[bool]:
+    """Return of each item whether its right response was preferred in all of its pairs.
+
+    A pair's id is the item's, and after the last colon its place in it. Where the bootstrap drew an item several times,
+    it counts as often.
+    """
+    items: dict[str, dict[str, list[bool]]] = {}
+    for o in outcomes:
+        name, _, place = o.id.rpartition(":")
+        items.setdefault(name, {}).setdefault(place, []).append(_decided(o))
+    return [
+        won
+        for pairs in items.values()
+        for won in [all(all(hits) for hits in pairs.values())] * len(next(iter(pairs.values())))
+    ]
+
+
 def _by_goal(outcomes: Sequence[PolicyOutcome], hits: Sequence[bool]) -> dict[str, float]:
     figures = {"score": _mean(hits)}
     for goal in RMB_GOALS:
@@ -302,6 +378,11 @@ METRICS: dict[str, Metric] = {
     "gsm8k-solutions": pairs,
     "rmb": rmb,
     "rmb-bon": rmb_bon,
+    "ppe-preference": pairs,
+    "ppe-correctness": ppe_correctness,
+    "rm-bench-pairs": rm_bench_pairs,
+    "rewardbench2-pairs": rewardbench2_pairs,
+    "rmb-bon-pairs": rmb_bon_pairs,
     "best-of-n": best_of_n,
     "singles": singles,
 }

@@ -15,7 +15,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.files import sole_writer
-from fsrm_lite.measure.benchmark_formats import Benchmark, Example
+from fsrm_lite.gate import FastSignals
+from fsrm_lite.measure.benchmark_formats import Benchmark, Example, in_pairs
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
-from fsrm_lite.measure.labelled import content_key
-from fsrm_lite.types import Comparison, JudgePolicy, Route, Score
+from fsrm_lite.measure.labelled import content_key, fast_signals, pair_signals
+from fsrm_lite.types import Comparison, JudgePolicy, Route
 
 if TYPE_CHECKING:
     from fsrm_lite.fast.path import EncodedResponse
@@ -72,7 +73,8 @@ class _Reading:
 
     Attributes:
         example: The item.
-        scores: Fast score per response; None for an empty response, and for all if one of them is too long.
+        signals: Fast reading per response; None for an empty response, and for all if one of them is too long. Of a
+            pair that was read as a pair they differ by what the model saw; see ``pair_signals``.
         escalated: What the gate says: once for a pair, otherwise once per response.
         asked: Whether the judge is to be asked: once for a pair, otherwise once per response.
         unread: Whether a response is too long to be read.
@@ -81,7 +83,7 @@ class _Reading:
     """
 
     example: Example
-    scores: tuple[Score | None, ...]
+    signals: tuple[FastSignals | None, ...]
     escalated: tuple[bool, ...]
     asked: tuple[bool, ...]
     unread: bool
@@ -161,6 +163,18 @@ def _evaluate(
     return [done[x.id] for x in examples]
 
 
+def as_asked(rm: FastSlowRM, benchmark: Benchmark, options: EvalOptions) -> tuple[Benchmark, EvalOptions]:
+    """Return a benchmark as this model can be asked about it, and the options for that.
+
+    A model that gives no score to a single response compares the right responses with the wrong ones, pair by pair; see
+    ``in_pairs``. A limit is one of the items as they were, because half an item has no result.
+    """
+    if benchmark.format.pairwise or rm.fast.reads_responses:
+        return benchmark, options
+    drawn = tuple(sample(benchmark.examples, options.limit, options.limit_seed))
+    return in_pairs(replace(benchmark, examples=drawn)), replace(options, limit=None)
+
+
 def sample(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
     """Draw some of the examples at random, from each subset in proportion to its size.
 
@@ -217,9 +231,9 @@ def _run_batch(
             group=r.example.group,
             right=r.example.right,
             lengths=tuple(len(text) for text in r.example.responses),
-            logits=tuple(s.logit if s else None for s in r.scores),
-            distribution_confidences=tuple(s.distribution_confidence if s else 0.0 for s in r.scores),
-            label_masses=tuple(s.label_mass if s else 0.0 for s in r.scores),
+            logits=tuple(s.logit if s else None for s in r.signals),
+            distribution_confidences=tuple(s.distribution_confidence if s else 0.0 for s in r.signals),
+            label_masses=tuple(s.label_mass if s else 0.0 for s in r.signals),
             escalated=r.escalated,
             slow=slow.get(r.example.id),
             unread=r.unread,
@@ -234,11 +248,33 @@ def _run_batch(
 
 
 def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options: EvalOptions) -> list[_Reading]:
-    """Score every response of the batch that is not empty, in one call, and return one reading per example.
+    """Read every response of the batch that is not empty, in one call, and return one reading per example.
 
-    What is too long is found before, when the texts become token ids.
+    A model that reads pairs reads the examples of a pairwise benchmark as pairs, as ``compare`` does. What is too long
+    is found before, when the texts become token ids.
     """
-    encoded = [_encoded(rm, example, options) for example in batch]
+    encoded = [_encoded(rm, example, options, pairwise) for example in batch]
+    read = (_pairs_read if pairwise and rm.fast.reads_pairs else _responses_read)(rm, batch, encoded)
+    readings = []
+    for example, responses, signals in zip(batch, encoded, read, strict=True):
+        unread = any(r is None and text.strip() for r, text in zip(responses, example.responses, strict=True))
+        escalated = _escalations(rm, signals, pairwise)
+        # The judge has nothing to decide where a response is empty, or both are the same.
+        able = (
+            [None not in signals and example.responses[0] != example.responses[1]]
+            if pairwise
+            else [s is not None for s in signals]
+        )
+        wished = [options.judge == "always" or (options.judge == "auto" and up) for up in escalated]
+        asked = tuple(a and w for a, w in zip(able, wished, strict=True))
+        readings.append(_Reading(example, signals, escalated, asked, unread, responses))
+    return readings
+
+
+def _responses_read(
+    rm: FastSlowRM, batch: Sequence[Example], encoded: Sequence[tuple[EncodedResponse | None, ...]]
+) -> list[tuple[FastSignals | None, ...]]:
+    """Return the fast reading of each response, None where there is nothing to read."""
     texts = [
         (x.prompt, response)
         for x, responses in zip(batch, encoded, strict=True)
@@ -246,27 +282,32 @@ def _read_fast(rm: FastSlowRM, batch: Sequence[Example], pairwise: bool, options
         if response is not None
     ]
     read = iter(rm.score_many(texts, judge="never") if texts else [])
-    readings = []
-    for example, responses in zip(batch, encoded, strict=True):
-        scores = tuple(next(read) if response is not None else None for response in responses)
-        unread = any(s is None and text.strip() for s, text in zip(scores, example.responses, strict=True))
-        escalated = _escalations(rm, scores, pairwise)
-        # The judge has nothing to decide where a response is empty, or both are the same.
-        able = (
-            [None not in scores and example.responses[0] != example.responses[1]]
-            if pairwise
-            else [s is not None for s in scores]
-        )
-        wished = [options.judge == "always" or (options.judge == "auto" and up) for up in escalated]
-        asked = tuple(a and w for a, w in zip(able, wished, strict=True))
-        readings.append(_Reading(example, scores, escalated, asked, unread, responses))
-    return readings
+    return [tuple(fast_signals(next(read)) if r is not None else None for r in responses) for responses in encoded]
 
 
-def _encoded(rm: FastSlowRM, example: Example, options: EvalOptions) -> tuple[EncodedResponse | None, ...]:
+def _pairs_read(
+    rm: FastSlowRM, batch: Sequence[Example], encoded: Sequence[tuple[EncodedResponse | None, ...]]
+) -> list[tuple[FastSignals | None, ...]]:
+    """Return the fast reading of each pair. Beside an empty response the other one wins without being read."""
+    pairs = [(x.prompt, *both) for x, both in zip(batch, encoded, strict=True) if None not in both]
+    read = iter(rm.compare_many(pairs, judge="never") if pairs else [])  # type: ignore[arg-type]
+    return [
+        tuple(None if r is None else FastSignals(0.0, 0.5, None, None) for r in both)
+        if None in both
+        else pair_signals(next(read))
+        for both in encoded
+    ]
+
+
+def _encoded(
+    rm: FastSlowRM, example: Example, options: EvalOptions, pairwise: bool
+) -> tuple[EncodedResponse | None, ...]:
     """Return the responses as token ids: None for an empty one, and for all if one is too long and may be skipped."""
     try:
-        return tuple(rm.encode(example.prompt, text) if text.strip() else None for text in example.responses)
+        found = tuple(rm.encode(example.prompt, text) if text.strip() else None for text in example.responses)
+        if pairwise and rm.fast.reads_pairs and None not in found:
+            rm.fast.check_pair(*found)  # type: ignore[arg-type]
+        return found
     except ContextOverflowError as error:
         if options.skip_too_long:
             return (None,) * len(example.responses)
@@ -278,11 +319,11 @@ def _encoded(rm: FastSlowRM, example: Example, options: EvalOptions) -> tuple[En
         raise type(error)(f"{example.id}: {error}") from error
 
 
-def _escalations(rm: FastSlowRM, scores: tuple[Score | None, ...], pairwise: bool) -> tuple[bool, ...]:
+def _escalations(rm: FastSlowRM, signals: tuple[FastSignals | None, ...], pairwise: bool) -> tuple[bool, ...]:
     """Return whether the gate escalates: once for a pair, otherwise for each response."""
     if not pairwise:
-        return tuple(s is not None and rm.gate.single(s).escalate for s in scores)
-    first, second = scores
+        return tuple(s is not None and rm.gate.single(s).escalate for s in signals)
+    first, second = signals
     return (first is not None and second is not None and rm.gate.pair(first, second).escalate,)
 
 
@@ -326,7 +367,7 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
     }
     judged: dict[str, Slow | None] = {}
     for r in readings:
-        known = [answers.get((r.example.id, i)) for i in range(len(r.scores))]
+        known = [answers.get((r.example.id, i)) for i in range(len(r.signals))]
         judged[r.example.id] = Slow(
             logits=tuple(s.logit if s else None for s in known),
             tokens=tuple(s.tokens_generated if s else 0 for s in known),

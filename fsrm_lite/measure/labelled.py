@@ -96,16 +96,8 @@ class LabelledItem:
             group: Identity of the prompt; see ``group_key``.
             subset: Any name, for reports.
 
-        The pair of a model that reads pairs becomes two readings whose logits differ by what the gate saw.
         """
-        readings = (
-            tuple(fast_signals(s) for s in comparison.scores)
-            if comparison.scores is not None
-            else tuple(
-                FastSignals(logit, sigmoid(logit), comparison.distribution_confidence, comparison.label_mass)
-                for logit in (comparison.logit, 0.0)
-            )
-        )
+        readings = pair_signals(comparison)
         slow = comparison.route == "slow"
         return cls(
             key,
@@ -291,6 +283,19 @@ def signals_from(data: Mapping[str, Any]) -> FastSignals:
 def fast_signals(score: Score) -> FastSignals:
     """Return what the gate looks at in a fast score."""
     return FastSignals(score.logit, score.score, score.distribution_confidence, score.label_mass)
+
+
+def pair_signals(comparison: Comparison) -> tuple[FastSignals, ...]:
+    """Return what the gate looks at in the comparison of a pair: one reading per response.
+
+    The pair of a model that reads pairs becomes two readings whose logits differ by what the gate saw.
+    """
+    if comparison.scores is not None:
+        return tuple(fast_signals(score) for score in comparison.scores)
+    return tuple(
+        FastSignals(logit, sigmoid(logit), comparison.distribution_confidence, comparison.label_mass)
+        for logit in (comparison.logit, 0.0)
+    )
 
 
 def content_key(prompt: Prompt, responses: Iterable[str]) -> str:

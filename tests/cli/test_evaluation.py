@@ -177,6 +177,16 @@ def test_eval_reads_a_gate_as_every_other_json(tmp_path, scores, no_model):
         assert "gate.json" in result.stderr
 
 
+def test_eval_compares_in_pairs_with_a_model_that_gives_no_score(model, tmp_path):
+    model.fast.reads_responses, model.fast.reads_pairs = False, True
+    options = ("--judge", "never", "--resamples", "5", "-o", tmp_path / "out.jsonl", "--limit", "3")
+    result = call("eval", DATA / "rewardbench2.jsonl", *options)
+    assert result.exit_code == 0, result.output
+    assert "rewardbench2-pairs: " in result.stdout
+    assert "prompts of the subset Ties: their metric needs a score of each response" in result.stdout
+    assert call("eval", DATA / "rewardbench2.jsonl", *options, "--resume").stdout == result.stdout
+
+
 def test_lists_of_scores_are_no_pairs_because_the_first_one_is_short(tmp_path, no_model):
     path = tmp_path / "lists.jsonl"
     rows = [{"scores": [1, 2], "label": 1, "v": 1}, {"scores": [5, 1, 2, 3], "label": 2, "v": 2}]

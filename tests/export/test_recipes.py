@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 from click.testing import CliRunner
+from helpers import DATA
 from helpers.bundle import plain_manifest
 from helpers.public import (
     VOCABULARY,
@@ -29,6 +30,8 @@ from fsrm_lite.export.hub import checkpoint_name
 from fsrm_lite.export.pipeline import export_checkpoint
 from fsrm_lite.export.plan import choose_spec
 from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
+from fsrm_lite.measure.benchmark_formats import load_benchmark
+from fsrm_lite.measure.evaluation import EvalOptions, as_asked, evaluate
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
@@ -225,6 +228,12 @@ def use(rm, judge):
             rm.score(question, "5")
         with pytest.raises(InputError, match="call compare"):
             rm.rank(question, answers[:3])
+    for data in ("judgebench.jsonl", "rm_bench.json"):
+        benchmark, options = as_asked(rm, load_benchmark(DATA / data), EvalOptions(judge="never", limit=2))
+        records = evaluate(rm, benchmark, options)
+        assert records
+        assert not any(r.unread for r in records)
+        assert benchmark.format.pairwise == (data == "judgebench.jsonl" or "pointwise_fast" not in kinds)
 
 
 @needs_tokenizers

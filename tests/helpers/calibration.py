@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -72,12 +73,15 @@ class StandIn:
     with ``noise``. The judge is always right, but with ``first=True`` it prefers what it is shown first instead.
     """
 
-    def __init__(self, quality, *, noise=0.0, first=False, gate=None, tokens=20):
+    def __init__(self, quality, *, noise=0.0, first=False, gate=None, tokens=20, pairs_only=False):
+        self.fast = SimpleNamespace(
+            reads_responses=not pairs_only, reads_pairs=pairs_only, check_pair=lambda first, second: None
+        )
         self.quality, self.noise, self.first, self.tokens = quality, noise, first, tokens
         self.gate = Gate(gate or GateSpec(0.5))
         self.calls = []
 
-    def fast(self, prompt, response):
+    def read(self, prompt, response):
         digest = hashlib.sha256(f"{prompt}|{response}".encode()).digest()[0] / 255 - 0.5
         logit = self.quality(prompt, response) + self.noise * digest
         distribution = intuition_confidence(logit)
@@ -96,7 +100,8 @@ class StandIn:
     def score_many(self, items, *, judge="auto", votes=None, seed=0):
         items = plain(items)
         self.calls.append(("score", judge, len(items)))
-        fast = [self.fast(*item) for item in items]
+        assert self.fast.reads_responses, "a model that only compares was asked for scores"
+        fast = [self.read(*item) for item in items]
         if judge == "never":
             return fast
         return [
@@ -120,7 +125,7 @@ class StandIn:
 
     def _compare(self, item, judge):
         prompt, a, b = item
-        scores = (self.fast(prompt, a), self.fast(prompt, b))
+        scores = (self.read(prompt, a), self.read(prompt, b))
         margin = scores[0].logit - scores[1].logit
         distribution = min(s.distribution_confidence for s in scores)
         fast = Comparison(
@@ -128,7 +133,8 @@ class StandIn:
             sigmoid(margin),
             intuition_confidence(margin),
             distribution,
-            scores=scores,
+            scores=scores if self.fast.reads_responses else None,
+            logit=margin,
             tokens_read=10,
         )
         if judge == "never":
@@ -149,7 +155,8 @@ class StandIn:
             distribution,
             Route.SLOW,
             True,
-            scores=scores,
+            scores=fast.scores,
+            logit=margin,
             votes=votes,
             orders_agree=winners[0] == winners[1],
             tokens_read=30,

@@ -5,7 +5,7 @@ import pytest
 from helpers import DATA, SHARED
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.measure.benchmark_formats import FORMATS, load_benchmark
+from fsrm_lite.measure.benchmark_formats import FORMATS, PAIRS, load_benchmark
 from fsrm_lite.measure.data_files import as_list, read_rows
 
 FILES = {
@@ -19,6 +19,8 @@ FILES = {
     "llmbar": "llmbar.json",
     "pandalm": "pandalm.json",
     "gsm8k-solutions": "gsm8k_solutions.jsonl.gz",
+    "ppe-preference": "ppe_preference.jsonl",
+    "ppe-correctness": "ppe_gpqa.jsonl",
 }
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the public sample data are not here")
 
@@ -27,7 +29,7 @@ def is_good(text):
     return "good" in text or text in ("It is 5.", "Blue", "Hi!", "Paris")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith(PAIRS)])
 def test_every_format_is_recognised_and_its_right_answers_are_right(name):
     benchmark = load_benchmark(DATA / FILES[name])
     assert benchmark.format.name == name
@@ -38,6 +40,18 @@ def test_every_format_is_recognised_and_its_right_answers_are_right(name):
                 i in example.right for i in range(len(example.responses))
             ], example.id
     assert load_benchmark(DATA / FILES[name], name) == benchmark
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name.endswith(PAIRS)])
+def test_single_responses_become_pairs_of_a_right_and_a_wrong_one(name):
+    whole = load_benchmark(DATA / FILES[name.removesuffix(PAIRS)])
+    pairs = load_benchmark(DATA / FILES[name.removesuffix(PAIRS)], name)
+    assert (pairs.format.name, pairs.format.pairwise) == (name, True)
+    assert len({x.id for x in pairs.examples}) == len(pairs.examples)
+    assert all([is_good(r) for r in x.responses] == [i in x.right for i in (0, 1)] for x in pairs.examples)
+    able = [x for x in whole.examples if x.subset != "Ties"]
+    assert len(pairs.examples) == sum(len(x.right) * (len(x.responses) - len(x.right)) for x in able)
+    assert {x.group for x in pairs.examples} == {x.group for x in able}
 
 
 def test_csv_reads_like_jsonl():

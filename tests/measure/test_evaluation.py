@@ -524,8 +524,8 @@ def warned(rm, path=DATA / "pairs.jsonl", **options):
 
 def test_a_low_label_mass_is_told():
     class Vague(StandIn):
-        def fast(self, prompt, response):
-            return dataclasses.replace(super().fast(prompt, response), label_mass=0.01)
+        def read(self, prompt, response):
+            return dataclasses.replace(super().read(prompt, response), label_mass=0.01)
 
     assert "the label mass is low: below 0.5 on 100 % of the responses (0.01 at the median)" in warned(Vague(knows))
     assert "label mass" not in warned(StandIn(knows))

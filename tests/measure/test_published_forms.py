@@ -21,10 +21,11 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from fsrm_lite.errors import DataFormatError, MissingExtraError
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.benchmark_formats import load_benchmark
-from fsrm_lite.measure.benchmark_metrics import REWARDBENCH_COUNTS, REWARDBENCH_SECTIONS
+from fsrm_lite.measure.benchmark_metrics import METRICS, REWARDBENCH_COUNTS, REWARDBENCH_SECTIONS, PolicyOutcome
 from fsrm_lite.measure.data_files import as_list
-from fsrm_lite.measure.evaluation import EvalOptions, evaluate
+from fsrm_lite.measure.evaluation import EvalOptions, as_asked, evaluate
 from fsrm_lite.measure.evaluation_report import summarize
+from fsrm_lite.measure.labelled import LabelledItem
 
 
 def quality(prompt, response):
@@ -236,7 +237,53 @@ def rewardbench2_rows():
     return rows
 
 
+def ppe_preference_rows():
+    """As lmarena-ai/PPE-Human-Preference-V1 publishes them, the columns that count."""
+    winners = ("model_a", "model_b", "tie", "model_b", "tie (bothbad)")
+    return [
+        {"question_id": f"q{i}", "prompt": f"P {i}", "response_1": f"one {i}", "response_2": f"two {i}",
+         "model_a": "m", "model_b": "n", "winner": winners[i % 5], "language": "English", "is_code": False}
+        for i in range(60)
+    ]  # fmt: skip
+
+
+def ppe_preference_authors(rows):
+    """Frick et al., accuracy on human preferences: over the pairs that are no ties."""
+    scored = [(r["winner"], quality(r["prompt"], r["response_1"]), quality(r["prompt"], r["response_2"])) for r in rows]
+    return {"score": np.mean([a > b if w == "model_a" else b > a for w, a, b in scored if not w.startswith("tie")])}
+
+
+def ppe_correctness_rows(name, count=6):
+    """As lmarena-ai/PPE-...-Best-of-K publishes them: 32 samples, and the pairs drawn from them."""
+    rows = []
+    for i in range(count):
+        scores = [(7 * k + i) % 5 < 2 for k in range(32)]
+        right, wrong = [k for k in range(32) if scores[k]], [k for k in range(32) if not scores[k]]
+        pairs = [[a, b] if k % 2 else [b, a] for k, (a, b) in enumerate(zip(right[:5], wrong[3:8], strict=True))]
+        rows.append(
+            {"question_id": f"{name}-{i}", "prompt": f"{name} {i}?", "model_name": "m", "scores": scores,
+             "mean_score": sum(scores) / 32, "sampled_conflict_pairs": pairs,
+             **{f"response_{k + 1}": f"{name} {i} {k}" for k in range(32)}}
+        )  # fmt: skip
+    return rows
+
+
+def ppe_correctness_authors(sets):
+    """lmarena/PPE, benchmarks/base.py, get_conflict_pair_iter: which of a pair is right; the mean of the five sets."""
+    found = {}
+    for name, rows in sets.items():
+        hits = []
+        for row in rows:
+            for first, second in row["sampled_conflict_pairs"]:
+                a, b = (quality(row["prompt"], row[f"response_{k + 1}"]) for k in (first, second))
+                truth = int(float(row["scores"][first]) > float(row["scores"][second]))
+                hits.append(a > b if truth else b > a)
+        found[name] = np.mean(hits)
+    return {**found, "score": np.mean(list(found.values()))}
+
+
 CASES = {
+    "ppe-preference": (ppe_preference_rows, ppe_preference_authors),
     "rewardbench": (
         lambda: [
             {"id": i, "prompt": f"P {i}", "chosen": f"yes {i}", "rejected": f"no {i}", "subset": subset}
@@ -263,6 +310,107 @@ def test_every_file_type_gives_the_authors_number(tmp_path, name, write):
     assert load_benchmark(path).format.name == name
     found, expected = figures(path), authors(rows)
     assert {k: found[k] for k in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_ppe_correctness_gives_the_authors_number(tmp_path):
+    sets = {name: ppe_correctness_rows(name) for name in ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")}
+    for name, rows in sets.items():
+        folder = tmp_path / f"PPE-{name}-Best-of-K" / "data"
+        folder.mkdir(parents=True)
+        as_parquet(rows, folder, "train-00000-of-00001")
+    benchmark = load_benchmark(tmp_path)
+    assert (benchmark.format.name, len(benchmark.examples)) == ("ppe-correctness", 150)
+    assert len({x.group for x in benchmark.examples}) == 30  # the pairs of a prompt are drawn together
+    found, expected = figures(tmp_path), ppe_correctness_authors(sets)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert figures(tmp_path / "PPE-GPQA-Best-of-K") == pytest.approx(
+        ppe_correctness_authors({"GPQA": sets["GPQA"]}), abs=1e-9
+    )
+
+
+def test_ppe_asks_what_it_cannot_know(tmp_path):
+    row = ppe_correctness_rows("x", 1)[0]
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataFormatError, match="it is not said which set this is"):
+        load_benchmark(tmp_path / "some")
+    for pair in ([0, 0], [0, 32], [-1, 2]):
+        (tmp_path / "some" / "math.jsonl").write_text(json.dumps({**row, "sampled_conflict_pairs": [pair]}))
+        with pytest.raises(DataFormatError, match="is none of a right and a wrong response"):
+            load_benchmark(tmp_path / "some" / "math.jsonl")
+    (tmp_path / "ppe.jsonl").write_text(json.dumps({**ppe_preference_rows()[0], "winner": "both"}))
+    with pytest.raises(DataFormatError, match="'winner' is 'both', expected model_a"):
+        load_benchmark(tmp_path / "ppe.jsonl")
+
+
+def test_rows_with_nothing_to_compare_are_counted(tmp_path):
+    (tmp_path / "ppe.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ppe_preference_rows()))
+    assert load_benchmark(tmp_path / "ppe.jsonl").not_read == ("ppe.jsonl: 24 of 60 rows have nothing to compare",)
+
+
+# Models that only compare
+
+
+def compared(path, limit=None, **options):
+    """The figures of a model that gives no score to a single response, but prefers what scores higher."""
+    rm = StandIn(quality, gate=GateSpec(0.0), pairs_only=True)
+    benchmark, settings = as_asked(rm, load_benchmark(path), EvalOptions(judge="never", limit=limit))
+    records = evaluate(rm, benchmark, settings)
+    report = summarize(records, benchmark.format, resamples=3, not_read=benchmark.not_read, **options)
+    return {name: x["value"] for name, x in report["policies"]["always_fast"]["metrics"].items()}, report
+
+
+def test_rm_bench_in_pairs_gives_the_authors_number(tmp_path):
+    rows = CASES["rm-bench"][0]()
+    path = as_parquet(rows, tmp_path, "rm-bench")
+    found, report = compared(path)
+    assert found == pytest.approx(rm_bench_authors(rows), abs=1e-9)
+    assert (report["format"], report["items"]) == ("rm-bench-pairs", 9 * len(rows))
+    _, report = compared(path, limit=7)
+    assert report["items"] == 9 * 7  # of an item, all pairs or none
+
+
+def test_rewardbench2_in_pairs_is_four_way_without_the_ties(tmp_path):
+    rows = rewardbench2_rows()
+    found, report = compared(as_parquet(rows, tmp_path, "rewardbench2"))
+    expected = {}
+    for subset in ("Factuality", "Math"):
+        part = [r for r in rows if r["subset"] == subset]
+        best = [max(quality(r["prompt"], t) for t in r["rejected"]) for r in part]
+        expected[subset] = np.mean([quality(r["prompt"], r["chosen"][0]) > b for r, b in zip(part, best, strict=True)])
+    assert found == pytest.approx({"score": np.mean(list(expected.values())), **expected}, abs=1e-9)
+    assert report["files_not_read"][0].startswith("24 prompts of the subset Ties")
+    assert report["items"] == 36
+
+
+def test_rmb_lists_in_pairs_need_every_pair_to_be_won():
+    found, _ = compared(DATA / "rmb_bon.json")
+    assert found == pytest.approx(figures(DATA / "rmb_bon.json"), abs=1e-9)
+
+
+def test_an_item_that_is_drawn_twice_counts_twice():
+    def pair(name, place, won):
+        return PolicyOutcome(f"Math/{name}:0-{place}", "Math", (0,), (0 if won else 1,), 0 if won else 1)
+
+    lost = [pair("a", place, place != 1) for place in range(3)]
+    won = [pair("b", place, True) for place in range(3)]
+    assert METRICS["rewardbench2-pairs"]([*lost, *won])["score"] == 0.5
+    assert METRICS["rewardbench2-pairs"]([*lost, *won, *won])["score"] == pytest.approx(2 / 3)
+
+
+def test_pairs_that_a_model_only_compares_are_read_as_pairs(tmp_path):
+    rows = CASES["judgebench"][0]()
+    rows[0] |= {"response_A": "", "label": "B>A"}
+    rm = StandIn(quality, gate=GateSpec(0.5), pairs_only=True)
+    records = evaluate(rm, load_benchmark(as_parquet(rows, tmp_path, "judgebench")), EvalOptions(judge="never"))
+    assert {kind for kind, *_ in rm.calls} == {"compare"}
+    assert [r.logits[0] - r.logits[1] for r in records[1:]] == pytest.approx(
+        [quality(r["question"], r["response_A"]) - quality(r["question"], r["response_B"]) for r in rows[1:]]
+    )
+    assert records[0].logits == (None, 0.0)  # an empty response loses without being read
+    assert LabelledItem.from_record(records[1])[0].logit == records[1].logits[0]
+    again = evaluate(rm, load_benchmark(DATA / "judgebench.jsonl"), EvalOptions())
+    assert all(r.slow is not None for r in again)
 
 
 def test_pandalm_gives_the_authors_number():
