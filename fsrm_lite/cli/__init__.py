@@ -3,8 +3,8 @@
 ===================  ==================================================================================
 ``scoring``          score, compare, rank, best-of-n
 ``calibration``      calibrate; ``calibration_text`` writes its reports for a terminal
-``evaluation``       eval; ``evaluation_text`` writes its report, ``evaluation_scores`` has the options of calibrate and
-                     eval about other systems' scores
+``evaluation``       eval; ``evaluation_runs`` runs a model, ``comparison`` compares several, ``evaluation_text`` writes
+                     the reports, ``evaluation_scores`` has the options about other systems' scores
 ``gating``           gate
 ``exporting``        export, recipes, verify
 ``reasoning``        distill, fit-critic

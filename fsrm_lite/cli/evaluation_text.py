@@ -1,10 +1,11 @@
-"""Writes the report of ``eval`` as text for a terminal."""
+"""Writes the reports of ``eval`` as text for a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fsrm_lite.measure.calibration_report import percent
+from fsrm_lite.measure.comparison import is_clear
 
 _POLICIES = {"always_fast": "always fast", "gated": "gated", "always_slow": "always slow"}
 _UNREAD = {
@@ -56,6 +57,49 @@ def evaluation_text(report: dict[str, Any]) -> str:
         lines.append(f"by subset, {_POLICIES[best]}:")
         lines += [f"  {name:<24} {value['items']:>5}  {percent(value)}" for name, value in subsets.items()]
     return "\n".join(lines)
+
+
+def comparison_text(report: dict[str, Any]) -> str:
+    """Return what ``eval --compare`` found as Markdown: a table of the scores, one of the differences, and remarks."""
+    lines = [
+        f"{report['format']}: {report['items']} items that all have, with 95 % intervals",
+        "",
+        "| system | policy | score | cost per item |",
+        "|---|---|---|---|",
+    ]
+    for system in report["systems"]:
+        lines += [
+            f"| {_cell(system['name'])} | {_POLICIES[policy]} | {percent(found['score'])} | "
+            f"{found['tokens_per_item']:.1f} {system['cost']} |"
+            for policy, found in system["policies"].items()
+        ]
+    lines += ["", "| difference of | policy | points, on the same items |", "|---|---|---|"]
+    for d in report["differences"]:
+        lines.append(f"| {_cell(d['to'])} - {_cell(d['from'])} | {_POLICIES[d['policy']]} | {_points(d)} |")
+    if any(is_clear(d) for d in report["differences"]):
+        lines += ["", "Bold: the interval leaves out 0."]
+    notes = []
+    for system in report["systems"]:
+        own = system["items_of_its_own"]
+        remarks = [f"{own} items of its own were left out"] if own else []
+        remarks += [*system["report"]["files_not_read"], *system["report"]["warnings"]]
+        notes += [f"- {_cell(system['name'])}: {_cell(remark)}" for remark in remarks]
+    return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text as a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _points(difference: dict[str, Any]) -> str:
+    """Return a difference of scores in percentage points with its interval."""
+    if difference["value"] is None:
+        return "undefined"
+    text = f"{100 * difference['value']:+.1f}"
+    if difference["low"] is not None:
+        text += f" [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+    return f"**{text}**" if is_clear(difference) else text
 
 
 def run_lines(run: dict[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@
 ``calibration_report``     the figures of a calibration; ``calibration_plots`` draws them
 ``evaluation``             runs a model over a benchmark; ``evaluation_records`` is its results file,
                            ``evaluation_report`` the figures made of it
+``comparison``             several systems on the same items, with paired intervals of their differences;
+                           ``comparison_plot`` draws it
 ``benchmark_formats``      reads the files of published benchmarks; ``benchmark_metrics`` has their metrics
 ``planning``               how many labelled items a guarantee needs
 ``drift``                  whether new items look like those that a gate was calibrated on

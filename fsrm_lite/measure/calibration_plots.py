@@ -23,6 +23,7 @@ from fsrm_lite.measure.tradeoff import operate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _LEAST_IN_BIN = 5
 """Bins of fewer items are not drawn, because their share of right answers is mostly chance."""
@@ -61,13 +62,7 @@ def render(result: Calibration) -> bytes:
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "plots", error) from error
-    figure = Figure(figsize=(12, 9.5), layout="constrained")
-    FigureCanvasAgg(figure)  # no global state, no display
+    figure = new_figure(12, 9.5)
     axes = figure.subplots(2, 2)
     _reliability(axes[0, 0], result)
     _roc(axes[0, 1], result)
@@ -76,6 +71,27 @@ def render(result: Calibration) -> bytes:
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    return png_of(figure)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, in inches, that needs no display.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plots", error) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no global state, no display
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

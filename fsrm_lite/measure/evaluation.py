@@ -171,6 +171,11 @@ def as_asked(rm: FastSlowRM, benchmark: Benchmark, options: EvalOptions) -> tupl
     """
     if benchmark.format.pairwise or rm.fast.reads_responses:
         return benchmark, options
+    return drawn_in_pairs(benchmark, options)
+
+
+def drawn_in_pairs(benchmark: Benchmark, options: EvalOptions) -> tuple[Benchmark, EvalOptions]:
+    """Return the items that a limit leaves as pairs (see ``in_pairs``), and the options without that limit."""
     drawn = tuple(sample(benchmark.examples, options.limit, options.limit_seed))
     return in_pairs(replace(benchmark, examples=drawn)), replace(options, limit=None)
 

@@ -76,8 +76,8 @@ def summarize(
         }
 
     found = {
-        name: {**measured([view(r, form.pairwise) for r in records]), **_bill(records, name)}
-        for name, view in _policies(records[0].judge).items()
+        name: {**measured([view(r, form.pairwise) for r in records]), **bill_of(records, name)}
+        for name, view in policies_of(records).items()
         if name in policies
     }
     report: dict[str, Any] = {
@@ -230,8 +230,9 @@ def is_right(record: Record, pairwise: bool) -> bool:
     return int(np.argmax(outcome.logits)) in record.right
 
 
-def _policies(judge: str) -> dict[str, Callable[[Record, bool], PolicyOutcome]]:
-    """Return the policies whose outcomes the records hold, given which items the judge was asked about."""
+def policies_of(records: Sequence[Record]) -> dict[str, Callable[[Record, bool], PolicyOutcome]]:
+    """Return the policies whose outcomes the records of a run hold, by name; from a record to its outcome."""
+    judge = records[0].judge
     views: dict[str, Callable[[Record, bool], PolicyOutcome]] = {"always_fast": fast_outcome}
     if judge != "never":
         views["gated"] = gated_outcome
@@ -257,7 +258,7 @@ def _label_mass(records: Sequence[Record]) -> dict[str, float] | None:
     return {"median": float(np.median(masses)), "share_low": low}
 
 
-def _bill(records: Sequence[Record], policy: str) -> dict[str, float]:
+def bill_of(records: Sequence[Record], policy: str) -> dict[str, float]:
     """Return a policy's generated tokens per item, and its wall time over all items in seconds.
 
     The time is all of it: also what the judge cost where it gave no answer.

@@ -86,7 +86,7 @@ def read_labelled(path: Path | str, form: str = "auto") -> LabelledFile:
     first = first_row(path)
     if "readings" in first.data:
         return LabelledFile(items=tuple(LabelledItem.from_dict(row.data) for row in read_rows(path)))
-    if _is_record(first.data):
+    if is_record(first.data):
         records = [record for file in data_files(path) for record in read_records(file)]
         items = tuple(item for record in records for item in LabelledItem.from_record(record))
         left = sum(not LabelledItem.from_record(record) for record in records)
@@ -99,10 +99,11 @@ def read_labelled(path: Path | str, form: str = "auto") -> LabelledFile:
 
 def is_recorded(data: dict[str, Any]) -> bool:
     """Return whether a row is one that ``calibrate --record`` or ``eval -o`` wrote, with its fast signals."""
-    return "readings" in data or _is_record(data)
+    return "readings" in data or is_record(data)
 
 
-def _is_record(data: dict[str, Any]) -> bool:
+def is_record(data: dict[str, Any]) -> bool:
+    """Return whether a row is a result that ``eval -o`` wrote."""
     return all(name in data for name in ("run", "logits", "escalated", "right"))
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.calibration import StandIn, make_items, make_lists
 
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.cli import calibration, evaluation
+from fsrm_lite.cli import calibration, evaluation_runs
 
 
 def knows(prompt, response):
@@ -20,7 +20,7 @@ def model(monkeypatch):
     """Commands that open a model get this stand-in, with the embedded model's manifest."""
     rm = StandIn(knows)
     rm.bundle = SimpleNamespace(manifest=Bundle.open(None).manifest, root="folder")
-    for module in (calibration, evaluation):
+    for module in (calibration, evaluation_runs):
         monkeypatch.setattr(module, "open_model", lambda options: rm)
     return rm
 
@@ -30,7 +30,7 @@ def no_model(monkeypatch):
     def refuse(options):
         raise AssertionError("a model was opened")
 
-    for module in (calibration, evaluation):
+    for module in (calibration, evaluation_runs):
         monkeypatch.setattr(module, "open_model", refuse)
 
 
