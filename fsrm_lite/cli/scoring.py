@@ -562,7 +562,10 @@ def _comparison_fields(comparison: Comparison) -> dict[str, Any]:
     votes, scores = fields.pop("votes"), fields.pop("scores")
     del fields["pair"]
     first = sum(vote["winner"] == 0 for vote in votes)
-    return fields | {"scores": [s["score"] for s in scores], "votes": [first, len(votes) - first]}
+    return fields | {
+        "scores": None if scores is None else [s["score"] for s in scores],  # None where the pair was read as a pair
+        "votes": [first, len(votes) - first],
+    }
 
 
 def _selection_fields(selection: Selection) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.attack import bulk
+from fsrm_lite import Comparison, FastSlowRM
 from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.cli import COMMANDS, main
 from fsrm_lite.errors import InputError
@@ -63,6 +64,15 @@ def test_standard_input_and_output(source):
     result = run("score", "-", *FAST, text=source.read_text())
     assert result.exit_code == 0
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 3
+
+
+def test_compare_has_no_scores_where_the_model_reads_pairs(tmp_path, monkeypatch):
+    read = Comparison(1, 0.3, 0.4, 0.2, orders_agree=True, logit=-0.8, label_mass=0.9)
+    monkeypatch.setattr(FastSlowRM, "compare_many", lambda self, items: [read for _ in items])
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"prompt": QUESTION, "chosen": RIGHT, "rejected": WRONG}) + "\n")
+    (row,) = (json.loads(line) for line in run("compare", path, *FAST).stdout.splitlines())
+    assert (row["winner"], row["p_first"], row["scores"], row["votes"]) == (1, 0.3, None, [0, 0])
 
 
 def test_compare_reads_both_kinds_of_rows(tmp_path, pairs):
