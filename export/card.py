@@ -96,10 +96,12 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     """Return one sentence: on what the parity was measured, and whether it was within tolerance."""
     data = parity["calibration"]
     text = f"Measured on {data['items']} responses in {data['pairs']} pairs ({data['source']})"
-    if data["pairs"] < MIN_PAIRS:
-        text += f", fewer than the {MIN_PAIRS} that the tolerances are meant for,"
+    few = data["pairs"] < MIN_PAIRS
+    if few:
+        text += f", fewer than the {MIN_PAIRS} that the tolerances are meant for"
     thoughts = next((parity[kind] for kind in ("fast", "slow") if (parity.get(kind) or {}).get("chains")), None)
     if thoughts:
+        text += "," if few else ""
         text += f" and {thoughts['chains']} chains of thought of at most {thoughts['thinking_tokens']} tokens"
     fast = parity["fast"]
     near_ties = fast["pairs"] - fast.get("clear_pairs", fast["pairs"])  # the embedded model's report does not tell

@@ -16,7 +16,7 @@ from helpers.export import FAMILIES, SPEC, make_checkpoint, make_hostile, refere
 from fsrm_lite.bundle.files import Bundle, file_sha256
 from fsrm_lite.cli.exporting import export
 from fsrm_lite.errors import ExportError, FsrmError, ToleranceError, UnsupportedCheckpointError
-from fsrm_lite.export.card import model_card, parity_table
+from fsrm_lite.export.card import model_card, parity_summary, parity_table
 from fsrm_lite.export.folders import atomic_folder
 from fsrm_lite.export.parity.measures import Tolerance, Violations
 
@@ -160,6 +160,16 @@ def test_card_shows_each_tolerance_beside_what_it_bounds_and_nowhere_else(export
     table = parity_table({"fast": int8})
     assert "| score, largest difference | 0.013 (at most 0.02) |" in table
     assert "0.001" not in table
+
+
+def test_summary_says_on_how_little_it_was_measured():
+    fast = {"pairs": 9, "clear_pairs": 9}
+    data = {"items": 9, "pairs": 9, "source": "x.jsonl"}
+    told = "Measured on 9 responses in 9 pairs (x.jsonl), fewer than the 500 that the tolerances are meant for"
+    assert parity_summary({"calibration": data, "fast": fast, "passed": True}) == f"{told}; within tolerance."
+    thinking = {**fast, "chains": 4, "thinking_tokens": 16}
+    summary = parity_summary({"calibration": data, "fast": thinking, "passed": True})
+    assert summary == f"{told}, and 4 chains of thought of at most 16 tokens; within tolerance."
 
 
 def test_card_tells_how_to_use_the_bundle_in_code_that_runs(exported, capsys):
