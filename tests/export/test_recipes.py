@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import DATA
 from helpers.bundle import plain_manifest
+from helpers.cli import call
 from helpers.public import (
     VOCABULARY,
     needs_tokenizers,
@@ -19,8 +20,9 @@ from helpers.public import (
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.bundle.encoder import PromptEncoder
+from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import Template
-from fsrm_lite.cli.exporting import export, recipes, verify
+from fsrm_lite.cli.exporting import export, recipes
 from fsrm_lite.errors import ExportError, InputError, ToleranceError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.chat_template import read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
@@ -189,20 +191,67 @@ def test_the_ids_that_stand_in_a_recipe_are_those_of_its_examples(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_from_a_folder_to_results(name, rows, tmp_path, monkeypatch):
+    """export, verify, score, compare, rank, best-of-n, calibrate: with files of data, and nothing else written."""
     monkeypatch.setattr("fsrm_lite.export.stages.thought_budget", lambda *_: 8)  # random weights end no thought
     folder, family, tokenizer, scalar = FAMILIES[name]
-    checkpoint = public_checkpoint(tmp_path / folder, family, tokenizer, scalar=scalar)
-    arguments = [str(checkpoint), "-o", str(tmp_path / "out"), "--calibration", str(rows)]
-    arguments += [word for key, value in LOOSE.items() for word in ("--tolerance", f"{key}={value}")]
-    done = CliRunner().invoke(export, arguments + (["--recipe", name] if name == "pairwise" else []))
+    checkpoint, bundle = public_checkpoint(tmp_path / folder, family, tokenizer, scalar=scalar), tmp_path / "out"
+    arguments = [word for key, value in LOOSE.items() for word in ("--tolerance", f"{key}={value}")]
+    arguments += ["--recipe", name] if name == "pairwise" else []
+    done = call("export", checkpoint, "-o", bundle, "--calibration", rows, *arguments)
     assert done.exit_code == 0, done.output
     assert f"recipe {name} (" in done.stderr
     assert "assumed: " in done.stderr
-    checked = CliRunner().invoke(verify, [str(tmp_path / "out")])
+    verified(bundle)
+    on_the_command_line(bundle, tmp_path)
+    with FastSlowRM.from_pretrained(bundle, thinking_tokens=8) as rm:
+        use(rm, "always" if rm.bundle.has("slow") else "auto")
+    calibrated(bundle, tmp_path)
+    verified(bundle)  # the gate stands in the manifest, and nothing else changed
+    with FastSlowRM.from_pretrained(bundle, thinking_tokens=8) as rm:
+        compared = rm.compare("How much is 2 + 3?", "5", "6")
+    assert compared.escalated
+    assert (compared.route == "slow") == ("pairwise_slow" in rm.bundle.manifest.templates)
+
+
+def verified(bundle):
+    checked = call("verify", bundle)
     assert checked.exit_code == 0, checked.output
     assert "examples give the noted ids" in checked.stdout
-    with FastSlowRM.from_pretrained(tmp_path / "out", thinking_tokens=8) as rm:
-        use(rm, "always" if rm.bundle.has("slow") else "auto")
+    assert "WRONG" not in checked.stdout
+
+
+def on_the_command_line(bundle, folder):
+    """Each command on rows of data; a model that reads pairs only says so where it is asked for a score."""
+    data, answers = folder / "data.jsonl", ["5", "6", "It is five."]
+    row = {"prompt": "How much is 2 + 3?", "response": "5", "chosen": "5", "rejected": "6", "responses": answers}
+    data.write_text(f"{json.dumps(row)}\n" * 2)
+    scores_responses = "pointwise_fast" in Bundle.open(bundle).manifest.templates
+    for command, field in (("score", "score"), ("compare", "winner"), ("rank", "ranking"), ("best-of-n", "ranking")):
+        done = call(command, data, "--model", bundle, "--judge", "never")
+        if command in ("score", "rank") and not scores_responses:
+            assert done.exit_code == 2
+            assert "reads pairs of responses and gives no score to a single one; call compare" in done.stderr
+            continue
+        assert done.exit_code == 0, done.output
+        first, second = (json.loads(line) for line in done.stdout.splitlines())
+        assert first[field] == second[field]
+        if command == "compare":
+            assert (first["scores"] is None) == (not scores_responses)
+        if field == "ranking":
+            assert sorted(first["ranking"]) == [0, 1, 2]
+
+
+def calibrated(bundle, folder):
+    """Put a gate into the manifest; random weights prove nothing, so it is the one that always asks the judge."""
+    data = folder / "labelled.jsonl"
+    pairs = [{"prompt": f"How much is {i} + 3?", "chosen": str(i + 3), "rejected": str(i + 4)} for i in range(50)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    options = ("--risk", "0.01", "--judge", "never", "--resamples", "2", "--json", "--write")
+    done = call("calibrate", data, "--model", bundle, *options)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["gate"]["always"]
+    assert Bundle.open(bundle).manifest.gate.to_dict() == report["gate"]
 
 
 def use(rm, judge):
