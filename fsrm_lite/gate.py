@@ -13,7 +13,8 @@ the judge writes its reasons before it decides. The abstract of F/S-RM (arXiv 26
 without a formula; the definitions here are this project's own.
 
 To pick the best of N candidates is another decision than to compare two, and a gate may have a rule of its own for it
-(``ListSpec``).
+(``ListSpec``). A gate may also say how much either path counts in the answer to a pair that was thought about
+(``AnswerWeights``).
 
 This module depends on numpy alone and imports nothing of the package but its errors, so that a build for GPUs can use
 the very same file.
@@ -78,6 +79,44 @@ class ListSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerWeights:
+    """How much the fast path and the judge's votes count in the answer to a pair after slow thinking.
+
+    As stored under ``weights`` of a gate. The log-odds that the first response is the better one are then
+    ``fast * (z1 - z2) + votes * v``, with the logits ``z1`` and ``z2`` of the fast scores and the log-odds ``v`` of the
+    votes (``votes_logit``). There is no constant: exchanged responses get the opposite answer.
+
+    Attributes:
+        fast: Weight of the difference of the fast logits, finite and at least 0.
+        votes: Weight of the votes' log-odds, finite and at least 0. One of the two weights is above 0.
+    """
+
+    fast: float
+    votes: float
+
+    def __post_init__(self) -> None:
+        """Raise a ``GateSpecError`` on a value out of range."""
+        for name in ("fast", "votes"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 <= value < math.inf:
+                raise GateSpecError(f"gate: weights.{name} is {value!r}, expected a finite number of at least 0")
+        if self.fast == self.votes == 0:
+            raise GateSpecError(
+                "gate: both weights are 0, expected one above 0; leave them out to let the votes decide"
+            )
+
+    def logit(self, fast: float, votes: Sequence[float]) -> float:
+        """Return the log-odds that the first response is the better one, clipped to +-``LOGIT_LIMIT``.
+
+        Args:
+            fast: Difference of the fast logits, the first response's less the second's.
+            votes: Each vote's probability of the first response, in [0, 1].
+        """
+        total = self.fast * fast + self.votes * votes_logit(votes)
+        return max(-LOGIT_LIMIT, min(LOGIT_LIMIT, total))
+
+
+@dataclass(frozen=True, slots=True)
 class GateSpec:
     """The settings of the gate, as stored under ``gate`` in ``fsrm.json``.
 
@@ -89,6 +128,8 @@ class GateSpec:
         always: Ask for slow thinking about everything. A calibration that can guarantee nothing returns this.
         lists: The rule for the best of N; without it a candidate is a contender if the pair of the best one and this
             one asks for slow thinking.
+        weights: How much either path counts in the answer to a pair after slow thinking; without them the votes alone
+            decide.
     """
 
     intuition_threshold: float = 0.5
@@ -97,6 +138,7 @@ class GateSpec:
     temperature: float = 1.0
     always: bool = False
     lists: ListSpec | None = None
+    weights: AnswerWeights | None = None
 
     def __post_init__(self) -> None:
         """Raise a ``GateSpecError`` on a value out of range."""
@@ -113,6 +155,8 @@ class GateSpec:
             raise GateSpecError(f"gate: always is {self.always!r}, expected true or false")
         if self.lists is not None and not isinstance(self.lists, ListSpec):
             raise GateSpecError(f"gate: lists is {self.lists!r}, expected a ListSpec or None")
+        if self.weights is not None and not isinstance(self.weights, AnswerWeights):
+            raise GateSpecError(f"gate: weights is {self.weights!r}, expected AnswerWeights or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GateSpec:
@@ -122,14 +166,23 @@ class GateSpec:
             GateSpecError: If it is not an object, or on an unknown key or a value out of range.
         """
         given = _entries(cls, data, "gate")
-        if given.get("lists") is not None:
-            given["lists"] = ListSpec(**_entries(ListSpec, given["lists"], "gate: lists"))
+        for name, part in _PARTS.items():
+            if given.get(name) is not None:
+                given[name] = part(**_entries(part, given[name], f"gate: {name}"))
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form. A rule for lists is left out where there is none."""
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "lists"}
-        return found if self.lists is None else found | {"lists": asdict(self.lists)}
+        """Return the JSON form. A rule for lists and weights are left out where there are none."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            name: asdict(value) if name in _PARTS else value
+            for name, value in found.items()
+            if name not in _PARTS or value is not None
+        }
+
+
+_PARTS: dict[str, type[ListSpec] | type[AnswerWeights]] = {"lists": ListSpec, "weights": AnswerWeights}
+"""The entries of a gate that are objects of their own, and may be missing."""
 
 
 class Confidences(Protocol):
@@ -299,6 +352,19 @@ def intuition_confidence(logit: float, temperature: float = 1.0) -> float:
     return abs(math.tanh(logit / (2.0 * temperature)))
 
 
+def votes_logit(votes: Sequence[float]) -> float:
+    """Return the log-odds that votes about a pair give its first response; 0 where they are even or there are none.
+
+    With the votes' probabilities ``p`` they are ``log(1 + sum of p) - log(1 + sum of (1 - p))``. These are the log-odds
+    of the next vote, if any share of votes is equally likely beforehand (Laplace's rule of succession). So few votes
+    say less than many that are of one mind, and none can say infinitely much.
+
+    Args:
+        votes: Each vote's probability of the first response, in [0, 1].
+    """
+    return math.log1p(math.fsum(votes)) - math.log1p(math.fsum(1.0 - p for p in votes))
+
+
 def list_shares(teams: Sequence[NDArray[np.float64]], rule: ListSpec) -> NDArray[np.float64]:
     """Return the share of each team under a rule for lists.
 
@@ -351,6 +417,20 @@ class Gate:
             distribution: The smaller word-distribution confidence of the two orders.
         """
         return self._decide(intuition_confidence(logit, self.spec.temperature), distribution)
+
+    def answer(self, logit: float, votes: Sequence[float]) -> float | None:
+        """Return the probability that the first response of a pair is the better one, by both paths together.
+
+        Args:
+            logit: Difference of the fast logits, or the log-odds of a pair that was read as a pair.
+            votes: The probability of the first response that each of the judge's votes gives, in [0, 1].
+
+        Returns:
+            The probability, in [0, 1]; None where the gate has no weights or there are no votes, so that another rule
+            has to decide.
+        """
+        weights = self.spec.weights
+        return None if weights is None or not votes else sigmoid(weights.logit(logit, votes))
 
     def contenders(self, candidates: Sequence[Confidences]) -> list[int]:
         """Return which candidates the fast scores cannot tell apart from the best one.

@@ -624,7 +624,7 @@ class FastSlowRM:
                 texts[i] = (first.prompt, first.text, second.text)
                 results[i] = replace(results[i], escalated=True, reasons=_reasons(fast[i][1]))
         for i, judgement in self._slow.compare(texts, settings, policy).items():
-            results[i] = with_votes(results[i], judgement)
+            results[i] = with_votes(results[i], judgement, self.gate)
         return results
 
 

@@ -512,7 +512,7 @@ class Comparison(_Jsonable):
         winner: 0 for the first response, 1 for the second. There are no ties: where the judge's votes are even, the
             fast comparison decides.
         p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast comparison's
-            where that decides.
+            where that decides, or of both together where ``combined`` is true.
         intuition_confidence: ``|2*sigmoid(logit/T) - 1|``, in [0, 1], with ``logit`` as below and the gate's
             temperature ``T``.
         distribution_confidence: The smaller of the two readings' distribution confidences, in [0, 1]; None from a
@@ -524,7 +524,8 @@ class Comparison(_Jsonable):
         votes: The judge's votes; empty on the fast route.
         orders_agree: Whether the votes have the same majority in both orders of the responses, or on the fast route
             whether both orders of a pair were read alike; None unless both were asked.
-        rationale: The thought of the first vote that agrees with the winner; None on the fast route.
+        rationale: The thought of the first vote that agrees with the winner; None on the fast route, or where no vote
+            does.
         tokens_read: Tokens read, by both halves of the model. In a match of ``best_of_n``, whose candidates were scored
             before, only those that the judge read.
         tokens_generated: Tokens that the judge wrote.
@@ -535,6 +536,8 @@ class Comparison(_Jsonable):
             difference of the two fast scores' logits, or the mean of both orders of a pair. It is 0 where a pair was
             read and its orders prefer different responses.
         label_mass: The smaller of the two readings' label masses, in [0, 1]; None from a scalar head.
+        combined: Whether winner and ``p_first`` are of the fast path and the votes together, by the gate's weights
+            (``fsrm_lite.gate.AnswerWeights``).
     """
 
     winner: int
@@ -555,6 +558,7 @@ class Comparison(_Jsonable):
     pair: tuple[int, int] | None = None
     logit: float = 0.0
     label_mass: float | None = None
+    combined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.loops.reasoners import Sampling, SolveReasoner, Task
+from fsrm_lite.measure.calibration_report import percent
 from fsrm_lite.measure.intervals import bootstrap, wilson
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
 from fsrm_lite.measure.metrics import auroc, random_accuracy
+from fsrm_lite.measure.together import shared_errors
 from fsrm_lite.measure.tradeoff import escalations
 from fsrm_lite.models.data import Pair, held_out
 from fsrm_lite.models.problems import problems_of
@@ -41,6 +43,7 @@ BATCH = 100
 NAMES = {
     "fast": "always fast: pairwise accuracy",
     "slow": "always slow: pairwise accuracy",
+    "votes": "the same, if the votes alone answered",
     "gated": "gated: pairwise accuracy",
     "random": "random escalation at the gate's token cost: accuracy",
     "gated_minus_slow": "gated minus always slow",
@@ -127,9 +130,10 @@ def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: If the judge was not asked about every pair.
     """
-    if sample.slow_correct is None or sample.slow_tokens is None:
+    votes_correct, slow_correct = sample.slow_correct, sample.answered_by(gate.weights).slow_correct
+    slow_tokens = sample.slow_tokens
+    if votes_correct is None or slow_correct is None or slow_tokens is None:
         raise ValueError("every pair must have been judged slowly")
-    slow_correct, slow_tokens = sample.slow_correct, sample.slow_tokens
     up = escalations(gate, sample)
     gated = np.where(up, slow_correct, sample.fast_correct)
     confidences = sample.confidences()
@@ -141,6 +145,7 @@ def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
         return {
             "fast": float(fast),
             "slow": float(slow),
+            "votes": float(votes_correct[chosen].mean()),
             "gated": float(gated[chosen].mean()),
             "random": by_chance,
             "gated_minus_slow": float(gated[chosen].mean() - slow),
@@ -156,7 +161,10 @@ def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
 
 def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSpec) -> list[dict[str, Any]]:
     """Return the accuracy of the fast and the slow path by error, by form of the rejected response, and by family."""
-    up = escalations(gate, Sample.of(items))
+    sample = Sample.of(items)
+    up, slow = escalations(gate, sample), sample.answered_by(gate.weights).slow_correct
+    if slow is None:
+        raise ValueError("every pair must have been judged slowly")
     rows = []
     for title, key in (
         ("error", lambda p: p.rejected.error),
@@ -171,7 +179,7 @@ def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSp
                     "name": name,
                     "pairs": len(chosen),
                     "fast": float(np.mean([items[i].fast_correct for i in chosen])),
-                    "slow": float(np.mean([bool(items[i].slow_correct) for i in chosen])),
+                    "slow": float(np.mean(slow[chosen])),
                     "escalated": float(np.mean(up[chosen])),
                 }
             )
@@ -194,20 +202,24 @@ def measure(rm: FastSlowRM, count: int, progress: Callable[[int], None] | None =
     """
     written = _measure(rm, held_out("test", count), progress)
     own = _measure(rm, own_pairs(rm, "test", count), progress)
-    return {"split": "test", "votes_per_order": rm.bundle.manifest.judge.votes, **written, "own": own}
+    weights = rm.gate.spec.weights
+    return {
+        "split": "test",
+        "votes_per_order": rm.bundle.manifest.judge.votes,
+        "weights": None if weights is None else asdict(weights),
+        **written,
+        "own": own,
+    }
 
 
 def _measure(rm: FastSlowRM, pairs: Sequence[Pair], progress: Callable[[int], None] | None) -> dict[str, Any]:
     items = judge_all(rm, pairs, progress)
-    gate = rm.gate.spec
-    fast_wrong = np.array([not item.fast_correct for item in items])
-    slow_wrong = np.array([not item.slow_correct for item in items])
+    gate, sample = rm.gate.spec, Sample.of(items)
     return {
         "pairs": len(pairs),
-        "figures": figures(Sample.of(items), gate) | {"longer_wins": longer_wins(pairs)},
+        "figures": figures(sample, gate) | {"longer_wins": longer_wins(pairs)},
         "slow_tokens_per_pair": float(np.mean([item.slow_tokens or 0 for item in items])),
-        "fast_errors": int(fast_wrong.sum()),
-        "both_wrong": int((fast_wrong & slow_wrong).sum()),
+        "errors": shared_errors(sample),
         "breakdown": breakdown(pairs, items, gate),
     }
 
@@ -220,6 +232,8 @@ def table(measured: dict[str, Any]) -> str:
         "|---|" + "---:|" * len(kinds),
     ]
     for name, title in {**NAMES, "longer_wins": "baseline: the longer response wins"}.items():
+        if name == "votes" and measured["weights"] is None:
+            continue
         form = "{:.3f}" if name.startswith("auroc") else "{:.1%}"
         cells = [
             "{} ({} to {})".format(*(form.format(kind["figures"][name][key]) for key in ("value", "low", "high")))
@@ -227,13 +241,22 @@ def table(measured: dict[str, Any]) -> str:
         ]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     tokens = " and ".join(f"{kind['slow_tokens_per_pair']:.0f}" for kind in kinds.values())
+    weights = measured["weights"]
     lines += [
         "",
         f"Always-slow writes {tokens} tokens per pair (both orders, {measured['votes_per_order']} vote each).",
         *(
-            f"Of the {kind['fast_errors']} pairs that the fast path gets wrong, the slow one gets {kind['both_wrong']} "
-            f"wrong too ({title}): thinking cannot mend those."
-            for title, kind in kinds.items()
+            [
+                "After thinking, fast path and votes answer together, with the weights "
+                f"{weights['fast']:.3f} and {weights['votes']:.3f}."
+            ]
+            if weights is not None
+            else []
+        ),
+        *(
+            f"Of the {errors['fast']} pairs that the fast path gets wrong, the votes get {errors['both']} wrong too, "
+            f"{percent(errors['share_of_fast'])} ({title}): thinking cannot mend those."
+            for title, errors in ((title, kind["errors"]) for title, kind in kinds.items())
         ),
         "",
         "With written-in errors:",

@@ -23,9 +23,11 @@ from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import GateSpec
+from fsrm_lite.measure.calibration import SEARCH_SHARE, split
 from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.labelled_lists import ListRow, collect_lists
 from fsrm_lite.measure.list_calibration import calibrate_lists
+from fsrm_lite.measure.together import weigh
 from fsrm_lite.measure.tradeoff import cheapest_within, pareto
 from fsrm_lite.models.data import held_out, rows_of
 from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_pairs, table
@@ -57,20 +59,26 @@ TEXT = Path(__file__).with_name("CARD.md")
 def choose_gate(bundle: Path, *, threads: int | None, count: int, lists: int = LISTS) -> GateSpec:
     """Return the cheapest gate that, on the calibration split, keeps the accuracy of always asking the judge.
 
-    Half of the pairs have written-in errors, half are the model's own samples. The rule for the best of N is chosen on
-    lists of its own samples.
+    Half of the pairs have written-in errors, half are the model's own samples. The weights of fast path and votes are
+    fitted on one half of both and kept if the other half is answered no worse with them. The rule for the best of N is
+    chosen on lists of own samples.
     """
     with FastSlowRM.from_pretrained(bundle, threads=threads) as rm, _bar("choosing the gate", 2 * count) as bar:
         pairs = [*held_out("calibration", count), *own_pairs(rm, "calibration", count)]
-        sample = Sample.of(judge_all(rm, pairs, bar.update))
+        judged = Sample.of(judge_all(rm, pairs, bar.update))
         rows = [
             ListRow(row["prompt"], tuple(row["responses"]), tuple(row["labels"]), f"list {number}")
             for number, row in enumerate(own_lists(rm, "calibration", lists), 1)
         ]
         labelled = collect_lists(rm, rows)
+    together = weigh(*split(judged, SEARCH_SHARE))
+    weights = together.weights if together is not None else None
     calibrated = calibrate_lists(labelled, LIST_RISK, CONFIDENCE)
-    click.echo(json.dumps(calibrated.report, indent=2), err=True)
-    return replace(cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate, lists=calibrated.rule)
+    reports = {"together": together.report if together is not None else None, "lists": calibrated.report}
+    click.echo(json.dumps(reports, indent=2), err=True)
+    sample = judged.answered_by(weights)
+    gate = cheapest_within(pareto(sample), sample, LOSS, CONFIDENCE).gate
+    return replace(gate, lists=calibrated.rule, weights=weights)
 
 
 def release(checkpoint: Path, out: Path, *, threads: int | None, calibration_pairs: int, test_pairs: int) -> None:

@@ -10,6 +10,7 @@ from scipy.special import expit, logsumexp, softmax
 from fsrm_lite.errors import GateSpecError
 from fsrm_lite.gate import (
     LOGIT_LIMIT,
+    AnswerWeights,
     FastSignals,
     Gate,
     GateSpec,
@@ -17,6 +18,7 @@ from fsrm_lite.gate import (
     intuition_confidence,
     sigmoid,
     signals,
+    votes_logit,
 )
 
 INF = math.inf
@@ -245,9 +247,26 @@ def test_a_rule_for_lists_goes_to_json_and_back_and_older_gates_look_as_before()
     assert GateSpec.from_dict({"lists": {"coverage": 0.9}}).lists == ListSpec(0.9)
 
 
+def test_weights_go_to_json_and_back():
+    spec = GateSpec(0.4, weights=AnswerWeights(0.7, 2.0))
+    assert GateSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert spec.to_dict()["weights"] == {"fast": 0.7, "votes": 2.0}
+    assert Gate(GateSpec()).answer(1.0, [1.0]) is None
+    assert Gate(spec).answer(1.0, []) is None
+
+
+def test_unanimous_votes_count_the_more_the_more_there_are():
+    assert votes_logit([]) == votes_logit([0.5]) == votes_logit([1.0, 0.0]) == 0.0
+    assert [votes_logit([1.0] * n) for n in (1, 3)] == pytest.approx([math.log(2), math.log(4)])
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [
+        ({"weights": {"fast": 1.0}}, r"gate: weights: the keys \['votes'\] are missing"),
+        ({"weights": {"fast": -1.0, "votes": 1.0}}, r"weights\.fast is -1\.0, expected a finite number of at least 0"),
+        ({"weights": {"fast": 1.0, "votes": math.nan}}, r"weights\.votes is nan"),
+        ({"weights": {"fast": 0, "votes": 0}}, "both weights are 0"),
         ({"lists": {}}, r"gate: lists: the keys \['coverage'\] are missing"),
         ({"lists": []}, "gate: lists: got a list"),
         ({"lists": {"coverage": 0.9, "cover": 1}}, r"gate: lists: unknown keys \['cover'\]"),
@@ -258,7 +277,7 @@ def test_a_rule_for_lists_goes_to_json_and_back_and_older_gates_look_as_before()
         ({"lists": {"coverage": 0.5, "group": "answer"}}, "lists.group is 'answer', expected one of final, text"),
     ],
 )
-def test_a_bad_rule_for_lists_is_refused(data, match):
+def test_a_bad_part_of_a_gate_is_refused(data, match):
     with pytest.raises(GateSpecError, match=match):
         GateSpec.from_dict(data)
 

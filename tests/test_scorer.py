@@ -4,6 +4,7 @@ import json
 import math
 import random
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from fsrm_lite.errors import (
     JudgeUnavailableError,
     MisuseError,
 )
+from fsrm_lite.gate import AnswerWeights, votes_logit
 from fsrm_lite.types import Route
 
 QUESTION = "Mia has 7 pens. Mia finds 8 more. How many pens does Mia have now?"
@@ -364,3 +366,19 @@ def test_alone_and_in_company_the_scores_differ_by_no_more_than_is_said(rm):
     items = [(QUESTION, f"7 + 8 = {i}. The answer is {i} pens.") for i in range(40)]
     together = rm.predict(items, judge="never")
     assert max(abs(rm.predict([item], judge="never")[0] - s) for item, s in zip(items, together, strict=True)) < 1e-2
+
+
+def test_with_weights_both_paths_answer_together_and_without_them_nothing_changes(rm):
+    asked = [(QUESTION, RIGHT, WRONG), (QUESTION, WRONG, RIGHT)]
+    alone = rm.compare_many(asked, judge="always")
+    with FastSlowRM(rm.bundle, gate=replace(rm.gate.spec, weights=AnswerWeights(0.6, 2.0))) as model:
+        both = model.compare_many(asked, judge="always")
+        fast = model.compare(QUESTION, RIGHT, WRONG, judge="never")
+    assert not fast.combined
+    for one, other in zip(alone, both, strict=True):
+        assert (one.combined, other.combined) == (False, True)
+        assert other.votes == one.votes
+        together = 0.6 * other.logit + 2.0 * votes_logit([vote.p_first for vote in other.votes])
+        assert other.p_first == pytest.approx(1 / (1 + math.exp(-together)))
+        assert replace(other, winner=one.winner, p_first=one.p_first, combined=False, rationale=one.rationale) == one
+    assert [c.winner for c in both] == [0, 1]

@@ -157,7 +157,7 @@ def calibrate(labelled: Path | None, **options: Any) -> None:  # noqa: ANN401 - 
 
         write_picture(result, options["plots"])
     if folder is not None and result.gate is not None:
-        _write_gate(folder, result.gate)
+        _write_gate(folder, result.gate, weighed=result.report["together"] is not None)
     click.echo(json.dumps(result.report, allow_nan=False) if options["as_json"] else calibration_text(result.report))
 
 
@@ -259,7 +259,7 @@ def _choose_list_rule(
     if options["report"] is not None:
         write_text(options["report"], json.dumps(result.report, indent=2, allow_nan=False) + "\n")
     if folder is not None:
-        _write_gate(folder, replace(Bundle.open(folder, verify=False).manifest.gate, lists=result.rule))
+        _write_gate(folder, replace(Bundle.open(folder, verify=False).manifest.gate, lists=result.rule), weighed=True)
     text = list_calibration_text(result.report)
     click.echo(json.dumps(result.report, allow_nan=False) if options["as_json"] else text)
 
@@ -372,8 +372,14 @@ def _manifest_folder(model: str | None) -> Path:
     return folder
 
 
-def _write_gate(folder: Path, spec: GateSpec) -> None:
-    """Put a gate into a bundle's manifest. A gate that was set on pairs leaves the bundle's rule for lists as it is."""
+def _write_gate(folder: Path, spec: GateSpec, *, weighed: bool) -> None:
+    """Put a gate into a bundle's manifest.
+
+    A gate that was set on pairs leaves the bundle's rule for lists as it is, and, unless the two paths were ``weighed``
+    against each other, its weights too.
+    """
     manifest = Bundle.open(folder, verify=False).manifest
-    manifest = replace(manifest, gate=replace(spec, lists=spec.lists or manifest.gate.lists))
+    before = manifest.gate
+    gate = replace(spec, lists=spec.lists or before.lists, weights=spec.weights if weighed else before.weights)
+    manifest = replace(manifest, gate=gate)
     write_text(folder / MANIFEST_NAME, json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -52,6 +52,8 @@ def calibration_text(report: dict[str, Any]) -> str:
             f"always slow   {percent(report['always_slow']['accuracy'])} at "
             f"{report['always_slow']['tokens']['value']:.1f} {report['cost']} per item"
         )
+    if report["together"] is not None:
+        lines += _together(report["together"])
     for name, c in report["confidences"].items():
         line = f"{name:<13} AUROC {_number(c['auroc'])}, AURC {_number(c['aurc'])}, AUGRC {_number(c['augrc'])}"
         lines.append(line + (f", above random {_number(c['area_above_random'])}" if c["area_above_random"] else ""))
@@ -173,6 +175,23 @@ def _lists_at_gate(where: str, at: dict[str, Any]) -> list[str]:
         for row in at["by_size"]
     ]
     return lines
+
+
+def _together(report: dict[str, Any]) -> list[str]:
+    """Return the lines that say what fast path and judge answer together, and which errors they share."""
+    errors, accuracy = report["errors"], report["accuracy"]
+    lines = [
+        f"both wrong    {errors['both']} of {errors['fast']} errors of the fast path are the judge's too "
+        f"({percent(errors['share_of_fast'])}): thinking cannot mend these"
+    ]
+    if report["fitted"] is None:
+        return [*lines, "together      no weights of fast path and votes can be fitted: the votes alone answer"]
+    weights = f"{report['fitted']['fast']:.3f} x the fast logit + {report['fitted']['votes']:.3f} x the votes' log-odds"
+    outcome = "both answer together" if report["kept"] else "no gain: the votes alone answer"
+    return [
+        *lines,
+        f"together      {weights}: {percent(accuracy['both'])}, votes alone {percent(accuracy['votes'])}; {outcome}",
+    ]
 
 
 def _at_gate(where: str, at: dict[str, Any], cost: str) -> list[str]:

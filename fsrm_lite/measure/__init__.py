@@ -4,6 +4,7 @@
 ``calibration``            from labelled items to the gate's thresholds
 ``risk_control``           thresholds with a guarantee on the error rate of fast decisions
 ``list_calibration``       the same for the best of N; ``labelled_lists`` reads its lists and has them as arrays
+``together``               how much fast path and votes count in an answer, and the errors that they share
 ``tradeoff``               accuracy against tokens for every pair of thresholds
 ``calibration_report``     the figures of a calibration; ``calibration_plots`` draws them
 ``evaluation``             runs a model over a benchmark; ``evaluation_records`` is its results file,

@@ -5,15 +5,17 @@ rate that must not be exceeded, a budget of tokens, or an accuracy that must not
 
 The items are split at random into two parts; items of one prompt stay together. The tuning part may be looked at
 freely: it fits the temperature, by which score logits are divided so that confidences are neither too high nor too
-low, and it proposes thresholds. The testing part is not looked at before: it proves the guarantee, and every figure of
-the report is measured on it.
+low, it proposes thresholds, and it fits how much fast path and votes count in an answer after thinking
+(``fsrm_lite.measure.together``). The testing part is not looked at before: it proves the guarantee, every figure of the
+report is measured on it, and it says whether these weights do no worse than the votes alone. That last choice, one of
+two, is no part of the guarantee, which is about what the fast path decides alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from fsrm_lite.measure.labelled import LabelledItem, Sample
 from fsrm_lite.measure.metrics import random_accuracy
 from fsrm_lite.measure.planning import plan
 from fsrm_lite.measure.risk_control import ALWAYS, NEVER, TUNING_SHARE, RiskControl, control_risk, feasibility
+from fsrm_lite.measure.together import weigh
 from fsrm_lite.measure.tradeoff import OperatingPoint, best_within_budget, cheapest_within, escalations, operate, pareto
 
 MIN_ITEMS = 50
@@ -92,8 +95,8 @@ class Calibration:
     Attributes:
         gate: The chosen thresholds; None where only the Pareto front was asked for.
         report: Figures and statements, ready for JSON.
-        tuning: The items that were looked at freely.
-        testing: The items that the guarantee and the figures rest on.
+        tuning: The items that were looked at freely, with the answers after thinking that the gate gives.
+        testing: The items that the guarantee and the figures rest on, likewise.
         front: The Pareto front of the tuning part, each gate measured on the testing part; empty if the judge was not
             asked about every item.
         temperature: The temperature fitted on the tuning part.
@@ -145,13 +148,18 @@ def calibrate(
     share = tuning_share if tuning_share is not None else TUNING_SHARE if goal.risk is not None else SEARCH_SHARE
     tuning, testing = split(Sample.of(kept), share, seed)
     temperature = fit_temperature(tuning)
+    together = weigh(tuning, testing, resamples=resamples, seed=seed)
+    weights = together.weights if together is not None else None
+    # From here on, what comes of thinking is what a gate with these weights answers.
+    tuning, testing = tuning.answered_by(weights), testing.answered_by(weights)
     chosen: RiskControl | GateSpec | None
     if goal.risk is not None:
         chosen = _control(goal, goal.risk, tuning, testing, temperature, seed)
     else:
         chosen = _search(goal, tuning, temperature)
-    front = _measured_front(tuning, testing, temperature)
+    front = [replace(p, gate=replace(p.gate, weights=weights)) for p in _measured_front(tuning, testing, temperature)]
     gate = chosen.gate if isinstance(chosen, RiskControl) else chosen
+    gate = replace(gate, weights=weights) if gate is not None else None
     report: dict[str, Any] = {
         "run": dict(run or {}),
         "goal": _goal_dict(goal),
@@ -161,6 +169,7 @@ def calibrate(
         "margin": margin_of(gate) if gate is not None else None,
         "cost": cost,
         "guarantee": _guarantee(testing, chosen) if isinstance(chosen, RiskControl) else None,
+        "together": together.report if together is not None else None,
         **figures(testing, temperature, resamples=resamples, seed=seed),
         "front": _front_dicts(front, testing),
         "warnings": [*notes, *remarks, *warnings_of(testing, temperature, tuning)],
@@ -171,7 +180,8 @@ def calibrate(
     if gate is not None:
         report["at_gate"] = gate_figures(gate, testing, resamples=resamples, seed=seed)
         if test_items:
-            report["at_gate_on_test"] = gate_figures(gate, Sample.of(test_items), resamples=resamples, seed=seed)
+            test = Sample.of(test_items).answered_by(weights)
+            report["at_gate_on_test"] = gate_figures(gate, test, resamples=resamples, seed=seed)
     return Calibration(gate, without_nan(report), tuning, testing, tuple(front), temperature)
 
 

@@ -2,9 +2,10 @@
 
 For that there are test vectors. A vector is one JSON object with thresholds, the numbers of a fast reading (of one
 response, of a pair or of N candidates), and what the gate decides on them. A vector of the kind ``list`` also has the
-team of each candidate, and tests the gate's rule for lists. They come with the package as
-``gate_vectors.jsonl``; ``vectors`` makes them. Decisions that another build recorded on data of its own can be checked
-as well. A build that computes in float32 agrees on the confidences to about 1e-6, and must agree on every decision.
+team of each candidate, and tests the gate's rule for lists; one of the kind ``answer`` has the votes on a pair, and
+tests how both paths answer together. They come with the package as ``gate_vectors.jsonl``; ``vectors`` makes them.
+Decisions that another build recorded on data of its own can be checked as well. A build that computes in float32 agrees
+on the confidences to about 1e-6, and must agree on every decision.
 
 JSON has no infinity, so infinite logits are written as the strings ``"inf"`` and ``"-inf"``.
 """
@@ -38,7 +39,8 @@ class Mismatch:
 
     Attributes:
         row: The row's ``id``, or its position (from 1) where it has none.
-        field: ``escalate``, ``contenders``, ``share``, ``intuition_confidence`` or ``distribution_confidence``.
+        field: ``escalate``, ``contenders``, ``share``, ``winner``, ``p_first``, ``intuition_confidence`` or
+            ``distribution_confidence``.
         expected: What this package computes.
         got: What the row says.
         borderline: Whether a confidence is so near to its threshold that rounding alone can change the decision.
@@ -78,7 +80,7 @@ def shipped_vectors() -> list[dict[str, Any]]:
 def vectors() -> Iterator[dict[str, Any]]:
     """Yield the test vectors, newly made: the same ones each time, in the same order."""
     rng = random.Random(_SEED)
-    for number, row in enumerate([*_edge_rows(), *_random_rows(rng), *_list_rows(rng)]):
+    for number, row in enumerate([*_edge_rows(), *_random_rows(rng), *_list_rows(rng), *_answer_rows(rng)]):
         row = {"id": f"{row['kind']}-{number:04d}", **row}
         yield {**row, "expected": decide(row)}
 
@@ -89,14 +91,16 @@ def decide(row: Mapping[str, Any], gate: GateSpec | None = None) -> dict[str, An
     Args:
         row: ``label_values``; ``responses``, each with ``label_logits`` and optionally ``log_mass`` and ``entropy``;
             ``vocab_size``, needed beside an entropy; and optionally ``gate`` and ``kind``. For the kind ``list``
-            also ``teams``, a number or text per response: equal ones are one team.
+            also ``teams``, a number or text per response: equal ones are one team. For the kind ``answer`` also
+            ``votes``, each vote's probability of the first response.
         gate: Used where the row has no ``gate`` of its own.
 
     Returns:
         For one response or a pair ``intuition_confidence``, ``distribution_confidence`` and ``escalate``. For N
         candidates ``contenders``: the positions that the gate cannot tell from the best, best fast score first. For a
         list ``contenders``, the positions of the contending teams' best candidates, best team first, and ``share``, the
-        share of the best team.
+        share of the best team. For an answer ``winner``, 0 or 1, and ``p_first``, the probability of the first
+        response; where that is one half, another rule decides, and the winner says nothing.
 
     Raises:
         DataFormatError: If the row lacks something or is of an unknown kind.
@@ -112,6 +116,11 @@ def decide(row: Mapping[str, Any], gate: GateSpec | None = None) -> dict[str, An
     if kind == "list":
         decision = _list_decision(row, rule, readings)
         return {"contenders": list(decision.order[: decision.contenders]), "share": decision.shares[0]}
+    if kind == "answer":
+        p_first = rule.answer(readings[0].logit - readings[1].logit, _votes(row))
+        if p_first is None:
+            raise GateSpecError("gate: there are no weights for an answer by both paths")
+        return {"winner": int(p_first < 0.5), "p_first": p_first}
     return _decision_dict(rule.single(readings[0]) if kind == "single" else rule.pair(*readings))
 
 
@@ -155,7 +164,8 @@ def check(
         row = {**(defaults or {}), **row}
         if not isinstance(claimed, Mapping):
             raise DataFormatError(
-                f"row {position}: 'decision' is {claimed!r}, expected an object with 'escalate' or 'contenders'"
+                f"row {position}: 'decision' is {claimed!r}, expected an object with 'escalate', 'contenders' "
+                "or 'winner'"
             )
         try:
             mismatches.extend(_differences(str(row.get("id", position)), row, claimed, gate, tolerance))
@@ -174,7 +184,7 @@ def _differences(
 ) -> list[Mismatch]:
     """Return the fields of one row on which ``claimed`` differs from what this package decides."""
     expected = decide(row, gate)
-    verdict = "contenders" if "contenders" in expected else "escalate"
+    verdict = next(name for name in ("contenders", "winner", "escalate") if name in expected)
     if verdict not in claimed:
         raise DataFormatError(f"'decision' has no {verdict!r}")
     found = []
@@ -195,6 +205,8 @@ def _borderline(row: Mapping[str, Any], expected: Mapping[str, Any], gate: GateS
     if "share" in expected and spec.lists is not None:
         covered = accumulate(_list_decision(row, Gate(spec), _readings(row)).shares)
         return any(abs(sum_ - spec.lists.coverage) <= tolerance for sum_ in covered)
+    if "p_first" in expected:
+        return bool(abs(expected["p_first"] - 0.5) <= tolerance)
     names = ("intuition", "distribution")
     return any(
         abs(expected.get(f"{n}_confidence", math.inf) - getattr(spec, f"{n}_threshold")) <= tolerance for n in names
@@ -204,6 +216,7 @@ def _borderline(row: Mapping[str, Any], expected: Mapping[str, Any], gate: GateS
 def _kind(row: Mapping[str, Any], count: int) -> str:
     kind = row.get("kind") or {1: "single", 2: "pair"}.get(count, "candidates")
     wanted = {"single": count == 1, "pair": count == 2, "candidates": count >= 1, "list": count >= 1}
+    wanted["answer"] = count == 2
     if kind not in wanted:
         raise DataFormatError(f"kind is {kind!r}, expected one of {', '.join(wanted)}")
     if not wanted[kind]:
@@ -233,6 +246,13 @@ def _list_decision(row: Mapping[str, Any], gate: Gate, readings: list[FastSignal
     if not isinstance(teams, list) or not all(isinstance(team, int | str) for team in teams):
         raise DataFormatError(f"the row's 'teams' is {teams!r}, expected a number or text per response")
     return gate.best_of(readings, teams)
+
+
+def _votes(row: Mapping[str, Any]) -> list[float]:
+    votes = row.get("votes")
+    if not isinstance(votes, list) or not votes or not all(0.0 <= _number(vote) <= 1.0 for vote in votes):
+        raise DataFormatError(f"the row's 'votes' is {votes!r}, expected probabilities of the first response")
+    return [_number(vote) for vote in votes]
 
 
 def _number(value: object) -> float:
@@ -349,4 +369,41 @@ def _list_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
         while not row["responses"] or _borderline(row, {"share": 0.0}, None, 1e-3):
             row["responses"] = [_random_response(rng, len(values), None) for _ in range(count)]
             row["teams"] = [rng.randrange(1 + count // 2) for _ in range(count)]
+        yield row
+
+
+def _answer_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield 120 pairs with votes: some by hand, with one weight 0 and with unanimous votes, the others random.
+
+    No answer lies so near to one half that rounding could change the winner.
+    """
+    even: dict[str, Any] = {"label_logits": [0.0, 0.0]}
+    sure: dict[str, Any] = {"label_logits": ["inf", 0.0]}
+    hand: tuple[tuple[list[dict[str, Any]], list[float]], ...] = (
+        ([even, even], [1.0]),
+        ([even, even], [0.0, 0.0]),
+        ([sure, even], [0.0] * 64),
+        ([even, sure], [1.0, 0.0]),
+        ([sure, even], [0.5]),
+    )
+    for weights in ({"fast": 1.0, "votes": 1.0}, {"fast": 0.01, "votes": 2.5}):
+        for responses, votes in hand:
+            yield _row("answer", _spec(0.5, 0.0) | {"weights": weights}, (1.0, 0.0), responses) | {"votes": votes}
+    for responses, votes in hand[2:]:
+        fast = {"fast": 0.7, "votes": 0.0}
+        yield _row("answer", _spec(0.5, 0.0) | {"weights": fast}, (1.0, 0.0), responses) | {"votes": votes}
+    for responses, votes in hand[:3]:
+        slow = {"fast": 0.0, "votes": 1.3}
+        yield _row("answer", _spec(0.5, 0.0) | {"weights": slow}, (1.0, 0.0), responses) | {"votes": votes}
+    for _ in range(104):
+        values, size = rng.choice(_LABELS), rng.choice((None, *_VOCAB_SIZES))
+        weights = {"fast": round(rng.uniform(0.0, 2.0), 3), "votes": round(rng.uniform(0.1, 4.0), 3)}
+        row = _row("answer", _spec(0.5, 0.0) | {"weights": weights}, values, [], size)
+        while not row["responses"] or abs(decide(row)["p_first"] - 0.5) < 1e-3:
+            row["responses"] = [_random_response(rng, len(values), size) for _ in range(2)]
+            sure_votes = rng.random() < 0.5
+            row["votes"] = [
+                float(rng.random() < 0.5) if sure_votes else round(rng.random(), 3)
+                for _ in range(rng.choice((1, 2, 3, 4, 8, 16)))
+            ]
         yield row

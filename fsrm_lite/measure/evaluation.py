@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.files import sole_writer
-from fsrm_lite.gate import FastSignals
+from fsrm_lite.gate import FastSignals, votes_logit
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example, in_pairs
 from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
 from fsrm_lite.measure.labelled import content_key, fast_signals, pair_signals
+from fsrm_lite.slow.voting import winner_alone
 from fsrm_lite.types import Comparison, JudgePolicy, Route
 
 if TYPE_CHECKING:
@@ -398,7 +399,14 @@ def _slow_pair(comparison: Comparison) -> Slow | None:
         if votes:
             lean = sum(1.0 if v.winner == 0 else -1.0 for v in votes) or sum(v.p_first - 0.5 for v in votes)
             winners.append(0 if lean > 0 else 1 if lean < 0 else None)
-    return Slow(tuple(winners) or (comparison.winner,), comparison.winner, (), (comparison.tokens_generated,))
+    return Slow(
+        tuple(winners) or (comparison.winner,),
+        comparison.winner,
+        (),
+        (comparison.tokens_generated,),
+        votes_logit([v.p_first for v in comparison.votes]) if comparison.votes else None,
+        winner_alone(comparison.votes, comparison.logit) if comparison.combined else None,
+    )
 
 
 def _fingerprint(benchmark: Benchmark, options: EvalOptions, rm: FastSlowRM, identity: Mapping[str, Any] | None) -> str:

@@ -27,12 +27,16 @@ class Slow:
         decision: For a pair: the preferred position over both orders.
         logits: For responses scored one by one: the score logit of each; None where the judge was not asked.
         tokens: Tokens the judge wrote: one number for a pair, otherwise one per response.
+        votes_logit: For a pair: the log-odds that the votes give the first response (``fsrm_lite.gate.votes_logit``).
+        alone: For a pair that both paths decided together: the position that the votes alone would prefer.
     """
 
     winners: tuple[int | None, ...] = ()
     decision: int | None = None
     logits: tuple[float | None, ...] = ()
     tokens: tuple[float, ...] = ()
+    votes_logit: float | None = None
+    alone: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

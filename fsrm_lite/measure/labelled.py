@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
-from fsrm_lite.gate import FastSignals, sigmoid
+from fsrm_lite.gate import AnswerWeights, FastSignals, sigmoid, votes_logit
+from fsrm_lite.slow.voting import winner_alone
 from fsrm_lite.types import Comparison, Prompt, Score
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ class LabelledItem:
         readings: Fast readings: one for a single response, two for a pair.
         label: For a single response 1 when it is good, 0 when it is not. For a pair the position of the better
             response, 0 or 1.
-        slow_correct: Whether the judge was right; None when it was not asked.
+        slow_correct: Whether the judge was right, by its votes alone; None when it was not asked.
         slow_tokens: Tokens that the judge wrote; None when it was not asked.
         group: Items with the same prompt share a group. A group is never split between tuning and testing.
         subset: Any name, for reports.
+        slow_logit: The log-odds that the judge's votes give the first response of a pair
+            (``fsrm_lite.gate.votes_logit``); None where they are not known.
     """
 
     key: str
@@ -52,6 +55,7 @@ class LabelledItem:
     slow_tokens: float | None = None
     group: str = ""
     subset: str = ""
+    slow_logit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of readings or a label out of range."""
@@ -99,14 +103,16 @@ class LabelledItem:
         """
         readings = pair_signals(comparison)
         slow = comparison.route == "slow"
+        alone = winner_alone(comparison.votes, comparison.logit) if comparison.combined else comparison.winner
         return cls(
             key,
             readings,
             label,
-            slow_correct=comparison.winner == label if slow else None,
+            slow_correct=alone == label if slow else None,
             slow_tokens=comparison.tokens_generated if slow else None,
             group=group,
             subset=subset,
+            slow_logit=votes_logit([v.p_first for v in comparison.votes]) if comparison.votes else None,
         )
 
     @classmethod
@@ -134,10 +140,13 @@ class LabelledItem:
                     record.key,
                     tuple(known),
                     record.right[0],
-                    slow_correct=slow.decision in record.right if slow else None,
+                    slow_correct=(slow.decision if slow.alone is None else slow.alone) in record.right
+                    if slow
+                    else None,
                     slow_tokens=slow.tokens[0] if slow else None,
                     group=record.group,
                     subset=record.subset,
+                    slow_logit=slow.votes_logit if slow else None,
                 )
             ]
         items = []
@@ -181,6 +190,9 @@ class LabelledItem:
                 tokens is None or (isinstance(tokens, int | float) and tokens >= 0)
             ):
                 raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
+            odds = data.get("slow_logit")
+            if odds is not None and (isinstance(odds, bool) or not isinstance(odds, int | float) or math.isnan(odds)):
+                raise ValueError(f"slow_logit is {odds!r}")
             fields = {name: value for name, value in data.items() if name != "has_distribution"}
             return cls(**{**fields, "readings": readings})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -204,6 +216,7 @@ class Sample:
         slow_correct: Whether the judge was right, bool; None unless it was asked about every item.
         slow_tokens: Tokens that the judge wrote, float64; None unless it was asked about every item.
         groups: Group of each item, str.
+        slow_toward: Log-odds that the votes give the label, float64; None unless they are known of every item.
     """
 
     logit: NDArray[np.float64]
@@ -213,6 +226,7 @@ class Sample:
     slow_correct: NDArray[np.bool_] | None
     slow_tokens: NDArray[np.float64] | None
     groups: NDArray[np.str_]
+    slow_toward: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.logit)
@@ -236,6 +250,9 @@ class Sample:
             slow_correct=np.array([bool(x.slow_correct) for x in items]) if slow else None,
             slow_tokens=np.array([x.slow_tokens for x in items], dtype=np.float64) if slow else None,
             groups=np.array([x.group or x.key for x in items], dtype=np.str_),
+            slow_toward=sign * np.array([x.slow_logit for x in items], dtype=np.float64)
+            if slow and all(x.slow_logit is not None for x in items)
+            else None,
         )
 
     def take(self, positions: NDArray[np.int64] | NDArray[np.bool_]) -> Sample:
@@ -248,7 +265,19 @@ class Sample:
             None if self.slow_correct is None else self.slow_correct[positions],
             None if self.slow_tokens is None else self.slow_tokens[positions],
             self.groups[positions],
+            None if self.slow_toward is None else self.slow_toward[positions],
         )
+
+    def answered_by(self, weights: AnswerWeights | None) -> Sample:
+        """Return the sample with the answers after slow thinking that a gate with these weights gives.
+
+        Where the log-odds of both paths together are exactly 0, the votes' answer stays, as it does without weights or
+        where the votes are not known.
+        """
+        if weights is None or self.slow_correct is None or self.slow_toward is None:
+            return self
+        together = weights.fast * self.toward + weights.votes * self.slow_toward
+        return replace(self, slow_correct=np.where(together == 0, self.slow_correct, together > 0))
 
     def intuition(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Return the intuition confidence of each item at a temperature, float64, shape [n], in [0, 1].

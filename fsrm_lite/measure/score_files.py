@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import CalibrationError, DataFormatError, InputError
-from fsrm_lite.gate import FastSignals, sigmoid
+from fsrm_lite.gate import FastSignals, sigmoid, votes_logit
 from fsrm_lite.measure.benchmark_formats import FORMATS, Format
 from fsrm_lite.measure.data_files import SourceRow, as_list, read_rows
 from fsrm_lite.measure.evaluation_records import Record, Slow
@@ -308,6 +308,8 @@ def _labelled(item: ScoredItem, file: str) -> LabelledItem:
         slow_tokens=(1 if item.tokens is None else item.tokens) if answered else None,
         group=item.group,
         subset=item.subset,
+        # A verdict is a vote without doubt; a tie is half a vote for each.
+        slow_logit=votes_logit([0.5 if w is None else 1.0 - w for w in item.winners]) if pair and answered else None,
     )
 
 

@@ -254,7 +254,7 @@ class _Field:
         p_first = first / (first + second)
         winner = int(p_first < 0.5)
         rationale = next((vote.rationale for vote in votes if vote.winner == winner), None)
-        return replace(comparison, winner=winner, p_first=p_first, rationale=rationale)
+        return replace(comparison, winner=winner, p_first=p_first, rationale=rationale, combined=False)
 
     def _decide_fast(self, pair: tuple[int, int], why: str) -> Comparison:
         """Return the fast comparison of a pair that the judge failed on, marked as such."""

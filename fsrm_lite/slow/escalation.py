@@ -19,6 +19,7 @@ from fsrm_lite.batches import each_or_none
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeUnavailableError, MisuseError
+from fsrm_lite.gate import Gate
 from fsrm_lite.runtimes.owner import forked
 from fsrm_lite.slow.engines import EngineChoice, choose_engine
 from fsrm_lite.types import Comparison, JudgeEngine, JudgePolicy, Prompt, Route, Score
@@ -220,24 +221,28 @@ def with_thought(fast: Score, judgement: PointJudgement) -> Score:
     return _joined(fast, judgement, answer if judgement.verdict else None)
 
 
-def with_votes(fast: Comparison, judgement: PairJudgement) -> Comparison:
+def with_votes(fast: Comparison, judgement: PairJudgement, gate: Gate) -> Comparison:
     """Return a fast comparison as it is after slow thinking.
 
-    Winner and votes are the judge's, the confidences stay those of the fast comparison, and the tokens of both are
-    added.
+    The votes are the judge's, the confidences stay those of the fast comparison, and the tokens of both are added. The
+    winner is that of both paths together where the gate has weights for them, else the judge's.
 
     Where the votes are even, they say nothing: as a rule each order of the pair has then preferred the response that it
     showed first. If the thoughts ended by themselves, the mean probability differs from a half by rounding alone. So
-    the fast winner and its probability stand, unless they are even too. What the judge said can still be seen in the
-    votes.
+    without weights the fast winner and its probability stand, unless they are even too. What the judge said can still
+    be seen in the votes.
     """
     even = 2 * sum(vote.winner for vote in judgement.votes) == len(judgement.votes)
     winner, p_first = (
         (fast.winner, fast.p_first) if even and fast.p_first != 0.5 else (judgement.winner, judgement.p_first)
     )
+    together = gate.answer(fast.logit, [vote.p_first for vote in judgement.votes])
+    if combined := together is not None and together != 0.5:
+        winner, p_first = int(together < 0.5), together
     answer = {
         "winner": winner,
         "p_first": p_first,
+        "combined": combined,
         "votes": judgement.votes,
         "orders_agree": judgement.orders_agree,
         "rationale": next((vote.rationale for vote in judgement.votes if vote.winner == winner), None),

@@ -30,6 +30,20 @@ def majority(votes: Sequence[Vote]) -> int:
     return int(sum(v.p_first for v in votes) < 0.5 * len(votes))
 
 
+def winner_alone(votes: Sequence[Vote], fast_logit: float) -> int:
+    """Return the winner by the votes alone, as a gate without weights has it: where they are even, the fast path's.
+
+    Args:
+        votes: At least one vote.
+        fast_logit: The fast path's log-odds that the first response is the better one.
+
+    Returns:
+        0 for the first response, 1 for the second.
+    """
+    even = 2 * sum(v.winner for v in votes) == len(votes)
+    return int(fast_logit < 0) if even and fast_logit != 0 else majority(votes)
+
+
 def decided(first: int, second: int, total: int, error_rate: float = 0.0) -> bool:
     """Return whether the majority of ``total`` votes is settled after the votes so far.
 

@@ -1,16 +1,19 @@
 import csv
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.calibration import make_items
 from helpers.cli import call
 
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template
 from fsrm_lite.cli.calibration_text import gate_text
-from fsrm_lite.gate import GateSpec
+from fsrm_lite.gate import AnswerWeights, GateSpec
 
 
 @pytest.mark.parametrize("option", ["-o", "--report", "--plots", "--record"])
@@ -134,6 +137,24 @@ def test_calibrate_writes_the_gate_into_the_bundle(tmp_path, recorded, no_model)
     written = Manifest.from_dict(json.loads((folder / "fsrm.json").read_text()))
     assert written.gate.to_dict() == json.loads((tmp_path / "gate.json").read_text())
     assert written.labels == manifest.labels
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_new_gate_leaves_the_bundles_weights_unless_it_weighed_both_paths(tmp_path, no_model, known):
+    labels = (Label("Yes", 1, 1.0), Label("No", 2, 0.0))
+    form, gate = {"pointwise_fast": Template("{prompt} {response}")}, GateSpec(weights=AnswerWeights(0.5, 2.0))
+    manifest = Manifest("m", labels, form, {}, (0,), Limits(64, 8), 16, gate)
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "fsrm.json").write_text(json.dumps(manifest.to_dict()))
+    items = [replace(x, slow_logit=math.log(3) * (1 - 2 * x.label) if known else None) for x in make_items(200)]
+    recorded = tmp_path / "items.jsonl"
+    recorded.write_text("".join(json.dumps(x.to_dict()) + "\n" for x in items))
+    result = call("calibrate", recorded, "--risk", "0.15", "--model", folder, "--write", "--resamples", "5")
+    assert result.exit_code == 0
+    assert ("both wrong" in result.stdout) == known
+    weights = Manifest.from_dict(json.loads((folder / "fsrm.json").read_text())).gate.weights
+    assert (weights == gate.weights) is not known
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import expit, logsumexp
+from scipy.special import expit, logit, logsumexp
 
 import fsrm_lite
 from fsrm_lite.errors import DataFormatError
@@ -37,7 +37,7 @@ def independent_decision(spec, logit, distribution):
 def test_vectors_are_many_and_cover_the_edges():
     assert len(VECTORS) >= 500
     kinds = [v["kind"] for v in VECTORS]
-    assert min(kinds.count(k) for k in ("single", "pair", "candidates", "list")) >= 100
+    assert min(kinds.count(k) for k in ("single", "pair", "candidates", "list", "answer")) >= 100
     logits = [x for v in VECTORS for r in v["responses"] for x in r["label_logits"]]
     assert "inf" in logits
     assert "-inf" in logits
@@ -190,3 +190,25 @@ def test_check_reports_another_contender_of_a_list():
         check([{k: v for k, v in wrong.items() if k != "teams"}])
     with pytest.raises(DataFormatError, match="one team per candidate"):
         check([{**wrong, "teams": [1]}])
+
+
+@pytest.mark.parametrize("v", [v for v in VECTORS if v["kind"] == "answer"], ids=lambda v: v["id"])
+def test_an_independent_formula_answers_alike(v):
+    first, second = (confidences(r, v["label_values"], v["vocab_size"])[0] for r in v["responses"])
+    for_first = 1 + sum(v["votes"])
+    share = for_first / (2 + len(v["votes"]))  # the mean of a beta distribution
+    total = v["gate"]["weights"]["fast"] * (first - second) + v["gate"]["weights"]["votes"] * logit(share)
+    assert v["expected"]["p_first"] == pytest.approx(expit(np.clip(total, -50, 50)))
+    assert v["expected"]["winner"] == (total < 0)
+
+
+def test_check_reports_another_winner_of_an_answer():
+    row = next(v for v in VECTORS if v["kind"] == "answer")
+    wrong = {**row, "decision": {"winner": 1 - row["expected"]["winner"]}}
+    (mismatch,) = check([wrong]).mismatches
+    assert (mismatch.field, mismatch.borderline) == ("winner", False)
+    for votes in (None, [], [1.5], ["many"]):
+        with pytest.raises(DataFormatError, match=r"'votes' is|is not a number"):
+            check([{**wrong, "votes": votes}])
+    with pytest.raises(DataFormatError, match="no weights"):
+        check([{**wrong, "gate": {}}])

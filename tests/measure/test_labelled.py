@@ -6,13 +6,15 @@ from helpers import DATA
 from helpers.calibration import StandIn, make_items
 
 from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError
-from fsrm_lite.gate import FastSignals, Gate, GateSpec
+from fsrm_lite.gate import AnswerWeights, FastSignals, Gate, GateSpec, sigmoid, votes_logit
 from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.evaluation import EvalOptions, evaluate
+from fsrm_lite.measure.evaluation_records import Record, Slow
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
 from fsrm_lite.measure.labelled_rows import LabelledRow, collect, read_labelled
 from fsrm_lite.measure.risk_control import make_path
 from fsrm_lite.measure.tradeoff import escalations
+from fsrm_lite.types import Comparison, Route, Score, Vote
 
 ITEMS = make_items(600)
 SAMPLE = Sample.of(ITEMS)
@@ -46,6 +48,49 @@ def test_items_survive_a_round_trip_through_json():
     assert again == ITEMS[:5]
     with pytest.raises(DataFormatError, match="not a recorded item"):
         LabelledItem.from_dict({"key": "x"})
+
+
+def combined(winners, logit, winner):
+    """A comparison that both paths decided together."""
+    votes = tuple(Vote(i % 2 == 1, w, 1.0 - w, "thought", 5) for i, w in enumerate(winners))
+    scores = tuple(Score(sigmoid(x), x, 0.5, 0.9, 1.0) for x in (logit, 0.0))
+    return Comparison(
+        winner,
+        0.9,
+        0.5,
+        0.9,
+        Route.SLOW,
+        True,
+        scores=scores,
+        votes=votes,
+        tokens_generated=9,
+        logit=logit,
+        combined=True,
+    )
+
+
+@pytest.mark.parametrize(("winners", "logit", "alone"), [((1, 1), 3.0, 1), ((0, 1), 3.0, 0), ((0, 1), -3.0, 1)])
+def test_an_item_has_the_answer_of_the_votes_alone_and_their_log_odds(winners, logit, alone):
+    for label in (0, 1):
+        item = LabelledItem.from_comparison("x", combined(winners, logit, 1 - alone), label)
+        assert item.slow_correct == (alone == label)
+        assert item.slow_logit == votes_logit([1.0 - w for w in winners])
+
+
+def test_an_item_of_a_record_has_the_answer_of_the_votes_alone():
+    slow = Slow((1, 1), 0, (), (9.0,), votes_logit=-1.1, alone=1)
+    record = Record("r", "always", "i", "k", "", "", (0,), (1, 1), (3.0, 0.0), (0.9, 0.9), (1.0, 1.0), (True,), slow)
+    assert Record.from_json(record.to_json()) == record
+    (item,) = LabelledItem.from_record(record)
+    assert (item.slow_correct, item.slow_logit) == (False, -1.1)
+    together = Sample.of([item]).answered_by(AnswerWeights(1.0, 1.0))
+    assert together.slow_correct.tolist() == [True]
+
+
+@pytest.mark.parametrize("odds", ["1", True, float("nan")])
+def test_log_odds_that_are_no_number_are_refused(odds):
+    with pytest.raises(DataFormatError, match="slow_logit is"):
+        LabelledItem.from_dict({**ITEMS[0].to_dict(), "slow_logit": odds})
 
 
 @pytest.mark.parametrize(
