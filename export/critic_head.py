@@ -1,6 +1,7 @@
 """Fits a critic: a small network, the *head*, that says how likely it is that an answer is right.
 
-The head reads the last hidden state of the quantized fast model, whose own weights stay as they are. It is the
+The head reads the last hidden state of the quantized fast model, whose own weights stay as they are, and on demand how
+likely that model finds the answer. It is the
 discriminative model of DRR (*Distillation-Reinforcement-Reasoning*, arXiv 2501.01457) and is fitted on *traces*:
 answers of a reasoner that are labelled as right or wrong. It is written as an ONNX file. The scaling of its inputs and
 the calibration of its output are folded into its weights, so that running it needs nothing but onnxruntime.
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError, InputError, missing_extra
 from fsrm_lite.gate import signals
-from fsrm_lite.loops.critic import CRITIC_FORMAT, READ_AT_ONCE, HiddenReader, backbone_hash
+from fsrm_lite.loops.critic import CRITIC_FORMAT, LIKELIHOOD_STATISTICS, READ_AT_ONCE, backbone_hash, reader_of
 from fsrm_lite.loops.distill import Trace
 from fsrm_lite.measure.intervals import wilson
 from fsrm_lite.measure.metrics import auroc, brier, ece
 
 if TYPE_CHECKING:
+    from fsrm_lite.runtimes.onnx.session import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -37,6 +39,12 @@ STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Inverse strengths of the L2 penalty that are tried for the logistic head.
 
 The one that does best on the calibration questions is kept.
+"""
+
+LIKELIHOOD_STRENGTHS, EMPHASIS = (1e-4, 3e-4, 1e-3, 3e-3), 10.0
+"""The same where the head reads the likelihood too, and the factor by which its statistics are larger than the rest.
+
+So the penalty spares these few numbers. Each strength is tried with the hidden state and without it.
 """
 
 MLP_UNITS, MLP_PENALTY = 32, 0.1
@@ -81,10 +89,15 @@ class CriticReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """The traces of one part: hidden states [N, H], labels [N], logits of the first-token scores [N].
+class Part:
+    """The traces of one part of the data.
 
-    ``questions`` says how many questions they answer.
+    Attributes:
+        hidden: What the head reads of N traces, float64 [N, H]: hidden states, and behind them the statistics of the
+            likelihood where the head reads these.
+        labels: Whether each trace is right, bool [N].
+        fast: Logits of the first-token scores, float64 [N].
+        questions: How many questions they answer.
     """
 
     hidden: Floats
@@ -99,6 +112,7 @@ def fit_critic(
     out: Path,
     *,
     head: Literal["logistic", "mlp"] = "logistic",
+    inputs: Literal["hidden", "likelihood"] = "hidden",
     threshold: float = 0.5,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -113,6 +127,8 @@ def fit_critic(
         model: A loaded reward model.
         out: Folder for ``critic.json`` and ``critic.onnx``; made if missing.
         head: "logistic" or "mlp" (one hidden layer of 32).
+        inputs: What the head reads: "hidden", the last hidden state, or "likelihood", with how likely the model finds
+            the response behind it, for which each trace is read by itself.
         threshold: Score in [0, 1] from which on the critic accepts an answer.
         seed: Seed of the MLP's initial weights.
         progress: Called with the number of traces read since the last call.
@@ -129,8 +145,8 @@ def fit_critic(
         raise InputError(
             f"head is {head!r} and threshold is {threshold}, expected one of {', '.join(HEADS)} and a number in [0, 1]"
         )
-    parts = _read_parts(list(traces), model, progress)
-    layers = _fit(parts, head, seed)
+    parts = _read_parts(list(traces), model, inputs, progress)
+    layers = fit_layers(parts["fit"], parts["calibrate"], head=head, inputs=inputs, seed=seed)
     report = _measure(parts, layers, head)
     out.mkdir(parents=True, exist_ok=True)
     network = network_bytes(layers)
@@ -141,6 +157,7 @@ def fit_critic(
         "backbone_sha256": backbone_hash(model),
         "sha256": hashlib.sha256(network).hexdigest(),
         "threshold": threshold,
+        **({"inputs": inputs} if inputs != "hidden" else {}),
         "report": asdict(report),
     }
     (out / "critic.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -177,10 +194,18 @@ def network_bytes(layers: Sequence[Layer]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int], None] | None) -> dict[str, _Part]:
+def fast_logit(reading: FastReading, model: FastSlowRM) -> float:
+    """Return the logit of the first-token score that a reading of one response stands for."""
+    values = [label.value for label in model.bundle.manifest.labels]
+    logits = reading.label_logits
+    return signals(logits[: len(values)], values).logit if values else logits[0]  # a scalar head's reward
+
+
+def _read_parts(
+    traces: list[Trace], model: FastSlowRM, inputs: str, progress: Callable[[int], None] | None
+) -> dict[str, Part]:
     """Read every trace once with the model; return the traces by part, which depends on the question alone."""
-    reader, manifest = HiddenReader(model), model.bundle.manifest
-    values = [label.value for label in manifest.labels]
+    reader = reader_of(model, inputs)
     rows: dict[str, list[tuple[NDArray[np.float32], bool, float]]] = {part: [] for part in _PARTS}
     questions: dict[str, set[str]] = {part: set() for part in _PARTS}
     for start in range(0, len(traces), READ_AT_ONCE):
@@ -188,9 +213,7 @@ def _read_parts(traces: list[Trace], model: FastSlowRM, progress: Callable[[int]
         for trace, reading in zip(batch, reader.read([(t.question, t.response) for t in batch]), strict=True):
             if reading is not None and reading.hidden is not None:
                 part = _part_of(trace.question)
-                logits = reading.label_logits
-                fast = signals(logits[: len(values)], values).logit if values else logits[0]  # a scalar head's reward
-                rows[part].append((reading.hidden, bool(trace.label), fast))
+                rows[part].append((reading.hidden, bool(trace.label), fast_logit(reading, model)))
                 questions[part].add(trace.question)
         if progress is not None:
             progress(len(batch))
@@ -209,35 +232,54 @@ def _part_of(question: str) -> str:
     return _PARTS[hashlib.blake2b(question.encode(), digest_size=4).digest()[0] % len(_PARTS)]
 
 
-def _stack(rows: list[tuple[NDArray[np.float32], bool, float]], questions: int) -> _Part:
+def _stack(rows: list[tuple[NDArray[np.float32], bool, float]], questions: int) -> Part:
     hidden, labels, fast = zip(*rows, strict=True)
-    return _Part(np.stack(hidden).astype(np.float64), np.array(labels), np.array(fast), questions)
+    return Part(np.stack(hidden).astype(np.float64), np.array(labels), np.array(fast), questions)
 
 
-def _fit(parts: dict[str, _Part], head: str, seed: int) -> list[Layer]:
-    """Fit the head on one part and calibrate it on another; return its layers, with both scalings folded in."""
+def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = "hidden", seed: int = 0) -> list[Layer]:
+    """Fit a head on one part and calibrate it on another.
+
+    Args:
+        fit: Traces that the weights are fitted on.
+        check: Traces of other questions, which choose the penalty and calibrate the output.
+        head: "logistic" or "mlp".
+        inputs: What stands in ``hidden`` of both; see ``fit_critic``.
+        seed: Seed of the MLP's initial weights.
+
+    Returns:
+        The layers of the network, with the scaling of its inputs and the calibration of its output folded in.
+
+    Raises:
+        MissingExtraError: If scikit-learn is not installed.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
         raise missing_extra("scikit-learn", "critic", error) from error
-    fit, check = parts["fit"], parts["calibrate"]
     mean, scale = fit.hidden.mean(0), fit.hidden.std(0) + 1e-6
     standard = (fit.hidden - mean) / scale
     candidates: list[list[Layer]] = []
+    likelihood = inputs == "likelihood"
+    sizes = [np.ones(standard.shape[1])]
+    if likelihood:
+        sizes[0][-len(LIKELIHOOD_STATISTICS) :] = EMPHASIS
+        sizes.append(np.where(sizes[0] == EMPHASIS, EMPHASIS, 0.0))
     if head == "mlp":
         found = MLPClassifier(
             (MLP_UNITS,), alpha=MLP_PENALTY, early_stopping=True, random_state=seed, max_iter=300
         ).fit(standard, fit.labels)
         candidates.append(list(zip(found.coefs_, found.intercepts_, strict=True)))
     else:
-        for strength in STRENGTHS:
-            line = LogisticRegression(C=strength, max_iter=2000).fit(standard, fit.labels)
-            candidates.append([(line.coef_.T, line.intercept_)])
+        for strength in LIKELIHOOD_STRENGTHS if likelihood else STRENGTHS:
+            for size in sizes:
+                line = LogisticRegression(C=strength, max_iter=2000).fit(standard * size, fit.labels)
+                candidates.append([(line.coef_.T * size[:, None], line.intercept_)])
     folded = [_fold_input(layers, mean, scale) for layers in candidates]
-    best = min(folded, key=lambda layers: _log_loss(_logits(layers, check.hidden), check.labels))
+    best = min(folded, key=lambda layers: _log_loss(logits_of(layers, check.hidden), check.labels))
     # Platt's scaling calibrates the output: a logistic regression on the head's logit, with almost no penalty.
-    platt = LogisticRegression(C=1e3).fit(_logits(best, check.hidden)[:, None], check.labels)
+    platt = LogisticRegression(C=1e3).fit(logits_of(best, check.hidden)[:, None], check.labels)
     # A negative slope would turn the ranking around.
     slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])
     weights, biases = best[-1]
@@ -250,7 +292,8 @@ def _fold_input(layers: list[Layer], mean: Floats, scale: Floats) -> list[Layer]
     return [(scaled, biases - mean @ scaled), *layers[1:]]
 
 
-def _logits(layers: Sequence[Layer], hidden: Floats) -> Floats:
+def logits_of(layers: Sequence[Layer], hidden: Floats) -> Floats:
+    """Return the log-odds that traces are right, float64 [N], for what the head reads of them, [N, H]."""
     x = hidden
     for i, (weights, biases) in enumerate(layers):
         x = x @ weights + biases
@@ -262,10 +305,10 @@ def _log_loss(logits: Floats, labels: NDArray[np.bool_]) -> float:
     return float(np.logaddexp(0.0, np.where(labels, -logits, logits)).mean())
 
 
-def _measure(parts: dict[str, _Part], layers: Sequence[Layer], head: str) -> CriticReport:
+def _measure(parts: dict[str, Part], layers: Sequence[Layer], head: str) -> CriticReport:
     """Return the head's figures on the part for testing."""
     test = parts["test"]
-    probability = 0.5 * (1.0 + np.tanh(0.5 * _logits(layers, test.hidden)))
+    probability = 0.5 * (1.0 + np.tanh(0.5 * logits_of(layers, test.hidden)))
     hits = (probability >= 0.5) == test.labels
     accuracy = wilson(int(hits.sum()), len(hits))
     figures: dict[str, Any] = {

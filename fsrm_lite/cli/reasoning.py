@@ -133,13 +133,20 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
     help="Bundle whose hidden states are read: a folder or org/name; default: the embedded model.",
 )
 @click.option("--head", type=click.Choice(("logistic", "mlp")), default="logistic", show_default=True)
+@click.option(
+    "--inputs",
+    type=click.Choice(("hidden", "likelihood")),
+    default="hidden",
+    show_default=True,
+    help="What the head reads: the last hidden state, or with it how likely the model finds the answer.",
+)
 @click.option("--threshold", default=0.5, show_default=True, help="Accept from this score on, in [0, 1].")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def fit_critic(
-    traces: Path, output: Path, model: str | None, head: str, threshold: float, seed: int, as_json: bool
+    traces: Path, output: Path, model: str | None, head: str, inputs: str, threshold: float, seed: int, as_json: bool
 ) -> None:
-    """Fit a critic on TRACES, the output of distill.
+    """Fit a critic on TRACES, the output of distill, or published solutions with labels (GSM8K's, as they are).
 
     It is a small head on the frozen model's hidden state, calibrated, and measured on held-out questions.
     """
@@ -147,7 +154,9 @@ def fit_critic(
     from fsrm_lite.loops.distill import read_traces
 
     with open_lines(traces) as lines, _opened(model) as rm, progress("traces") as step:
-        report = fit(read_traces(lines), rm, output, head=head, threshold=threshold, seed=seed, progress=step)
+        report = fit(
+            read_traces(lines), rm, output, head=head, inputs=inputs, threshold=threshold, seed=seed, progress=step
+        )
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return

@@ -20,7 +20,7 @@ from fsrm_lite.fast.readings import compare_orders, reward_score, score_of
 from fsrm_lite.gate import Decision, Gate
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.runtimes.onnx.session import FastModel, FastReading, FollowedText
 from fsrm_lite.types import Comparison, Prompt, Score
 
 
@@ -180,6 +180,10 @@ class FastPath:
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
         """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""
         return self._model.read(sequences, hidden=hidden)
+
+    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+        """Return how likely the model finds some tokens of a sequence, for a critic; see ``FastModel.follow``."""
+        return self._model.follow(sequence, start, end)
 
     def forget(self) -> None:
         """Forget what earlier calls left in memory; see ``FastModel.forget``."""

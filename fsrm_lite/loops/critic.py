@@ -2,7 +2,8 @@
 
 There are three: the reward model itself (``RewardCritic``), the reasoner asked about its own answer (``SelfCritic``),
 and a fitted head (``HeadCritic``). The head is a small ONNX network that reads the last hidden state of the fast
-model, whose own weights stay as they are. This is the lightweight critic of DRR (arXiv 2501.01457).
+model, whose own weights stay as they are, and, where it was fitted so, how likely that model finds the response. This
+is the lightweight critic of DRR (arXiv 2501.01457).
 ``fsrm_lite.export.critic_head`` fits it; here it is only run.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.batches import each_or_none
+from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import BundleError, InputError, JudgeError
 from fsrm_lite.jsonl import parse_json
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
 
 CRITIC_FORMAT = 1
+INPUTS = ("hidden", "likelihood")
+"""What a head reads: the last hidden state alone, or behind it how likely the model finds the response."""
+
+LIKELIHOOD_STATISTICS = ("total", "lowest_3", "lowest_8", "entropy", "likeliest", "log_tokens")
+"""What ``likelihood`` says of a response, in this order; see ``likelihood_statistics``."""
+
 READ_AT_ONCE = 64
 """Responses per call of the fast model. It limits the memory that hidden states take."""
 
@@ -171,7 +179,7 @@ class HeadCritic:
         """
         self.info = read_critic(Path(folder), model)
         self._threshold = _check_threshold(self.info["threshold"] if threshold is None else threshold)
-        self._reader = HiddenReader(model)
+        self._reader = reader_of(model, self.info.get("inputs", "hidden"))
         self._session = _open_session(Path(folder) / "critic.onnx")
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
@@ -190,7 +198,8 @@ class HeadCritic:
         """Return the probability that each response is right.
 
         Args:
-            hidden: Hidden states, float32, shape [N, H]: N responses, H numbers each.
+            hidden: What the head's reader gave for N responses, float32, shape [N, H]: hidden states, and behind them
+                the statistics of the likelihood where the head was fitted on these.
 
         Returns:
             float32, shape [N], in [0, 1].
@@ -225,6 +234,82 @@ class HiddenReader:
         return readings
 
 
+class LikelihoodReader:
+    """Reads responses with the fast model and keeps, behind the hidden state, how likely it finds each of them.
+
+    A model that could have written a right solution finds a wrong step unlikely. Each response is read by itself, and
+    the head of the model is computed for each of its tokens.
+    """
+
+    def __init__(self, model: FastSlowRM) -> None:
+        """Use a loaded model's fast path and its prompt for a single response.
+
+        Raises:
+            BundleError: If the model's fast graph does not give the logits of its vocabulary.
+        """
+        if not model.fast.graph.can_write:
+            raise BundleError(
+                f"the fast graph of {model.bundle.manifest.name!r} does not give the logits of its vocabulary, which "
+                "the likelihood of a response needs; export it again, or take the hidden state alone"
+            )
+        self._fast = model.fast
+        self._encoder = model.encoder
+
+    def read(self, items: Sequence[tuple[str, str]]) -> list[FastReading | None]:
+        """Return one reading per (question, response), in order; None where the text cannot be read.
+
+        Its ``hidden`` is the hidden state, and behind it the ``LIKELIHOOD_STATISTICS`` of the response.
+        """
+        return each_or_none(lambda part: [self._read(*item) for item in part], items, InputError)
+
+    def _read(self, question: str, response: str) -> FastReading:
+        ids = self._encoder.pointwise_fast(question, response)
+        # What all responses to the question share at both ends is not theirs. The two probes begin and end unlike.
+        one, other = (self._encoder.pointwise_fast(question, probe) for probe in ("a", "1"))
+        start, behind = _common(one, other), _common(one[::-1], other[::-1])
+        found = self._fast.follow(ids, max(1, start), max(start + 1, len(ids) - behind))
+        assert found.reading.hidden is not None
+        statistics = likelihood_statistics(found.log_p, found.best, found.entropy)
+        return replace(found.reading, hidden=np.concatenate([found.reading.hidden, statistics]))
+
+
+def reader_of(model: FastSlowRM, inputs: str) -> HiddenReader | LikelihoodReader:
+    """Return the reader for one of ``INPUTS``.
+
+    Raises:
+        InputError: If there is no such reader.
+        BundleError: If the model cannot give what it reads.
+    """
+    expect_one_of(INPUTS, "inputs", inputs)
+    return LikelihoodReader(model) if inputs == "likelihood" else HiddenReader(model)
+
+
+def likelihood_statistics(
+    log_p: NDArray[np.float64], best: NDArray[np.float64], entropy: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return how likely a model finds a text, in few numbers.
+
+    Args:
+        log_p: Log-probability of each token, in nats, shape [n], n at least 1.
+        best: That of the likeliest token in its place, shape [n].
+        entropy: Entropy of each token's distribution, in nats, shape [n].
+
+    Returns:
+        float32, one number for each of ``LIKELIHOOD_STATISTICS``: the sum of the log-probabilities, the mean of the 3
+        and of the 8 lowest, the mean entropy, the share of tokens that were the likeliest, and the log of their number.
+    """
+    lowest = np.sort(log_p)
+    numbers = (
+        log_p.sum(),
+        lowest[:3].mean(),
+        lowest[:8].mean(),
+        entropy.mean(),
+        (log_p >= best).mean(),
+        np.log(len(log_p)),
+    )
+    return np.array(numbers, dtype=np.float32)
+
+
 def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
     """Read ``critic.json``.
 
@@ -244,6 +329,7 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
         network = (folder / "critic.onnx").read_bytes()
         version, digest, backbone = info["format_version"], info["sha256"], info["backbone_sha256"]
         _check_threshold(info["threshold"])
+        expect_one_of(INPUTS, "inputs", info.get("inputs", "hidden"))
     except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise BundleError(
             f"{folder} is not a critic ({error}); "
@@ -272,6 +358,11 @@ def backbone_hash(model: FastSlowRM) -> str:
     return hashlib.sha256(
         "".join(files[role].sha256 for role in ("fast", "fast_data") if role in files).encode()
     ).hexdigest()
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences share at their beginning."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _open_session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime ships no types

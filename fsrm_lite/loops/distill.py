@@ -24,7 +24,8 @@ from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
 from fsrm_lite.files import check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import complete_lines, dump_row, parse_json
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
-from fsrm_lite.ranking.answers import Extractor, find_extractor
+from fsrm_lite.measure.benchmark_formats import model_solutions
+from fsrm_lite.ranking.answers import Extractor, find_extractor, numeric
 from fsrm_lite.results import begin_run, check_run
 
 GIVE_UP_AFTER = 16
@@ -146,7 +147,11 @@ def distill(
 def read_traces(lines: Iterable[str | bytes]) -> Iterator[Trace]:
     """Yield the traces on the lines of a file, given as text or as bytes.
 
-    A last line without a line break was left half-written by a run that broke off; it is left out, with a warning.
+    A line is a trace as ``distill`` writes it, or a row of published solutions as they are: a ``question``, its
+    ``ground_truth``, and per model an object with its ``solution`` and whether that ``is_correct`` (the form of GSM8K's
+    ``example_model_solutions.jsonl``). Each solution becomes a trace with the published label and the last number as
+    its answer; annotations of a calculator are removed. A last line without a line break was left half-written by a run
+    that broke off; it is left out, with a warning.
 
     Raises:
         DataFormatError: If a line is not a trace; the message names it.
@@ -156,7 +161,7 @@ def read_traces(lines: Iterable[str | bytes]) -> Iterator[Trace]:
             logger.warning("line %d is incomplete and left out", number)
             return
         if line.strip():
-            yield _parse(line, number)
+            yield from _traces_of(line, number)
 
 
 class _Run:
@@ -237,6 +242,27 @@ def _kept(output: Path) -> Iterator[tuple[int, Trace]]:
         for number, line in complete_lines(output, _START):
             if line.strip():
                 yield number, _parse(line, number)
+
+
+def _traces_of(line: str | bytes, number: int) -> list[Trace]:
+    """Return the trace on a line, or one for each of the published solutions on it."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise DataFormatError(f"line {number} is not a trace as fsrm-lite distill writes them: {error}") from error
+    try:
+        solutions = model_solutions(row) if isinstance(row, dict) else []
+    except TypeError as error:
+        raise DataFormatError(f"line {number}: a solution must be a text ({error})") from error
+    if not solutions:
+        return [_parse(line, number)]
+    question, reference = row["question"], row.get("ground_truth", "")
+    if not all(isinstance(text, str) for text in (question, reference)):
+        raise DataFormatError(f"line {number}: question and ground_truth must be texts beside published solutions")
+    return [
+        Trace(question, reference, sample, text, numeric(text), int(right), 0)
+        for sample, (_, text, right) in enumerate(solutions)
+    ]
 
 
 def _parse(line: str | bytes, number: int) -> Trace:

@@ -396,12 +396,24 @@ def _pandalm(row: SourceRow) -> Iterable[Example]:
 def _gsm8k_solutions(row: SourceRow) -> Iterable[Example]:
     """Yield every pair of a right and a wrong solution of one GSM8K question."""
     data = row.data
-    solutions = {name: value for name, value in data.items() if isinstance(value, dict) and "is_correct" in value}
-    right = [(n, _CALCULATION.sub("", v["solution"])) for n, v in solutions.items() if v["is_correct"]]
-    wrong = [(n, _CALCULATION.sub("", v["solution"])) for n, v in solutions.items() if not v["is_correct"]]
+    solutions = model_solutions(data)
+    right = [(n, text) for n, text, correct in solutions if correct]
+    wrong = [(n, text) for n, text, correct in solutions if not correct]
     for good, better in right:
         for bad, worse in wrong:
             yield _mixed(Example(f"{row.where.split()[-1]}-{good}-{bad}", data["question"], (better, worse), (0,)))
+
+
+def model_solutions(data: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """Return the models' solutions in a row of GSM8K's published ones: (model, solution, whether it is right) each.
+
+    A row that is none of these has no solutions.
+    """
+    return [
+        (name, _CALCULATION.sub("", value["solution"]), bool(value["is_correct"]))
+        for name, value in data.items()
+        if "question" in data and isinstance(value, dict) and {"solution", "is_correct"} <= set(value)
+    ]
 
 
 def _cell(value: Any, where: str) -> Any:  # noqa: ANN401 - a text or a list of messages

@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,52 @@ def test_examples_run_on_the_embedded_model(name, request, tmp_path, capsys):
     request.getfixturevalue(name).main([*sizes, "-o", str(tmp_path / "out")])
     assert (tmp_path / "out" / f"{name}.md").read_text().startswith("|")
     assert "%" in capsys.readouterr().out
+
+
+def published(path, questions=60):
+    """Published solutions of sums, by three models of which one is always right."""
+    rng = random.Random(0)
+    rows = []
+    for q in range(questions):
+        a, b = rng.randint(1, 9), rng.randint(1, 9)
+        row = {"question": f"Mia has {a} pens. Mia finds {b} more. How many pens has Mia on day {q}?"}
+        row["ground_truth"] = f"A: {a + b}"
+        for name, off in (("one", 0), ("two", rng.randint(0, 3)), ("three", rng.randint(1, 4))):
+            row[name] = {"is_correct": not off, "solution": f"{a} + {b} = {a + b + off}.\nA: {a + b + off}"}
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, capsys, monkeypatch):
+    example = load("real_traces")
+    path, out = published(tmp_path / "solutions.jsonl"), tmp_path / "out"
+    common = [str(path), "-o", str(out), "--threads", "1"]
+    with pytest.raises(SystemExit, match="20; give it more --minutes"):
+        example.main([*common, "--minutes", "0"])
+    example.main(common)
+    text = capsys.readouterr().out
+    assert "60 questions, 180 traces" in text
+    report = json.loads((out / "real_traces.json").read_text())["figures"]
+    assert report["pick, pass@N"]["value"] == 1.0
+    assert report["AUROC, critic on hidden state and likelihood"]["value"] > 0.7
+    assert report["AUROC, critic on hidden state and likelihood"]["low"] < 1.0
+    assert report["right among the 100% accepted"]["value"] == pytest.approx(report["pick, one at random"]["value"])
+    (cache,) = out.glob("features-*.jsonl")
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:-40])  # a run that was cut off in the midst of a line
+    example.main(common)
+    assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
+    monkeypatch.setattr(example.LikelihoodReader, "read", None)  # nothing is read a second time
+    example.main(common)
+    assert json.loads((out / "real_traces.json").read_text())["figures"] == report
+
+
+def test_ties_of_a_pick_are_drawn_by_lot():
+    example = load("real_traces")
+    traces = [example.Trace("q", "5", k, "x" * n, a, int(a == "5"), 0) for k, (n, a) in enumerate(((3, "5"), (3, "6")))]
+    found = example.picks([*traces, replace(traces[1], response="xxxx", answer=None)], [0.2, 0.9, 0.9])
+    assert found["critic"] == 0.0
+    assert found["majority"] == pytest.approx(1 / 3)
+    assert found["shortest"] == 0.5
+    assert found["pass@N"] == 1.0

@@ -12,7 +12,14 @@ from helpers.loops import readable_model
 
 from fsrm_lite.errors import BundleError, CalibrationError, InputError, MissingExtraError
 from fsrm_lite.export.critic_head import fit_critic, network_bytes
-from fsrm_lite.loops.critic import REJECTED, HeadCritic, _open_session
+from fsrm_lite.loops.critic import (
+    LIKELIHOOD_STATISTICS,
+    REJECTED,
+    HeadCritic,
+    _open_session,
+    likelihood_statistics,
+    reader_of,
+)
 from fsrm_lite.loops.distill import Trace
 
 pytest.importorskip("sklearn")
@@ -153,3 +160,61 @@ def test_fit_names_the_extra_that_is_missing(tmp_path, model, monkeypatch, modul
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=match):
         fit_critic(make_traces(questions=200), model, tmp_path)
+
+
+def sums(questions=150, seed=0):
+    """Traces of the embedded model's kind: right and wrong sums, the wrong ones with a step that it must find odd."""
+    rng = np.random.default_rng(seed)
+    traces = []
+    for q in range(questions):
+        a, b = (int(x) for x in rng.integers(1, 10, size=2))
+        question = f"Mia has {a} pens. Mia finds {b} more. How many pens does Mia have now?" + " " * (q % 7)
+        for k, off in enumerate((0, int(rng.integers(1, 5)))):
+            answer = a + b + off
+            text = f"{a} + {b} = {answer}. The answer is {answer} pens."
+            traces.append(Trace(question, str(a + b), k, text, str(answer), int(not off), 5))
+    return traces
+
+
+def test_a_head_on_the_likelihood_tells_what_the_model_would_not_write(tmp_path, rm):
+    traces = list({(t.question, t.response): t for t in sums()}.values())
+    report = fit_critic(traces, rm, tmp_path, inputs="likelihood")
+    assert report.auroc > 0.9
+    assert json.loads((tmp_path / "critic.json").read_text())["inputs"] == "likelihood"
+    critic = HeadCritic(tmp_path, rm)
+    items = [(t.question, t.response) for t in traces[:20]] + [("", ""), ("q", "")]
+    found = critic.review(items)
+    assert found[-2:] == [REJECTED, REJECTED]
+    assert critic.review(items[:1]) == found[:1]  # a trace is read by itself
+    assert np.mean([r.accept == bool(t.label) for r, t in zip(found, traces, strict=False)]) > 0.7
+    (tmp_path / "critic.json").write_text((tmp_path / "critic.json").read_text().replace('"likelihood"', '"stars"'))
+    with pytest.raises(BundleError, match="inputs is 'stars'"):
+        HeadCritic(tmp_path, rm)
+
+
+def test_a_reader_of_the_likelihood_keeps_the_hidden_state_before_it(rm):
+    (trace,) = sums(1)[:1]
+    items = [(trace.question, trace.response), (trace.question, " "), (trace.question, "7")]
+    plain, follow = (reader_of(rm, inputs).read(items) for inputs in ("hidden", "likelihood"))
+    assert [r is None for r in follow] == [r is None for r in plain] == [False, True, False]
+    for one, other in zip(plain, follow, strict=True):
+        if one is not None:
+            width = len(one.hidden)
+            assert len(other.hidden) == width + len(LIKELIHOOD_STATISTICS)
+            assert other.hidden[:width] == pytest.approx(one.hidden, abs=0.2)  # int8 sums, other company in the row
+            assert other.tokens_read == one.tokens_read + one.tokens_shared
+
+
+def test_likelihood_statistics_by_hand():
+    log_p, best = np.array([-1.0, -5.0, -0.5, -2.0]), np.array([-1.0, -0.1, -0.5, -1.0])
+    found = likelihood_statistics(log_p, best, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found == pytest.approx([-8.5, -8 / 3, -8.5 / 4, 2.5, 0.5, np.log(4)], rel=1e-6)
+    assert len(found) == len(LIKELIHOOD_STATISTICS)
+
+
+def test_a_model_without_logits_has_no_likelihood(rm, monkeypatch):
+    monkeypatch.setattr(rm.fast.graph, "can_write", False)
+    with pytest.raises(BundleError, match="does not give the logits of its vocabulary"):
+        reader_of(rm, "likelihood")
+    with pytest.raises(InputError, match="inputs is 'length'"):
+        reader_of(rm, "length")

@@ -577,3 +577,22 @@ def test_self_critic_believes_the_first_yes_or_no():
 
 def test_self_critic_failing_reasoner_rejects():
     assert SelfCritic(CallableReasoner(lambda prompt: 1 / 0)).review([("q", "4")]) == [REJECTED]
+
+
+def test_read_traces_takes_published_solutions_as_they_are():
+    row = {
+        "question": "How many pens?",
+        "ground_truth": "2+3=<<2+3=5>>5\nA: 5",
+        "small": {"is_correct": False, "solution": "2+4=<<2+4=6>>6\nA: 6"},
+        "large": {"is_correct": True, "solution": "2+3=<<2+3=5>>5\nA: 5"},
+    }
+    found = list(read_traces([json.dumps(row) + "\n", json.dumps(row | {"question": "And now?"}) + "\n"]))
+    assert [(t.question, t.sample, t.response, t.answer, t.label) for t in found[:2]] == [
+        ("How many pens?", 0, "2+4=6\nA: 6", "6", 0),
+        ("How many pens?", 1, "2+3=5\nA: 5", "5", 1),
+    ]
+    assert [t.question for t in found[2:]] == ["And now?"] * 2
+    with pytest.raises(DataFormatError, match="line 1: question and ground_truth must be texts"):
+        list(read_traces([json.dumps(row | {"question": 3}) + "\n"]))
+    with pytest.raises(DataFormatError, match=r"line 1: .* solution"):
+        list(read_traces([json.dumps(row | {"small": {"is_correct": 1, "solution": None}}) + "\n"]))

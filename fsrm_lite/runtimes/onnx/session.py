@@ -50,6 +50,23 @@ class FastReading:
     hidden: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FollowedText:
+    """How a model followed one sequence: what it would say behind it, and how likely it found some of its tokens.
+
+    Attributes:
+        reading: The reading behind the last token, with its hidden state.
+        log_p: Log-probability of each of the tokens, given those before it, in nats, float64 [n].
+        best: Log-probability of the likeliest token in its place, float64 [n].
+        entropy: Entropy of the distribution that each token was drawn from, in nats, float64 [n].
+    """
+
+    reading: FastReading
+    log_p: NDArray[np.float64]
+    best: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+
+
 class FastModel:
     """A fast graph, loaded. Any thread may call it; the calls are served one after another by one worker thread.
 
@@ -114,6 +131,60 @@ class FastModel:
             seen.add(ids)
             readings.append(reading)
         return readings
+
+    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+        """Read one sequence, and how likely the model finds its tokens from ``start`` to before ``end``.
+
+        The sequence is read by itself, nothing of it is shared with others, and each of these tokens costs a product
+        with the whole vocabulary.
+
+        Args:
+            sequence: Token ids.
+            start: Position of the first of the tokens, at least 1.
+            end: Position behind the last one, above ``start`` and at most the length of the sequence.
+
+        Raises:
+            InputError: On an id outside the vocabulary, or positions out of range.
+            BundleError: If the graph does not give the logits of its vocabulary; see ``Graph.can_write``.
+        """
+        self._owner.check_process()
+        ids = self._checked(0, sequence)
+        if not 1 <= start < end <= len(ids):
+            raise InputError(
+                f"tokens {start} to {end} of a sequence of {len(ids)}, expected 1 <= start < end <= length"
+            )
+        if not self.graph.can_write:
+            raise BundleError(
+                f"{self.graph.path} does not give the logits of its vocabulary, which the likelihood of a text needs; "
+                "export it again, from a model that has a vocabulary head"
+            )
+        return self._owner.submit(self._follow, ids, start, end).result()
+
+    def _follow(self, ids: Ids, start: int, end: int) -> FollowedText:
+        nothing = State(0, self.graph.empty)
+        row = chunk_row(Prefix(), Prefix(ids, (len(ids),)))
+        places = list(range(len(ids)))
+        (states,) = (v.numpy() for v in self._run(["hidden"], row, nothing, places, self._no_carry(), range(0)))
+        # Where the model stands before each token, and at last behind the whole text.
+        before = np.concatenate([states[start - 1 : end - 1], states[-1:]])
+        one = chunk_row(Prefix(), Prefix(ids[:1], (1,)))
+        outputs = ["label_logits", "log_mass", "entropy", "logits"]
+        parts: list[list[NDArray[np.float32]]] = []
+        for at in range(0, len(before), self._readings_per_head):
+            carry = before[at : at + self._readings_per_head]
+            labels, mass, entropy, logits = (
+                v.numpy() for v in self._run(outputs, one, nothing, [0], carry, range(1, 1 + len(carry)))
+            )
+            tokens = np.array(ids[start + at : start + at + len(carry)][: end - start - at], dtype=np.int64)
+            parts.append([labels, mass, entropy, logits[np.arange(len(tokens)), tokens], logits.max(axis=1)])
+        labels, mass, entropy, chosen, top = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if not all(np.isfinite(part).all() for part in (labels, mass, entropy, chosen, top)):
+            raise BundleError("the fast graph gave a reading that is not finite; its weights are damaged")
+        mass = mass.astype(np.float64)
+        reading = FastReading(
+            tuple(float(x) for x in labels[-1]), float(mass[-1]), float(entropy[-1]), len(ids), 0, states[-1].copy()
+        )
+        return FollowedText(reading, chosen - mass[:-1], top[:-1] - mass[:-1], entropy[:-1].astype(np.float64))
 
     def forget(self) -> None:
         """Forget the kept prefixes, so that the next call computes, and counts, what a new model would."""

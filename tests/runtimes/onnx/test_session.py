@@ -308,3 +308,37 @@ def test_usable_cores_reads_version_1_quotas(tmp_path, monkeypatch):
     (folder / "cpu.cfs_quota_us").write_text("300000")
     (folder / "cpu.cfs_period_us").write_text("100000")
     assert usable_cores(tmp_path) == 3
+
+
+def test_a_followed_text_has_the_log_probabilities_of_its_tokens(rm):
+    """The log-probability of a label behind a text is what its reading says, label by label."""
+    ids = rm.encoder.pointwise_fast("What is 2 + 3?", "2 + 3 = 5. The answer is 5.")
+    labels = [label.id for label in rm.bundle.manifest.labels]
+    (reading,) = rm.fast.readings([ids], hidden=True)
+    for label, logit in zip(labels, reading.label_logits, strict=True):
+        found = rm.fast.follow([*ids, label], len(ids), len(ids) + 1)
+        assert found.log_p == pytest.approx([logit - reading.log_mass], abs=0.05)  # int8: other rows round otherwise
+        assert found.entropy == pytest.approx([reading.entropy], abs=0.05)
+        assert found.best[0] >= found.log_p[0]
+    whole = rm.fast.follow(ids, 1, len(ids))
+    assert len(whole.log_p) == len(ids) - 1
+    assert (whole.log_p <= whole.best).all()
+    assert whole.reading.tokens_read == len(ids)
+    assert whole.reading.label_logits == pytest.approx(reading.label_logits, abs=0.05)
+    part = rm.fast.follow(ids, 5, 9)
+    assert part.log_p == pytest.approx(whole.log_p[4:8], abs=1e-5)
+
+
+def test_a_text_is_followed_in_as_many_runs_as_the_vocabulary_needs(rm, monkeypatch):
+    ids = rm.encoder.pointwise_fast("What is 2 + 3?", "2 + 3 = 5.")
+    whole = rm.fast.follow(ids, 1, len(ids))
+    monkeypatch.setattr(rm.fast._model, "_readings_per_head", 3)
+    pieces = rm.fast.follow(ids, 1, len(ids))
+    assert pieces.log_p == pytest.approx(whole.log_p, abs=1e-5)
+    assert pieces.reading.label_logits == pytest.approx(whole.reading.label_logits, abs=1e-5)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 2), (2, 2), (1, 99), (3, 2)])
+def test_tokens_out_of_range_cannot_be_followed(rm, start, end):
+    with pytest.raises(InputError, match="expected 1 <= start < end <= length"):
+        rm.fast.follow([1, 2, 3], start, end)
