@@ -49,6 +49,14 @@ TUNING_SHARE = 0.2
 PATH_STEPS = 100
 """Steps on a path. Between two of them lies one per cent of the tuning part."""
 
+_RESAMPLES, _SURE = 100, 0.9
+"""Resamples of the tuning part, and the share of them in which another confidence must beat the intuition.
+
+Measured on the synthetic populations of ``benchmarks.guarantee`` (200 calibration sets of 1,000 items each; calibrated,
+overconfident, bumpy): by the smallest AURC alone the coverage is 0.86, 0.31 and 0.71 of the oracle's, with this rule it
+is 0.87, 0.34 and 0.79. Where the word distribution does tell more, hardly anything is lost (0.60 against 0.61).
+"""
+
 
 @dataclass(frozen=True)
 class Path:
@@ -199,8 +207,8 @@ def control_risk(
         confidence: Probability with which the target holds, over the random choice of ``testing``; in (0, 1).
         temperature: Of the intuition confidence; must not be fitted on ``testing``.
         paths: Names of paths. All of them are walked, each with an equal part of delta, and the one that accepts most
-            is kept. None walks one path with the whole delta: the one with the smallest AURC (see
-            ``fsrm_lite.measure.metrics.RiskCoverage``) on the tuning part.
+            is kept. None walks one path with the whole delta: that of the intuition, unless another one has clearly the
+            smaller AURC (see ``fsrm_lite.measure.metrics.RiskCoverage``) on the tuning part.
 
     Returns:
         The thresholds, or a gate that always escalates, and what was proved.
@@ -253,8 +261,22 @@ def _start(path: Path, tuning: Sample, temperature: float, risk: float) -> int:
 
 
 def _sharpest(tuning: Sample) -> str:
-    """Return the name of the path whose confidence tells right from wrong best (smallest AURC) on the tuning part."""
-    return min(tuning.confidences().items(), key=lambda named: risk_coverage(named[1], tuning.fast_correct).aurc)[0]
+    """Return the name of the path whose confidence tells right from wrong best (smallest AURC) on the tuning part.
+
+    The tuning part is small, and which of three AURCs is the smallest there is often luck. So another confidence takes
+    the place of the intuition only if it beats it in most resamples of the tuning part, too.
+    """
+    confidences, right = tuning.confidences(), tuning.fast_correct
+    best = min(confidences, key=lambda name: risk_coverage(confidences[name], right).aurc)
+    if best == "intuition":
+        return best
+    rng = np.random.default_rng(0)
+    wins = 0
+    for _ in range(_RESAMPLES):
+        drawn = rng.integers(0, len(right), len(right))
+        aurc = [risk_coverage(confidences[name][drawn], right[drawn]).aurc for name in (best, "intuition")]
+        wins += aurc[0] < aurc[1]
+    return best if wins >= _SURE * _RESAMPLES else "intuition"
 
 
 def _step(path: Path, index: int, testing: Sample, temperature: float, delta: float, risk: float) -> Step:

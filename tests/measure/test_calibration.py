@@ -16,7 +16,7 @@ from fsrm_lite.measure.calibration import Goal, calibrate, check_items, fit_temp
 from fsrm_lite.measure.calibration_plots import render, write_picture
 from fsrm_lite.measure.calibration_report import gate_figures, percent
 from fsrm_lite.measure.labelled import Sample
-from fsrm_lite.measure.metrics import front
+from fsrm_lite.measure.metrics import front, risk_coverage
 from fsrm_lite.measure.risk_control import ALWAYS, control_risk, feasibility, make_path
 from fsrm_lite.measure.tradeoff import best_within_budget, cheapest_within, escalations, operate, pareto
 
@@ -362,3 +362,25 @@ def test_a_margin_is_the_rule_in_plain_numbers():
     assert margin_of(GateSpec(math.tanh(1.5 / (2 * 3.0)), temperature=3.0)) == pytest.approx(1.5)
     assert margin_of(ALWAYS) is None
     assert margin_of(GateSpec(0.5, 0.2)) is None  # the other confidence speaks as well
+
+
+def test_the_path_is_not_left_for_a_lucky_order():
+    """Where the intuition says all, the smallest of three AURCs on 200 items often belongs to another confidence."""
+    sample = guarantee.population("bumpy", np.random.default_rng(7), size=20_000)
+    rng, smallest, chosen = np.random.default_rng(0), [], []
+    for _ in range(40):
+        tuning, testing = parts(sample.take(rng.integers(0, len(sample), 1000)))
+        aurc = {n: risk_coverage(c, tuning.fast_correct).aurc for n, c in tuning.confidences().items()}
+        smallest.append(min(aurc, key=aurc.__getitem__))
+        chosen.append(control_risk(tuning, testing, risk=0.1, confidence=0.9).path)
+    assert smallest.count("intuition") < 30
+    assert chosen.count("joint") + chosen.count("distribution") <= 8
+
+
+def test_a_path_that_is_clearly_better_is_taken():
+    rng = np.random.default_rng(9)
+    logit, distribution = rng.normal(0, 2.5, 1000), rng.random(1000)
+    right = rng.random(1000) < 1 - 0.6 * (1 - distribution)
+    toward = np.where(right, 1.0, -1.0) * np.abs(logit)
+    sample = Sample(logit, distribution, toward, right, None, None, np.arange(1000).astype(str))
+    assert control_risk(*parts(sample), risk=0.15, confidence=0.9).path == "distribution"
