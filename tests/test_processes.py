@@ -108,7 +108,7 @@ def think():
         rm.compare(QUESTION, *ANSWERS, judge="always", votes=16, temperature=1.5, adaptive=False, watch=watch)
 def read():
     while True:
-        rm.score_many([(f"What is {i} + 3?", "5 " * 200) for i in range(64)], judge="never")
+        rm.score_many([(f"What is {i} + 3?", "5 " * 200) for i in range(4)], judge="never")
 for call in (think, read):
     threading.Thread(target=call, daemon=True).start()
 begun.wait()
