@@ -106,6 +106,7 @@ def watch(thoughts):
 def think():
     while True:
         rm.compare(QUESTION, *ANSWERS, judge="always", votes=16, temperature=1.5, adaptive=False, watch=watch)
+        begun.set()  # of a child's thoughts nothing is watched
 def read():
     while True:
         rm.score_many([(f"What is {i} + 3?", "5 " * 200) for i in range(4)], judge="never")
@@ -113,7 +114,7 @@ for call in (think, read):
     threading.Thread(target=call, daemon=True).start()
 begun.wait()
 if process == "subprocess":
-    time.sleep(0.05)  # it is watched when it has finished; by now it writes the next thoughts
+    time.sleep(0.05)  # by now it writes the next thoughts
 print("thinking", flush=True)
 if how == "exit":
     sys.exit(7)
