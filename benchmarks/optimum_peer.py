@@ -56,8 +56,8 @@ class Optimum:
         return out
 
 
-def setup(root: Path, say: Callable[[str], None]) -> None:
-    """Make the environment, export in fp32, and quantize to int8 as optimum's users do. What is there already is kept.
+def install(root: Path, say: Callable[[str], None]) -> None:
+    """Make the environment, unless it is there already.
 
     Raises:
         subprocess.CalledProcessError: If a step fails; its output went to standard error.
@@ -72,6 +72,16 @@ def setup(root: Path, say: Callable[[str], None]) -> None:
                 [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", pin], check=True
             )
         done.touch()
+
+
+def setup(root: Path, say: Callable[[str], None]) -> None:
+    """Make the environment, export in fp32, and quantize to int8 as optimum's users do. What is there already is kept.
+
+    Raises:
+        subprocess.CalledProcessError: If a step fails; its output went to standard error.
+    """
+    install(root, say)
+    python = environment(root)
     for precision in ("fp32", "int8"):
         if not folder(root, precision).is_dir():
             say(f"writing optimum's export, {precision}")

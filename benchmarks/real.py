@@ -49,7 +49,8 @@ from fsrm_lite.export.parity.measures import Tolerance, gate_signals
 from fsrm_lite.export.plan import open_source
 from fsrm_lite.export.stages import FastKind, ask_reference
 from fsrm_lite.runtimes.llama.engine import quantize
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.runtimes.onnx.session import FastModel
+from fsrm_lite.runtimes.reading import FastReading
 from fsrm_lite.runtimes.threads import usable_cores
 
 ROOT = Path(__file__).parents[1]

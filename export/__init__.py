@@ -7,13 +7,16 @@ file (llama.cpp's format), with which the judge thinks.
 =====================  ==============================================================================
 ``pipeline``           the whole export, one stage after the other
 ``plan``               what is read and decided before anything is computed
+``halves``             the export of two models as one bundle, one for each path
 ``stages``             the stages that do the work
 ``checkpoints``        reads the trainer's folder
 ``graph``              writes the fast ONNX graph
-``gguf``               writes the judge's GGUF file
+``gguf``               writes the judge's GGUF file; makes a bundle of a GGUF file
+``encoders``           makes a bundle of an encoder that optimum exported
 ``parity``             measures whether an exported file decides like the checkpoint
 ``card``               writes the model card and the parity table
 ``golden``             notes examples with their scores
+``finish``             the manifest and the card of a bundle that has its files
 ``folders``            lets a bundle appear whole or not at all
 ``recipes``            how public models are asked, and which of them fits a checkpoint
 ``hub``                fetches a checkpoint, uploads a finished bundle

@@ -115,6 +115,23 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
     return text + "; OUT OF TOLERANCE, written by force: " + "; ".join(parity["violations"]) + "."
 
 
+def checks_summary(card: Mapping[str, Any]) -> str:
+    """Return as sentences what a model was checked for that was taken as it is: a GGUF file, or an encoder."""
+    if "onnx" in card:
+        text = f"The scores are those of {card['onnx']['file']} itself, so there is no other file to compare with."
+        count = card["onnx"]["compared"]
+        return text + (f" The template gives the tokenizer's own ids of {count} pairs of texts." if count else "")
+    gguf = card["gguf"]
+    text = f"The scores are those of {gguf['file']} itself, so there is no other file to compare with."
+    if gguf["label_mass"] is not None:
+        text += (
+            f" Its labels have {gguf['label_mass']:.2g} of the first token's probability in the median of "
+            f"{gguf['texts']} texts ({gguf['calibration']})."
+        )
+    text += f" tokenizer.json was {gguf['tokenizer']}, and agrees with the file's tokens."
+    return text + "".join(f" Written by force: {line}." for line in gguf["violations"])
+
+
 _USE = """from fsrm_lite import FastSlowRM
 
 rm = FastSlowRM.from_pretrained("path/to/this/folder")
@@ -146,11 +163,15 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
     if "pointwise_fast" not in manifest.templates:
         call = f'result = rm.compare({prompt}, {response}, "4")\nprint(result.winner, result.route)'
     use = _USE.format(call=call)
-    fast, slow = card["parity"]["fast"], card["parity"].get("slow")
+    parity = card.get("parity") or {}
     parts = "an ONNX scorer"
-    if slow:
+    if "gguf" in card:
+        parts = "a GGUF file, as it came, and the gate"
+    elif "onnx" in card:
+        parts = "an encoder with one output, as optimum wrote it, and the gate"
+    elif parity.get("slow"):
         parts = "an ONNX scorer, a GGUF judge and the gate between them"
-    elif fast.get("thinks"):
+    elif parity["fast"].get("thinks"):
         parts = "an ONNX graph that scores and thinks, and the gate between the two"
     sections = [
         f"---\nlicense: {str(card.get('license', 'unknown')).lower()}\nlibrary_name: fsrm-lite\ntags: "
@@ -165,9 +186,8 @@ def model_card(manifest: Manifest, text: str | None = None) -> str:
         f"- Labels of the first token: {labels or 'none; a scalar head gives the reward'}\n"
         f"- Templates: {', '.join(manifest.templates)}\n"
         f"- Context: {manifest.limits.context} tokens, thoughts of at most {manifest.limits.thinking_tokens}\n"
-        f"- Gate: {gate}",
-        "## Parity with the checkpoint",
-        parity_table(card["parity"]),
-        parity_summary(card["parity"]),
+        f"- Gate: {gate}" + (f"\n- Judge: {card['judge']['name']}, in `judge/`" if "judge" in card else ""),
+        *(["## Checks", checks_summary(card)] if "gguf" in card or "onnx" in card else []),
+        *(["## Parity with the checkpoint", parity_table(parity), parity_summary(parity)] if parity else []),
     ]
     return "\n\n".join(sections) + "\n"

@@ -10,23 +10,25 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypedDict
 
-from fsrm_lite.bundle.files import Bundle, file_sha256, write_manifest
+from fsrm_lite.bundle.files import file_sha256
 from fsrm_lite.bundle.manifest import Manifest
-from fsrm_lite.errors import ToleranceError
-from fsrm_lite.export.card import model_card
+from fsrm_lite.errors import ExportError, ToleranceError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.tensors import row_slices
-from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME
+from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, has_chat_template
+from fsrm_lite.export.encoders import export_encoder, is_onnx_folder, pair_spec, run_optimum
+from fsrm_lite.export.finish import describe, tool_versions
 from fsrm_lite.export.folders import atomic_folder, check_target
-from fsrm_lite.export.golden import golden_examples
+from fsrm_lite.export.gguf.bundle import choose_gguf_spec, export_gguf, is_gguf
 from fsrm_lite.export.graph.precision import worst_matmul
-from fsrm_lite.export.parity.measures import Violations, violations
-from fsrm_lite.export.plan import Plan, Spec, plan_export
+from fsrm_lite.export.hub import checkpoint_name, find_checkpoint
+from fsrm_lite.export.parity.measures import Tolerance, Violations, violations
+from fsrm_lite.export.plan import ChosenSpec, Plan, Spec, choose_spec, plan_export
 from fsrm_lite.export.stages import (
     FastKind,
     FastResult,
@@ -48,8 +50,11 @@ def export_checkpoint(
     spec: Spec | None = None,
     recipe: str | None = None,
     name: str | None = None,
-    fast: FastKind = "int8",
+    fast: FastKind | None = None,
     slow: SlowKind | None = None,
+    tokenizer: str | Path | None = None,
+    fast_only: bool = False,
+    exporter: Literal["own", "optimum"] = "own",
     calibration: str | Path | None = None,
     tolerance: Mapping[str, float] | None = None,
     card: str | Path | None = None,
@@ -61,16 +66,21 @@ def export_checkpoint(
     """Export a Hugging Face checkpoint folder as a bundle and measure how alike the two decide.
 
     Args:
-        checkpoint: Folder that ``save_pretrained`` wrote, with ``tokenizer.json``; or "org/name" on the hub.
+        checkpoint: Folder that ``save_pretrained`` wrote, with ``tokenizer.json``; or "org/name" on the hub; or a GGUF
+            file, see ``fsrm_lite.export.gguf.bundle.export_gguf``; or an ONNX folder, see
+            ``fsrm_lite.export.encoders.export_encoder``.
         out: Folder to create; it appears only when the whole bundle is in it.
         spec: The trainer's fragment (labels, templates, gate); ``CHECKPOINT/fsrm.json`` by default. Without one, a
             recipe is used.
         recipe: Name of a recipe; by default the one that ``fsrm_lite.export.recipes.recognise`` finds by the name of
             the folder, or by "org/name".
         name: Name of the exported model where a recipe is used; by default that of the checkpoint.
-        fast: Precision of the ONNX file.
+        fast: Precision of the ONNX file, by default "int8".
         slow: Kind of the GGUF file, or "none" for a bundle that thinks with its fast file alone. By default "q8_0", and
             "none" where no template asks for a thought, as with a scalar head.
+        tokenizer: For a GGUF file: the folder of its tokenizer; see ``export_gguf``.
+        fast_only: Leave out all templates but the fast ones, for a bundle with a judge of its own.
+        exporter: With "optimum", optimum writes the ONNX file, of an encoder with one output.
         calibration: JSONL of pairs to measure on; a built-in set of 510 pairs by default.
         tolerance: Limits to change, by the names of the fields of ``fsrm_lite.export.parity.measures.Tolerance``.
         card: Markdown file whose text goes into the model card.
@@ -89,14 +99,46 @@ def export_checkpoint(
         ExportError: On any other bad input, or when the disk is full.
     """
     target, report = Path(out), progress or (lambda stage, done, total: None)
+    common: _Common = {
+        "spec": spec,
+        "name": name,
+        "calibration": None if calibration is None else Path(calibration),
+        "card": card,
+        "overwrite": overwrite,
+        "progress": report,
+        "notice": notice or (lambda sentence: None),
+    }
+    if is_gguf(checkpoint):
+        if fast is not None or slow not in (None, "none"):
+            raise ExportError("a GGUF file is taken as it is; --fast and --slow (but for none) are for checkpoints")
+        return export_gguf(
+            Path(checkpoint).expanduser(),
+            target,
+            recipe=recipe,
+            tokenizer=None if tokenizer is None else Path(tokenizer),
+            judge=slow is None,
+            fast_only=fast_only,
+            tolerance=Tolerance.from_mapping(tolerance),
+            force=force,
+            **common,
+        )
+    if exporter == "optimum" or is_onnx_folder(checkpoint):
+        if any(option is not None for option in (recipe, fast, tokenizer)) or slow not in (None, "none"):
+            raise ExportError(
+                "an encoder is taken as it is; --recipe, --fast, --slow and --tokenizer are for other models"
+            )
+        return _export_onnx(checkpoint, target, exporter, common)
+    if tokenizer is not None:
+        raise ExportError("--tokenizer is for a GGUF file; a checkpoint has its own tokenizer.json")
     check_target(target, overwrite=overwrite)
     plan = plan_export(
         checkpoint,
         spec=spec,
         recipe=recipe,
         name=name,
-        fast=fast,
+        fast=fast or "int8",
         slow=slow,
+        fast_only=fast_only,
         calibration=calibration,
         tolerance=tolerance,
         card=card,
@@ -112,6 +154,37 @@ def export_checkpoint(
             f"{built.left_out}; the fast file is within tolerance, and {target} was written without the slow one"
         )
     return built.manifest
+
+
+class _Common(TypedDict):
+    """What the exports of a GGUF file and of an encoder take alike; see ``export_checkpoint``."""
+
+    spec: Spec | None
+    name: str | None
+    calibration: Path | None
+    card: str | Path | None
+    overwrite: bool
+    progress: StageProgress
+    notice: Callable[[str], None]
+
+
+def _export_onnx(checkpoint: str | Path, out: Path, exporter: str, common: _Common) -> Manifest:
+    """Export an encoder: an ONNX folder, or a checkpoint of which optimum makes one first."""
+    if exporter != "optimum":
+        return export_encoder(Path(checkpoint).expanduser(), out, **common)
+    named: _Common = {**common, "name": common["name"] or checkpoint_name(checkpoint).rsplit("/", 1)[-1]}
+    with TemporaryDirectory(prefix="fsrm-optimum-") as folder:
+        return export_encoder(run_optimum(checkpoint, Path(folder)), out, **named)
+
+
+def spec_of(checkpoint: str | Path, spec: Spec | None, recipe: str | None, tokenizer: Path | None = None) -> ChosenSpec:
+    """Return the spec with which ``export_checkpoint`` would export a checkpoint, a GGUF file or an ONNX folder."""
+    if is_gguf(checkpoint):
+        given = tokenizer is not None and has_chat_template(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+        return choose_gguf_spec(Path(checkpoint).expanduser(), spec, recipe, None, chat=given)
+    if is_onnx_folder(checkpoint) and recipe is None:
+        return ChosenSpec(pair_spec(Path(checkpoint).expanduser()) if spec is None else spec)
+    return choose_spec(find_checkpoint(checkpoint), spec, recipe, known_as=checkpoint_name(checkpoint))
 
 
 def check_weights(checkpoint: Checkpoint, report: StageProgress) -> str:
@@ -163,7 +236,7 @@ def build_bundle(plan: Plan, folder: Path, fingerprint: str, *, force: bool, rep
     """
     source, limits = plan.source, plan.tolerance
     expected = ask_reference(source, tolerance=limits, report=report)
-    too_low = label_mass_too_low(source, expected, limits)
+    too_low = label_mass_too_low(expected.readings, source.measured, source.vocabulary, limits)
     unsaid = Violations(() if too_low is None else (too_low,))
     if unsaid and not force:
         raise ToleranceError(_refusal(unsaid.lines()))
@@ -185,7 +258,7 @@ def build_bundle(plan: Plan, folder: Path, fingerprint: str, *, force: bool, rep
     }
     card = _card_entries(plan, parity, wrong, fingerprint)
     files = {"tokenizer": TOKENIZER_NAME, **fast.files, **slow.files}
-    return Built(_describe(folder, plan, card, files), left_out)
+    return Built(describe(folder, source.manifest, source.data, card, files, plan.card_text), left_out)
 
 
 def _refusal(wrong: Sequence[str]) -> str:
@@ -203,11 +276,10 @@ def _worst(plan: Plan, fast: FastResult, found: Violations, report: StageProgres
 def _card_entries(plan: Plan, parity: dict[str, Any], wrong: list[str], fingerprint: str) -> dict[str, Any]:
     """Return the card of the manifest: what people want to know of the model, and no program acts on."""
     source, data = plan.source, plan.source.data
-    tools = ("fsrm-lite", "onnxruntime", "onnx", "gguf", "llama-cpp-python", "transformers", "torch")
     return {
         **source.manifest.card,
         "architecture": {**asdict(source.checkpoint.arch), "parameters": source.parameters},
-        "provenance": {"checkpoint_sha256": fingerprint, "tools": {name: _version(name) for name in tools}},
+        "provenance": {"checkpoint_sha256": fingerprint, "tools": tool_versions()},
         "parity": {
             **{kind: figures for kind, figures in parity.items() if figures is not None},
             "calibration": {"source": data.source, "items": len(data.items), "pairs": len(data.pairs)},
@@ -218,26 +290,3 @@ def _card_entries(plan: Plan, parity: dict[str, Any], wrong: list[str], fingerpr
         **plan.chosen.card(source.checkpoint.arch),
         **({"warnings": plan.doubtful} if plan.doubtful else {}),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _describe(folder: Path, plan: Plan, card: dict[str, Any], files: dict[str, str]) -> Manifest:
-    """Write the manifest and the model card of a bundle whose files are there; return the manifest.
-
-    Args:
-        folder: The bundle's folder.
-        plan: What was exported.
-        card: The card's entries; golden examples are added to them.
-        files: Paths by role.
-    """
-    listed = write_manifest(folder, replace(plan.source.manifest, card=card), files)
-    golden = golden_examples(Bundle.open(folder), plan.source.data)
-    manifest = replace(listed, card={**card, "golden": golden})
-    (folder / "README.md").write_text(model_card(manifest, plan.card_text), "utf-8")
-    return write_manifest(folder, manifest)

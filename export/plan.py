@@ -18,6 +18,7 @@ from fsrm_lite.export.checkpoints.checkpoint import Architecture, Checkpoint, re
 from fsrm_lite.export.checkpoints.spec import SPEC_NAME, load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, has_chat_template, read_vocabulary
+from fsrm_lite.export.finish import read_card
 from fsrm_lite.export.gguf.writer import check_writable
 from fsrm_lite.export.hub import checkpoint_name, find_checkpoint
 from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration, pair_orders
@@ -46,7 +47,7 @@ class ChosenSpec:
             *(f"assumed: {sentence}" for sentence in recipe.assumes),
         ]
 
-    def card(self, arch: Architecture) -> dict[str, Any]:
+    def card(self, arch: Architecture | None) -> dict[str, Any]:
         """Return what the card says about the recipe, with the published examples of this very model."""
         if self.recognised is None:
             return {}
@@ -54,7 +55,7 @@ class ChosenSpec:
         published = [
             {key: value for key, value in example.items() if key != "shape"}
             for example in recipe.published
-            if all(getattr(arch, key) == value for key, value in example["shape"].items())
+            if all(getattr(arch, key, None) == value for key, value in example["shape"].items())
         ]
         about = {"name": recipe.name, "recognised": self.recognised.why, "source": recipe.source}
         return {"recipe": {**about, "assumes": list(recipe.assumes)}} | ({"published": published} if published else {})
@@ -102,6 +103,7 @@ def plan_export(
     name: str | None,
     fast: FastKind,
     slow: SlowKind | None,
+    fast_only: bool = False,
     calibration: str | Path | None,
     tolerance: Mapping[str, float] | None,
     card: str | Path | None,
@@ -116,10 +118,10 @@ def plan_export(
     for flag, value, kinds in (("fast", fast, get_args(FastKind)), ("slow", slow, get_args(SlowKind))):
         if value is not None and value not in kinds:
             raise ExportError(f"--{flag} is {value!r}, expected one of {', '.join(kinds)}")
-    card_text = _read_card(card)
+    card_text = read_card(card)
     root = find_checkpoint(checkpoint)
     chosen = choose_spec(root, spec, recipe, known_as=checkpoint_name(checkpoint), name=name)
-    source = open_source(root, chosen.spec, None if calibration is None else Path(calibration))
+    source = open_source(root, chosen.spec, None if calibration is None else Path(calibration), fast_only=fast_only)
     thinks = any(name.endswith("_slow") or name == "solve" for name in source.manifest.templates)
     slow = slow or ("q8_0" if thinks else "none")
     if slow != "none":
@@ -143,26 +145,39 @@ def choose_spec(
     Raises:
         ExportError: If both are given, or nothing is known about the checkpoint.
     """
+    own = name or known_as.rsplit("/", 1)[-1] or root.name
+    if spec is not None or recipe is not None:
+        return asked_for(spec, recipe, own)
+    if (root / SPEC_NAME).is_file():
+        return ChosenSpec(None)
+    config = read_config(root)
+    classes = config.get("architectures") or [f"unknown class of type {config.get('model_type')}"]
+    recognised = recognise(known_as, str(classes[0]), chat_template=has_chat_template(root))
+    return ChosenSpec(fragment(recognised.recipe, own), recognised)
+
+
+def asked_for(spec: Spec | None, recipe: str | None, name: str) -> ChosenSpec:
+    """Return the spec that is asked for: a fragment, or the recipe of this name, for a model of the name ``name``.
+
+    Raises:
+        ExportError: If both are given, or there is no such recipe.
+    """
     if spec is not None and recipe is not None:
         raise ExportError("both --spec and --recipe are given; expected one of them")
-    if spec is not None or (recipe is None and (root / SPEC_NAME).is_file()):
+    if recipe is None:
         return ChosenSpec(spec)
-    if recipe is not None:
-        recognised = Recognised(find_recipe(recipe), "as asked for")
-    else:
-        config = read_config(root)
-        classes = config.get("architectures") or [f"unknown class of type {config.get('model_type')}"]
-        recognised = recognise(known_as, str(classes[0]), chat_template=has_chat_template(root))
-    return ChosenSpec(fragment(recognised.recipe, name or known_as.rsplit("/", 1)[-1] or root.name), recognised)
+    recognised = Recognised(find_recipe(recipe), "as asked for")
+    return ChosenSpec(fragment(recognised.recipe, name), recognised)
 
 
-def open_source(root: Path, spec: Spec | None, calibration: Path | None) -> Source:
+def open_source(root: Path, spec: Spec | None, calibration: Path | None, *, fast_only: bool = False) -> Source:
     """Read and check everything small: config, headers of the weights, tokenizer, spec, calibration pairs.
 
     Args:
         root: The checkpoint folder.
         spec: The trainer's fragment; ``fsrm.json`` in the folder by default.
         calibration: JSONL of pairs; the built-in set by default.
+        fast_only: Leave out all templates but the fast ones.
 
     Returns:
         What all stages of the export work from.
@@ -173,7 +188,7 @@ def open_source(root: Path, spec: Spec | None, calibration: Path | None) -> Sour
     checkpoint = Checkpoint.open(root)
     vocabulary = read_vocabulary(root, checkpoint.arch.vocab_size)
     chat = read_chat_template(root, vocabulary)
-    manifest = resolve_spec(*load_spec(root, spec), checkpoint.arch, vocabulary, chat, root)
+    manifest = resolve_spec(*load_spec(root, spec, fast_only=fast_only), checkpoint.arch, vocabulary, chat, root)
     refuse_foreign_tokens(manifest, vocabulary)
     encoder = PromptEncoder(root / TOKENIZER_NAME, manifest)
     data, ids = keep_short(load_calibration(calibration), encoder)
@@ -182,12 +197,3 @@ def open_source(root: Path, spec: Spec | None, calibration: Path | None) -> Sour
         ids = pair_orders(data, encoder)
         pairs = tuple((i, i + 1) for i in range(0, len(ids), 2))
     return Source(checkpoint, vocabulary, chat, manifest, encoder, data, ids, pairs)
-
-
-def _read_card(path: str | Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"cannot read the card {path}: {error}") from error

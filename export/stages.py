@@ -6,7 +6,7 @@ Ask the checkpoint, build and measure the fast file, build and measure the slow 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -74,14 +74,8 @@ class Source:
 
     @property
     def measured(self) -> Manifest:
-        """The manifest by which fast readings are compared.
-
-        Where the model reads pairs only, their two labels are those of a score: that the first place is the better one.
-        """
-        if "pointwise_fast" in self.manifest.templates:
-            return self.manifest
-        first, second = self.manifest.pair_labels
-        return replace(self.manifest, labels=(replace(first, value=1.0), replace(second, value=0.0)), pair_labels=())
+        """The manifest by which fast readings are compared; see ``measured``."""
+        return measured(self.manifest)
 
     @property
     def label_ids(self) -> list[int]:
@@ -165,6 +159,17 @@ class SlowResult:
         return {"precision": precision, "tolerance": allowed, **self.parity.to_dict(), **verdicts, **making}
 
 
+def measured(manifest: Manifest) -> Manifest:
+    """Return the manifest by which fast readings are measured.
+
+    Where the model reads pairs only, their two labels are those of a score: that the first place is the better one.
+    """
+    if "pointwise_fast" in manifest.templates:
+        return manifest
+    first, second = manifest.pair_labels
+    return replace(manifest, labels=(replace(first, value=1.0), replace(second, value=0.0)), pair_labels=())
+
+
 def ask_reference(source: Source, *, tolerance: Tolerance, report: StageProgress) -> Expected:
     """Run the checkpoint through transformers; the model is freed before anything else is loaded."""
     report("reference scores", 0, len(source.fast_ids))
@@ -177,18 +182,31 @@ def ask_reference(source: Source, *, tolerance: Tolerance, report: StageProgress
     return Expected(readings, tasks, done, budget)
 
 
-def label_mass_too_low(source: Source, expected: Expected, tolerance: Tolerance) -> str | None:
-    """Say why the checkpoint's fast scores would mean little: it is not about to answer with a label.
+def label_mass(readings: Sequence[TokenReading], manifest: Manifest) -> float | None:
+    """Return the median of the label mass of readings, or None where there are no labels.
+
+    Args:
+        readings: What a model says first.
+        manifest: The labels; see ``measured``.
+    """
+    masses = [s.label_mass for s in gate_signals(readings, manifest) if s.label_mass is not None]
+    return median(masses) if masses else None
+
+
+def label_mass_too_low(
+    readings: Sequence[TokenReading], manifest: Manifest, vocabulary: Vocabulary, tolerance: Tolerance
+) -> str | None:
+    """Say why a model's fast scores would mean little: it is not about to answer with a label.
 
     Returns:
         What is wrong, with the likely cause; None if the median of the label mass is within tolerance.
     """
-    masses = [s.label_mass for s in gate_signals(expected.readings, source.measured) if s.label_mass is not None]
-    if not masses or median(masses) >= tolerance.label_mass:
+    mass = label_mass(readings, manifest)
+    if mass is None or mass >= tolerance.label_mass:
         return None
-    said = Counter(reading.likeliest for reading in expected.readings).most_common(3)
-    words = {source.vocabulary.text(token): count / len(expected.readings) for token, count in said}
-    labels = [label.text for label in source.measured.labels]
+    said = Counter(reading.likeliest for reading in readings).most_common(3)
+    words = {vocabulary.text(token): count / len(readings) for token, count in said}
+    labels = [label.text for label in manifest.labels]
     shown = ", ".join(f"{word!r} ({share:.0%})" for word, share in words.items())
     alike = [w for w in words if w not in labels and w.strip().lower() in {label.strip().lower() for label in labels}]
     cause = (
@@ -197,7 +215,7 @@ def label_mass_too_low(source: Source, expected: Expected, tolerance: Tolerance)
         else "a template that is not the one of the training (control tokens, a closed <think>, the first token)"
     )
     return (
-        f"the labels {', '.join(map(repr, labels))} have a median probability of {median(masses):.3g} together, "
+        f"the labels {', '.join(map(repr, labels))} have a median probability of {mass:.3g} together, "
         f"expected at least {tolerance.label_mass:g}; the checkpoint would say {shown}; likely cause: {cause}; "
         "see --tolerance label_mass"
     )

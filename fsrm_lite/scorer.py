@@ -162,7 +162,7 @@ class FastSlowRM:
         self._slow = SlowPath(
             bundle,
             self.encoder,
-            self.fast.graph,
+            self.fast.opened,
             engine=judge_engine,
             threads=threads,
             process=judge_process,

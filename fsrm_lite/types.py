@@ -42,6 +42,20 @@ class Message(TypedDict):
 Prompt: TypeAlias = str | list[Message]
 """What the caller asks about: plain text, or a conversation that ends with the request."""
 
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """How the input of an encoder is made of token ids: of a fast graph that reads whole texts, padded, with a mask.
+
+    Attributes:
+        pad_id: The token that fills up shorter texts of a batch.
+        separator_id: The token that ends the first of two texts, where the model is told which is which; else None.
+    """
+
+    pad_id: int
+    separator_id: int | None = None
+
+
 JudgePolicy = Literal["auto", "never", "always"]
 """When to think slowly: where the gate says so, never, or always."""
 

@@ -218,7 +218,7 @@ def test_both_engines_think_alike(rm, pairs):
 
 def test_a_graph_that_cannot_think_says_what_to_do(rm, monkeypatch):
     model = no_judge(monkeypatch, rm, "onnx")
-    model.fast.graph.can_think = False
+    model.fast.opened.can_think = False
     with pytest.raises(BundleError, match="export the bundle again"):
         model.compare(QUESTION, RIGHT, WRONG, judge="always")
     model.close()

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import (
@@ -29,7 +29,6 @@ from fsrm_lite.bundle.manifest import (
 from fsrm_lite.bundle.role_forms import END_OF_THOUGHT, RoleForms
 from fsrm_lite.errors import BundleError, ExportError, FsrmError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.chat_template import ChatTemplate, find_role_forms
-from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, USER_DEFINED, Vocabulary
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.types import ANSWER_TOKENS
@@ -62,12 +61,35 @@ DEFAULT_THINKING_TOKENS = 1024
 _FILLER = "x"  # stands in a template for what is filled in, where only the text behind it matters
 
 
-def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+class ModelShape(Protocol):
+    """What a spec must fit: the context in tokens, the vocabulary, a sliding window if any, and the kind of head."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model was made for."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary."""
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens each position attends to; None for all, and where the runtime minds the window itself."""
+
+    @property
+    def scalar(self) -> bool:
+        """Whether the head gives one number."""
+
+
+def load_spec(
+    root: Path, spec: str | Path | Mapping[str, Any] | None, *, fast_only: bool = False
+) -> tuple[str, dict[str, Any]]:
     """Return where the spec comes from, for messages, and its contents.
 
     Args:
         root: The checkpoint folder, whose own ``fsrm.json`` is the default.
         spec: A file, a mapping, or None.
+        fast_only: Leave out all templates but the fast ones.
 
     Raises:
         ExportError: If there is none, it is not JSON, or it has unknown keys or values of a wrong type.
@@ -96,6 +118,9 @@ def load_spec(root: Path, spec: str | Path | Mapping[str, Any] | None) -> tuple[
         if value is not None and not isinstance(value, kind):
             raise ExportError(f"{where}: {key!r} is {value!r}, expected {_KINDS[kind]}")
     _check_nested(where, data)
+    if fast_only:
+        fast = {name: template for name, template in (data.get("templates") or {}).items() if name.endswith("_fast")}
+        data = {**data, "templates": fast}
     return where, data
 
 
@@ -132,7 +157,7 @@ def _check_nested(where: str, data: Mapping[str, Any]) -> None:
 def resolve_spec(
     where: str,
     spec: Mapping[str, Any],
-    arch: Architecture,
+    arch: ModelShape,
     vocabulary: Vocabulary,
     chat: ChatTemplate | None,
     root: Path,
@@ -171,7 +196,7 @@ def resolve_spec(
 
 
 def _draft(
-    spec: Mapping[str, Any], arch: Architecture, vocabulary: Vocabulary, chat: ChatTemplate | None, root: Path
+    spec: Mapping[str, Any], arch: ModelShape, vocabulary: Vocabulary, chat: ChatTemplate | None, root: Path
 ) -> Manifest:
     """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
@@ -299,7 +324,7 @@ def _token_id(vocabulary: Vocabulary, text: str, entry: str) -> int:
     return token_id
 
 
-def _check_limits(limits: Limits, arch: Architecture) -> None:
+def _check_limits(limits: Limits, arch: ModelShape) -> None:
     """Refuse a context that is longer than the model's own, or longer than its sliding window."""
     if limits.context > arch.context:
         raise ExportError(

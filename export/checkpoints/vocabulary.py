@@ -21,7 +21,7 @@ from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 
 TOKENIZER_NAME = "tokenizer.json"
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 """Token types of the GGUF format (gguf.TokenType)."""
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -56,6 +56,7 @@ class Vocabulary:
         eos: Id of the token that ends one, or None.
         pad: Id of the padding token, or None.
         chat_template: How messages become a prompt, in jinja, or None.
+        sentencepiece: Whether it is a SentencePiece vocabulary of a GGUF file, whose tokens are plain characters.
     """
 
     tokens: list[str]
@@ -66,12 +67,15 @@ class Vocabulary:
     eos: int | None = None
     pad: int | None = None
     chat_template: str | None = None
+    sentencepiece: bool = False
 
     def text(self, token: int) -> str:
         """Return the text of a token as it stands in a text: byte-level characters become the bytes they stand for."""
         name = self.tokens[token]
         if self.types[token] != NORMAL:
             return name
+        if self.sentencepiece:
+            return name.replace("\u2581", " ")
         return ByteLevel().decode([name])
 
 
@@ -100,7 +104,7 @@ def read_vocabulary(root: Path, vocab_size: int) -> Vocabulary:
         raise ExportError(f"{root / TOKENIZER_NAME} is malformed ({error!r}); save the tokenizer again") from error
     named = _special_names(root, ids)
     return Vocabulary(
-        tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"), _chat_template(root)
+        tokens, types, merges, pre, named.get("bos"), named.get("eos"), named.get("pad"), chat_template_of(root)
     )
 
 
@@ -184,14 +188,9 @@ def _flatten(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
     """Return the text and the GGUF type of each id below ``vocab_size``; ids without a token get a placeholder."""
-    texts: dict[int, str] = {}
-    types: dict[int, int] = {}
-    for text, token_id in data["model"]["vocab"].items():
-        if token_id in texts:
-            raise ExportError(f"{TOKENIZER_NAME} gives both {texts[token_id]!r} and {text!r} the id {token_id}")
-        texts[token_id], types[token_id] = text, NORMAL
-    for token in data.get("added_tokens") or ():
-        texts[token["id"]], types[token["id"]] = token["content"], CONTROL if token["special"] else USER_DEFINED
+    texts = token_texts(data)
+    types = dict.fromkeys(texts, NORMAL)
+    types |= {t["id"]: CONTROL if t["special"] else USER_DEFINED for t in data.get("added_tokens") or ()}
     highest = max(texts)
     if highest >= vocab_size:
         raise ExportError(
@@ -203,6 +202,20 @@ def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]
         double = next(t for t in tokens if tokens.count(t) > 1)
         raise ExportError(f"{TOKENIZER_NAME} has the token {double!r} twice (unused ids are named [PAD<id>])")
     return tokens, [types.get(i, UNUSED) for i in range(vocab_size)]
+
+
+def token_texts(data: dict[str, Any]) -> dict[int, str]:
+    """Return the text of each token of a parsed ``tokenizer.json``, by id.
+
+    Raises:
+        ExportError: If two tokens of the vocabulary have the same id.
+    """
+    texts: dict[int, str] = {}
+    for text, token_id in data["model"]["vocab"].items():
+        if token_id in texts:
+            raise ExportError(f"{TOKENIZER_NAME} gives both {texts[token_id]!r} and {text!r} the id {token_id}")
+        texts[token_id] = text
+    return texts | {token["id"]: token["content"] for token in data.get("added_tokens") or ()}
 
 
 def _join_merge(left: str, right: str) -> str:
@@ -234,10 +247,10 @@ def _special_names(root: Path, ids: dict[str, int]) -> dict[str, int]:
 
 def has_chat_template(root: Path) -> bool:
     """Return whether a checkpoint folder has a chat template."""
-    return _chat_template(root) is not None
+    return chat_template_of(root) is not None
 
 
-def _chat_template(root: Path) -> str | None:
+def chat_template_of(root: Path) -> str | None:
     """Return the chat template, or None. It lies where transformers keeps it.
 
     That is chat_template.jinja, else tokenizer_config.json; of several templates there, the one named "default".

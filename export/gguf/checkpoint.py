@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError, missing_extra
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, HEAD, MODEL_CLASSES
-from fsrm_lite.export.checkpoints.vocabulary import CONTROL, TOKENIZER_NAME, UNUSED, pre_tokenizer
+from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME
+from fsrm_lite.export.gguf.tokenizer import write_tokenizer
 from fsrm_lite.export.gguf.writer import GGUF_ARCHITECTURE, hugging_face_name
 
 ARCHITECTURES = sorted(set(GGUF_ARCHITECTURE.values()))
@@ -66,7 +67,7 @@ def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = 
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(kind, entries, tensors))
     if tokenizer is None:
-        _write_tokenizer(folder, entries)
+        write_tokenizer(folder, entries)
     else:
         copyfile(tokenizer, folder / TOKENIZER_NAME)
 
@@ -111,40 +112,6 @@ def _config(kind: str, entries: dict[str, Any], tensors: dict[str, NDArray[np.fl
 def _shortest(value: float) -> float:
     """The number as the config had it: the shortest of those that float32 does not tell apart."""
     return float(str(np.float32(value)))
-
-
-def _write_tokenizer(folder: Path, entries: dict[str, Any]) -> None:
-    """Write ``tokenizer.json`` from tokens and merges, and ``tokenizer_config.json`` with the chat template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-
-    if entries.get("tokenizer.ggml.model") != "gpt2":
-        kind = entries.get("tokenizer.ggml.model")
-        raise UnsupportedCheckpointError(
-            f"the file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be brought back"
-        )
-    tokens, types = entries["tokenizer.ggml.tokens"], entries["tokenizer.ggml.token_type"]
-    pre = entries.get("tokenizer.ggml.pre", "gpt-2")
-    merges = [tuple(merge.split(" ")) for merge in entries["tokenizer.ggml.merges"]]
-    vocabulary = {text: i for i, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
-    tokenizer.pre_tokenizer = pre_tokenizer(pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    # Ordinary tokens are 1, bytes 6; everything between is found in the text as a whole, before it is split.
-    added = [(text, kind) for text, kind in zip(tokens, types, strict=True) if 1 < kind < UNUSED]
-    tokenizer.add_tokens([AddedToken(text, special=kind == CONTROL, normalized=False) for text, kind in added])
-    tokenizer.save(str(folder / TOKENIZER_NAME))
-    names = {
-        f"{name}_token": tokens[int(entries[f"tokenizer.ggml.{key}_token_id"])]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if f"tokenizer.ggml.{key}_token_id" in entries
-    }
-    template = entries.get("tokenizer.chat_template")
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **names,
-        **({} if template is None else {"chat_template": template}),
-    }
-    _write_json(folder / "tokenizer_config.json", config)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ FP32_NOISE_LOGIT = 1e-3
 
 
 class Reading(Protocol):
-    """A first-token reading: what :class:`fsrm_lite.runtimes.onnx.session.FastReading` gives, from any file."""
+    """A first-token reading: what :class:`fsrm_lite.runtimes.reading.FastReading` gives, from any file."""
 
     @property
     def label_logits(self) -> Sequence[float]: ...  # noqa: D102

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.gate import sigmoid
-from fsrm_lite.runtimes.onnx.packing import common_length
+from fsrm_lite.runtimes.reading import read_distribution
 
 TIE_LOGIT = 1 / 32
 """Two tokens whose logits are closer than this tie in any case, whatever the file that is measured.
@@ -153,42 +153,4 @@ def _ties(logits: NDArray[np.float32], best: int, near_tie: float) -> frozenset[
 
 def read_logits(logits: NDArray[np.float32], label_ids: Sequence[int]) -> TokenReading:
     """Return what the logits of one position, shape [vocabulary], say; it is computed in double precision."""
-    values = logits.astype(np.float64)
-    best = float(values.max())
-    weights = np.exp(values - best)
-    total = float(weights.sum())
-    log_mass = best + float(np.log(total))
-    entropy = log_mass - float((weights * values).sum()) / total
-    return TokenReading(tuple(values[list(label_ids)].tolist()), log_mass, entropy, int(values.argmax()))
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Sequences that begin alike.
-
-    Attributes:
-        shared: Number of ids that all begin with; each sequence has at least one more.
-        members: Positions of the sequences.
-    """
-
-    shared: int
-    members: tuple[int, ...]
-
-
-def families(sequences: Sequence[Sequence[int]]) -> list[Family]:
-    """Group sequences that begin alike, so that a model reads their common beginning once.
-
-    A sequence joins a family where they share at least a quarter of the sequence, and where the family then saves more
-    tokens than without it. One that joins none is a family of its own, with ``shared`` 0.
-    """
-    found: list[Family] = []
-    for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
-        if found:
-            last, size = found[-1], len(found[-1].members)
-            first = sequences[last.members[0]]
-            common = min(common_length(first, sequences[i]), last.shared or len(first) - 1, len(sequences[i]) - 1)
-            if 4 * common >= len(sequences[i]) and size * common > (size - 1) * last.shared:
-                found[-1] = Family(common, (*last.members, i))
-                continue
-        found.append(Family(0, (i,)))
-    return found
+    return TokenReading(*read_distribution(logits, label_ids), likeliest=int(logits.argmax()))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import ExportError, missing_extra
-from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, Family, TokenReading, families, read_logits
+from fsrm_lite.export.parity.readings import Chain, ChainTask, ChainWriter, TokenReading, read_logits
 from fsrm_lite.runtimes.engine import memory_bytes
+from fsrm_lite.runtimes.prefill import Family, families
 
 TOKENS_PER_BATCH = 2048
 """Tokens of a batch, at most: so few that its activations take little memory beside the weights."""

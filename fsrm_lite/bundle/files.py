@@ -1,12 +1,14 @@
 """Finds a bundle (a folder, the embedded model, the hub) and gives out its files, checked against its manifest.
 
-Files are named by their *role*: "tokenizer", "fast" (the scorer), "slow" (the judge).
+Files are named by their *role*: "tokenizer", "fast" (the scorer), "slow" (the judge), "judge" (the manifest of a bundle
+within the bundle, whose model is the judge).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,14 +41,31 @@ The second file is checked whenever the first one is.
 class Bundle:
     """A model bundle: its manifest, and its files by role."""
 
-    def __init__(self, root: Path, manifest: Manifest, *, hub: HubSource | None = None, verify: bool = True) -> None:
-        """Keep what ``open`` has found; use that instead."""
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        *,
+        hub: HubSource | None = None,
+        verify: bool = True,
+        within: PurePosixPath | None = None,
+    ) -> None:
+        """Keep what ``open`` or ``judge`` has found; use these instead.
+
+        Args:
+            root: The folder.
+            manifest: Its manifest.
+            hub: Where on the hub it comes from.
+            verify: Whether hashes are compared; see ``open``.
+            within: Its folder within the repository on the hub.
+        """
         self.root = root
         self.manifest = manifest
         self.hub = hub
         """Where on the hub the bundle comes from; None for a folder."""
-        self._verify = verify
+        self._verify, self._within = verify, within or PurePosixPath()
         self._checked: dict[str, Path] = {}
+        self._judge: Bundle | None = None
         self._lock = Lock()
 
     @classmethod
@@ -110,6 +129,13 @@ class Bundle:
         """Return whether the manifest lists a file for ``role``. The file itself is not looked for."""
         return role in self.manifest.files
 
+    def beside(self, role: str) -> str | None:
+        """Return where a role's file lies relative to the folder of the fast file; None if there is none."""
+        if not self.has(role):
+            return None
+        folder = posixpath.dirname(self.manifest.files["fast"].path) or "."
+        return posixpath.relpath(self.manifest.files[role].path, folder)
+
     def path(self, role: str) -> Path:
         """Return the path of a role's file, after fetching it from the hub if need be.
 
@@ -132,24 +158,49 @@ class Bundle:
                     self._checked[companion] = self._obtain(companion)
             return self._checked[role]
 
+    def judge(self) -> Bundle:
+        """Return the bundle of the slow half: the one that lies in this one, if there is one; else this one.
+
+        Only the manifest is read.
+
+        Raises:
+            BundleError: If there is one, and its manifest is missing, altered or malformed, or names a judge again.
+        """
+        if not self.has("judge"):
+            return self
+        path, entry = self.path("judge"), self.manifest.files["judge"]
+        with self._lock:
+            if self._judge is None:
+                manifest = read_manifest(path.parent)
+                if "judge" in manifest.files:
+                    raise BundleError(f"{path} names a judge again; the bundle of a judge is one model")
+                within = self._within / PurePosixPath(entry.path).parent
+                self._judge = Bundle(path.parent, manifest, hub=self.hub, verify=self._verify, within=within)
+            return self._judge
+
     def check(self) -> None:
-        """Fetch and check every file that the manifest lists.
+        """Fetch and check every file that the manifest lists, and those of a judge within the bundle.
 
         Raises:
             BundleError: If a file is missing or altered; the message names the first one.
         """
         for role in self.manifest.files:
             self.path(role)
+        if self.has("judge"):
+            self.judge().check()
 
     def _obtain(self, role: str) -> Path:
-        """Find or fetch the file of a role, check it, and return its path."""
+        """Find or fetch the file of a role, check it, and return its path. Two roles may name the same file."""
         entry = self.manifest.files.get(role)
+        twin = next((other for other in self._checked if self.manifest.files[other] == entry), None)
+        if twin is not None:
+            return self._checked[twin]
         if entry is None:
             raise BundleError(
                 f"the bundle {self.manifest.name!r} has no {role!r} file; "
                 f"it has {', '.join(self.manifest.files) or 'none'}"
             )
-        path = _inside(self.root, entry.path) if self.hub is None else fetch(self.hub, entry.path)
+        path = _inside(self.root, entry.path) if self.hub is None else fetch(self.hub, str(self._within / entry.path))
         check_file(path, entry, digest=self._verify)
         return path
 

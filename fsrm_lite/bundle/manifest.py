@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fsrm_lite.bundle.role_forms import RoleForms
 from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole
 from fsrm_lite.errors import BundleError, GateSpecError
 from fsrm_lite.gate import GateSpec
-from fsrm_lite.types import ANSWER_TOKENS
+from fsrm_lite.types import ANSWER_TOKENS, EncoderInput
 
 MANIFEST_NAME = "fsrm.json"
 """The file of a bundle that holds its manifest."""
@@ -177,7 +177,9 @@ class Manifest:
         pair_labels: The two labels with which the fast model chooses from a pair, that of the first response first;
             empty without the template ``pairwise_fast``. Their values mean nothing.
         conversation: How the model's chat template writes messages; None where no template needs it.
-        files: By role: ``tokenizer``, ``fast``, ``fast_data`` (optional), ``slow`` (optional).
+        encoder: Set where the fast file is an encoder with one output; then the head is a scalar one.
+        files: By role: ``tokenizer``, ``fast``; optional are ``fast_data``, ``slow``, and ``judge``, the manifest of a
+            bundle within this one, which then has the templates, the stops and the limits of slow thinking.
         card: ``license``, ``architecture``, ``provenance``, ``parity``, ``evaluation`` and the like. It is shown to
             people and changes nothing about scores.
     """
@@ -194,6 +196,7 @@ class Manifest:
     head: str = "vocabulary"
     pair_labels: tuple[Label, ...] = ()
     conversation: RoleForms | None = None
+    encoder: EncoderInput | None = None
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
 
@@ -248,6 +251,7 @@ class Manifest:
             "head": self.head,
             "pair_labels": [{"text": x.text, "id": x.id} for x in self.pair_labels],
             **({} if self.conversation is None else {"conversation": self.conversation.to_dict()}),
+            **({} if self.encoder is None else {"encoder": asdict(self.encoder)}),
             "files": {role: {"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for role, f in self.files.items()},
             "card": dict(self.card),
         }
@@ -321,9 +325,18 @@ def _parse(data: dict[str, Any]) -> Manifest:
         head=str(data.get("head", "vocabulary")),
         pair_labels=tuple(Label(str(x["text"]), int(x["id"]), 0.0) for x in data.get("pair_labels", ())),
         conversation=RoleForms.from_dict(data["conversation"]) if data.get("conversation") is not None else None,
+        encoder=_parse_encoder(data.get("encoder")),
         files={role: FileEntry(str(f["path"]), int(f["bytes"]), str(f["sha256"])) for role, f in data["files"].items()},
         card=dict(data.get("card", {})),
     )
+
+
+def _parse_encoder(data: dict[str, Any] | None) -> EncoderInput | None:
+    """Return how the input of an encoder is made, from its JSON form."""
+    if data is None:
+        return None
+    separator = data.get("separator_id")
+    return EncoderInput(int(data["pad_id"]), None if separator is None else int(separator))
 
 
 def _parse_template(data: dict[str, Any]) -> Template:
@@ -367,6 +380,8 @@ def _check_head(manifest: Manifest) -> None:
         raise BundleError(
             "fsrm.json has no template 'pointwise_fast' and no 'pairwise_fast'; every bundle needs one of them"
         )
+    if manifest.encoder is not None and manifest.head != "scalar":
+        raise BundleError("fsrm.json describes an encoder, whose head is a scalar one; expected the head 'scalar'")
     if manifest.head == "scalar":
         if not single or pair or manifest.labels:
             raise BundleError(
@@ -417,6 +432,8 @@ def _check(manifest: Manifest) -> None:
                 f"fsrm.json gives {what} the values {list(values)}, expected finite numbers that are not all equal"
             )
     ids = manifest.fast_label_ids + list(manifest.special_tokens.values()) + list(manifest.stop_ids)
+    if manifest.encoder is not None:
+        ids += [i for i in (manifest.encoder.pad_id, manifest.encoder.separator_id) if i is not None]
     ids += [i for t in manifest.templates.values() if t.verdict is not None for i in t.verdict.choice_ids]
     if any(not 0 <= i < manifest.vocab_size for i in ids):
         raise BundleError(f"fsrm.json names a token id outside the vocabulary of {manifest.vocab_size}")

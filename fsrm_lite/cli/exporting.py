@@ -48,14 +48,28 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
     help="Labels, templates and gate, JSON.  [default: CHECKPOINT/fsrm.json, else a recipe]",
 )
 @click.option("--recipe", metavar="NAME", help="How the model is asked; see fsrm-lite recipes.  [default: recognised]")
-@click.option("--print-recipe", is_flag=True, help="Print what --spec would take, to be edited, and stop.")
 @click.option(
-    "--fast", type=click.Choice(FAST_KINDS), default="int8", show_default=True, help="Precision of the ONNX scorer."
+    "--exporter",
+    type=click.Choice(("own", "optimum")),
+    default="own",
+    show_default=True,
+    help="Who writes the ONNX scorer; optimum writes encoders with one output.",
 )
+@click.option("--judge", metavar="SLOW", help="Another checkpoint or GGUF file, which is the judge.")
+@click.option("--judge-spec", type=click.Path(path_type=Path), help="As --spec, for the judge.")
+@click.option("--judge-recipe", metavar="NAME", help="As --recipe, for the judge.")
+@click.option("--judge-tokenizer", type=click.Path(path_type=Path), help="As --tokenizer, for the judge.")
+@click.option("--print-recipe", is_flag=True, help="Print what --spec would take, to be edited, and stop.")
+@click.option("--fast", type=click.Choice(FAST_KINDS), help="Precision of the ONNX scorer.  [default: int8]")
 @click.option(
     "--slow",
     type=click.Choice(SLOW_KINDS),
     help="Kind of the GGUF judge.  [default: q8_0; none where nothing is thought]",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="For a GGUF file: folder of its tokenizer.json.  [default: built from the file]",
 )
 @click.option(
     "--calibration",
@@ -77,6 +91,7 @@ def _read_tolerances(context: click.Context, parameter: click.Parameter, values:
 def export(
     checkpoint: str,
     output: Path | None,
+    judge: str | None,
     print_recipe: bool,
     tolerance: dict[str, float],
     push_to_hub: str | None,
@@ -85,18 +100,19 @@ def export(
 ) -> None:
     """Turn CHECKPOINT into a bundle, and measure how alike the two decide.
 
-    CHECKPOINT is a folder in Hugging Face's form, or org/name on the hub. How the model is asked comes from --spec,
-    from fsrm.json in the folder, or from a recipe.
+    CHECKPOINT is a folder in Hugging Face's form, or org/name on the hub; or a GGUF file, or an ONNX folder of an
+    encoder with one output, as optimum writes it, which become bundles as they are. With --judge it only scores, and
+    another model thinks. How the model is asked comes from --spec, from fsrm.json in the folder, or from a recipe.
 
-    Prints a parity table, which compares the two. Exits with status 2 on bad input and with 1 when the files are out of
-    tolerance. Nothing is written then, except where the GGUF file alone is out of tolerance: the bundle is written
-    without it, and the message says so.
+    Prints a parity table, which compares the two; of what is taken as it is, what it was checked for. Exits with status
+    2 on bad input and with 1 when the files are out of tolerance. Nothing is written then, except where the GGUF file
+    alone is out of tolerance: the bundle is written without it, and the message says so.
     """
     try:
-        from fsrm_lite.export.card import parity_summary, parity_table
-        from fsrm_lite.export.hub import check_repo_name, checkpoint_name, find_checkpoint, push_bundle
-        from fsrm_lite.export.pipeline import export_checkpoint
-        from fsrm_lite.export.plan import choose_spec
+        from fsrm_lite.export.card import checks_summary, parity_summary, parity_table
+        from fsrm_lite.export.halves import export_with_judge
+        from fsrm_lite.export.hub import check_repo_name, push_bundle
+        from fsrm_lite.export.pipeline import export_checkpoint, spec_of
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export") from error
     with Stages() as stages:
@@ -104,22 +120,29 @@ def export(
             if push_to_hub is not None:
                 check_repo_name(push_to_hub)
             if print_recipe:
-                root, called = find_checkpoint(checkpoint), checkpoint_name(checkpoint)
-                chosen = choose_spec(root, options["spec"], options["recipe"], known_as=called)
+                chosen = spec_of(checkpoint, options["spec"], options["recipe"], options["tokenizer"])
                 click.echo(_printed(chosen.spec, chosen.sentences()))
                 return
             if output is None:
                 raise click.UsageError("the folder of the bundle is missing; name it with -o")
-            manifest = export_checkpoint(
-                checkpoint, output, tolerance=tolerance, progress=stages.show, notice=_note, **options
-            )
+            common = {"tolerance": tolerance, "progress": stages.show, "notice": _note, **options}
+            if judge is not None:
+                manifest = export_with_judge(checkpoint, judge, output, **common)
+            else:
+                for flag in ("judge_spec", "judge_recipe", "judge_tokenizer"):
+                    if common.pop(flag) is not None:
+                        raise click.UsageError(f"--{flag.replace('_', '-')} is for a judge; name it with --judge")
+                manifest = export_checkpoint(checkpoint, output, **common)
         except ToleranceError as error:
             raise click.ClickException(str(error)) from error
         except ExportError as error:
             raise _BadInputError(str(error)) from error
-    click.echo(parity_table(manifest.card["parity"]))
-    click.echo(parity_summary(manifest.card["parity"]))
-    size = sum(entry.bytes for entry in manifest.files.values())
+    if "parity" in manifest.card:
+        click.echo(parity_table(manifest.card["parity"]))
+        click.echo(parity_summary(manifest.card["parity"]))
+    else:
+        click.echo(checks_summary(manifest.card))
+    size = sum({entry.path: entry.bytes for entry in manifest.files.values()}.values())
     click.echo(f"wrote {output} ({size / 1e6:.1f} MB)", err=True)
     if push_to_hub is not None:
         click.echo(f"pushed to {push_bundle(output, push_to_hub, private=private)}", err=True)

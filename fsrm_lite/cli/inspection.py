@@ -68,11 +68,18 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
     _say(f"  gate        {json.dumps(manifest.gate.to_dict())}")
     for role, entry in manifest.files.items():
         _say(f"  {role:<11} {entry.path}  {entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}...")
+    if manifest.encoder is not None:
+        _say("  runtime     ONNX Runtime, on an encoder")
+    if "gguf" in card:
+        _say(f"  runtime     llama.cpp{', which is the judge, too' if bundle.has('slow') else ''}")
     thinks = (card.get("parity") or {}).get("fast", {}).get("thinks")
     if thinks is not None:
         able = ["ONNX Runtime"] * thinks + ["llama.cpp"] * bundle.has("slow")
         _say(f"  judge       {' or '.join(able) or 'none'}{_ENGINE_RULE if len(able) == 2 else ''}")
-    for section in ("parity", "evaluation", "provenance"):
+    if bundle.has("judge"):
+        slow = bundle.judge()
+        _say(f"  judge       {slow.manifest.name}, in {slow.root}  ({', '.join(slow.manifest.templates)})")
+    for section in ("parity", "gguf", "evaluation", "provenance"):
         if card.get(section):
             _say(f"  {section}")
             _show(card[section], indent=4)
@@ -148,7 +155,7 @@ def _self_test(model: str | None, *, revision: str | None, local_files_only: boo
                 result["judge"] = f"none: {error}"
             else:
                 result["judge"] = f"{choice.engine}: {choice.why}"
-                if "pointwise_slow" not in rm.bundle.manifest.templates:
+                if "pointwise_slow" not in rm.bundle.judge().manifest.templates:
                     return result
                 thought = rm.score(golden[0]["prompt"], golden[0]["response"], judge="always", temperature=0.0)
                 result["judge_wrote"] = f"{thought.tokens_generated} tokens, verdict {thought.verdict}"

@@ -53,7 +53,8 @@ def serve(**options: Any) -> None:  # noqa: ANN401 - click's options
         _log_access()
     judge = options["judge"]
     with open_model(options) as model:
-        can_solve = "solve" in model.bundle.manifest.templates and model.bundle.has("slow")
+        slow = model.bundle.judge()
+        can_solve = "solve" in slow.manifest.templates and slow.has("slow")
         wanted = reasoner or ("solve" if can_solve else None)
         answering = None if wanted is None else open_reasoner(wanted, model=model)
         server = make_server(

@@ -7,20 +7,19 @@ model that reads pairs chooses one of two responses.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fsrm_lite.bundle.conversation import check_response, read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.bundle.manifest import FileEntry
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.readings import compare_orders, reward_score, score_of
 from fsrm_lite.gate import Decision, Gate
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading, FollowedText
+from fsrm_lite.runtimes.opening import GGUF_SUFFIX, EngineSource, open_reader
+from fsrm_lite.runtimes.reading import FastReading, FollowedText, Reader
 from fsrm_lite.types import Comparison, Prompt, Score
 
 
@@ -60,13 +59,14 @@ class FastPath:
         Args:
             bundle: An open bundle.
             encoder: Its tokenizer and templates.
-            threads: See ``FastModel``.
+            threads: Compute threads; see the runtime's reader, ``FastModel`` or ``LlamaReader``.
             truncate: Cut the end off a response that is too long, instead of raising an error.
             apart: Read each response, or pair in one order, in a run of its own, so that its reading does not depend
                 on its company.
 
         Raises:
             BundleError: If the fast file is missing, altered, unreadable, or not the one that the manifest describes.
+            JudgeUnavailableError: If it is a GGUF file, and llama-cpp-python cannot be used here.
         """
         manifest = bundle.manifest
         self._encoder, self._truncate, self._apart = encoder, truncate, apart
@@ -76,14 +76,20 @@ class FastPath:
         self.reads_responses = "pointwise_fast" in manifest.templates
         self.reads_pairs = "pairwise_fast" in manifest.templates
         path = bundle.path("fast")
-        check_graph_file(path, _beside(manifest.files["fast"].path, manifest.files.get("fast_data")))
-        self._model = FastModel(path, threads=threads)
+        if path.suffix != GGUF_SUFFIX:
+            check_graph_file(path, bundle.beside("fast_data"))
+        self._model: Reader = open_reader(path, manifest.vocab_size, manifest.fast_label_ids, manifest.encoder, threads)
         self._model.check(manifest.vocab_size, manifest.fast_label_ids, manifest.head)
 
     @property
-    def graph(self) -> Graph:
-        """The opened graph, with which the judge may think as well."""
-        return self._model.graph
+    def opened(self) -> EngineSource | None:
+        """The opened model, with which the judge may think as well; None if it cannot write."""
+        return self._model.opened
+
+    @property
+    def follows(self) -> bool:
+        """Whether ``follow`` can say how likely the model finds a text: with a fast graph that can write."""
+        return isinstance(self.opened, Graph) and self.opened.can_write
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
         """Check a prompt and a response and turn them into ids.
@@ -178,22 +184,17 @@ class FastPath:
         return [reading for call in calls for reading in self._model.read(call)]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
-        """Return the runtime's own readings, for a critic that uses hidden states; see ``FastModel.read``."""
+        """Return the runtime's own readings, for a critic that uses hidden states; see ``Reader.read``."""
         return self._model.read(sequences, hidden=hidden)
 
     def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
-        """Return how likely the model finds some tokens of a sequence, for a critic; see ``FastModel.follow``."""
+        """Return how likely the model finds some tokens of a sequence, for a critic; see ``Reader.follow``."""
         return self._model.follow(sequence, start, end)
 
     def forget(self) -> None:
-        """Forget what earlier calls left in memory; see ``FastModel.forget``."""
+        """Forget what earlier calls left in memory; see ``Reader.forget``."""
         self._model.forget()
 
     def close(self) -> None:
         """Free the model. Safe to repeat."""
         self._model.close()
-
-
-def _beside(graph: str, data: FileEntry | None) -> str | None:
-    """Return where a graph's weights lie relative to its folder; None if the bundle lists none."""
-    return None if data is None else posixpath.relpath(data.path, posixpath.dirname(graph) or ".")

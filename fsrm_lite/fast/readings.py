@@ -14,7 +14,7 @@ from fsrm_lite.gate import LOGIT_LIMIT, Decision, Gate, intuition_confidence, si
 from fsrm_lite.types import Comparison, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.runtimes.onnx.session import FastReading
+    from fsrm_lite.runtimes.reading import FastReading
 
 
 def reward_score(reward: float, temperature: float, tokens_read: int) -> Score:

@@ -28,7 +28,7 @@ from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.runtimes.onnx.session import FastReading
+    from fsrm_lite.runtimes.reading import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
 CRITIC_FORMAT = 1
@@ -247,7 +247,7 @@ class LikelihoodReader:
         Raises:
             BundleError: If the model's fast graph does not give the logits of its vocabulary.
         """
-        if not model.fast.graph.can_write:
+        if not model.fast.follows:
             raise BundleError(
                 f"the fast graph of {model.bundle.manifest.name!r} does not give the logits of its vocabulary, which "
                 "the likelihood of a response needs; export it again, or take the hidden state alone"

@@ -220,9 +220,10 @@ class SolveReasoner:
             BundleError: If its bundle has no slow file.
             JudgeUnavailableError: If llama-cpp-python cannot be used here.
         """
-        if "solve" not in model.bundle.manifest.templates:
-            raise InputError(f"the bundle {model.bundle.manifest.name!r} cannot solve: it has no template 'solve'")
-        self._encoder, self._judge = model.encoder, model.judge
+        manifest = model.bundle.judge().manifest
+        if "solve" not in manifest.templates:
+            raise InputError(f"the bundle {manifest.name!r} cannot solve: it has no template 'solve'")
+        self._judge = model.judge
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Return the token ids after which the model writes its answer.
@@ -231,7 +232,7 @@ class SolveReasoner:
             InputError: If the question is unusable.
             ContextOverflowError: If it does not fit into the model's context.
         """
-        return self._encoder.solve(task.question)
+        return self._judge.encoder.solve(task.question)
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling, *, watch: Watch | None = None) -> list[list[Proposal]]:
         """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch.

@@ -1,7 +1,8 @@
 """The runtimes, which take token ids to numbers: ONNX Runtime (``onnx``) and llama.cpp (``llama``).
 
-``engine`` is the protocol that both follow for writing, ``opening`` opens a file in the runtime that it is for,
-``threads`` says how many threads they use, and ``owner`` is the thread that alone touches a model. A runtime knows ids,
-logits and threads. Prompts, the values of labels, scores, votes and the gate are the business of the two paths that use
-the runtimes, ``fsrm_lite.fast`` and ``fsrm_lite.slow``.
+``reading`` is the protocol that both follow for the fast path, ``engine`` the one for writing. ``prefill`` reads
+prompts into an engine, ``opening`` opens a file in the runtime that it is for, ``threads`` says how many threads they
+use, and ``owner`` is the thread that alone touches a model. A runtime knows ids, logits and threads. Prompts, the
+values of labels, scores, votes and the gate are the business of the two paths that use the runtimes, ``fsrm_lite.fast``
+and ``fsrm_lite.slow``.
 """

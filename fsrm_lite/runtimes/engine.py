@@ -7,7 +7,8 @@ protocol runs on either.
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,18 @@ from fsrm_lite.errors import JudgeError
 
 MAX_STREAMS = 256
 """Most streams that an engine holds."""
+
+
+Outputs: TypeAlias = bool | NDArray[np.bool_]
+"""Of which tokens of a call logits are wanted: of all, of none, or of those with True."""
+
+
+def wanted_rows(outputs: Outputs, count: int) -> Sequence[int]:
+    """Return which of ``count`` tokens ``outputs`` asks logits of."""
+    if isinstance(outputs, bool):
+        return range(count) if outputs else ()
+    rows: list[int] = np.flatnonzero(outputs).tolist()
+    return rows
 
 
 class Interrupted(JudgeError):
@@ -53,19 +66,19 @@ class Engine(Protocol):
         """
 
     def decode(
-        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: Outputs
     ) -> NDArray[np.float32]:
         """Add tokens to the ends of streams.
 
         Args:
-            tokens: int32 [n], token ids; n is at most ``batch_tokens``, and with ``outputs`` at most the number of
-                streams.
+            tokens: int32 [n], token ids; n is at most ``batch_tokens``.
             positions: int32 [n], for each token the next free position of its stream.
-            streams: int32 [n], the stream of each token; in rising order with ``outputs``.
-            outputs: Whether to return the next-token logits of every token.
+            streams: int32 [n], the stream of each token; in rising order where logits of every token are asked for.
+            outputs: Whether to return the next-token logits of every token; or bool [n], of which tokens. They may be
+                at most as many as there are streams.
 
         Returns:
-            float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. It may be a view, valid until the next
+            float32 [tokens with logits, vocabulary], in the order of the tokens. It may be a view, valid until the next
             call.
 
         Raises:

@@ -50,13 +50,14 @@ def headers() -> dict[str, str]:
 def about(service: Service) -> dict[str, Any]:
     """Return what the page shows of the bundle: its name, gate, judge, figures, and the calibration if there is one."""
     manifest = service.model.bundle.manifest
-    can_think = service.model.bundle.has("slow") and "pairwise_slow" in manifest.templates
+    slow = service.model.bundle.judge()
+    can_think = slow.has("slow") and "pairwise_slow" in slow.manifest.templates
     return {
         "name": manifest.name,
         "judge": service.judge,
         "can_think": can_think,
         "gate": service.model.gate.spec.to_dict(),
-        "votes": manifest.judge.votes,
+        "votes": slow.manifest.judge.votes,
         "context": manifest.limits.context,
         "labels": [label.text for label in manifest.labels],
         "figures": (manifest.card.get("evaluation") or {}).get("figures"),

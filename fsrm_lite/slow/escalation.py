@@ -20,12 +20,14 @@ from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ContextOverflowError, JudgeCrashed, JudgeUnavailableError, MisuseError
 from fsrm_lite.gate import Gate
-from fsrm_lite.runtimes.owner import forked
+from fsrm_lite.runtimes.onnx.graph import Graph
+from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
+from fsrm_lite.runtimes.opening import GGUF_SUFFIX, EngineSource, file_of
+from fsrm_lite.runtimes.owner import Owner, forked
 from fsrm_lite.slow.engines import EngineChoice, choose_engine
 from fsrm_lite.types import Comparison, JudgeEngine, JudgePolicy, Prompt, Route, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.runtimes.onnx.graph import Graph
     from fsrm_lite.slow.judge import Judge
     from fsrm_lite.types import JudgeOptions, PairJudgement, PointJudgement
 
@@ -47,7 +49,7 @@ class SlowPath:
         self,
         bundle: Bundle,
         encoder: PromptEncoder,
-        graph: Graph,
+        opened: EngineSource | None,
         *,
         engine: JudgeEngine,
         threads: int | None,
@@ -57,17 +59,18 @@ class SlowPath:
         """Keep the settings. Nothing is loaded yet, and llama_cpp is not imported.
 
         Args:
-            bundle: An open bundle.
+            bundle: An open bundle. If another one lies within it, that one is the slow half.
             encoder: Its tokenizer and templates.
-            graph: Its fast graph, opened.
+            opened: Its fast file, opened; None if that cannot write.
             engine: The runtime that the judge thinks with; see ``choose_engine``.
             threads: Compute threads of the judge; see ``Judge``.
             process: "inline" or "subprocess"; see ``Judge``.
             on_crash: With "raise" a crash of the judge is raised; with "fast" the fast results stand.
         """
-        self._bundle, self._encoder, self._graph, self._engine = bundle, encoder, graph, engine
+        self._bundle, self._encoder, self._opened, self._engine = bundle, encoder, opened, engine
         self._threads, self._process, self._on_crash = threads, process, on_crash
         self._judge: Judge | None = None
+        self._own_graph: Graph | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._warned = self._closed = False
@@ -83,20 +86,57 @@ class SlowPath:
             if self._closed:
                 raise MisuseError("this model was closed; open another one")
             if self._judge is None:
-                choice = self.choice()
+                choice, half = self.choice(), self.half
                 logger.info("loading the judge into %s (%s)", choice.engine, choice.why)
-                source = self._graph if choice.engine == "onnx" else self._bundle.path("slow")
-                self._judge = Judge(source, self._encoder, threads=self._threads, process=self._process)
+                encoder = (
+                    self._encoder if half is self._bundle else PromptEncoder(half.path("tokenizer"), half.manifest)
+                )
+                self._judge = Judge(self._source(choice), encoder, threads=self._threads, process=self._process)
             return self._judge
+
+    @property
+    def half(self) -> Bundle:
+        """The bundle of the slow half: the one within the model's bundle, or that one itself."""
+        return self._bundle.judge()
+
+    def _source(self, choice: EngineChoice) -> EngineSource:
+        """Return the model that the judge thinks with: the opened fast file, where it is the one."""
+        if choice.engine == "onnx":
+            graph = self._graph()
+            assert graph is not None  # otherwise llama.cpp would have been chosen
+            return graph
+        path = self.half.path("slow")
+        return self._opened if self._opened is not None and file_of(self._opened) == path else path
+
+    def _graph(self) -> Graph | None:
+        """Return the fast graph of the slow half; that of a bundle within the bundle is opened now."""
+        half = self.half
+        if half is self._bundle:
+            return self._opened if isinstance(self._opened, Graph) else None
+        if self._own_graph is None and (path := half.path("fast")).suffix != GGUF_SUFFIX:
+            check_graph_file(path, half.beside("fast_data"))
+            opener = Owner("fsrm-judge-graph")  # whoever opens a graph has its arithmetic changed, see ``Graph``
+            try:
+                self._own_graph = opener.submit(Graph, path, self._threads).result()
+            finally:
+                opener.close()
+        return self._own_graph
+
+    def _graph_can_think(self) -> bool:
+        graph = self._graph()
+        return graph is not None and graph.can_think
 
     def choice(self) -> EngineChoice:
         """Return the runtime that the judge thinks with; see ``choose_engine`` for the errors."""
         from fsrm_lite.runtimes.llama.engine import why_not
 
+        half = self.half
+        if half is not self._bundle and self._engine != "onnx" and half.has("slow") and why_not() is None:
+            return EngineChoice("llama.cpp", "the judge has a GGUF file of its own")
         return choose_engine(
             self._engine,
-            can_think=self._graph.can_think,
-            has_gguf=self._bundle.has("slow"),
+            can_think=self._graph_can_think(),
+            has_gguf=half.has("slow"),
             why_no_llama=why_not,
         )
 
@@ -141,15 +181,20 @@ class SlowPath:
             if self._judge is not None:
                 self._judge.close()
                 self._judge = None
+            if self._own_graph is not None:
+                self._own_graph.close()
 
     def _available(self, policy: JudgePolicy, template: str) -> Judge | None:
         """Return the judge, or None (after one warning) if there is none and the policy is not "always".
 
         A slow file that is there but damaged raises an error with any policy.
         """
-        able = self._engine != "auto" or self._graph.can_think or self._bundle.has("slow")
+        half = self.half
+        apart = half is not self._bundle
         try:
-            if able and template in self._bundle.manifest.templates:
+            if template in half.manifest.templates and (
+                self._engine != "auto" or apart or half.has("slow") or self._graph_can_think()
+            ):
                 return self.judge
         except JudgeUnavailableError as error:
             if policy == "always":

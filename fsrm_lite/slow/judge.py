@@ -24,7 +24,7 @@ from fsrm_lite import gate
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import VerdictTemplate
 from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
-from fsrm_lite.runtimes.onnx.graph import Graph
+from fsrm_lite.runtimes.opening import EngineSource, file_of
 from fsrm_lite.slow.sampling import vote_key
 from fsrm_lite.slow.verdicts import find_close
 from fsrm_lite.slow.voting import choice_of, decided, majority, probabilities
@@ -52,7 +52,7 @@ class Judge:
 
     def __init__(
         self,
-        source: str | Path | Graph,
+        source: str | EngineSource,
         encoder: PromptEncoder,
         *,
         threads: int | None = None,
@@ -61,10 +61,10 @@ class Judge:
         """Load the model.
 
         Args:
-            source: The model: a GGUF file for llama.cpp, or a fast graph for ONNX Runtime, as an ``.onnx`` file or
+            source: The model: a GGUF file for llama.cpp, or a fast graph (``.onnx``) for ONNX Runtime; either may be
                 opened already.
             encoder: The tokenizer and templates of the same bundle.
-            threads: Compute threads; a graph that is open has its own. None takes one per core that this process may
+            threads: Compute threads; a model that is open has its own. None takes one per core that this process may
                 use, or a single one for a small GGUF file.
             process: "inline" runs the runtime in this process, on a thread of its own. "subprocess" runs it in a child
                 process: whatever kills the runtime then raises ``JudgeCrashed`` here, and the next call starts a new
@@ -78,16 +78,17 @@ class Judge:
         """
         if process not in ("inline", "subprocess"):
             raise InputError(f"process is {process!r}, expected 'inline' or 'subprocess'")
-        self._encoder = encoder
+        self.encoder = encoder
+        """The tokenizer and the templates of the model."""
         self._manifest = encoder.manifest
         runner = InlineRunner if process == "inline" else SubprocessRunner
-        opened = source if isinstance(source, Graph) else Path(source)
+        opened = Path(source) if isinstance(source, str) else source
         self._runner: Runner = runner(opened, encoder.decode, threads=threads)
         self._forms: dict[str, VerdictForm] = {}
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()
             raise BundleError(
-                f"{source} has a vocabulary of {self._runner.vocab_size} tokens, "
+                f"{file_of(opened)} has a vocabulary of {self._runner.vocab_size} tokens, "
                 f"fsrm.json says {self._manifest.vocab_size}; export again"
             )
 
@@ -112,9 +113,9 @@ class Judge:
         form = self._form("pairwise_slow")
         jobs: list[Job] = []
         for pair, (prompt, first, second) in enumerate(pairs):
-            asked = {False: tuple(self._encoder.pairwise_slow(prompt, first, second))}
+            asked = {False: tuple(self.encoder.pairwise_slow(prompt, first, second))}
             if options.both_orders:
-                asked[True] = tuple(self._encoder.pairwise_slow(prompt, second, first))
+                asked[True] = tuple(self.encoder.pairwise_slow(prompt, second, first))
             for vote in range(self._votes(options)):
                 for swapped, ids in asked.items():
                     jobs.append(replace(self._job(ids, vote, form, options), pair=pair, swapped=swapped))
@@ -144,7 +145,7 @@ class Judge:
         form, votes = self._form("pointwise_slow"), self._votes(options)
         jobs = []
         for prompt, response in items:
-            ids = tuple(self._encoder.pointwise_slow(prompt, response))
+            ids = tuple(self.encoder.pointwise_slow(prompt, response))
             jobs += [self._job(ids, vote, form, options) for vote in range(votes)]
         completions, _ = self._run(jobs, options, len(items))
         return [self._point(completions[i : i + votes]) for i in range(0, len(completions), votes)]
@@ -165,7 +166,7 @@ class Judge:
         form = self._form("pairwise_slow" if pair else "pointwise_slow")
         try:
             for texts in (responses, responses[::-1]) if pair else (responses,):
-                encode = self._encoder.pairwise_slow if pair else self._encoder.pointwise_slow
+                encode = self.encoder.pairwise_slow if pair else self.encoder.pointwise_slow
                 self._job(tuple(encode(prompt, *texts)), 0, form, JudgeOptions())
         except ContextOverflowError:
             return False
@@ -217,7 +218,7 @@ class Judge:
         jobs = [self._job(ids, k, None, options) for ids in prompts for k in range(n)]
         completions, _ = self._run(jobs, options, len(prompts))
         return [
-            [Generation(self._encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in group if c is not None]
+            [Generation(self.encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in group if c is not None]
             for group in (completions[i : i + n] for i in range(0, len(completions), n))
         ]
 
@@ -235,7 +236,7 @@ class Judge:
             template = self._manifest.templates.get(name)
             if template is None or template.verdict is None:
                 raise BundleError(f"this bundle has no template {name!r} with a verdict, so its judge cannot do that")
-            self._forms[name] = resolve_form(template.verdict, self._encoder)
+            self._forms[name] = resolve_form(template.verdict, self.encoder)
         return self._forms[name]
 
     def _job(self, prompt: tuple[int, ...], vote: int, form: VerdictForm | None, options: JudgeOptions) -> Job:
@@ -274,7 +275,7 @@ class Judge:
         def seen(written: Mapping[int, list[int]]) -> bool:
             return watch(
                 [
-                    Thought(n // votes, n % votes, jobs[n].swapped, self._encoder.decode(ids).rstrip("\ufffd"))
+                    Thought(n // votes, n % votes, jobs[n].swapped, self.encoder.decode(ids).rstrip("\ufffd"))
                     for n, ids in sorted(written.items())
                 ]
             )
@@ -327,10 +328,10 @@ class Judge:
         Where a text ends it, it may end within a token, so that the tokens of the thought alone would cut it short.
         """
         close = self._form(template).close
-        end = find_close(self._encoder.decode(list(completion.ids)), close) if close else None
+        end = find_close(self.encoder.decode(list(completion.ids)), close) if close else None
         if end is not None:
-            return self._encoder.decode(list(completion.ids))[: end[0]].strip()
-        return self._encoder.decode(list(completion.ids[: completion.thought])).strip()
+            return self.encoder.decode(list(completion.ids))[: end[0]].strip()
+        return self.encoder.decode(list(completion.ids[: completion.thought])).strip()
 
     def _point(self, completions: list[Completion | None]) -> PointJudgement:
         """Return what the thoughts about one response say together, as the mean of their probabilities."""

@@ -19,8 +19,7 @@ from typing import Protocol
 from fsrm_lite.errors import FsrmError, JudgeCrashed, JudgeError, JudgeUnavailableError, MisuseError
 from fsrm_lite.runtimes.engine import memory_bytes
 from fsrm_lite.runtimes.llama.engine import load_llama, why_not
-from fsrm_lite.runtimes.onnx.graph import Graph
-from fsrm_lite.runtimes.opening import EngineSource, is_graph, open_engine
+from fsrm_lite.runtimes.opening import EngineSource, file_of, is_graph, open_engine
 from fsrm_lite.runtimes.owner import Owner, forked
 from fsrm_lite.slow.child import Child, receive, send
 from fsrm_lite.slow.scheduler import Scheduler, ToText
@@ -174,11 +173,11 @@ class SubprocessRunner:
         """Start the child and let it load the model.
 
         Args:
-            source: What the engine is made of. Of a graph that is open here, the child opens the file again.
+            source: What the engine is made of. Of a model that is open here, the child opens the file again.
             to_text: Turns token ids into text.
             threads: Compute threads; see the engine.
         """
-        self._settings = (source.path if isinstance(source, Graph) else source, to_text, threads)
+        self._settings = (file_of(source), to_text, threads)
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._child: Child | None = None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fsrm_lite.fast.readings import compare_orders, compare_scores, reward_score
 from fsrm_lite.gate import Gate, GateSpec, sigmoid
 from fsrm_lite.measure.labelled import LabelledItem
-from fsrm_lite.runtimes.onnx.session import FastReading
+from fsrm_lite.runtimes.reading import FastReading
 
 GATE = Gate(GateSpec(intuition_threshold=0.5))
 LOGITS = st.floats(-8, 8)

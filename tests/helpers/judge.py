@@ -33,6 +33,10 @@ def write_tiny_gguf(
     architecture="qwen3",
     pre="qwen2",
     tokens=None,
+    types=None,
+    scores=None,
+    tokenizer="gpt2",
+    entries=(),
 ) -> Path:
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -47,12 +51,17 @@ def write_tiny_gguf(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer)
     if pre:
         writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens or [f"t{i}" for i in range(vocab)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * vocab)
-    writer.add_token_merges(["t 0"])
+    writer.add_token_types(types or [gguf.TokenType.NORMAL] * vocab)
+    if scores:
+        writer.add_token_scores(scores)
+    else:
+        writer.add_token_merges(["t 0"])
+    for add, value in entries:
+        getattr(writer, add)(value)
     shapes = {"token_embd": (vocab, hidden), "output_norm": (hidden,)}
     for i in range(layers):
         shapes |= {f"blk.{i}.{n}": (hidden,) for n in ("attn_norm", "ffn_norm")} | {

@@ -11,7 +11,7 @@ from fsrm_lite.bundle.manifest import FileEntry, Label, Limits, Manifest, Templa
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.gate import Gate, GateSpec, sigmoid
 from fsrm_lite.ranking.tournament import select
-from fsrm_lite.runtimes.onnx.session import FastReading
+from fsrm_lite.runtimes.reading import FastReading
 from fsrm_lite.types import Comparison, Route, Score
 
 

@@ -202,3 +202,23 @@ def test_a_graph_that_cannot_write_is_refused(tmp_path, monkeypatch):
 
 def test_memory_is_known():
     assert engine_module.memory_bytes() > 1 << 28
+
+
+def test_logits_can_be_asked_of_some_tokens_of_a_batch(engine):
+    engine.prepare(2, 600)
+    long = np.arange(500, dtype=np.int32) % 90
+    ids, owners = np.concatenate([long, IDS]), np.repeat(np.array([1, 0], np.int32), [500, len(IDS)])
+    positions = np.concatenate([np.arange(500), np.arange(len(IDS))]).astype(np.int32)
+    wanted = np.zeros(len(ids), np.bool_)
+    wanted[[499, len(ids) - 1]] = True
+    together = engine.decode(ids, positions, owners, outputs=wanted).copy()
+    for row, expected in zip(together, (long, IDS), strict=True):
+        engine.prepare(2, 600)
+        feed(engine, expected[:-1])
+        assert near(row, feed(engine, expected[-1:], 0, len(expected) - 1, outputs=True)[0])
+    engine.prepare(2, 600)
+    assert engine.decode(ids, positions, owners, outputs=np.zeros(len(ids), np.bool_)).shape == (0, engine.vocab_size)
+    engine.prepare(2, 600)
+    most = engine.streams  # as many as any test before has asked for
+    with pytest.raises(JudgeError, match=f"batch of {most + 1} rows"):
+        feed(engine, long, outputs=np.arange(len(long)) <= most)

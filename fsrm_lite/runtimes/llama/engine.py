@@ -3,7 +3,7 @@
 This is the only module that imports llama_cpp, and it does so when it is first needed. Some mistakes make llama.cpp
 abort the whole process: a batch that is too large, logits asked for too many rows, a partial copy in a split cache, two
 threads in one context. They are refused here in Python, as exceptions. What to decode, and when, is decided in
-``fsrm_lite.slow.scheduler``.
+``fsrm_lite.slow.scheduler`` and in ``fsrm_lite.runtimes.llama.reader``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.checks import expect, is_whole, plain
-from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError
+from fsrm_lite.errors import BundleError, InputError, JudgeError, JudgeUnavailableError, MisuseError
 from fsrm_lite.files import whole_file
-from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted
+from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted, Outputs, wanted_rows
 from fsrm_lite.runtimes.llama.gguf_header import read_header
 from fsrm_lite.runtimes.llama.native import Batch, LlamaTokenizer, explain_failure, repacking, short_spins
 from fsrm_lite.runtimes.threads import usable_cores
@@ -174,17 +174,18 @@ def quantize(src: str | Path, dst: str | Path, kind: str, *, threads: int | None
     return target
 
 
-class LlamaEngine:
-    """An ``Engine`` (see ``fsrm_lite.runtimes.engine``) on llama.cpp: one loaded model with one decoding context.
+class LlamaModel:
+    """A GGUF file, loaded. Engines may share it, each with a context of its own, so that its weights are there once.
 
-    Each stream has the keys and values of its own tokens (llama.cpp's split cache), so that a step of one stream costs
-    the same however many streams there are.
+    Attributes:
+        path: The file.
+        threads: Compute threads of each engine.
+        tokenizer: llama.cpp's own tokenizer of the model.
+        vocab_size: Tokens of the vocabulary.
     """
 
-    batch_tokens = BATCH_TOKENS
-
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        """Load a GGUF model.
+        """Load the file.
 
         Args:
             path: The GGUF file.
@@ -200,22 +201,43 @@ class LlamaEngine:
         threads = plain(threads)
         expect(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "at least 1")
         self.path = Path(path)
-        self._header = read_header(self.path)
-        self._architecture = self._header.entries.get("general.architecture", "")
+        self.header = read_header(self.path)
+        self.architecture = str(self.header.entries.get("general.architecture", ""))
         self._llama = load_llama()
-        self._threads = threads or (usable_cores() if self.path.stat().st_size > SMALL_BYTES else 1)
-        self._context: Any = None
-        self.streams = 0
-        self.cells = 0
-        self._model = self._load()
-        self._stop = ctypes.create_string_buffer(2)
+        self.threads = threads or (usable_cores() if self.path.stat().st_size > SMALL_BYTES else 1)
+        self._users, self._closed, self._lock = 0, False, threading.Lock()
+        self.pointer = self._load()
         try:
-            self._check_model()
+            self._check()
         except BaseException:
             self.close()
             raise
-        self.tokenizer = LlamaTokenizer(self._llama, self._model)
+        self.tokenizer = LlamaTokenizer(self._llama, self.pointer)
         self.vocab_size = self.tokenizer.size
+
+    def enter(self) -> None:
+        """Note one more engine, for which the model stays loaded."""
+        with self._lock:
+            if self._closed:
+                raise MisuseError("this model was closed; open it again")
+            self._users += 1
+
+    def leave(self) -> None:
+        """Note that an engine is closed."""
+        with self._lock:
+            self._users -= 1
+            self._free_if_unused()
+
+    def close(self) -> None:
+        """Free the model, or let the last engine free it. Safe to repeat."""
+        with self._lock:
+            self._closed = True
+            self._free_if_unused()
+
+    def _free_if_unused(self) -> None:
+        if self._closed and not self._users and self.pointer:
+            self._llama.llama_model_free(self.pointer)
+            self.pointer = None
 
     def _load(self) -> Any:  # noqa: ANN401 - an opaque pointer
         """Load the model, and return llama.cpp's pointer to it."""
@@ -225,7 +247,7 @@ class LlamaEngine:
             # In builds made with GCC the AMX kernels crash, because the compiler has optimized away the tile
             # configuration that they load (llama.cpp pull request 26954). So the AVX kernels do the work instead.
             params.use_extra_bufts = False
-            overrides = repacking(self._llama.llama_cpp._lib, self._header.tensors)
+            overrides = repacking(self._llama.llama_cpp._lib, self.header.tensors)
             params.tensor_buft_overrides = ctypes.addressof(overrides) if overrides else None
         _log.clear()
         model = self._llama.llama_model_load_from_file(os.fsencode(self.path), params)
@@ -237,27 +259,56 @@ class LlamaEngine:
             )
         return model
 
-    def _check_model(self) -> None:
-        """Raise a ``BundleError`` if the loaded model cannot serve as a judge."""
+    def _check(self) -> None:
+        """Raise a ``BundleError`` if the loaded model cannot be read and written with."""
         llama = self._llama
-        architecture, entries = self._architecture, self._header.entries
-        if not llama.llama_model_has_decoder(self._model) or entries.get(f"{architecture}.attention.causal") is False:
+        architecture, entries = self.architecture, self.header.entries
+        if not llama.llama_model_has_decoder(self.pointer) or entries.get(f"{architecture}.attention.causal") is False:
             raise BundleError(
-                f"{self.path} holds a {architecture} model, which cannot write; the judge needs a causal language model"
+                f"{self.path} holds a {architecture} model, an encoder, which predicts no next token; "
+                "expected a causal language model"
             )
         if (
-            llama.llama_model_is_recurrent(self._model)
-            or llama.llama_model_is_hybrid(self._model)
-            or llama.llama_model_is_diffusion(self._model)
+            llama.llama_model_is_recurrent(self.pointer)
+            or llama.llama_model_is_hybrid(self.pointer)
+            or llama.llama_model_is_diffusion(self.pointer)
         ):
             raise BundleError(
                 f"{self.path} holds a {architecture} model; "
-                "the judge needs plain attention, whose cache can be shared and cut back"
+                "expected one with plain attention, whose cache can be shared and cut back"
             )
         if entries.get("tokenizer.ggml.model") == "gpt2" and not entries.get("tokenizer.ggml.pre"):
             raise BundleError(
                 f"{self.path} does not name its pre-tokenizer (tokenizer.ggml.pre); export the bundle again"
             )
+
+
+class LlamaEngine:
+    """An ``Engine`` (see ``fsrm_lite.runtimes.engine``) on llama.cpp: a loaded model with one decoding context.
+
+    Each stream has the keys and values of its own tokens (llama.cpp's split cache), so that a step of one stream costs
+    the same however many streams there are.
+    """
+
+    batch_tokens = BATCH_TOKENS
+
+    def __init__(self, source: LlamaModel | str | Path, *, threads: int | None = None) -> None:
+        """Use a loaded model, or load a GGUF file.
+
+        Args:
+            source: A model, which stays loaded when the engine is closed; or the GGUF file.
+            threads: Compute threads of a file that is loaded here; see ``LlamaModel``, also for the errors.
+        """
+        self.model = source if isinstance(source, LlamaModel) else LlamaModel(source, threads=threads)
+        self._owned = not isinstance(source, LlamaModel)
+        self.model.enter()
+        self._llama = load_llama()
+        self._model: Any = self.model.pointer
+        self._context: Any = None
+        self.streams = 0
+        self.cells = 0
+        self._stop = ctypes.create_string_buffer(2)
+        self.tokenizer, self.vocab_size = self.model.tokenizer, self.model.vocab_size
 
     @property
     def cell_bytes(self) -> int:
@@ -265,7 +316,7 @@ class LlamaEngine:
         heads = self._llama.llama_model_n_head_kv(self._model)
         width = self._llama.llama_model_n_embd(self._model) // max(self._llama.llama_model_n_head(self._model), 1)
         sizes = [
-            int(self._header.entries.get(f"{self._architecture}.attention.{part}_length", width))
+            int(self.model.header.entries.get(f"{self.model.architecture}.attention.{part}_length", width))
             for part in ("key", "value")
         ]
         return int(2 * self._llama.llama_model_n_layer(self._model) * heads * sum(sizes))
@@ -296,7 +347,7 @@ class LlamaEngine:
         params.n_seq_max = params.n_outputs_max = streams
         params.n_ctx = streams * cells
         params.n_batch = params.n_ubatch = BATCH_TOKENS
-        params.n_threads = params.n_threads_batch = self._threads
+        params.n_threads = params.n_threads_batch = self.model.threads
         params.kv_unified = False
         # Flash attention was measured to be slower than plain attention on CPUs, at every batch size.
         params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -324,18 +375,21 @@ class LlamaEngine:
         self._rows: tuple[int, NDArray[np.float32]] = (0, np.zeros((0, self.vocab_size), np.float32))
 
     def decode(
-        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: Outputs
     ) -> NDArray[np.float32]:
         """Run tokens through the model, each at the end of its stream.
 
         Args:
-            tokens: int32 [n], token ids; n is at most ``BATCH_TOKENS``, and at most ``self.streams`` with ``outputs``.
+            tokens: int32 [n], token ids; n is at most ``BATCH_TOKENS``.
             positions: int32 [n], for each token the next free position of its stream.
-            streams: int32 [n], the stream of each token, below ``self.streams``; in rising order with ``outputs``.
-            outputs: Whether to return the next-token logits of every token.
+            streams: int32 [n], the stream of each token, below ``self.streams``; in rising order where logits of every
+                token are asked for.
+            outputs: Whether to return the next-token logits of every token; or bool [n], of which tokens. They may be
+                at most ``self.streams``.
 
         Returns:
-            float32 [n, vocabulary], or [0, vocabulary] without ``outputs``. It is a view, valid until the next call.
+            float32 [tokens with logits, vocabulary], in the order of the tokens. With ``outputs=True`` it is a view,
+            valid until the next call.
 
         Raises:
             Interrupted: If ``interrupt`` was called.
@@ -344,9 +398,12 @@ class LlamaEngine:
         if not self._model:
             raise JudgeError("this engine is closed")
         n = len(tokens)
-        if not 0 < n <= (self.streams if outputs else BATCH_TOKENS):
+        wanted = wanted_rows(outputs, n)
+        if not 0 < n <= BATCH_TOKENS:
+            raise JudgeError(f"a batch of {n} rows was asked for; the context takes 1 to {BATCH_TOKENS}")
+        if len(wanted) > self.streams:
             raise JudgeError(
-                f"a batch of {n} rows was asked for; the context takes 1 to {self.streams if outputs else BATCH_TOKENS}"
+                f"logits of a batch of {len(wanted)} rows were asked for; the context takes 1 to {self.streams}"
             )
         self._batch.fill(tokens, positions, streams, outputs)
         status = self._llama.llama_decode(self._context, self._batch.struct)
@@ -354,7 +411,13 @@ class LlamaEngine:
             raise Interrupted("decoding was interrupted")
         if status != 0:
             raise JudgeError(f"llama.cpp refused a batch of {n} tokens (status {status}); {'; '.join(_log)}")
-        return self._view()[:n] if outputs else self._rows[1][:0]
+        if not wanted:
+            return self._rows[1][:0]
+        if outputs is True:
+            return self._view()[:n]
+        # llama.cpp may have computed the streams in another order than that of the batch; it knows where each row is.
+        rows = [self._llama.llama_get_logits_ith(self._context, row) for row in wanted]
+        return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)) for row in rows])
 
     def _view(self) -> NDArray[np.float32]:
         """Return llama.cpp's buffer of logits as an array [streams, vocabulary]."""
@@ -392,8 +455,10 @@ class LlamaEngine:
         """Free the model and its context. Safe to repeat."""
         self._release_context()
         if self._model:
-            self._llama.llama_model_free(self._model)
             self._model = None
+            self.model.leave()
+            if self._owned:
+                self.model.close()
 
     def _check_open(self, *streams: int) -> None:
         """Raise a ``JudgeError`` if the engine is closed or there is no such stream."""

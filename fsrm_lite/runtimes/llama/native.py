@@ -45,7 +45,11 @@ class Batch:
         self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
     def fill(
-        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], outputs: bool
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        streams: NDArray[np.int32],
+        outputs: bool | NDArray[np.bool_],
     ) -> None:
         """Put tokens into the batch.
 
@@ -53,7 +57,7 @@ class Batch:
             tokens: int32 [n], token ids.
             positions: int32 [n], position of each token in its stream.
             streams: int32 [n], stream of each token.
-            outputs: Whether llama.cpp is to return logits for each token.
+            outputs: Whether llama.cpp is to return logits for each token; or bool [n], for which.
         """
         n = self.struct.n_tokens = len(tokens)
         self._tokens[:n] = tokens

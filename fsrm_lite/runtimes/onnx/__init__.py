@@ -3,6 +3,7 @@
 ================  ====================================================================================
 ``graph``         the opened graph, which the next two share
 ``session``       reads with it: sequences of ids in, one first-token reading per sequence out
+``encoder``       reads rewards with another kind of graph, that of an encoder with one output
 ``engine``        writes with it: streams of tokens, and what follows each of them
 ``graph_file``    what the graph's file names before it is opened: further files, loops
 ``packing``       which tokens are computed together: shared prefixes, packed rows, chunks; no model

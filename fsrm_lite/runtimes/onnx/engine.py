@@ -7,6 +7,7 @@ the cells that are not its stream's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite.errors import BundleError, FsrmError, InputError, JudgeError
-from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted, memory_bytes
+from fsrm_lite.runtimes.engine import MAX_STREAMS, Interrupted, Outputs, memory_bytes, wanted_rows
 from fsrm_lite.runtimes.onnx.graph import Graph, value
 from fsrm_lite.runtimes.onnx.packing import MASKED
 
@@ -80,24 +81,27 @@ class OnnxEngine:
         self._bias = np.full((self.streams, 2 * self.batch_tokens), MASKED, np.float32)  # of streams towards cells
 
     def decode(
-        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: bool
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: Outputs
     ) -> NDArray[np.float32]:
         """Add tokens to the ends of streams; see ``Engine.decode``."""
-        self._check_tokens(tokens, positions, streams, outputs)
-        if outputs:
-            return self._step(tokens, positions, streams, range(len(tokens)))
+        wanted = wanted_rows(outputs, len(tokens))
+        self._check_tokens(tokens, positions, streams, len(wanted))
+        if outputs is True:
+            return self._step(tokens, positions, streams, wanted)
         width = self._graph.widths.chunk
+        logits = []
         for at in range(0, len(tokens), width):
             part = slice(at, at + width)
-            self._step(tokens[part], positions[part], streams[part], ())
-        return np.zeros((0, self.vocab_size), np.float32)
+            rows = [row - at for row in wanted if at <= row < at + width]
+            logits.append(self._step(tokens[part], positions[part], streams[part], rows))
+        return np.concatenate(logits)
 
     def _step(
         self,
         tokens: NDArray[np.int32],
         positions: NDArray[np.int32],
         streams: NDArray[np.int32],
-        rows: range | tuple[()],
+        rows: Sequence[int],
     ) -> NDArray[np.float32]:
         """Compute tokens in one run, and return the logits behind those that ``rows`` numbers."""
         self._tidy_up()
@@ -123,7 +127,7 @@ class OnnxEngine:
                 bias=bias,
                 past=past,
                 wanted=rows or (0,),
-                head_rows=rows,
+                head_rows=range(len(rows)),
                 distribution=False,
                 options=self._options,
             )
@@ -226,13 +230,15 @@ class OnnxEngine:
             raise JudgeError(f"asked for stream {asked}; the engine has {self.streams}, counted from 0")
 
     def _check_tokens(
-        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], outputs: bool
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], wanted: int
     ) -> None:
-        """Raise a ``JudgeError`` unless the tokens can be added."""
+        """Raise a ``JudgeError`` unless the tokens can be added, and logits of ``wanted`` of them be returned."""
         self._check_open()
-        count, most = len(tokens), self.streams if outputs else self.batch_tokens
-        if not 0 < count <= most:
-            raise JudgeError(f"a batch of {count} rows was asked for; the engine takes 1 to {most}")
+        count = len(tokens)
+        if not 0 < count <= self.batch_tokens:
+            raise JudgeError(f"a batch of {count} rows was asked for; the engine takes 1 to {self.batch_tokens}")
+        if wanted > self.streams:
+            raise JudgeError(f"logits of a batch of {wanted} rows were asked for; the engine takes 1 to {self.streams}")
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             raise JudgeError(f"a token is refused: the ids are 0 to {self.vocab_size - 1}")
         self._check_open(int(streams.min()), int(streams.max()))

@@ -8,7 +8,6 @@ Nothing here knows of prompts, of the values of labels, or of scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,50 +20,12 @@ from fsrm_lite.runtimes.onnx.graph import Graph, value
 from fsrm_lite.runtimes.onnx.packing import Ids, PackedRow, Prefix, chunk_row, passes, plan_rows
 from fsrm_lite.runtimes.onnx.prefix_cache import PrefixCache, State
 from fsrm_lite.runtimes.owner import Owner
+from fsrm_lite.runtimes.reading import FastReading, FollowedText, checked_ids, each_as_given
 
 CACHE_BYTES = 64 << 20
 """Default bound of the keys and values kept for the next call."""
 
 _HEAD_VALUES = 1 << 22  # logits (readings x vocabulary) that are in memory at once, at most
-
-
-@dataclass(frozen=True, slots=True)
-class FastReading:
-    """What the model would say first after one sequence.
-
-    Attributes:
-        label_logits: Raw logits of the labels, in the manifest's order; from a scalar head the reward alone.
-        log_mass: logsumexp of the logits of the whole vocabulary; None from a scalar head.
-        entropy: Entropy of the full first-token distribution, in nats; None from a scalar head.
-        tokens_read: Tokens that were computed for this reading. A prefix that several sequences share counts for the
-            first of them.
-        tokens_shared: Tokens of the sequence that had been computed before, in this call or an earlier one.
-        hidden: Hidden state of the last position behind the final norm, float32 [H]; None unless it was asked for.
-    """
-
-    label_logits: tuple[float, ...]
-    log_mass: float | None
-    entropy: float | None
-    tokens_read: int
-    tokens_shared: int
-    hidden: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FollowedText:
-    """How a model followed one sequence: what it would say behind it, and how likely it found some of its tokens.
-
-    Attributes:
-        reading: The reading behind the last token, with its hidden state.
-        log_p: Log-probability of each of the tokens, given those before it, in nats, float64 [n].
-        best: Log-probability of the likeliest token in its place, float64 [n].
-        entropy: Entropy of the distribution that each token was drawn from, in nats, float64 [n].
-    """
-
-    reading: FastReading
-    log_p: NDArray[np.float64]
-    best: NDArray[np.float64]
-    entropy: NDArray[np.float64]
 
 
 class FastModel:
@@ -101,6 +62,11 @@ class FastModel:
         self._readings_per_head = max(16, _HEAD_VALUES // self.vocab_size)
         self._cache = PrefixCache(cache_bytes)
 
+    @property
+    def opened(self) -> Graph:
+        """The opened graph; see ``Reader``."""
+        return self.graph
+
     def read(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
         """Read the first-token distribution behind each sequence.
 
@@ -115,40 +81,19 @@ class FastModel:
             InputError: On an empty sequence or an id outside the vocabulary.
         """
         self._owner.check_process()
-        given = [self._checked(i, ids) for i, ids in enumerate(sequences)]
+        given = checked_ids(sequences, self.vocab_size)
         distinct = sorted(set(given))
         call = _Call(self, distinct, hidden)
         self._owner.submit(call.run).result()
-        place = {ids: i for i, ids in enumerate(distinct)}
-        readings: list[FastReading] = []
-        seen: set[Ids] = set()
-        for ids in given:
-            reading = call.readings[place[ids]]
-            if ids in seen:
-                reading = FastReading(
-                    reading.label_logits, reading.log_mass, reading.entropy, 0, len(ids), reading.hidden
-                )
-            seen.add(ids)
-            readings.append(reading)
-        return readings
+        return each_as_given(given, distinct, [call.readings[i] for i in range(len(distinct))])
 
     def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
         """Read one sequence, and how likely the model finds its tokens from ``start`` to before ``end``.
 
-        The sequence is read by itself, nothing of it is shared with others, and each of these tokens costs a product
-        with the whole vocabulary.
-
-        Args:
-            sequence: Token ids.
-            start: Position of the first of the tokens, at least 1.
-            end: Position behind the last one, above ``start`` and at most the length of the sequence.
-
-        Raises:
-            InputError: On an id outside the vocabulary, or positions out of range.
-            BundleError: If the graph does not give the logits of its vocabulary; see ``Graph.can_write``.
+        See ``Reader.follow``.
         """
         self._owner.check_process()
-        ids = self._checked(0, sequence)
+        (ids,) = checked_ids([sequence], self.vocab_size)
         if not 1 <= start < end <= len(ids):
             raise InputError(
                 f"tokens {start} to {end} of a sequence of {len(ids)}, expected 1 <= start < end <= length"
@@ -214,16 +159,6 @@ class FastModel:
     def _release(self) -> None:
         self._cache.clear()
         self.graph.close()
-
-    def _checked(self, number: int, ids: Sequence[int]) -> Ids:
-        """Return the ids of a sequence as plain integers, all of them within the vocabulary."""
-        if not len(ids):
-            raise InputError(f"sequence {number} is empty, expected at least one token id")
-        out = tuple(int(i) for i in ids)
-        if min(out) < 0 or max(out) >= self.vocab_size:
-            bad = next(i for i in out if not 0 <= i < self.vocab_size)
-            raise InputError(f"sequence {number} holds the id {bad}, outside the vocabulary of {self.vocab_size}")
-        return out
 
     def _run(
         self,

@@ -23,10 +23,8 @@ from fsrm_lite.export.parity.readings import (
     Chain,
     ChainWriter,
     Ending,
-    Family,
     Thought,
     TokenReading,
-    families,
     read_logits,
 )
 
@@ -200,24 +198,6 @@ def test_chain_writer_stops_at_its_budget_and_needs_no_tail():
     assert asked == [1, 1]
     assert chain.thought.ids == (1, 1)
     assert chain.choice_logits == (5.0, 6.0)
-
-
-def test_families_share_at_least_a_quarter_of_each_sequence_and_never_all():
-    sequences = [
-        (1, 2, 3, 4, 5),
-        (9,),
-        (1, 2, 3, 4, 6),
-        (1, 2, 3, 4),
-        (1, 2, 3, 4, 5),
-        (1, 7, 7, 7, 7),
-        (9,),
-        (1, 2, 3, 4, 5, 0),
-    ]
-    found = families(sequences)
-    assert sorted(i for family in found for i in family.members) == list(range(8))
-    assert Family(3, (3, 0, 4, 7, 2)) in found
-    assert all(family.shared < min(len(sequences[i]) for i in family.members) for family in found)
-    assert all(len({sequences[i][: family.shared] for i in family.members}) == 1 for family in found)
 
 
 def test_parted_at_tie_only_where_the_checkpoint_ties():

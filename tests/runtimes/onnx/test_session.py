@@ -21,7 +21,8 @@ from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import write_fast_graph
 from fsrm_lite.runtimes.onnx.kernels import SWITCH
 from fsrm_lite.runtimes.onnx.packing import Prefix, Widths, passes, plan_rows
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.runtimes.onnx.session import FastModel
+from fsrm_lite.runtimes.reading import FastReading
 from fsrm_lite.runtimes.threads import usable_cores
 
 SMALL = Widths(chunk=8, row=24, keep=6, split=10)
