@@ -38,7 +38,8 @@ from fsrm_lite.types import EncoderInput
 
 GRAPH_PATH = "fast/model.onnx"
 OPTIMUM_LINES = (
-    "optimum is not installed here. Its exporter needs transformers below 4.58, so give it an environment of its own:\n"
+    "optimum's exporter is not installed here; run: pip install 'optimum-onnx[onnxruntime]' (it brings transformers "
+    "4.57). Or, to keep transformers 5, in an environment of its own:\n"
     "python -m venv optimum && optimum/bin/pip install 'optimum-onnx[onnxruntime]'\n"
     "optimum/bin/optimum-cli export onnx --model {checkpoint} --task text-classification ONNX_FOLDER "
     "&& fsrm-lite export ONNX_FOLDER -o BUNDLE"
@@ -73,21 +74,15 @@ def run_optimum(checkpoint: str | Path, folder: Path) -> Path:
         The ONNX folder.
 
     Raises:
-        MissingExtraError: If optimum's exporter is not installed, with the lines that make an environment for it.
-        ExportError: If it fails.
+        ExportError: If optimum's exporter is not installed, with the lines that install it; or if it fails.
     """
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise missing_optimum(checkpoint) from error
+        raise ExportError(OPTIMUM_LINES.format(checkpoint=checkpoint)) from error
     with as_ours(ExportError, f"optimum could not export {checkpoint}"):
         main_export(str(checkpoint), output=folder / "onnx", task="text-classification", do_validation=False)
     return folder / "onnx"
-
-
-def missing_optimum(checkpoint: str | Path) -> ExportError:
-    """Return the error for an environment without optimum's exporter."""
-    return ExportError(OPTIMUM_LINES.format(checkpoint=checkpoint))
 
 
 def export_encoder(
@@ -257,7 +252,8 @@ def _pair_form(tokenizer: Tokenizer) -> tuple[EncoderInput, str]:
             parts.append(part)
     if [p for p in parts if p in ("{prompt}", "{response}")] != ["{prompt}", "{response}"]:
         raise UnsupportedCheckpointError(f"the tokenizer writes a pair of texts as {' '.join(pair.tokens)}")
-    pad = next((tokenizer.token_to_id(t) for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), 0)
+    known = (tokenizer.token_to_id(text) for text in ("[PAD]", "<pad>"))
+    pad = next((token for token in known if token is not None), 0)
     separator = None
     if any(pair.type_ids):
         separator = pair.ids[pair.type_ids.index(1) - 1]

@@ -44,7 +44,8 @@ from fsrm_lite.export.parity.readings import Chain, ChainTask, TokenReading
 from fsrm_lite.export.parity.reference import Reference
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.llama.gguf_header import read_header
-from fsrm_lite.runtimes.onnx.session import FastModel, FastReading
+from fsrm_lite.runtimes.onnx.session import FastModel
+from fsrm_lite.runtimes.reading import FastReading
 
 FastKind = Literal["int8", "int4", "fp32"]
 SlowKind = Literal["q8_0", "q4_k_m", "q5_k_m", "q6_k", "f16", "none"]

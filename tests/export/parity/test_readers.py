@@ -161,7 +161,7 @@ def test_large_weights_are_widened_by_layer_by_themselves(folder, monkeypatch):
 
 
 def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, monkeypatch):
-    monkeypatch.setattr("fsrm_lite.export.parity.engine_reader.STREAMS", 3)
+    monkeypatch.setattr("fsrm_lite.runtimes.prefill.STREAMS", 3)
     tasks = tasks_of(logits, random_sequences())
     given = [Thought(tuple(range(n, n + n % 4))) for n in range(len(tasks))]
     given[0] = Thought(greedy(logits, tasks[0])[0])
@@ -176,6 +176,6 @@ def test_a_ggufs_own_and_given_chains_are_those_of_whole_passes(gguf, logits, mo
 def test_long_prompts_are_read_fewer_at_a_time(gguf, monkeypatch):
     sequences = random_sequences()
     expected = gguf.first_token(sequences, LABELS)
-    monkeypatch.setattr("fsrm_lite.export.parity.engine_reader.CACHE_BYTES", 1)
+    monkeypatch.setattr("fsrm_lite.runtimes.prefill.CACHE_BYTES", 1)
     alone = gguf.first_token(sequences, LABELS)
     np.testing.assert_allclose([r.label_logits for r in alone], [r.label_logits for r in expected], atol=1e-3)
