@@ -1,7 +1,11 @@
 """First-token readings through llama.cpp: the bits of a direct call, and one beginning read once."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+from helpers import ROOT
 from helpers.judge import write_tiny_gguf
 
 from fsrm_lite.errors import BundleError, InputError, MisuseError
@@ -44,7 +48,7 @@ def direct(gguf_path, ids):
     model = llama_cpp.Llama(str(gguf_path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
     load_llama()  # quiet again
     model.eval(ids)
-    logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (VOCAB,)).copy()
+    logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (model.n_vocab(),)).copy()
     model.close()
     return logits
 
@@ -128,3 +132,18 @@ def test_an_engine_on_the_same_weights_outlives_the_reader(reader):
     assert reader.opened.pointer is None  # freed with its last user
     with pytest.raises(MisuseError):
         LlamaEngine(reader.opened)
+
+
+REAL = Path(os.environ.get("FSRM_REAL", ROOT / ".bench" / "real"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not list(REAL.glob("*.gguf")), reason="no real model here; see make real")
+def test_a_real_quantized_model_has_the_bits_of_llama_cpp_python():
+    path = next(REAL.glob("*.gguf"))
+    reader = LlamaReader(path, [10539, 5230], threads=1)
+    for length in (5, 61):
+        ids = np.random.default_rng(length).integers(3, 49_000, length).tolist()
+        (reading,) = reader.read([ids])
+        assert reading.label_logits == tuple(direct(path, ids)[[10539, 5230]].tolist())
+    reader.close()
