@@ -213,7 +213,7 @@ def test_likelihood_statistics_by_hand():
 
 
 def test_a_model_without_logits_has_no_likelihood(rm, monkeypatch):
-    monkeypatch.setattr(rm.fast.graph, "can_write", False)
+    monkeypatch.setattr(rm.fast.opened, "can_write", False)
     with pytest.raises(BundleError, match="does not give the logits of its vocabulary"):
         reader_of(rm, "likelihood")
     with pytest.raises(InputError, match="inputs is 'length'"):
