@@ -45,7 +45,7 @@ LADDERS: dict[str, tuple[str, ...]] = {"int8": ("int8", "int8x2", "fp32"), "int4
 COST = {"int4": 1.0, "int8": 1.0, "int8x2": 2.0, "fp32": 4.0}
 """Time of a product of each precision, in that of one of 8 bits, on processors with AVX-512 VNNI.
 
-There the two rates stand about as 4 to 1. Fixed, so that the speed of a machine does not decide what is exported there;
+There the two rates stand about as 4 to 1. Fixed, so that the speed of a machine does not decide what is exported on it;
 ``python -m benchmarks.real`` measures speeds where it runs.
 """
 
