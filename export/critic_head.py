@@ -27,7 +27,7 @@ from fsrm_lite.measure.intervals import wilson
 from fsrm_lite.measure.metrics import auroc, brier, ece
 
 if TYPE_CHECKING:
-    from fsrm_lite.runtimes.onnx.session import FastReading
+    from fsrm_lite.runtimes.reading import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
 Floats: TypeAlias = NDArray[np.float64]
