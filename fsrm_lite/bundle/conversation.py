@@ -55,13 +55,23 @@ def read_messages(messages: object, what: str = "prompt") -> list[Message]:
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise InputError(f"the {what} is {kind_of(messages)}; expected a string or a non-empty list of chat messages")
-    found: list[Message] = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not message["role"]:
-            raise InputError(f"message {i} of the {what} is not an object with a string 'role' and a 'content'")
-        text = _content(message.get("content"), f"message {i} of the {what}", others=False)
-        found.append({"role": valid_unicode(message["role"], what), "content": valid_unicode(text, what)})
-    return found
+    return [read_message(message, f"message {i} of the {what}") for i, message in enumerate(messages)]
+
+
+def read_message(message: object, where: str) -> Message:
+    """Check a chat message, and return it with a role and a text; other keys are left out.
+
+    Args:
+        message: An object with a string ``role`` and a ``content``; see ``read_messages``.
+        where: What an error message calls it.
+
+    Raises:
+        InputError: If it is no message, or its content holds something else than text.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not message["role"]:
+        raise InputError(f"{where} is not an object with a string 'role' and a 'content'")
+    text = _content(message.get("content"), where, others=False)
+    return {"role": valid_unicode(message["role"], where), "content": valid_unicode(text, where)}
 
 
 def prompt_text(prompt: Prompt) -> str:

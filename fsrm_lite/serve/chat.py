@@ -18,6 +18,7 @@ from typing import Any
 import anyio.to_thread
 from starlette.responses import StreamingResponse
 
+from fsrm_lite.bundle.conversation import read_message
 from fsrm_lite.errors import ContextOverflowError, FsrmError, InputError
 from fsrm_lite.loops.reasoners import Proposal, Sampling, SolveReasoner, Task, task_of
 from fsrm_lite.serve import bodies
@@ -155,21 +156,12 @@ def _messages(given: object) -> list[dict[str, str]]:
         bodies.refuse(("messages",), given, "a list of messages")
     found = []
     for i, message in enumerate(given):
-        if not isinstance(message, dict):
-            bodies.refuse(("messages", i), message, "an object with a role and a content")
-        role, content = bodies.text(message, "role", ("messages", i)), message.get("content")
-        if isinstance(content, list):
-            content = "\n".join(_part(part, ("messages", i, "content", k)) for k, part in enumerate(content))
-        if not isinstance(content, str | None):
-            bodies.refuse(("messages", i, "content"), content, "a string, or a list of text parts")
-        found.append({"role": role, "content": content or ""})
+        try:
+            read = read_message(message, f"messages[{i}]")
+        except InputError as error:
+            raise RequestError(str(error), at=("messages", i)) from error
+        found.append({"role": read["role"], "content": str(read["content"])})
     return found
-
-
-def _part(part: object, at: tuple[str | int, ...]) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    bodies.refuse(at, part, 'a part of the form {"type": "text", "text": ...}')
 
 
 async def _written(

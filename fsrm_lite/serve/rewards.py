@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsrm_lite.bundle.conversation import response_text
 from fsrm_lite.checks import kind_of
 from fsrm_lite.ranking.order import best_first
 from fsrm_lite.serve import bodies
@@ -153,7 +154,7 @@ def split_response(given: object, at: tuple[str | int, ...]) -> tuple[Prompt, st
         return given["prompt"], bodies.text(given, "response", at)
     last = given[-1] if isinstance(given, list) and len(given) > 1 else None
     if isinstance(given, list) and isinstance(last, dict) and last.get("role") == "assistant":
-        return given[:-1], bodies.text(last, "content", (*at, len(given) - 1))
+        return given[:-1], response_text(last, f"messages[{len(given) - 1}]")
     expected = 'messages of which the last is the assistant\'s, or {"prompt": ..., "response": ...}'
     raise RequestError(
         f"{RequestError('', at=at).param} is {kind_of(given)} without a response, expected {expected}", at=at

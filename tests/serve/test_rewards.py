@@ -65,6 +65,11 @@ def test_pooling_and_classify_as_a_reward(client, question, rm):
     wanted = rm.score(question, "15 pens", judge="never")
     one = client.post("/pooling", {"model": "fsrm-tiny", "messages": talk}).json()
     assert one["data"] == [{"index": 0, "object": "pooling", "data": [pytest.approx(wanted.logit, abs=0.1)]}]
+    parts = [
+        talk[0],
+        {"role": "assistant", "content": [{"type": "text", "text": "15 "}, {"type": "text", "text": "pens"}]},
+    ]
+    assert client.post("/pooling", {"messages": parts}).json()["data"] == one["data"]
     both = client.post("/classify", {"input": [talk, {"prompt": question, "response": "15 pens"}]}).json()
     assert [entry["probs"] for entry in both["data"]] == [[near(wanted.score)]] * 2
     assert {entry["num_classes"] for entry in both["data"]} == {1}
