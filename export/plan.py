@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.errors import ExportError
+from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.chat_template import read_chat_template
 from fsrm_lite.export.checkpoints.checkpoint import Architecture, Checkpoint, read_config
 from fsrm_lite.export.checkpoints.spec import SPEC_NAME, load_spec, resolve_spec
@@ -192,6 +192,13 @@ def open_source(root: Path, spec: Spec | None, calibration: Path | None, *, fast
     refuse_foreign_tokens(manifest, vocabulary)
     encoder = PromptEncoder(root / TOKENIZER_NAME, manifest)
     data, ids = keep_short(load_calibration(calibration), encoder)
+    pad = read_config(root).get("pad_token_id")
+    if checkpoint.arch.scalar and any(row[-1] == pad for row in ids):
+        raise UnsupportedCheckpointError(
+            f"the texts that are scored end with the token {pad} ({vocabulary.text(pad)!r}), which config.json names "
+            "as pad_token_id: transformers reads the reward before it, and a bundle behind the last token; "
+            "if the model was trained to be read there, give config.json the pad_token_id of another token"
+        )
     pairs = data.pairs
     if "pointwise_fast" not in manifest.templates:
         ids = pair_orders(data, encoder)

@@ -59,13 +59,16 @@ class ChatTemplate:
         Args:
             messages: The messages.
             generate: Begin an answer of the assistant behind them.
-            think: What a template that knows ``enable_thinking`` gets for it.
+            think: If False, a template that knows ``enable_thinking`` gets that for it; else it gets nothing.
 
         Raises:
             InputError: If the template refuses the conversation or fails.
             MissingExtraError: If jinja2 is missing.
         """
-        values = {**self.names, "add_generation_prompt": generate, "enable_thinking": think}
+        # As transformers calls it: without tools and documents, and with thinking left to the template's own default.
+        values = {**self.names, "add_generation_prompt": generate, "tools": None, "documents": None}
+        if not think:
+            values["enable_thinking"] = False
         try:
             text: str = _compile(self.source).render(messages=list(messages), strftime_now=self.date.strftime, **values)
         except FsrmError:

@@ -30,7 +30,7 @@ from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
 from fsrm_lite.export.hub import checkpoint_name
 from fsrm_lite.export.pipeline import export_checkpoint
-from fsrm_lite.export.plan import choose_spec
+from fsrm_lite.export.plan import choose_spec, open_source
 from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
 from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.evaluation import EvalOptions, as_asked, evaluate
@@ -286,6 +286,17 @@ def use(rm, judge):
 
 
 @needs_tokenizers
+def test_a_scalar_head_whose_padding_ends_its_texts_is_refused(tmp_path):
+    """transformers reads the reward at the last token that is no padding: one token earlier than a bundle would."""
+    folder = public_checkpoint(tmp_path / "reward", "qwen3", "qwen3", scalar=True)
+    config = json.loads((folder / "config.json").read_text())
+    source = open_source(folder, fragment(find_recipe("scalar"), "m"), None)
+    config["pad_token_id"] = source.fast_ids[0][-1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedCheckpointError, match=r"which config\.json names as pad_token_id"):
+        open_source(folder, fragment(find_recipe("scalar"), "m"), None)
+
+
 @pytest.mark.slow
 def test_a_scalar_head_gives_the_reward_of_transformers(rows, tmp_path):
     import torch

@@ -99,6 +99,6 @@ def readable_model(folder, context=400):
         vocab_size=256,
         files={"fast": FileEntry("fast.onnx", 1, "ab" * 32)},
     )
-    bundle = SimpleNamespace(root=folder, manifest=manifest, path=lambda role: path)
+    bundle = SimpleNamespace(root=folder, manifest=manifest, path=lambda role: path, judge=lambda: bundle)
     fast = CountingFast(tokenizer.token_to_id("+"))
     return SimpleNamespace(bundle=bundle, fast=fast, encoder=PromptEncoder(path, manifest), close=lambda: None)

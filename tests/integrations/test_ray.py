@@ -94,18 +94,21 @@ def test_ray_that_is_missing_or_too_old_or_out_of_reach_is_one_line(monkeypatch)
         with pytest.raises(ClusterError, match=r"ray 1.13.0 is installed, expected at least 2.9"):
             ours.load_ray()
     pytest.importorskip("ray")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with (
+        socket.socket() as taken
+    ):  # bound and not listening: whoever connects is refused, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    for address, match in (
-        (f"127.0.0.1:{port}", "nobody answers"),
-        (f"ray://127.0.0.1:{port}", "nobody answers"),
-        ("nowhere", "expected local, auto"),
-        ("host:99999", "expected local, auto"),
-    ):
-        with pytest.raises(ClusterError, match=match):
-            RayPool(address=address)
-    with pytest.raises(InputError, match="workers is 0"):
-        RayPool(workers=0)
+        for address, match in (
+            (f"127.0.0.1:{port}", "nobody answers"),
+            (f"ray://127.0.0.1:{port}", "nobody answers"),
+            ("nowhere", "expected local, auto"),
+            ("host:99999", "expected local, auto"),
+        ):
+            with pytest.raises(ClusterError, match=match):
+                RayPool(address=address)
+        with pytest.raises(InputError, match="workers is 0"):
+            RayPool(workers=0)
 
 
 # On a cluster.

@@ -87,7 +87,7 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
         asked.append((prompts, settings))
         return [[SimpleNamespace(text=f" {len(ids)} ", tokens=3)] * settings["n"] for ids in prompts]
 
-    model.judge = SimpleNamespace(generate=generate)
+    model.judge = SimpleNamespace(generate=generate, encoder=model.encoder)
     reasoner = SolveReasoner(model)
     assert reasoner.propose([Task("a"), Task("bc", ("no",))], Sampling(n=2, seed=7)) == [
         [Proposal("2", 3)] * 2,
