@@ -48,6 +48,19 @@ ANSWER_ONLY = (
 COUNTING = "{% for m in messages %}{{ loop.index ~ m.role ~ m.content }}{% endfor %}"
 
 
+VARIABLES = (
+    "{% if tools is not none or documents is not none %}tools{% endif %}"
+    "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ messages[0].content }}"
+)
+
+
+def test_a_template_is_called_with_the_variables_that_transformers_gives_it():
+    template = ChatTemplate(VARIABLES, {})
+    asked = [{"role": "user", "content": "q"}]
+    assert template.render(asked) == "q"
+    assert template.render(asked, think=False) == "Falseq"
+
+
 @cache
 def real(name):
     """The chat template of a real model, and its forms."""
