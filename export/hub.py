@@ -24,9 +24,18 @@ def check_repo_name(name: str) -> None:
 
 
 def checkpoint_name(checkpoint: str | Path) -> str:
-    """Return what a checkpoint is called: the last part of its folder's path, or "org/name" on the hub."""
+    """Return what a checkpoint is called: the last part of its folder's path, or "org/name" on the hub.
+
+    A folder of the hub's cache, ``models--org--name/snapshots/COMMIT``, is called as on the hub.
+    """
     folder = Path(checkpoint).expanduser()
-    return Path(os.path.abspath(folder)).name if folder.is_dir() else folder.as_posix()
+    if not folder.is_dir():
+        return folder.as_posix()
+    folder = Path(os.path.abspath(folder))
+    cached = folder.parent.parent.name.split("--")
+    if folder.parent.name == "snapshots" and len(cached) == 3 and cached[0] == "models":
+        return f"{cached[1]}/{cached[2]}"
+    return folder.name
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

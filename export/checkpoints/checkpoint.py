@@ -269,6 +269,14 @@ class Checkpoint:
         return values
 
 
+def _adapter_task(root: Path) -> object:
+    """Return the ``task_type`` of the adapter in a folder; None where it does not say."""
+    try:
+        return json.loads((root / "adapter_config.json").read_text("utf-8")).get("task_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def read_config(root: Path) -> dict[str, Any]:
     """Return the parsed ``config.json`` of a checkpoint folder.
 
@@ -281,9 +289,11 @@ def read_config(root: Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.is_file():
         if (root / "adapter_config.json").is_file():
-            line = f"AutoPeftModelForCausalLM.from_pretrained('{root}').merge_and_unload().save_pretrained('merged')"
+            kind = "SequenceClassification" if _adapter_task(root) == "SEQ_CLS" else "CausalLM"
+            line = f"AutoPeftModelFor{kind}.from_pretrained('{root}').merge_and_unload().save_pretrained('merged')"
             raise UnsupportedCheckpointError(
-                f'{root} holds a LoRA adapter; merge it into its base model: python -c "from peft import *; {line}"'
+                f'{root} holds a LoRA adapter; merge it into its base model: python -c "from peft import *; {line}", '
+                "and put the base model's tokenizer files beside it"
             )
         raise ExportError(f"{root} has no config.json; expected a Hugging Face checkpoint folder")
     try:

@@ -132,6 +132,9 @@ def test_only_the_last_part_of_a_path_or_the_name_on_the_hub_counts(tmp_path, mo
     monkeypatch.chdir(folder)
     assert checkpoint_name(".") == "my-model"
     assert checkpoint_name("Reward-Reasoning/RRM-7B") == "Reward-Reasoning/RRM-7B"
+    cached = tmp_path / "models--Qwen--Qwen3-Reranker-0.6B" / "snapshots" / ("ab" * 20)
+    cached.mkdir(parents=True)
+    assert checkpoint_name(cached) == "Qwen/Qwen3-Reranker-0.6B"
     with pytest.raises(ExportError, match="called like the models of the recipe 'rrm', but is a Qwen3"):
         choose_spec(folder, None, None, known_as=checkpoint_name("Reward-Reasoning/RRM-7B"))
 

@@ -170,6 +170,9 @@ def test_open_names_what_is_missing(tmp_path, llama):
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
     with pytest.raises(UnsupportedCheckpointError, match=r"\.bin weights only"):
         Checkpoint.open(llama)
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
+    with pytest.raises(UnsupportedCheckpointError, match="AutoPeftModelForSequenceClassification"):
+        Checkpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", ""])
