@@ -193,7 +193,7 @@ def open_source(root: Path, spec: Spec | None, calibration: Path | None, *, fast
     encoder = PromptEncoder(root / TOKENIZER_NAME, manifest)
     data, ids = keep_short(load_calibration(calibration), encoder)
     pad = read_config(root).get("pad_token_id")
-    if checkpoint.arch.scalar and any(row[-1] == pad for row in ids):
+    if checkpoint.arch.scalar and isinstance(pad, int) and any(row[-1] == pad for row in ids):
         raise UnsupportedCheckpointError(
             f"the texts that are scored end with the token {pad} ({vocabulary.text(pad)!r}), which config.json names "
             "as pad_token_id: transformers reads the reward before it, and a bundle behind the last token; "
