@@ -93,10 +93,10 @@ def test_ray_that_is_missing_or_too_old_or_out_of_reach_is_one_line(monkeypatch)
         patch.setitem(sys.modules, "ray", type("old", (), {"__version__": "1.13.0"}))
         with pytest.raises(ClusterError, match=r"ray 1.13.0 is installed, expected at least 2.9"):
             ours.load_ray()
-    pytest.importorskip("ray")
-    with (
-        socket.socket() as taken
-    ):  # bound and not listening: whoever connects is refused, and nobody else gets the port
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # in random order, the cluster of other tests may run
+    with socket.socket() as taken:
+        # Bound and not listening: whoever connects is refused, and nobody else gets the port.
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         for address, match in (
