@@ -122,8 +122,7 @@ def plan_export(
     root = find_checkpoint(checkpoint)
     chosen = choose_spec(root, spec, recipe, known_as=checkpoint_name(checkpoint), name=name)
     source = open_source(root, chosen.spec, None if calibration is None else Path(calibration), fast_only=fast_only)
-    thinks = any(name.endswith("_slow") or name == "solve" for name in source.manifest.templates)
-    slow = slow or ("q8_0" if thinks else "none")
+    slow = slow or ("q8_0" if source.manifest.writes else "none")
     if slow != "none":
         check_writable(source.checkpoint.arch)
     return Plan(source, chosen, doubts(source.manifest, source.chat), fast, slow, limits, card_text)
@@ -192,8 +191,8 @@ def open_source(root: Path, spec: Spec | None, calibration: Path | None, *, fast
     refuse_foreign_tokens(manifest, vocabulary)
     encoder = PromptEncoder(root / TOKENIZER_NAME, manifest)
     data, ids = keep_short(load_calibration(calibration), encoder)
-    pad = read_config(root).get("pad_token_id")
-    if checkpoint.arch.scalar and isinstance(pad, int) and any(row[-1] == pad for row in ids):
+    pad = read_config(root).get("pad_token_id") if checkpoint.arch.scalar else None
+    if isinstance(pad, int) and any(row[-1] == pad for row in ids):
         raise UnsupportedCheckpointError(
             f"the texts that are scored end with the token {pad} ({vocabulary.text(pad)!r}), which config.json names "
             "as pad_token_id: transformers reads the reward before it, and a bundle behind the last token; "

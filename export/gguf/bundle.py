@@ -171,8 +171,8 @@ def export_gguf(
             report("copy", 0, 1)
             copyfile(path, folder / GGUF_PATH)
             report("copy", 1, 1)
-            thinks = judge and any(name.endswith("_slow") or name == "solve" for name in manifest.templates)
-            files = {"tokenizer": TOKENIZER_NAME, "fast": GGUF_PATH} | ({"slow": GGUF_PATH} if thinks else {})
+            slow = {"slow": GGUF_PATH} if judge and manifest.writes else {}
+            files = {"tokenizer": TOKENIZER_NAME, "fast": GGUF_PATH, **slow}
             entry = {
                 **manifest.card,
                 "architecture": _architecture(model.header, model.architecture),

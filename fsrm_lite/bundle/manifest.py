@@ -205,6 +205,11 @@ class Manifest:
         """Ids of the tokens whose logits the fast graph gives: those of ``labels``, then those of ``pair_labels``."""
         return [label.id for label in (*self.labels, *self.pair_labels)]
 
+    @property
+    def writes(self) -> bool:
+        """Whether a template asks for a text: for a thought, or for an answer to a question."""
+        return any(name.endswith("_slow") or name == "solve" for name in self.templates)
+
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
         """Check and parse the JSON form.

@@ -11,21 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fsrm_lite import __version__
+from fsrm_lite.cli.models import MODEL_NAMES
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.scorer import FastSlowRM
 
-_OPTIONS = (
-    "judge",
-    "judge_engine",
-    "votes",
-    "thinking_tokens",
-    "temperature",
-    "seed",
-    "threads",
-    "truncate",
-    "deterministic",
-)
-"""The options of ``model_options`` that can change a result. Which folder or name the model has cannot."""
+_WITHOUT_EFFECT = ("model", "revision", "local_files_only", "judge_process")
+"""Options of a model that cannot change a result: what the model holds counts, not where it lies or runs."""
+
+_OPTIONS = tuple(name for name in MODEL_NAMES if name not in _WITHOUT_EFFECT)
 
 _TOLD = ("form", *_OPTIONS, "limit", "limit_seed", "batch_size", "revision")
 """The options that a report names, where they were given."""

@@ -68,18 +68,7 @@ class FastModel:
         return self.graph
 
     def read(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
-        """Read the first-token distribution behind each sequence.
-
-        Args:
-            sequences: Token ids, any mix; none empty.
-            hidden: Also return hidden states.
-
-        Returns:
-            One reading per sequence, in input order. The same call gives the same bits, whatever was read before.
-
-        Raises:
-            InputError: On an empty sequence or an id outside the vocabulary.
-        """
+        """Read the first-token distribution behind each sequence; see ``Reader.read``."""
         self._owner.check_process()
         given = checked_ids(sequences, self.vocab_size)
         distinct = sorted(set(given))
