@@ -1,16 +1,19 @@
-"""The two sides of the judge's benchmark: fsrm-lite's judge, and its peer, ``Llama.create_completion``.
+"""The sides of the judge's benchmark: fsrm-lite's judge on either runtime, and its peer, ``Llama.create_completion``.
 
-Each runs in a process of its own. The peer gets the very same prompts as token ids, with the same temperature and the
-same number of tokens, in an order that lets it reuse its prompt cache. A *vote* is one thought about a pair, with its
-verdict. With random weights, a vote never stops by itself, so it is always as long as its budget.
+Each runs in a process of its own. With random weights the judge on ONNX Runtime writes with the int8 graph that the
+fast path reads with, and llama.cpp with a Q4_K_M file, its fastest; with the embedded model both have the bundle's own
+files. The peer gets the very same prompts as token ids, with the same temperature and the same number of tokens, in an
+order that lets it reuse its prompt cache. A *vote* is one thought about a pair, with its verdict. With random weights,
+a vote never stops by itself, so it is always as long as its budget.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -55,9 +58,9 @@ class Timing:
     Attributes:
         seconds: Wall time.
         tokens: Tokens written.
-        inside_s: Seconds within ``llama_decode``, which is what a bare loop over the same batches would take. Measured
-            of the judge only, like all that follows.
-        step_ms: Milliseconds of one call of ``llama_decode``; the median.
+        inside_s: Seconds within the runtime (``llama_decode``, or a run of the graph), which is what a bare loop over
+            the same batches would take. Measured of the judge only, like all that follows.
+        step_ms: Milliseconds of one such call; the median.
         step_rows: Rows of one call; the median. Most calls write one token of each vote that is still going on.
         winners: The decisions.
     """
@@ -80,7 +83,7 @@ class Side(Protocol):
 
 @dataclass(slots=True)
 class Steps:
-    """Seconds and rows of every call of ``llama_decode``."""
+    """Seconds and rows of every call into a runtime."""
 
     seconds: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -93,23 +96,50 @@ class Steps:
 
 
 @contextmanager
-def decoding_steps(llama: Any) -> Iterator[Steps]:  # noqa: ANN401 - the llama_cpp module
-    """Yield what is counted of every call of ``llama_decode`` within the block."""
+def counted(owner: Any, name: str, rows: Callable[..., int]) -> Iterator[Steps]:  # noqa: ANN401 - a module or class
+    """Yield what is counted of every call of the function ``name`` of ``owner`` within the block.
+
+    Args:
+        owner: The module or class that has the function.
+        name: The function's name.
+        rows: Returns the number of tokens that a call computes, given the call's arguments.
+    """
     steps = Steps()
-    decode = llama.llama_decode
+    function = getattr(owner, name)
 
-    def timed(context: Any, batch: Any) -> int:  # noqa: ANN401
+    def timed(*args: Any, **named: Any) -> Any:  # noqa: ANN401
         start = time.perf_counter()
-        status: int = decode(context, batch)
+        result = function(*args, **named)
         steps.seconds.append(time.perf_counter() - start)
-        steps.rows.append(batch.n_tokens)
-        return status
+        steps.rows.append(rows(*args, **named))
+        return result
 
-    llama.llama_decode = timed
+    setattr(owner, name, timed)
     try:
         yield steps
     finally:
-        llama.llama_decode = decode
+        setattr(owner, name, function)
+
+
+def llama_steps() -> AbstractContextManager[Steps]:
+    """Return a block in which every call of ``llama_decode`` is counted."""
+    from fsrm_lite.runtimes.llama.engine import load_llama
+
+    return counted(load_llama(), "llama_decode", lambda context, batch: batch.n_tokens)
+
+
+def graph_steps() -> AbstractContextManager[Steps]:
+    """Return a block in which every run of a fast graph is counted."""
+    from fsrm_lite.runtimes.onnx.graph import Graph
+
+    return counted(Graph, "run", lambda graph, outputs, *, ids, **others: len(ids))
+
+
+RUNTIMES: dict[str, Callable[[], AbstractContextManager[Steps]]] = {
+    "ONNX Runtime": graph_steps,
+    "llama.cpp": llama_steps,
+}
+"""How the calls into each runtime are counted, by the runtime's name."""
 
 
 def random_prompts(workload: JudgeWorkload, vocab_size: int) -> list[tuple[int, ...]]:
@@ -133,10 +163,11 @@ def random_prompts(workload: JudgeWorkload, vocab_size: int) -> list[tuple[int, 
 class RandomJudge:
     """The judge's scheduler, which writes many votes at a time, with random weights."""
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        from fsrm_lite.runtimes.llama.engine import LlamaEngine
+    def __init__(self, runtime: str, path: Path, threads: int | None) -> None:
+        from fsrm_lite.runtimes.opening import open_engine
 
-        self._engine = LlamaEngine(path, threads=threads)
+        self._steps = RUNTIMES[runtime]
+        self._engine = open_engine(path, threads)
 
     def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""
@@ -149,7 +180,7 @@ class RandomJudge:
         jobs = tuple(Job(p, vote_key(0, p, k), workload.tokens) for k, p in enumerate(prompts))
         decoding = Decoding(TEMPERATURE)
         referee = Referee(Request(jobs, decoding, ()))
-        with decoding_steps(self._engine._llama) as steps:
+        with self._steps() as steps:
             start = time.perf_counter()
             scheduler = Scheduler(self._engine, lambda ids: "", decoding, (), min(STREAMS, len(jobs)), PROMPT + VOTE)
             scheduler.run(referee)
@@ -203,7 +234,8 @@ class _Embedded:
 
         bundle = Bundle.open(None)
         self.encoder = PromptEncoder(bundle.path("tokenizer"), bundle.manifest)
-        self.path, self.limits = bundle.path("slow"), bundle.manifest.limits
+        self.files = {"ONNX Runtime": bundle.path("fast"), "llama.cpp": bundle.path("slow")}
+        self.limits = bundle.manifest.limits
 
     def pairs(self, workload: JudgeWorkload) -> list[tuple[str, str, str]]:
         from fsrm_lite.models.data import held_out
@@ -214,20 +246,20 @@ class _Embedded:
 class EmbeddedJudge:
     """The judge with the embedded model, which writes real thoughts."""
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, runtime: str, threads: int | None) -> None:
         from fsrm_lite.slow.judge import Judge
 
         self._model = _Embedded()
-        self._judge = Judge(self._model.path, self._model.encoder, threads=threads)
+        self._steps = RUNTIMES[runtime]
+        self._judge = Judge(self._model.files[runtime], self._model.encoder, threads=threads)
 
     def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Judge the pairs."""
-        from fsrm_lite.runtimes.llama.engine import load_llama
         from fsrm_lite.types import JudgeOptions
 
         pairs = self._model.pairs(workload)
         options = JudgeOptions(votes=workload.votes, adaptive=workload.adaptive, temperature=TEMPERATURE)
-        with decoding_steps(load_llama()) as steps:
+        with self._steps() as steps:
             start = time.perf_counter()
             judgements = [
                 j
@@ -243,7 +275,7 @@ class EmbeddedCompletion:
 
     def __init__(self, threads: int) -> None:
         self._model = _Embedded()
-        self._peer = Completion(self._model.path, threads, self._model.limits.context)
+        self._peer = Completion(self._model.files["llama.cpp"], threads, self._model.limits.context)
 
     def run(self, workload: JudgeWorkload) -> dict[str, Any]:
         """Write the votes."""
@@ -264,10 +296,19 @@ def _asked(threads: int) -> int | None:
     return None if threads == usable_cores() else threads
 
 
+def _random_judge(runtime: str, files: Files, threads: int) -> RandomJudge:
+    path = files.fast("int8") if runtime == "ONNX Runtime" else files.gguf("q4_k_m")
+    return RandomJudge(runtime, path, _asked(threads))
+
+
+def _embedded_judge(runtime: str, files: Files, threads: int) -> EmbeddedJudge:
+    return EmbeddedJudge(runtime, _asked(threads))
+
+
 SIDES: dict[str, Callable[[Files, int], Side]] = {
-    "judge, random weights": lambda files, threads: RandomJudge(files.gguf("q4_k_m"), _asked(threads)),
+    **{f"judge on {runtime}, random weights": partial(_random_judge, runtime) for runtime in RUNTIMES},
     "create_completion, random weights": lambda files, threads: RandomCompletion(files.gguf("q4_k_m"), threads),
-    "judge, embedded": lambda files, threads: EmbeddedJudge(_asked(threads)),
+    **{f"judge on {runtime}, embedded": partial(_embedded_judge, runtime) for runtime in RUNTIMES},
     "create_completion, embedded": lambda files, threads: EmbeddedCompletion(threads),
 }
 """What a worker process can run, by its name."""

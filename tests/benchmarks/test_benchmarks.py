@@ -7,8 +7,9 @@ import types
 import pytest
 
 from benchmarks import judge, measure
+from benchmarks.files import Files
 from benchmarks.growth import POINT_SECONDS, grow
-from benchmarks.judge_sides import PROMPT, SHARED, JudgeWorkload, decoding_steps, random_prompts
+from benchmarks.judge_sides import PROMPT, RUNTIMES, SHARED, SIDES, JudgeWorkload, counted, random_prompts
 from benchmarks.load import Watch
 from benchmarks.measure import EQUAL, NEAR, Field, Series, best_forms, fastest_of, race, summarise
 from benchmarks.peers import FAMILIES, PEERS
@@ -290,7 +291,8 @@ def test_of_a_trial_the_least_time_counts():
 def test_the_judges_peer_runs_in_the_form_that_its_trial_shows_to_be_fastest(waiting):
     rows = judge.measure(None, 2, lambda text: None, "embedded", budget_s=0.45)
     assert waiting.alive == []
-    assert len(rows) == len(judge.EMBEDDED)
+    assert [row["runtime"] for row in rows] == [*RUNTIMES] * len(judge.EMBEDDED)
+    assert [row["over_llama"] for row in rows[:2]] == [1.0, None]
     assert (
         rows[0]["note"]
         == "peer: 2 threads, GOMP_SPINCOUNT=2000; 1 of 2 right; 2 decided as by all votes, one pair per call"
@@ -314,17 +316,23 @@ def test_a_long_workload_of_the_judge_runs_again_only_where_the_budget_allows(wa
 
 def test_the_peers_few_votes_stand_for_all_of_them():
     workload, *_ = judge.RANDOM
-    ours = [
-        {"seconds": 4.4, "inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}
-    ]
-    row = judge._row("random weights", workload, 2.2, ours, [{"seconds": 1.0, "tokens": 100, "others": 0.0}], "100", [])
-    assert row.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
-    assert row.ratio == pytest.approx(10.24 / 4.4)
-    assert row.overhead == pytest.approx(0.1)
-    assert row.note == "peer: 100"
+    run = {"inside_s": 4.0, "tokens": 1024, "others": 0.0, "winners": [], "step_ms": 30.0, "step_rows": 8}
+    timings = {
+        (runtime, workload.name): [{"seconds": seconds, "rss_bytes": 5, **run}]
+        for runtime, seconds in (("ONNX Runtime", 4.4), ("llama.cpp", 8.8))
+    }
+    peer = [{"seconds": 1.0, "tokens": 100, "others": 0.0}]
+    aims = judge.Targets(4.0, 2.3, 2.2)
+    ours, llama = (judge._row("random weights", workload, aims, r, timings, peer, "100", []) for r in RUNTIMES)
+    assert ours.peer_seconds["median_s"] == pytest.approx(8 * 128 / 100)
+    assert (ours.ratio, ours.over_llama) == pytest.approx((10.24 / 4.4, 2.0))
+    assert (ours.target, ours.over_llama_target) == (4.0, 2.3)
+    assert (llama.target, llama.over_llama, llama.over_llama_target) == (2.2, None, None)
+    assert ours.overhead == pytest.approx(0.1)
+    assert (ours.note, ours.rss_bytes) == ("peer: 100", 5)
 
 
-def test_every_decoding_call_is_counted_with_its_rows():
+def test_every_call_into_a_runtime_is_counted_with_its_rows():
     class Batch:
         n_tokens = 3
 
@@ -333,12 +341,22 @@ def test_every_decoding_call_is_counted_with_its_rows():
         def llama_decode(context, batch) -> int:
             return 7
 
-    with decoding_steps(Library) as steps:
+    with counted(Library, "llama_decode", lambda context, batch: batch.n_tokens) as steps:
         assert Library.llama_decode(None, Batch) == 7
     assert Library.llama_decode(None, Batch) == 7
     timing = steps.timing(2.0, 5, (0, 1))
     assert (len(steps.rows), timing["step_rows"], timing["tokens"], timing["winners"]) == (1, 3, 5, [0, 1])
     assert timing["step_ms"] == pytest.approx(1000 * timing["inside_s"])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_judge_runs_on_either_runtime_and_its_steps_are_counted(runtime, tmp_path):
+    pytest.importorskip("llama_cpp")
+    side = SIDES[f"judge on {runtime}, embedded"](Files(tmp_path), 1)
+    timing = side.run(JudgeWorkload("two pairs", 2, 1))
+    assert len(timing["winners"]) == 2
+    assert 0 < timing["inside_s"] < timing["seconds"]
+    assert timing["step_rows"] > 1
 
 
 def test_table_names_the_machine_and_judges_the_targets(tmp_path):
@@ -354,14 +372,18 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     growth = {"fsrm-lite int8": {w.name: 0.1 * w.count for w in BY_COUNT}}
     judged = {
         "what": "8 votes",
+        "runtime": "ONNX Runtime",
         "seconds": summarise([2.0, 1.0, 3.0], []),
         "tokens_per_second": 50.0,
         "peer_seconds": summarise([8.0], []),
         "ratio": 4.0,
         "target": 5.0,
+        "over_llama": 1.5,
+        "over_llama_target": 1.3,
         "overhead": 0.05,
         "step_ms": 1.25,
         "step_rows": 8,
+        "rss_bytes": 7 << 20,
         "note": "",
     }
     times = {"bare interpreter": 0.02, "import numpy": 0.1, "import fsrm_lite": 0.03, "first score": 1.5}
@@ -394,8 +416,8 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "another form of the same thing was faster there: transformers fp32." in text
     assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
     assert (
-        "| 8 votes | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 "
-        "| 4.00x | 5.0x: missed | 5.0% | 1.25 ms, 8 rows |" in text
+        "| 8 votes | ONNX Runtime | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 "
+        "| 4.00x (5x: missed) | 1.50x (1.3x: met) | 5.0% | 1.25 ms, 8 rows | 7 MiB |" in text
     )
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
