@@ -1,4 +1,4 @@
-"""Measures how long a new process takes to import the package and to give a first score, beside ``import numpy``."""
+"""Measures how long a new process takes to import the package, to score and to think, beside ``import numpy``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ PROGRAMS = {
     "first score": (
         "from fsrm_lite import FastSlowRM; FastSlowRM.from_pretrained(judge='never').predict([('What is 2 + 3?', '5')])"
     ),
+    "first verdict": (
+        "from fsrm_lite import FastSlowRM; FastSlowRM.from_pretrained(judge='always', judge_engine='onnx')"
+        ".compare('What is 2 + 3?', '5', '6')"
+    ),
 }
-"""What each process runs. The last one loads the embedded model and scores one pair on the fast path."""
+"""What each process runs.
+
+The last two load the embedded model: one scores a response on the fast path, the other thinks about a pair on ONNX
+Runtime, in both orders and with the bundle's own number of votes.
+"""
 
 
 def startup_times(rounds: int = 9) -> dict[str, dict[str, object]]:

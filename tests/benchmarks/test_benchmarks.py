@@ -387,6 +387,7 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
         "note": "",
     }
     times = {"bare interpreter": 0.02, "import numpy": 0.1, "import fsrm_lite": 0.03, "first score": 1.5}
+    times["first verdict"] = 0.7
     startup = {name: {"median_s": s} for name, s in times.items()}
     spin = {"count": "2000", "tried": "Llama Q8_0"}
     main = {
@@ -414,7 +415,8 @@ def test_table_names_the_machine_and_judges_the_targets(tmp_path):
     assert "pull request 26954" in text
     assert "2000, tried in W1 with Llama Q8_0" in text
     assert "another form of the same thing was faster there: transformers fp32." in text
-    assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed)" in text
+    assert "adds 10 ms (target 30: met); the first score takes 1.50 s (target 1: missed), " in text
+    assert "the first verdict 0.70 s (target 0.8: met)" in text
     assert (
         "| 8 votes | ONNX Runtime | 2.00 | 1.00 - 3.00, n=3 | 50 | 8.00 | 8.00 - 8.00, n=1 "
         "| 4.00x (5x: missed) | 1.50x (1.3x: met) | 5.0% | 1.25 ms, 8 rows | 7 MiB |" in text
