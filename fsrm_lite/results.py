@@ -22,6 +22,7 @@ from typing import IO, Any
 from fsrm_lite.errors import DataFormatError
 from fsrm_lite.files import check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import dump_row, parse_json
+from fsrm_lite.tables import import_pyarrow, write_parquet
 
 _FORMAT = 1
 _READ_BYTES = 1 << 20
@@ -216,6 +217,9 @@ class ResultsFile:
             self._journal.write(dump_row({name: getattr(batch, name) for name in Batch.__dataclass_fields__}).encode())
             to_disk(self._journal)
 
+    def finish(self) -> None:
+        """Do nothing more: the rows are where they belong."""
+
     def flush(self) -> None:
         """Put the rows written so far on the disk. Without ``end_batch``, a run that goes on writes them again."""
         to_disk(self._file)
@@ -244,6 +248,44 @@ class ResultsFile:
         size = sum(map(len, self._journal.readlines()[: len(kept) + 1]))
         self._journal.truncate(size)
         self._journal.seek(size)
+
+
+class ParquetResults(ResultsFile):
+    """A results file that becomes a Parquet file when all of its rows are there.
+
+    A Parquet file cannot be continued where it broke off. So until the run is whole, its rows are in a results file
+    beside it, ``.NAME.jsonl``, which can.
+    """
+
+    def __init__(self, path: Path, source: Path, run: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Open the results file; see ``ResultsFile``.
+
+        Args:
+            path: The Parquet file. One that is there stays until the new one is whole.
+            source: The input file.
+            run: What decides the contents of the rows.
+            resume: Continue the results file that a run for ``path`` left.
+            overwrite: Begin anew, and replace a Parquet file that exists.
+
+        Raises:
+            DataFormatError: If the Parquet file is there already and ``overwrite`` is not given, or as in
+                ``ResultsFile``.
+            MissingExtraError: If pyarrow is not installed.
+        """
+        check_output(path, [source])
+        if path.exists() and not overwrite:
+            raise DataFormatError(f"{path} exists, and is whole; pass --overwrite to start again")
+        import_pyarrow()
+        self._table = path
+        super().__init__(path.with_name(f".{path.name}.jsonl"), source, run, resume=resume, overwrite=overwrite)
+
+    def finish(self) -> None:
+        """Write the Parquet file, and remove the results file and its journal."""
+        self.flush()
+        write_parquet(self._table, self.path)
+        self.close()
+        for file in (self.path, journal_of(self.path)):
+            file.unlink(missing_ok=True)
 
 
 def check_run(path: Path, run: Mapping[str, Any]) -> None:

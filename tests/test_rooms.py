@@ -16,6 +16,7 @@ ROOMS = (
     "checks",
     "files",
     "jsonl",
+    "tables",
     "results",
     "batches",
     "gate",

@@ -1,4 +1,7 @@
-"""``fsrm-lite score``, ``compare``, ``rank`` and ``best-of-n``: JSON Lines in, JSON Lines out, in input order."""
+"""``fsrm-lite score``, ``compare``, ``rank`` and ``best-of-n``: rows in, rows out, in input order.
+
+Rows are lines of JSON, or those of a Parquet file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,8 +29,9 @@ from fsrm_lite.fast.path import EncodedResponse
 from fsrm_lite.jsonl import Row, dump_row, open_lines, read_rows
 from fsrm_lite.ranking.order import best_first
 from fsrm_lite.ranking.tournament import STRATEGIES
-from fsrm_lite.results import InputLines, ResultsFile
+from fsrm_lite.results import InputLines, ParquetResults, ResultsFile
 from fsrm_lite.scorer import FastSlowRM, Response
+from fsrm_lite.tables import is_parquet, open_parquet
 from fsrm_lite.types import Comparison, Prompt, Score, Selection, Strategy
 
 if TYPE_CHECKING:
@@ -37,14 +41,14 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.argument(
-        "source", metavar="IN.jsonl", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+        "source", metavar="IN", required=False, type=click.Path(dir_okay=False, allow_dash=True, path_type=Path)
     ),
     click.option(
         "-o",
         "--output",
         type=click.Path(allow_dash=True, path_type=Path),
         default="-",
-        help="OUT.jsonl; - is standard output.",
+        help="OUT.jsonl or OUT.parquet; - is standard output.",
     ),
     click.option("--resume", is_flag=True, help="Go on with an output that a broken-off run of the same options left."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -194,7 +198,9 @@ def _run(
     """
     as_json, source = options.pop("as_json", False), options.pop("source")
     if (single is None) == (source is None):
-        raise click.UsageError("give either IN.jsonl (- for standard input) or the texts of a single call")
+        raise click.UsageError(
+            "give either IN (a JSON Lines or Parquet file; - for standard input) or the texts of a single call"
+        )
     output, resume, overwrite = (options.pop(name) for name in ("output", "resume", "overwrite"))
     if resume and (overwrite or str(output) == "-"):
         raise click.UsageError("--resume goes with an output file, and not with --overwrite")
@@ -309,6 +315,7 @@ class _Rows:
                 cut, answered = self._cut, until
         if self._stopped is not None:
             raise self._stopped
+        out.finish()
         if self._cut:
             click.echo(
                 f"{self._cut} rows had responses cut to fit the context; "
@@ -434,6 +441,9 @@ class _Output(Protocol):
     def flush(self) -> None:
         """Pass the rows written so far on."""
 
+    def finish(self) -> None:
+        """Take note that all rows are written."""
+
 
 class _StandardOutput:
     """Writes rows to standard output, in UTF-8, which JSON needs whatever the locale says."""
@@ -461,6 +471,9 @@ class _StandardOutput:
         """Pass the rows written so far on to whoever reads."""
         sys.stdout.flush()
 
+    def finish(self) -> None:
+        """Do nothing more."""
+
 
 @contextmanager
 def _opened(output: Path, source: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> Iterator[_Output]:
@@ -468,13 +481,20 @@ def _opened(output: Path, source: Path, run: dict[str, Any], resume: bool, overw
     if str(output) == "-":
         yield _StandardOutput()
         return
-    with ResultsFile(output, source, run, resume=resume, overwrite=overwrite) as file:
+    kind = ParquetResults if is_parquet(output) else ResultsFile
+    with kind(output, source, run, resume=resume, overwrite=overwrite) as file:
         yield file
 
 
 @contextmanager
 def _watched(source: Path) -> Iterator[Iterator[bytes]]:
-    """Yield the lines of the input, moving a progress bar that counts the bytes of a file."""
+    """Yield the lines of the input, moving a progress bar that counts the bytes of a file, or the rows of a table."""
+    if is_parquet(source):
+        with ExitStack() as stack:
+            yield stack.enter_context(
+                open_parquet(source, lambda count: stack.enter_context(progress(source.name, count)))
+            )
+        return
     try:
         size = source.stat().st_size if str(source) != "-" else 0
     except OSError as error:

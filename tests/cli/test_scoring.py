@@ -706,3 +706,95 @@ def test_a_cluster_is_for_files(tmp_path):
     done = CliRunner().invoke(main, ["score", "--prompt", "q", "--response", "a", "--ray"])
     assert done.exit_code == 2
     assert "--ray is for the files" in done.stderr
+
+
+def table(path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return parquet.read_table(path).to_pylist()
+
+
+@pytest.fixture
+def parquet_source(source, tmp_path):
+    """The rows of ``source`` as a Parquet file."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows(source)), path)
+    return path
+
+
+def test_parquet_in_and_out_hold_the_rows_of_json_lines(source, parquet_source, tmp_path):
+    runs = [(source, "a.jsonl"), (parquet_source, "b.jsonl"), (source, "c.parquet"), (parquet_source, "d.parquet")]
+    found = []
+    for read, name in runs:
+        done = run("score", str(read), "-o", str(tmp_path / name), "--judge", "never")
+        assert done.exit_code == 0, done.output
+        found.append(rows(tmp_path / name) if name.endswith("jsonl") else table(tmp_path / name))
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert [{name: value for name, value in row.items() if value is not None} for row in found[2]] == [
+        {name: value for name, value in row.items() if value is not None} for row in found[0]
+    ]
+    assert not list(tmp_path.glob(".[cd].parquet*"))  # nothing is left beside a table
+
+
+def test_a_parquet_output_that_broke_off_goes_on_and_one_that_is_whole_is_kept(parquet_source, tmp_path, monkeypatch):
+    target = tmp_path / "out.parquet"
+    command = ["score", str(parquet_source), "-o", str(target), "--judge", "never", "--batch-size", "1"]
+    full = [*command[:3], str(tmp_path / "full.parquet"), *command[4:]]
+    assert run(*full).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fsrm_lite.results.write_parquet", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*command).exit_code != 0
+    beside = tmp_path / ".out.parquet.jsonl"
+    assert beside.is_file()
+    assert not target.exists()
+    beside.write_bytes(beside.read_bytes()[:-20])
+    refused = run(*command)
+    assert (refused.exit_code, "--resume" in refused.stderr) == (2, True)
+    assert run(*command, "--resume").exit_code == 0
+    assert table(target) == table(tmp_path / "full.parquet")
+    assert not beside.exists()
+    for more in ([], ["--resume"]):
+        kept = run(*command, *more)
+        assert (kept.exit_code, "out.parquet exists, and is whole" in kept.stderr) == (2, True)
+    assert run(*command, "--overwrite").exit_code == 0
+
+
+def test_a_bad_row_of_a_table_stops_or_is_skipped_and_the_others_are_kept(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    data = [{"prompt": "What is 2 + 3?", "response": text} for text in ("5", "", "41")]
+    parquet.write_table(pa.Table.from_pylist(data), tmp_path / "in.parquet")
+    command = ["score", str(tmp_path / "in.parquet"), "-o", str(tmp_path / "out.parquet"), "--judge", "never"]
+    stopped = run(*command)
+    assert (stopped.exit_code, "line 2: the response is empty" in stopped.stderr) == (2, True)
+    assert not (tmp_path / "out.parquet").exists()
+    assert run(*command, "--resume", "--on-error", "skip").exit_code == 1
+    assert [row["response"] for row in table(tmp_path / "out.parquet")] == ["5", "41"]
+
+
+def test_a_number_that_json_does_not_have_costs_its_row_alone(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    data = [{"prompt": "What is 2 + 3?", "response": "5", "weight": weight} for weight in (1.0, float("nan"), 2.0)]
+    parquet.write_table(pa.Table.from_pylist(data), tmp_path / "in.parquet")
+    done = run("score", str(tmp_path / "in.parquet"), "--judge", "never", "--on-error", "skip")
+    assert (done.exit_code, "line 2: invalid JSON" in done.stderr) == (1, True)
+    assert [json.loads(line)["weight"] for line in done.stdout.splitlines()] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("command", ["score", "compare", "rank"])
+def test_a_cluster_reads_and_writes_tables_too(tmp_path, monkeypatch, command):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("fsrm_lite.integrations.ray.RayPool", InProcess)
+    data = [
+        {"id": i, "prompt": f"Mia has {i + 3} pens. Mia finds 8 more. How many?"} | RAY_ROWS[command] for i in range(5)
+    ]
+    parquet.write_table(pa.Table.from_pylist(data), tmp_path / "in.parquet")
+    found = []
+    for more in ([], ["--ray-workers", "2", "--ray"]):
+        target = tmp_path / f"out{len(more)}.parquet"
+        options = ["--batch-size", "2", "--threads", "1"]
+        done = run(command, str(tmp_path / "in.parquet"), "-o", str(target), *options, *more)
+        assert done.exit_code == 0, done.output
+        found.append(table(target))
+    assert found[0] == found[1]
+    assert [row["id"] for row in found[0]] == [0, 1, 2, 3, 4]
