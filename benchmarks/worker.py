@@ -41,7 +41,7 @@ class Worker:
         self.peer = peer
         python = sys.executable
         if peer.startswith("optimum"):
-            python = str(environment(root))
+            python = str(environment(root.parent))
             if not Path(python).is_file():
                 raise WorkerError("not set up")
         command = [python, "-m", "benchmarks.worker", peer, str(root), str(threads)]
