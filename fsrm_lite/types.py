@@ -524,7 +524,8 @@ class Comparison(_Jsonable):
 
     Attributes:
         winner: 0 for the first response, 1 for the second. There are no ties: where the judge's votes are even, the
-            fast comparison decides.
+            fast comparison decides; where a pair was read and its orders prefer different responses, their mean margin
+            does. `fsrm-lite eval` and `calibrate` count that last case as a tie, which is never right.
         p_first: Probability that the first is better, in [0, 1]: the mean over the votes, or the fast comparison's
             where that decides, or of both together where ``combined`` is true.
         intuition_confidence: ``|2*sigmoid(logit/T) - 1|``, in [0, 1], with ``logit`` as below and the gate's

@@ -172,9 +172,14 @@ def _calibrate_lists(labelled: Path, options: dict[str, Any]) -> None:
     if options["grouping"] is not None and not fresh:
         raise click.UsageError("recorded lists have their teams already; --group-by goes with rows that have texts")
     model = options["model"]
-    base = Bundle.open(model).manifest.gate if fresh or model is not None else None
+    at = {"revision": options["revision"], "local_files_only": options["local_files_only"]}
+    base = Bundle.open(model, **at).manifest.gate if fresh or model is not None else None
     found: list[list[Any]] = [list(part) for part in rows]
-    if fresh:
+    if not fresh:
+        _refuse_recorded(
+            keeping=("model", "revision", "local_files_only")
+        )  # its gate is what the rule becomes a part of
+    else:
         with open_model(dict(options)) as rm, progress("lists", fresh) as step:
             grouping: Grouping = options["grouping"] or "final"
             found = [
@@ -205,6 +210,19 @@ def _check_options(labelled: Path | None, options: dict[str, Any]) -> None:
         refuse(("coverage",), "goes with --plan")
     for name in ("output", "report", "plots", "record"):
         check_output(options[name], [labelled, options["test"], options["scores"], options["verdicts"]])
+
+
+def _refuse_recorded(keeping: tuple[str, ...]) -> None:
+    """Raise a ``click.UsageError`` if an option says how a model should answer where all answers were recorded.
+
+    Args:
+        keeping: Options that are about something else here. The seed is one in any case: it also splits the items.
+    """
+    refuse(
+        [name for name in (*MODEL_NAMES, "form") if name not in (*keeping, "seed")],
+        "says how a model is to answer, and all of these items have recorded answers; leave it out, or calibrate on "
+        "the data that the items were made of",
+    )
 
 
 def _check_list_goal(options: dict[str, Any]) -> None:
@@ -296,6 +314,7 @@ def _labelled_items(
     notes = [note for part in read for note in part.notes]
     fresh = [r for part in read for r in part.rows]
     if not fresh:
+        _refuse_recorded(keeping=("model",) if options["write"] else ())
         return [list(part.items) for part in read], notes, {"version": __version__}
     if len({len(r.responses) for r in fresh}) > 1:
         raise CalibrationError(

@@ -137,7 +137,7 @@ def _runs(named: Sequence[_Named], options: dict[str, Any]) -> list[Run]:
     settings = eval_options(options)
     if options["benchmark"] is not None:
         benchmark = load_benchmark(options["benchmark"], options["form"])
-        if not benchmark.format.pairwise and any(_only_compares(s) for s in named):
+        if not benchmark.format.pairwise and any(_only_compares(s, options) for s in named):
             benchmark, settings = drawn_in_pairs(benchmark, settings)  # then all are asked about the same pairs
     name = benchmark.format.name if benchmark is not None else options["form"]
     runs = []
@@ -160,10 +160,12 @@ def _runs(named: Sequence[_Named], options: dict[str, Any]) -> list[Run]:
     return runs
 
 
-def _only_compares(system: _Named) -> bool:
+def _only_compares(system: _Named, options: dict[str, Any]) -> bool:
     if system.kind != "model":
         return False
-    return "pointwise_fast" not in Bundle.open(None if system.source == EMBEDDED else system.source).manifest.templates
+    source = None if system.source == EMBEDDED else system.source
+    bundle = Bundle.open(source, revision=options["revision"], local_files_only=options["local_files_only"])
+    return "pointwise_fast" not in bundle.manifest.templates
 
 
 def _matched(named: Sequence[_Named], runs: Sequence[Run], *, by_id: bool) -> list[list[str]]:

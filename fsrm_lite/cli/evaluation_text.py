@@ -13,6 +13,7 @@ _UNREAD = {
     "too_long_to_be_read": "were too long to be read",
     "too_long_for_the_judge": "were too long for the judge",
     "with_an_empty_response": "had an empty response",
+    "without_a_fast_preference": "had equal fast scores, or orders that disagree, which counts as a tie",
 }
 _FILES_SHOWN = 3
 

@@ -151,6 +151,11 @@ def in_pairs(benchmark: Benchmark) -> Benchmark:
             f"{len(benchmark.examples) - len(able)} prompts of the subset Ties: their metric needs a score of each "
             "response, and this model only compares",
         )
+    if benchmark.format.name == "rewardbench2":
+        notes += (
+            "the authors' way with four responses in one prompt: here an item is won by three comparisons, so that the "
+            "figures are not to be compared with published ones of judges",
+        )
     examples = [
         _mixed(replace(x, id=f"{x.id}:{i}-{j}", responses=(x.responses[good], x.responses[bad]), right=(0,)))
         for x in able

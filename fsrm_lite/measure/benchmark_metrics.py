@@ -76,7 +76,8 @@ RMB_GOALS = ("Helpfulness", "Harmlessness")
 PPE_DOMAINS = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
 """The five sets of PPE on correctness, by the names of the authors' data sets (lmarena-ai/PPE-...-Best-of-K).
 
-Source: lmarena/PPE, benchmarks/base.py, ``canonical_all``, and Frick et al. (arXiv 2410.14872), section 5.
+Source: lmarena/PPE, benchmarks/base.py, ``canonical_all`` (read in copies that other repositories keep; the authors'
+own could not be had), and Frick et al. (arXiv 2410.14872), section 5.
 """
 
 
@@ -265,8 +266,10 @@ def ppe_correctness(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     A pair has one right and one wrong response of the same model; the authors drew the pairs. A tie counts as wrong.
     Sets without an outcome are left out. Their other figures (best of K, ROC) need a score of each of the 32 responses.
 
-    Source: Frick et al. (arXiv 2410.14872), sections 4 and 5; lmarena/PPE, benchmarks/base.py,
-    ``get_conflict_pair_iter``, for the pairs.
+    Source: lmarena/PPE, benchmarks/base.py, ``get_conflict_pair_iter``: the pairs are those of
+    ``sampled_conflict_pairs``, and the first response is right where its entry in ``scores`` is the larger one (read in
+    copies of that file). The accuracy and its mean: Frick et al. (arXiv 2410.14872), sections 4 and 5; the authors'
+    code for these was not to be had.
     """
     accuracy = {name: _mean([_decided(o) for o in part]) for name, part in by_subset(outcomes).items()}
     found = {domain: accuracy[domain] for domain in PPE_DOMAINS if domain in accuracy}
@@ -276,7 +279,10 @@ def ppe_correctness(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 def rm_bench_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
     """Return the score of RM-Bench from its 3 x 3 pairs, each decided by a comparison; see ``rm_bench``.
 
-    An outcome's id ends in ``:I-J``, the styles of the right and of the wrong response.
+    An outcome's id ends in ``:I-J``, the styles of the right and of the wrong response. A tie counts as wrong.
+
+    Source: THU-KEG/RM-Bench, scripts/utils.py, ``compute_accuracy``, with comparisons in place of scores. The README
+    has the authors' prompt for a generative judge, which may also say tie; there is no code of theirs that counts it.
     """
     domains, levels = {}, []
     for domain in RM_BENCH_DOMAINS:
@@ -293,10 +299,14 @@ def rm_bench_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
 
 
 def rewardbench2_pairs(outcomes: Sequence[PolicyOutcome]) -> dict[str, float]:
-    """Return the score of RewardBench 2 without its subset Ties, each item being decided by comparisons (4-way).
+    """Return the score of RewardBench 2 without its subset Ties, each item being decided by comparisons.
 
     An item counts 1 when the right response is preferred to each wrong one, as when it has the best score of four. The
     score is the mean over the subsets.
+
+    This is a rule of our own. The authors' generative evaluation shows all four responses in one prompt, the right one
+    at a random place, and counts 1 for it, 0 for another one, and 0.25 for an answer that names none (allenai/reward-
+    bench, scripts/run_generative_v2.py, ``get_judgement``); a model that compares two responses cannot be asked so.
     """
     subsets = {name: _mean(_won(part)) for name, part in by_subset(outcomes).items()}
     return {"score": _mean(list(subsets.values())), **subsets}

@@ -88,6 +88,9 @@ def summarize(
         "with_a_cut_response": sum(any(r.truncated) for r in records),
         "too_long_to_be_read": sum(r.unread for r in records),
         "with_an_empty_response": sum(None in r.logits and not r.unread for r in records),
+        "without_a_fast_preference": (
+            sum(_has_no_preference(r, form.pairwise) for r in records) if "always_fast" in found else 0
+        ),
         "judge": {"asked": sum(map(was_asked, records)), "answered": sum(r.slow is not None for r in records)},
         "too_long_for_the_judge": sum(r.too_long for r in records),
         "label_mass": _label_mass(records),
@@ -155,6 +158,7 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
         ("with_a_cut_response", "had a response that was cut at its end"),
         ("too_long_to_be_read", "were too long to be read and count as ties"),
         ("with_an_empty_response", "had an empty response, which loses without being read"),
+        ("without_a_fast_preference", "had equal fast scores, or orders that disagree, and count as ties"),
     ):
         if report[key] > NOTEWORTHY_LOSS * items:
             notes.append(f"{report[key]} of {items} items ({100 * report[key] / items:.0f} %) {what}")
@@ -167,8 +171,18 @@ def was_asked(record: Record) -> bool:
 
 
 def fast_outcome(record: Record, pairwise: bool) -> PolicyOutcome:
-    """Return what the fast scores decide on an item; equal scores are a tie."""
+    """Return what the fast scores decide on an item.
+
+    Equal scores are a tie, and so is a pair that was read as a pair and whose two orders prefer different responses:
+    what changes with the order is no preference. ``FastSlowRM.compare``, which always answers, then goes by the mean
+    margin of both orders.
+    """
     return _by_scores(record, pairwise, [EMPTY_LOGIT if x is None else x for x in record.logits])
+
+
+def _has_no_preference(record: Record, pairwise: bool) -> bool:
+    """Return whether a pair was read, and its fast reading prefers neither response."""
+    return pairwise and None not in record.logits and fast_outcome(record, pairwise).decision is None
 
 
 def slow_outcome(record: Record, pairwise: bool) -> PolicyOutcome:

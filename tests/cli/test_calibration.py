@@ -330,6 +330,25 @@ def test_calibrate_refuses_options_of_a_model_beside_scores(scores, no_model, op
     assert f"{options[0]} is about a model and its data, which --scores does without" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--model", "x"), ("--judge", "always"), ("--judge-engine", "llama.cpp"), ("--votes", "2"), ("--truncate",)),
+        *(("--temperature", "0.5"), ("--thinking-tokens", "9"), ("--deterministic",), ("--format", "pairs")),
+        *(("--revision", "main"), ("--local-files-only",), ("--threads", "1"), ("--judge-process", "subprocess")),
+    ],
+)
+def test_calibrate_refuses_options_of_a_model_for_recorded_answers(recorded, lists, no_model, options):
+    """Of recorded pairs, and of recorded lists but for --model and where it lies, whose gate takes in the rule."""
+    result = call("calibrate", recorded, "--risk", "0.15", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{options[0]} says how a model is to answer, and all of these items have recorded answers" in result.stderr
+    if options[0] not in ("--model", "--revision", "--local-files-only", "--format"):
+        result = call("calibrate", lists, "--risk", "0.1", *options)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{options[0]} " in result.stderr
+
+
 def test_calibrate_asks_no_judge_about_lists(lists, no_model):
     result = call("calibrate", lists, "--risk", "0.1", "--judge", "always")
     assert result.exit_code == 2

@@ -91,9 +91,9 @@ def test_all_models_are_asked_in_pairs_if_one_only_compares(tmp_path, model):
     class Compares:
         manifest = type("M", (), {"templates": {"pairwise_fast": None}})
 
-    def opened(source):
+    def opened(source, **where):
         seen.append(source)
-        return Compares() if source == str(folder) else comparison_open(source)
+        return Compares() if source == str(folder) else comparison_open(source, **where)
 
     (folder / "fsrm.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:

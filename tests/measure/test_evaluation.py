@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsrm_lite.errors import ContextOverflowError, DataFormatError, InputError
-from fsrm_lite.gate import GateSpec
+from fsrm_lite.fast.readings import compare_orders
+from fsrm_lite.gate import Gate, GateSpec
 from fsrm_lite.measure.benchmark_formats import FORMATS, Example, load_benchmark
 from fsrm_lite.measure.benchmark_metrics import (
     METRICS,
@@ -28,6 +29,8 @@ from fsrm_lite.measure.calibration_report import without_nan
 from fsrm_lite.measure.evaluation import EvalOptions, evaluate, sample
 from fsrm_lite.measure.evaluation_records import Record
 from fsrm_lite.measure.evaluation_report import is_right, summarize
+from fsrm_lite.measure.labelled import LabelledItem, pair_signals
+from fsrm_lite.runtimes.reading import FastReading
 
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the public sample data are not here")
 FILES = (
@@ -283,6 +286,23 @@ def test_prompts_too_long_to_be_read_stop_the_run_or_count_as_ties():
     assert (report["too_long_to_be_read"], report["with_an_empty_response"]) == (1, 0)
     assert scores(report) == {"always_fast": 0.75, "gated": 0.75, "always_slow": 0.75}
     assert any("1 of 4 items (25 %) were too long" in w for w in report["warnings"])
+
+
+def test_pairs_without_a_fast_preference_are_counted_and_count_as_ties():
+    """Equal scores, and a pair that was read as a pair and whose orders disagree, of which compare names a winner."""
+    even = report_of(StandIn(lambda prompt, response: 1.0), DATA / "pairs.jsonl", judge="never")
+    assert (even["without_a_fast_preference"], scores(even)) == (4, {"always_fast": 0.0})
+    assert any("4 of 4 items (100 %) had equal fast scores, or orders that disagree" in w for w in even["warnings"])
+    assert report_of(StandIn(knows), DATA / "pairs.jsonl")["without_a_fast_preference"] == 0
+    records = evaluate(StandIn(lambda prompt, response: 1.0), load_benchmark(DATA / "pairs.jsonl"), EvalOptions())
+    slow = summarize(records, FORMATS["pairs"], policies=["always_slow"], resamples=3)
+    assert slow["without_a_fast_preference"] == 0  # verdicts alone have no fast scores
+    gate = Gate(GateSpec())
+    orders = [FastReading(logits, 0.0, 1.0, 9, 0) for logits in ((5.0, 0.0), (1.0, 0.0))]  # the first place, twice
+    comparison = compare_orders(*orders, gate, 100)[0]
+    assert (comparison.winner, comparison.orders_agree) == (0, False)
+    assert len({s.logit for s in pair_signals(comparison)}) == 1
+    assert not LabelledItem.from_comparison("key", comparison, 0).fast_correct
 
 
 def test_responses_that_were_cut_are_counted():

@@ -370,7 +370,7 @@ def test_rm_bench_in_pairs_gives_the_authors_number(tmp_path):
     assert report["items"] == 9 * 7  # of an item, all pairs or none
 
 
-def test_rewardbench2_in_pairs_is_four_way_without_the_ties(tmp_path):
+def test_rewardbench2_in_pairs_needs_every_pair_to_be_won_and_leaves_out_the_ties(tmp_path):
     rows = rewardbench2_rows()
     found, report = compared(as_parquet(rows, tmp_path, "rewardbench2"))
     expected = {}
@@ -380,6 +380,7 @@ def test_rewardbench2_in_pairs_is_four_way_without_the_ties(tmp_path):
         expected[subset] = np.mean([quality(r["prompt"], r["chosen"][0]) > b for r, b in zip(part, best, strict=True)])
     assert found == pytest.approx({"score": np.mean(list(expected.values())), **expected}, abs=1e-9)
     assert report["files_not_read"][0].startswith("24 prompts of the subset Ties")
+    assert "not to be compared with published ones" in report["files_not_read"][1]  # those show all four at once
     assert report["items"] == 36
 
 

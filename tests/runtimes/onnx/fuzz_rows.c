@@ -331,7 +331,7 @@ static void fuzz_softmax(Kind kind) {
                  {floats(n, kind), scales(rows, kind), bias, scales(width, kind)},
                  .shape = shape,
                  .width = width,
-                 .scratch_values = width,
+                 .scratch_values = SOFTMAX_SCRATCH(width),
                  .out_bytes = {n, rows * sizeof(float), perhaps(n)}};
     void *out[OUTPUTS];
     run_twice(&call, out);

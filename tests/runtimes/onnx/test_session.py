@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from fsrm_lite.errors import BundleError, InputError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
-from fsrm_lite.export.graph.fast_graph import write_fast_graph
-from fsrm_lite.runtimes.onnx.kernels import SWITCH
+from fsrm_lite.export.graph.fast_graph import matmul_names, write_fast_graph
+from fsrm_lite.runtimes.onnx.kernels import SWITCH, library
 from fsrm_lite.runtimes.onnx.packing import Prefix, Widths, passes, plan_rows
 from fsrm_lite.runtimes.onnx.session import FastModel
 from fsrm_lite.runtimes.reading import FastReading
@@ -27,6 +27,12 @@ from fsrm_lite.runtimes.threads import usable_cores
 
 SMALL = Widths(chunk=8, row=24, keep=6, split=10)
 TOLERANCE = {"fp32": 1e-4, "int8": 5e-3}
+KEEPS = {
+    "attention in two terms": {"self_attn": "int8x2"},
+    "everything in two terms": dict.fromkeys(("q_proj", "self_attn", "o_proj", "gate_proj", "down_proj"), "int8x2"),
+    "linear maps in float32": {"v_proj": "fp32", "up_proj": "fp32", "down_proj": "fp32", "lm_head": "fp32"},
+}
+"""Parts of an int8 graph that are computed otherwise, by the end of their MatMuls' names."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,10 @@ def graphs(tmp_path_factory) -> dict[str, Path]:
     paths = {precision: folder / f"{precision}.onnx" for precision in TOLERANCE}
     for precision, path in paths.items():
         write_fast_graph(checkpoint, path, LABELS, precision=precision)
+    for name, parts in KEEPS.items():
+        paths[name] = folder / f"{name}.onnx"
+        ends = {n: kind for n in matmul_names(checkpoint.arch) for end, kind in parts.items() if n.endswith(end)}
+        write_fast_graph(checkpoint, paths[name], LABELS, keep=ends)
     return paths
 
 
@@ -76,6 +86,18 @@ def test_reading_does_not_depend_on_company_packing_or_warmth(graphs, monkeypatc
     backwards = _model(graphs, precision, Widths(chunk=5, row=7, keep=3, split=1)).read(batch[::-1])[::-1]
     assert [r.label_logits for r in together] == [r.label_logits for r in warm]
     assert max(_gap(together, alone), _gap(together, backwards)) < TOLERANCE[precision]
+
+
+@pytest.mark.skipif(library() is None, reason="the operators are not built, or switched off")
+@pytest.mark.parametrize("kind", ["int8", *KEEPS])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(batch=batches())
+def test_with_attention_in_int8_company_changes_no_bit_of_a_score(graphs, kind, batch):
+    together = _model(graphs, kind).read(batch)
+    alone = [_model(graphs, kind, Widths()).read([ids])[0] for ids in batch]
+    backwards = _model(graphs, kind, Widths(chunk=5, row=7, keep=3, split=1)).read(batch[::-1])[::-1]
+    for other in (alone, backwards):
+        assert [r.label_logits for r in together] == [r.label_logits for r in other]
 
 
 def test_same_bits_whatever_was_read_before(graphs):

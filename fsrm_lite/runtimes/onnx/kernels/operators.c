@@ -296,7 +296,7 @@ static OrtStatusPtr prepare_values(Work *work, OrtKernelContext *context, int64_
  * -> quantized [kv, group * S, T], largest [kv, group * S, 1] */
 static void run_softmax(const Work *work, size_t from, size_t to, float *scratch) {
     Shape shape = work->shape;
-    softmax_quantize(from, to, shape.kv_heads * shape.group, shape.tokens, work->scratch_values, work->in[0].data,
+    softmax_quantize(from, to, shape.kv_heads * shape.group, shape.tokens, work->in[3].shape[0], work->in[0].data,
                      work->in[1].data, work->in[2].data, work->in[3].data, scratch, work->out[0], work->out[1],
                      work->out[2]);
 }
@@ -314,7 +314,7 @@ static OrtStatusPtr prepare_softmax(Work *work, OrtKernelContext *context, int64
     work->shape = (Shape){tokens, kv_heads, rows / tokens, 0};
     work->units = tokens;
     work->width = kv_heads * (rows / tokens) * seen;
-    work->scratch_values = seen;
+    work->scratch_values = SOFTMAX_SCRATCH(seen);
     work->run = run_softmax;
     return NULL;
 }

@@ -270,43 +270,75 @@ VECTORIZED void quantize_values(size_t from, size_t to, Shape shape, const float
     }
 }
 
+/* Finds the runs of keys that a token sees, and writes where each starts and stops as floats, which hold such numbers
+ * exactly; returns how many runs. Most blocks of keys are seen as a whole, or not at all. */
+INLINE size_t find_seen(const float *bias, size_t width, float *edges) {
+    size_t runs = 0;
+    for (size_t start = 0; start < width; start += KEY_BLOCK) {
+        size_t stop = width - start < KEY_BLOCK ? width : start + KEY_BLOCK, hidden = 0;
+        for (size_t i = start; i < stop; i++) hidden += bias[i] < UNSEEN;
+        if (hidden == stop - start) continue;
+        size_t step = hidden ? 1 : stop - start;
+        for (size_t i = start; i < stop; i += step) {
+            if (bias[i] < UNSEEN) continue;
+            if (!runs || edges[2 * runs - 1] != (float)i) edges[2 * runs++] = (float)i;
+            edges[2 * runs - 1] = (float)(i + step);
+        }
+    }
+    return runs;
+}
+
 VECTORIZED void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width,
                                  const float *restrict scores, const float *restrict score_scale,
                                  const float *restrict bias, const float *restrict value_scale, float *restrict scratch,
                                  uint8_t *restrict quantized, float *restrict largest, uint8_t *restrict rest) {
+    float *restrict weights = scratch, *restrict values = scratch + width, *restrict edges = scratch + 2 * width;
     for (size_t token = from; token < to; token++) {
         const float *b = bias + token * width;
-        /* Keys that the token does not see lie mostly at the ends. They are left out there; their weight is zero. */
-        size_t first = 0, last = width;
-        while (last > 0 && b[last - 1] < UNSEEN) last--;
-        while (first < last && b[first] < UNSEEN) first++;
+        /* The keys that the token sees are moved together, so that sums add the same numbers in the same order wherever
+         * in the row its sequence lies. The weight of all other keys is zero. */
+        size_t runs = find_seen(b, width, edges), seen = 0;
+        for (size_t run = 0; run < runs; run++)
+            for (size_t i = (size_t)edges[2 * run]; i < (size_t)edges[2 * run + 1]; i++)
+                values[seen++] = value_scale[i];
         for (size_t head = 0; head < heads; head++) {
-            size_t row = head * tokens + token;
+            size_t row = head * tokens + token, at = 0, end = 0;
             const float *x = scores + row * width;
-            uint8_t *q = quantized + row * width;
+            uint8_t *q = quantized + row * width, *r = rest ? rest + row * width : NULL;
             float scale = score_scale[row], peak = -3.0e38f, sum = 0.0f, top = SMALLEST;
-            for (size_t i = first; i < last; i++) {
-                float s = x[i] * scale + b[i];
-                scratch[i] = s;
-                peak = s > peak ? s : peak;
+            for (size_t run = 0; run < runs; run++) {
+                size_t first = (size_t)edges[2 * run], count = (size_t)edges[2 * run + 1] - first;
+                for (size_t i = 0; i < count; i++) {
+                    float s = x[first + i] * scale + b[first + i];
+                    weights[at + i] = s;
+                    peak = s > peak ? s : peak;
+                }
+                at += count;
             }
-            for (size_t i = first; i < last; i++) {
-                float e = exponential(at_least(scratch[i] - peak, LOWEST_EXPONENT));
+            for (size_t i = 0; i < seen; i++) {
+                float e = exponential(at_least(weights[i] - peak, LOWEST_EXPONENT));
                 sum += e;
-                e *= value_scale[i];
-                scratch[i] = e;
+                e *= values[i];
+                weights[i] = e;
                 top = e > top ? e : top;
             }
             float by = 255.0f / top;
-            memset(q, 0, first);
-            for (size_t i = first; i < last; i++) q[i] = (uint8_t)rounded_bits(scratch[i] * by);
-            memset(q + last, 0, width - last);
-            if (rest) {
-                uint8_t *r = rest + row * width;
-                memset(r, 128, width);
-                for (size_t i = first; i < last; i++)
-                    r[i] = (uint8_t)(rounded_bits((scratch[i] * by - (float)q[i]) * 254.0f) + 128u);
+            at = 0;
+            for (size_t run = 0; run < runs; run++) {
+                size_t first = (size_t)edges[2 * run], count = (size_t)edges[2 * run + 1] - first;
+                memset(q + end, 0, first - end);
+                for (size_t i = 0; i < count; i++) q[first + i] = (uint8_t)rounded_bits(weights[at + i] * by);
+                if (r) {
+                    memset(r + end, 128, first - end);
+                    for (size_t i = 0; i < count; i++)
+                        r[first + i] =
+                            (uint8_t)(rounded_bits((weights[at + i] * by - (float)q[first + i]) * 254.0f) + 128u);
+                }
+                at += count;
+                end = first + count;
             }
+            memset(q + end, 0, width - end);
+            if (r) memset(r + end, 128, width - end);
             largest[row] = sum > 0.0f ? top / sum : 0.0f;
         }
     }

@@ -82,8 +82,11 @@ void quantize_values(size_t from, size_t to, Shape shape, const float *values, c
 /* Attention scores [heads, tokens, width], for tokens in the given range: softmax(scores * score_scale + bias) *
  * value_scale, where score_scale is [heads, tokens], bias is [tokens, width] and value_scale is [width]. The result is
  * never negative, so that it is stored as uint8 in steps of 1/255 of its largest, which is returned [heads, tokens].
- * rest, if not NULL, takes what that leaves behind, in steps of 1/254 of a step; 128 is its zero.
- * scratch holds width floats. */
+ * rest, if not NULL, takes what that leaves behind, in steps of 1/254 of a step; 128 is its zero. Keys whose bias hides
+ * them change nothing of the others, not even the order in which these are added.
+ * scratch holds SOFTMAX_SCRATCH(width) floats. */
+#define SOFTMAX_SCRATCH(width) (3 * (width) + 2)
+
 void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_t width, const float *scores,
                       const float *score_scale, const float *bias, const float *value_scale, float *scratch,
                       uint8_t *quantized, float *largest, uint8_t *rest);
