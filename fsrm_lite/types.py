@@ -279,6 +279,7 @@ class VerdictForm:
         close: Text that ends a thought, where no control token does; ``head`` is empty then.
         wake: Ids with which such a text can end.
         answer_tokens: Most tokens that the model may write behind its thought.
+        several: What counts of verdicts that contradict each other: the "last" one, or "none".
     """
 
     head: tuple[int, ...]
@@ -290,6 +291,7 @@ class VerdictForm:
     close: str = ""
     wake: tuple[int, ...] = ()
     answer_tokens: int = ANSWER_TOKENS
+    several: str = "last"
 
 
 @dataclass(frozen=True, slots=True)

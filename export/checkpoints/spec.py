@@ -50,7 +50,7 @@ SPEC_KEYS: dict[str, type] = {
 NESTED_KEYS: dict[str, frozenset[str]] = {
     "labels": frozenset({"text", "value"}),
     "templates": frozenset({"text", "messages", "answer", "thinking", "verdict"}),
-    "verdict": frozenset({"close", "prefix", "choices", "suffix", "values"}),
+    "verdict": frozenset({"close", "prefix", "choices", "suffix", "values", "several"}),
     "messages": frozenset({"role", "content"}),
     "limits": frozenset(Limits.__dataclass_fields__),
 }
@@ -284,10 +284,9 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
         return Template(text)
     choices = tuple(str(c) for c in raw["choices"])
     values = tuple(float(v) for v in raw.get("values") or ())
-    return Template(
-        text,
-        VerdictTemplate(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values),
-    )
+    close, prefix, suffix = str(raw["close"]), str(raw.get("prefix", "")), str(raw.get("suffix", ""))
+    several = str(raw.get("several", "last"))
+    return Template(text, VerdictTemplate(close, prefix, choices, (), suffix, values, several))
 
 
 def _special_tokens(
