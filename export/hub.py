@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import ExportError, one_line
+from fsrm_lite.export.recipes import Trace
 
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja")
+_TRAINERS_WORDS = re.compile(
+    r"actor|best|checkpoint|ckpt|epoch|export|final|global|hf|huggingface|iter|last|latest|merged|model|outputs?|step"
+    r"|weights|\d+"
+)
+"""Words of the names that trainers give to folders of checkpoints."""
 _REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -36,6 +44,48 @@ def checkpoint_name(checkpoint: str | Path) -> str:
     if folder.parent.name == "snapshots" and len(cached) == 3 and cached[0] == "models":
         return f"{cached[1]}/{cached[2]}"
     return folder.name
+
+
+def traces(root: Path, known_as: str, config: Mapping[str, Any]) -> list[Trace]:
+    """Return the names that tell what a checkpoint was made from, the surest first.
+
+    They are those of the folders above it, as long as its own name is one that trainers give (``checkpoint-500``), and
+    what ``config.json`` and the model card say.
+
+    Args:
+        root: The checkpoint folder.
+        known_as: What it is called.
+        config: Its config.json.
+    """
+    found = []
+    folder = Path(os.path.abspath(root))
+    while _is_trainers_name(folder.name) and folder.name == known_as and folder.parent != folder:
+        folder = folder.parent
+        known_as = folder.name
+        found.append(Trace(folder.name, "the folder above it"))
+    began_with = str(config.get("_name_or_path") or "").rstrip("/")
+    if began_with and not _is_trainers_name(Path(began_with).name):
+        found.append(Trace(began_with, "'_name_or_path' in its config.json"))
+    return found + [Trace(name, f"{entry!r} in its README.md") for entry, name in _card_names(root)]
+
+
+def _is_trainers_name(name: str) -> bool:
+    return all(_TRAINERS_WORDS.fullmatch(word) for word in re.split(r"[-_.]", name.lower()))
+
+
+def _card_names(root: Path) -> list[tuple[str, str]]:
+    """Return the names of the base models, and of the model itself, in the head of a model card."""
+    try:
+        head = (root / "README.md").read_text("utf-8", "replace")[:20_000]
+    except OSError:
+        return []
+    front = re.match(r"---\n(.*?)\n---", head, re.DOTALL)
+    found = []
+    for entry in ("model_name", "base_model"):
+        match = re.search(rf"^{entry}:[ \t]*(.*(?:\n[ \t]*-[ \t].*)*)", front[1] if front else "", re.MULTILINE)
+        words = re.findall(r"[^\s'\"\[\],]+", match[1]) if match else []
+        found += [(entry, word) for word in words if word != "-"]
+    return found
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -20,7 +20,7 @@ from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
 from fsrm_lite.export.checkpoints.vocabulary import TOKENIZER_NAME, has_chat_template, read_vocabulary
 from fsrm_lite.export.finish import read_card
 from fsrm_lite.export.gguf.writer import check_writable
-from fsrm_lite.export.hub import checkpoint_name, find_checkpoint
+from fsrm_lite.export.hub import checkpoint_name, find_checkpoint, traces
 from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration, pair_orders
 from fsrm_lite.export.parity.measures import Tolerance
 from fsrm_lite.export.recipes import Recognised, find_recipe, fragment, recognise
@@ -45,6 +45,7 @@ class ChosenSpec:
         return [
             f"recipe {recipe.name} ({self.recognised.why}): {recipe.about}",
             *(f"assumed: {sentence}" for sentence in recipe.assumes),
+            *self.recognised.guesses,
         ]
 
     def card(self, arch: Architecture | None) -> dict[str, Any]:
@@ -151,7 +152,12 @@ def choose_spec(
         return ChosenSpec(None)
     config = read_config(root)
     classes = config.get("architectures") or [f"unknown class of type {config.get('model_type')}"]
-    recognised = recognise(known_as, str(classes[0]), chat_template=has_chat_template(root))
+    recognised = recognise(
+        known_as,
+        str(classes[0]),
+        chat_template=has_chat_template(root),
+        traces=traces(root, known_as, config),
+    )
     return ChosenSpec(fragment(recognised.recipe, own), recognised)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict, get_args
 
 from fsrm_lite.checks import expect, expect_decoding, is_number, is_whole, make_plain
 
@@ -32,11 +32,16 @@ class Message(TypedDict):
     """One chat message.
 
     The content is a text, a list of parts such as ``{"type": "text", "text": "..."}``, or None where a message has no
-    text.
+    text. A message may have further keys. Those that the model's chat template would write are written as it writes
+    them, or refused; the others are ignored. See ``fsrm_lite.bundle.role_forms``.
     """
 
     role: str
     content: str | list[Any] | None
+    name: NotRequired[str | None]
+    reasoning_content: NotRequired[str | None]
+    tool_calls: NotRequired[list[Any] | None]
+    tool_call_id: NotRequired[str | None]
 
 
 Prompt: TypeAlias = str | list[Message]
@@ -274,6 +279,7 @@ class VerdictForm:
         close: Text that ends a thought, where no control token does; ``head`` is empty then.
         wake: Ids with which such a text can end.
         answer_tokens: Most tokens that the model may write behind its thought.
+        several: What counts of verdicts that contradict each other: the "last" one, or "none".
     """
 
     head: tuple[int, ...]
@@ -285,6 +291,7 @@ class VerdictForm:
     close: str = ""
     wake: tuple[int, ...] = ()
     answer_tokens: int = ANSWER_TOKENS
+    several: str = "last"
 
 
 @dataclass(frozen=True, slots=True)

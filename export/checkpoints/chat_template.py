@@ -14,12 +14,23 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fsrm_lite.bundle.role_forms import CHANGES, END_OF_THOUGHT, ROLES, START, RoleForm, RoleForms, situations
+from fsrm_lite.bundle.role_forms import (
+    ANY_KEY,
+    CHANGES,
+    END_OF_THOUGHT,
+    REASONING,
+    ROLES,
+    START,
+    TOOL_RESPONSE,
+    TOOL_RESPONSES,
+    RoleForm,
+    RoleForms,
+    situations,
+)
 from fsrm_lite.errors import FsrmError, InputError, UnsupportedCheckpointError, missing_extra, one_line
 from fsrm_lite.export.checkpoints.vocabulary import Vocabulary, read_json
 from fsrm_lite.types import Message
@@ -36,6 +47,11 @@ CONVERSATIONS = 300
 SLOT = re.compile(r"\{(prompt|response|response_a|response_b)\}")
 
 _MARK = "\ue000{}\ue001"  # private characters, which no template looks for or trims
+_NO_KEY = "no_template_knows_this_key"
+_LOOP = ("index0", "first", "last", "length", "previtem", "nextitem")  # names of Jinja's loop that are no keys
+_KEYS = (REASONING, "reasoning", "thinking", "name", "tool_calls", "tool_call_id", "function_call", "refusal", _NO_KEY)
+"""Keys that messages have beside role and content; those that a template spells are tried as well."""
+
 _PROBES = ("x", " x ", "\nx\n", '\n\t "x" \\ \u00e9\n ', "", " ", "\n\n  x")
 
 
@@ -70,7 +86,12 @@ class ChatTemplate:
         if not think:
             values["enable_thinking"] = False
         try:
-            text: str = _compile(self.source).render(messages=list(messages), strftime_now=self.date.strftime, **values)
+            from fsrm_lite.export.checkpoints.jinja import compile_template
+        except ImportError as error:
+            raise missing_extra("jinja2", "export", error) from error
+        try:
+            template = compile_template(self.source)
+            text = template.render(messages=list(messages), strftime_now=self.date.strftime, **values)
         except FsrmError:
             raise
         except Exception as error:  # a template is a program, and may fail in any way
@@ -111,20 +132,6 @@ class ChatTemplate:
         return whole[len(before) :]
 
 
-@lru_cache(maxsize=8)
-def _compile(source: str) -> Any:  # noqa: ANN401 - a jinja2.Template
-    """Return a template with what transformers gives to templates (transformers.utils.chat_template_utils)."""
-    try:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise missing_extra("jinja2", "export", error) from error
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = _refuse
-    return environment.from_string(source)
-
-
 def read_chat_template(root: Path, vocabulary: Vocabulary) -> ChatTemplate | None:
     """Return the chat template of a checkpoint folder, or None if it has none."""
     if vocabulary.chat_template is None:
@@ -137,10 +144,6 @@ def read_chat_template(root: Path, vocabulary: Vocabulary) -> ChatTemplate | Non
             if isinstance(text, str):
                 names[kind] = text
     return ChatTemplate(vocabulary.chat_template, names)
-
-
-def _refuse(why: object) -> None:
-    raise InputError(f"the chat template refuses the conversation: {why}")
 
 
 def find_role_forms(template: ChatTemplate) -> RoleForms:
@@ -156,13 +159,17 @@ def find_role_forms(template: ChatTemplate) -> RoleForms:
     """
     date = template.date.strftime("%d %b %Y") if template.prints_date else ""
     wrong = None
+    written = {role: keys for role in ROLES if (keys := _written_keys(template, role))}
     for roles, thoughts in product((ROLES, ROLES[:3], ("user", "assistant", "tool"), ROLES[1:3]), (True, False)):
-        forms = _derive(template, roles, thoughts, date)
+        forms = replace(_derive(template, roles, thoughts, date), written=written)
         if not {"user", "assistant"} <= set(forms.endings) or not set(roles) <= set(forms.endings):
             continue
-        wrong = first_difference(template, forms)
-        if wrong is None:
-            return forms
+        apart = (True, False) if REASONING in written.get("assistant", ()) and thoughts else (False,)
+        for reasoning, tool_responses in product(apart, TOOL_RESPONSES):
+            forms = replace(forms, reasoning=reasoning, tool_responses=tool_responses)
+            wrong = first_difference(template, forms)
+            if wrong is None:
+                return forms
     _try_plain(template)  # raises where the template cannot be rendered at all
     shown = "" if wrong is None else f", for example {json.dumps(wrong, ensure_ascii=False)[:200]}"
     raise UnsupportedCheckpointError(
@@ -205,6 +212,8 @@ def random_conversations(forms: RoleForms, count: int, seed: int = 0) -> Iterato
         "x" * 40,
     )
     thoughts = ("<think>\nhm\n</think>\n\nfive", "</think>", "a</think>b</think>\n c", "<think>\n\n</think>\n\n5")
+    start, end = TOOL_RESPONSE
+    tool_responses = (f"{start}\nx\n{end}", f"{start}{end}", f"{start}x", f" {start}x{end}", f"{start}x{end}\n", end)
     for _ in range(count):
         roles = [rng.choice(forms.roles) for _ in range(rng.randint(1, 7))]
         if rng.random() < 0.5:  # half of them as people talk
@@ -212,15 +221,17 @@ def random_conversations(forms: RoleForms, count: int, seed: int = 0) -> Iterato
             roles += ["user", "assistant"] * rng.randint(1, 3) + ["user"] * rng.randint(0, 1)
         if "user" not in roles:
             roles[rng.randrange(len(roles))] = "user"
-        yield [
-            {
-                "role": role,
-                "content": rng.choice(thoughts)
-                if role == "assistant" and forms.thoughts and rng.random() < 0.3
-                else rng.choice(contents),
-            }
-            for role in roles
-        ]
+        talk: list[Message] = []
+        # In some, the user asks once, and what stands there as his further messages comes from tools.
+        agent = forms.tool_responses != "refused" and rng.random() < 0.25
+        for role in roles:
+            thought = role == "assistant" and forms.thoughts and rng.random() < (0.6 if agent else 0.3)
+            from_tool = role == "user" and agent and "user" in (m["role"] for m in talk) and rng.random() < 0.8
+            content = rng.choice(thoughts if thought else tool_responses if from_tool else contents)
+            talk.append({"role": role, "content": content})
+            if role == "assistant" and forms.reasoning and rng.random() < 0.2:
+                talk[-1]["reasoning_content"] = rng.choice([*contents[2:], *thoughts, "\n"])
+        yield talk
 
 
 def _written(forms: RoleForms, talk: Sequence[Message]) -> str | None:
@@ -252,6 +263,37 @@ def _derive(template: ChatTemplate, roles: Sequence[str], thoughts: bool, date: 
         forms = {name: form for name, form in forms.items() if ":thought" not in name}
     endings = {role: end for role in roles if (end := _ending(template, role)) is not None}
     return RoleForms(forms, endings, thoughts, date)
+
+
+def _written_keys(template: ChatTemplate, role: str) -> tuple[str, ...]:
+    """Return the keys beside role and content that change what the template writes, or make it fail.
+
+    Tried are the usual keys and all words of the template that could be one, with values of the usual kinds, on a
+    message of this role in each situation.
+    """
+    words = set(re.findall(r"[.\['\"]\s*([a-z_]\w*)", template.source))
+    keys = sorted({*_KEYS, *words} - {"role", "content", *dir(str), *dir(list), *dir(dict), *_LOOP})
+    if not _changes_something(template, role, keys):
+        return ()
+    found = [key for key in keys if _changes_something(template, role, [key])]
+    return (ANY_KEY,) if _NO_KEY in found or not found else tuple(found)
+
+
+def _changes_something(template: ChatTemplate, role: str, keys: Sequence[str]) -> bool:
+    """Return whether values under ``keys`` of a message of this role ever change what the template writes."""
+    mark = _MARK.format("key")
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": mark, "arguments": {"x": mark}}}
+    for before, state in product((START, *ROLES), ("", ":last", ":open")):
+        for (roles, at), text in product(_situations(before, role, state), (_MARK.format(0), "")):
+            talk = _talk(roles, at, text)
+            plain = _or_none(template, talk)
+            if plain is None:
+                continue
+            for value in (mark, [call], {"x": mark}, True):
+                changed: Any = {**talk[at], **dict.fromkeys(keys, value)}
+                if _or_none(template, [*talk[:at], changed, *talk[at + 1 :]]) != plain:
+                    return True
+    return False
 
 
 def _special(forms: dict[str, RoleForm], name: str) -> bool:

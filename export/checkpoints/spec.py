@@ -9,6 +9,7 @@ classic cause of scores that are wrong without any error.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ SPEC_KEYS: dict[str, type] = {
 NESTED_KEYS: dict[str, frozenset[str]] = {
     "labels": frozenset({"text", "value"}),
     "templates": frozenset({"text", "messages", "answer", "thinking", "verdict"}),
-    "verdict": frozenset({"close", "prefix", "choices", "suffix", "values"}),
+    "verdict": frozenset({"close", "prefix", "choices", "suffix", "values", "several"}),
     "messages": frozenset({"role", "content"}),
     "limits": frozenset(Limits.__dataclass_fields__),
 }
@@ -201,8 +202,12 @@ def _draft(
     """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
         raise ExportError("'name' is empty; name the model")
+    thinks = any(
+        str((data.get("verdict") or {}).get("close", "")).startswith(END_OF_THOUGHT)
+        for data in spec["templates"].values()
+    )
     templates = {
-        str(name): _read_template(str(name), _as_text(str(name), data, chat, root))
+        str(name): _read_template(str(name), _as_text(str(name), data, chat, root, thinks=thinks))
         for name, data in spec["templates"].items()
     }
     stop = [str(s) for s in spec.get("stop") or ([] if vocabulary.eos is None else [vocabulary.tokens[vocabulary.eos]])]
@@ -240,11 +245,14 @@ def _draft(
     )
 
 
-def _as_text(name: str, data: Mapping[str, Any], chat: ChatTemplate | None, root: Path) -> Mapping[str, Any]:
+def _as_text(
+    name: str, data: Mapping[str, Any], chat: ChatTemplate | None, root: Path, *, thinks: bool
+) -> Mapping[str, Any]:
     """Return a template of the spec with its text; one that is given as messages is written by the chat template.
 
     The answer begins behind the messages. The fast templates close a thought that the chat template opens, because they
-    are about the first token of the answer itself.
+    are about the first token of the answer itself. Where the chat template opens none although the model begins with
+    one, as that of the older R1-Distill checkpoints, they write an empty one.
 
     Args:
         name: Name of the template.
@@ -252,6 +260,7 @@ def _as_text(name: str, data: Mapping[str, Any], chat: ChatTemplate | None, root
             with which the answer begins, and ``thinking``, whether to ask for a thought.
         chat: The chat template, or None if the checkpoint has none.
         root: The checkpoint folder, for the message.
+        thinks: Whether the model's thoughts stand between ``<think>`` and ``</think>``, by its verdicts.
     """
     if "messages" not in data:
         return data
@@ -269,10 +278,15 @@ def _as_text(name: str, data: Mapping[str, Any], chat: ChatTemplate | None, root
         text = chat.fill(data["messages"], think=think)
     else:
         raise ExportError(f"template {name!r}: 'messages' is neither a list nor the word 'conversation'")
-    if not think and text.rfind("<think>") > text.rfind(END_OF_THOUGHT):
+    answer = str(data.get("answer", ""))
+    if answer.startswith("<think>"):  # it opens the thought itself
+        text = re.sub(rf"<think>\s*({END_OF_THOUGHT}\s*)?\Z", "", text)
+    elif not think and text.rfind("<think>") > text.rfind(END_OF_THOUGHT):
         text = text.rstrip("\n") + f"\n{END_OF_THOUGHT}\n\n"
+    elif not think and thinks and name.endswith("_fast") and not text.rstrip().endswith(END_OF_THOUGHT):
+        text += f"<think>\n\n{END_OF_THOUGHT}\n\n"
     rest = {key: value for key, value in data.items() if key not in ("messages", "answer", "thinking")}
-    return {**rest, "text": text + str(data.get("answer", ""))}
+    return {**rest, "text": text + answer}
 
 
 def _read_template(name: str, data: Mapping[str, Any]) -> Template:
@@ -284,10 +298,9 @@ def _read_template(name: str, data: Mapping[str, Any]) -> Template:
         return Template(text)
     choices = tuple(str(c) for c in raw["choices"])
     values = tuple(float(v) for v in raw.get("values") or ())
-    return Template(
-        text,
-        VerdictTemplate(str(raw["close"]), str(raw.get("prefix", "")), choices, (), str(raw.get("suffix", "")), values),
-    )
+    close, prefix, suffix = str(raw["close"]), str(raw.get("prefix", "")), str(raw.get("suffix", ""))
+    several = str(raw.get("several", "last"))
+    return Template(text, VerdictTemplate(close, prefix, choices, (), suffix, values, several))
 
 
 def _special_tokens(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fsrm_lite.checks import kind_of, valid_unicode
 from fsrm_lite.errors import InputError
@@ -27,8 +27,8 @@ def read_prompt(prompt: Prompt) -> Prompt:
         prompt: A string, or a list of chat messages.
 
     Returns:
-        A string, which is also what a conversation of one user message becomes; else a list of messages, each with a
-        role and a text.
+        A string, which is also what a conversation of one user message with nothing but a content becomes; else a list
+        of messages, as ``read_messages`` returns them.
 
     Raises:
         InputError: If it is neither, or has no text in it, or a message is malformed.
@@ -40,11 +40,12 @@ def read_prompt(prompt: Prompt) -> Prompt:
     messages = read_messages(prompt)
     if not any(str(m["content"]).strip() for m in messages):
         raise InputError("the prompt's messages are all empty; expected some text")
-    return str(messages[0]["content"]) if [m["role"] for m in messages] == ["user"] else messages
+    alone = len(messages) == 1 and messages[0]["role"] == "user" and len(messages[0]) == 2
+    return str(messages[0]["content"]) if alone else messages
 
 
 def read_messages(messages: object, what: str = "prompt") -> list[Message]:
-    """Check a conversation, and return its messages with a role and a text each; other keys are left out.
+    """Check a conversation, and return its messages with a role and a text each, and other keys as they are.
 
     Args:
         messages: A list of chat messages. A content may be a text, a list of parts that hold texts, null or missing.
@@ -59,7 +60,10 @@ def read_messages(messages: object, what: str = "prompt") -> list[Message]:
 
 
 def read_message(message: object, where: str) -> Message:
-    """Check a chat message, and return it with a role and a text; other keys are left out.
+    """Check a chat message, and return it with a role and a text, and other keys as they are.
+
+    Whether a model has a place for what stands under another key, such as ``tool_calls``, is not known here; its role
+    forms say so. A key without a value (null, or an empty text, list or object) is left out.
 
     Args:
         message: An object with a string ``role`` and a ``content``; see ``read_messages``.
@@ -71,14 +75,16 @@ def read_message(message: object, where: str) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not message["role"]:
         raise InputError(f"{where} is not an object with a string 'role' and a 'content'")
     text = _content(message.get("content"), where, others=False)
-    return {"role": valid_unicode(message["role"], where), "content": valid_unicode(text, where)}
+    read: Message = {"role": valid_unicode(message["role"], where), "content": valid_unicode(text, where)}
+    others = {k: v for k, v in message.items() if k not in read and not _is_nothing(v)}
+    return cast(Message, {**read, **others})
 
 
 def prompt_text(prompt: Prompt) -> str:
     """Return a prompt as the text that fills the ``{prompt}`` slot of a template.
 
     A string is taken as it is. A conversation of one user message is that message. A longer conversation becomes
-    ``"role: content"`` paragraphs, so that the model sees who said what.
+    ``"role: content"`` paragraphs, so that the model sees who said what. Other keys have no place in it.
 
     Args:
         prompt: A string, or a list of chat messages.
@@ -87,7 +93,11 @@ def prompt_text(prompt: Prompt) -> str:
         InputError: If it is unusable; see ``read_prompt``.
     """
     read = read_prompt(prompt)
-    return read if isinstance(read, str) else "\n\n".join(f"{m['role']}: {m['content']}" for m in read)
+    if isinstance(read, str):
+        return read
+    if [m["role"] for m in read] == ["user"]:
+        return str(read[0]["content"])
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in read)
 
 
 def response_text(response: object, what: str = "a completion") -> str:
@@ -151,7 +161,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
         raise InputError("one of 'chosen' and 'rejected' is a conversation and the other is not")
     talks = [read_messages(chosen, "'chosen'"), read_messages(rejected, "'rejected'")]
     before = talks[0][:-1]
-    if before != talks[1][:-1]:
+    if _said(before) != _said(talks[1][:-1]):
         raise InputError("'chosen' and 'rejected' differ before their last message; expected one conversation")
     context: Prompt = before
     if prompt is not None and (not before or before[0]["role"] in ("assistant", "tool")):  # they go on from the prompt
@@ -159,7 +169,19 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
         context = asked + before
     if not context:
         raise InputError("'prompt' is missing, and 'chosen' holds nothing but a response")
+    for what, talk in zip(("chosen", "rejected"), talks, strict=True):
+        if talk[-1].get("tool_calls"):
+            raise InputError(f"the last message of '{what}' calls a tool, which a response in plain text cannot show")
     return Preference(context, str(talks[0][-1]["content"]), str(talks[1][-1]["content"]))
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+def _said(messages: list[Message]) -> list[tuple[str, str]]:
+    """Return who said what."""
+    return [(m["role"], str(m["content"])) for m in messages]
 
 
 def _content(content: object, where: str, *, others: bool) -> str:

@@ -73,6 +73,7 @@ class VerdictTemplate:
         choice_ids: Token id of each choice as it stands after ``prefix``.
         suffix: Text after the choice.
         values: Numeric value of each choice; empty for a pair.
+        several: What counts if the judge writes verdicts that contradict each other: the "last" one, or "none".
     """
 
     close: str
@@ -81,6 +82,7 @@ class VerdictTemplate:
     choice_ids: tuple[int, ...]
     suffix: str = ""
     values: tuple[float, ...] = ()
+    several: str = "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +358,7 @@ def _parse_template(data: dict[str, Any]) -> Template:
             choice_ids=tuple(int(i) for i in raw["choice_ids"]),
             suffix=str(raw.get("suffix", "")),
             values=tuple(float(v) for v in raw.get("values", ())),
+            several=str(raw.get("several", "last")),
         )
     return Template(str(data["text"]), verdict)
 
@@ -372,6 +375,7 @@ def _template_dict(template: Template) -> dict[str, Any]:
             "choice_ids": list(v.choice_ids),
             "suffix": v.suffix,
             "values": list(v.values),
+            **({"several": v.several} if v.several != "last" else {}),
         }
     return data
 
@@ -424,6 +428,8 @@ def _check(manifest: Manifest) -> None:
             )
         if verdict is not None and len(set(verdict.choice_ids)) != len(verdict.choice_ids):
             raise BundleError(f"template {name!r} gives two verdict choices the same token id")
+        if verdict is not None and verdict.several not in ("last", "none"):
+            raise BundleError(f"template {name!r}: 'several' is {verdict.several!r}, expected 'last' or 'none'")
         if name == "pairwise_slow" and verdict is not None and len(verdict.choices) != 2:
             raise BundleError(f"template {name!r} has {len(verdict.choices)} choices, a pair needs exactly 2")
         if name == "pointwise_slow" and verdict is not None and len(verdict.values) != len(verdict.choices):

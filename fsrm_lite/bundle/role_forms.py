@@ -5,6 +5,10 @@ down what it puts around the messages (``fsrm_lite.export.checkpoints.chat_templ
 message's role, on the role before it, on whether it is the last one, and on whether a message of the user still
 follows. The exporter has compared the forms with the template on random conversations.
 
+A message may have more than a role and a content. A thought under ``reasoning_content`` is written as one inside the
+content, where the template was seen to do the same. Whatever else the template would write, such as ``tool_calls``, is
+refused by name. What it does not look at is ignored.
+
 The words of roles are the exporter's, and contents are text, so that neither can forge a turn of the conversation.
 """
 
@@ -15,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsrm_lite.checks import kind_of, valid_unicode
 from fsrm_lite.errors import InputError
 from fsrm_lite.types import Message
 
@@ -26,6 +31,19 @@ START = "start"
 
 END_OF_THOUGHT = "</think>"
 """Where a template that knows thoughts cuts an assistant's text: what stands behind the last one is the answer."""
+
+REASONING = "reasoning_content"
+"""The key under which a message may hold its thought apart from its content."""
+
+TOOL_RESPONSE = ("<tool_response>", "</tool_response>")
+"""What stands around a tool's answer that is sent as a message of the user."""
+
+TOOL_RESPONSES = ("message", "response", "refused")
+"""What a message of the user is that begins and ends with ``TOOL_RESPONSE``: one like any other; the answer of a tool,
+behind which the user still waits for an answer to what he asked before, as Qwen3 has it; or unknown, and refused."""
+
+ANY_KEY = "*"
+"""Stands for every key, where a template writes whole messages."""
 
 CHANGES: dict[str, Callable[[str], str]] = {
     "keep": lambda text: text,
@@ -86,16 +104,26 @@ class RoleForms:
         thoughts: Whether the template was compared on answers that hold ``</think>`` too. If not, and the template
             does something with them, such answers are refused.
         date: The day that the template takes for today, where it prints one; else empty.
+        written: For each role, the further keys of a message that the template writes or refuses; ``"*"`` for all.
+        reasoning: Whether what stands under ``reasoning_content`` is written like a thought inside the content.
+        tool_responses: One of ``TOOL_RESPONSES``.
     """
 
     forms: Mapping[str, RoleForm]
     endings: Mapping[str, str]
     thoughts: bool = True
     date: str = ""
+    written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reasoning: bool = False
+    tool_responses: str = "message"
     roles: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Collect the roles that there are forms for."""
+        """Collect the roles that there are forms for. Raise a ``ValueError`` on an unknown kind of tool responses."""
+        if self.tool_responses not in TOOL_RESPONSES:
+            raise ValueError(
+                f"conversation.tool_responses is {self.tool_responses!r}, expected one of {', '.join(TOOL_RESPONSES)}"
+            )
         object.__setattr__(self, "roles", tuple(role for role in ROLES if role in self.endings))
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
@@ -115,11 +143,18 @@ class RoleForms:
                 )
         if "user" not in roles:
             raise InputError("the conversation has no message of the user; expected at least one")
+        asked = self._last_question(messages)
         pieces: list[Piece] = []
         for i, message in enumerate(messages):
-            text = str(message["content"])
-            thought, answer = self._split(message["role"], text, i)
-            form = self._form(roles, i, thought)
+            self._refuse_keys(message, i)
+            answer, thought = str(message["content"]), self._reasoning(message, i)
+            if thought is None:
+                thought, answer = self._split(message["role"], answer, i)
+                form = self._form(roles, i, thought, asked)
+            else:
+                form = self._form(roles, i, thought, asked)
+                form = form if form.between is not None else self._form(roles, i, None, asked)
+                thought = thought.strip("\n")  # as Qwen3's template has it
             pieces.append(Piece(form.before, True))
             if thought is not None and form.between is not None:
                 pieces += [Piece(CHANGES[form.thought_change](thought), False), Piece(form.between, True)]
@@ -137,6 +172,9 @@ class RoleForms:
             "endings": dict(self.endings),
             "thoughts": self.thoughts,
             "date": self.date,
+            "written": {role: list(keys) for role, keys in self.written.items()},
+            "reasoning": self.reasoning,
+            "tool_responses": self.tool_responses,
         }
 
     @classmethod
@@ -152,7 +190,64 @@ class RoleForms:
         endings = {str(k): str(v) for k, v in data["endings"].items()}
         if not set(endings) <= set(ROLES):
             raise ValueError(f"conversation.endings has {sorted(endings)}, expected among {', '.join(ROLES)}")
-        return cls(forms, endings, bool(data.get("thoughts", True)), str(data.get("date", "")))
+        return cls(
+            forms,
+            endings,
+            bool(data.get("thoughts", True)),
+            str(data.get("date", "")),
+            {str(role): tuple(map(str, keys)) for role, keys in data.get("written", {}).items()},
+            bool(data.get("reasoning", False)),
+            str(data.get("tool_responses", "message")),
+        )
+
+    def _last_question(self, messages: Sequence[Message]) -> int:
+        """Return the number of the last message in which the user asks something.
+
+        Raises:
+            InputError: If there is none, or a message of the user looks like the answer of a tool and it is not known
+                what the template makes of that.
+        """
+        last = -1
+        for i, message in enumerate(messages):
+            text = str(message["content"])
+            from_tool = text.startswith(TOOL_RESPONSE[0]) and text.endswith(TOOL_RESPONSE[1])
+            if message["role"] != "user" or (from_tool and self.tool_responses == "response"):
+                continue
+            if from_tool and self.tool_responses == "refused":
+                raise InputError(
+                    f"message {i} stands between {' and '.join(TOOL_RESPONSE)}, and this model's chat template treats "
+                    "such a message of the user in a way that is not known here; give it the role 'tool'"
+                )
+            last = i
+        if last < 0:
+            raise InputError(
+                "the messages of the user are all answers of tools; expected at least one in which the user asks"
+            )
+        return last
+
+    def _refuse_keys(self, message: Message, number: int) -> None:
+        """Raise an ``InputError`` if a message has a key that the template would write and that has no form here."""
+        known = ("role", "content", REASONING) if self._has_reasoning(message["role"]) else ("role", "content")
+        written = self.written.get(message["role"], ())
+        for key, value in message.items():
+            if key in known or value is None or (key not in written and ANY_KEY not in written):
+                continue
+            raise InputError(
+                f"message {number}, of the role {message['role']!r}, has {key!r}, which this model's chat template "
+                "would write in a way that is not known here; put its text into the content, or leave it out"
+            )
+
+    def _has_reasoning(self, role: str) -> bool:
+        return self.reasoning and role == "assistant" and REASONING in self.written.get(role, ())
+
+    def _reasoning(self, message: Message, number: int) -> str | None:
+        """Return the thought that a message holds apart from its content, if the template writes it."""
+        thought = message.get(REASONING)
+        if thought is None or not self._has_reasoning(message["role"]):
+            return None
+        if not isinstance(thought, str):
+            raise InputError(f"the {REASONING!r} of message {number} is {kind_of(thought)}; expected a string")
+        return valid_unicode(thought, f"{REASONING!r} of message {number}")
 
     def _split(self, role: str, text: str, number: int) -> tuple[str | None, str]:
         """Return the thought and the answer of a message; the thought is None where the template sees none."""
@@ -169,33 +264,35 @@ class RoleForms:
         thought = text.split(END_OF_THOUGHT)[0].rstrip("\n").split("<think>")[-1].lstrip("\n")
         return thought, text.split(END_OF_THOUGHT)[-1]
 
-    def _form(self, roles: Sequence[str], i: int, thought: str | None) -> RoleForm:
+    def _form(self, roles: Sequence[str], i: int, thought: str | None, asked: int) -> RoleForm:
         """Return the form of message ``i``.
 
         Raises:
             InputError: If the template refuses a message of its role there.
         """
-        for name in situations(roles, i, thought):
+        for name in situations(roles, i, thought, asked=asked):
             if name in self.forms:
                 return self.forms[name]
         before = f"behind a {roles[i - 1]!r} message" if i else "at the beginning"
         raise InputError(f"this model's chat template takes no {roles[i]!r} message {before} (message {i})")
 
 
-def situations(roles: Sequence[str], i: int, thought: str | None = None) -> Iterator[str]:
+def situations(roles: Sequence[str], i: int, thought: str | None = None, *, asked: int | None = None) -> Iterator[str]:
     """Yield the names of the situation of message ``i``, the most exact one first.
 
     ``"user>assistant"`` is a message of the assistant behind one of the user. ``:last`` is added where it is the last
-    message, ``:open`` where others follow but none of the user, and ``:thought`` where it holds a thought that the
-    template sees. A more exact name is in use only where the form is another one.
+    message, ``:open`` where others follow but the user asks nothing more, and ``:thought`` where it holds a thought
+    that the template sees. A more exact name is in use only where the form is another one.
 
     Args:
         roles: The roles of all messages.
         i: Number of the message.
         thought: Its thought; None where the template sees none. An empty one counts as one only in the last message.
+        asked: Number of the last message in which the user asks; None for the last one of the role ``user``.
     """
+    last = max((n for n, role in enumerate(roles) if role == "user"), default=-1) if asked is None else asked
     name = f"{roles[i - 1] if i else START}>{roles[i]}"
-    state = ":last" if i == len(roles) - 1 else "" if "user" in roles[i + 1 :] else ":open"
+    state = ":last" if i == len(roles) - 1 else "" if last > i else ":open"
     if thought is not None:
         if thought or state == ":last":
             yield f"{name}:thought{state}"

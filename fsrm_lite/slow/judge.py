@@ -378,7 +378,9 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
             "a verdict form in fsrm.json has an empty 'close'; the judge could not tell thought from verdict"
         )
     end = next((i + 1 for i, token in enumerate(close) if token in special), 0)
-    by_text = () if end else tuple(encoder.tokens_with(verdict.close.rstrip()[-1]))
+    last = verdict.close.rstrip()[-1]
+    ends = [] if end else sorted({i for c in {last, last.lower(), last.upper()} for i in encoder.tokens_with(c[-1])})
+    by_text = tuple(ends)
     if not end and not by_text:
         raise BundleError(
             f"a verdict form in fsrm.json has the 'close' {verdict.close!r}, but no token of the tokenizer has its "
@@ -394,4 +396,5 @@ def resolve_form(verdict: VerdictTemplate, encoder: PromptEncoder) -> VerdictFor
         close="" if end else verdict.close,
         wake=by_text,
         answer_tokens=encoder.manifest.limits.verdict_tokens,
+        several=verdict.several,
     )

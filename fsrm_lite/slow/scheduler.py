@@ -253,7 +253,7 @@ class Scheduler:
             exact = answer.endswith(form.prefix) if form.prefix.strip() else answer == form.tail + form.prefix
             slot.pending = exact or choice_follows(answer, form.prefix)
         if stopped or rows.count(i) >= slot.limit:
-            if slot.choice is None and slot.thought is not None and form.words:
+            if slot.thought is not None and form.words:
                 self._read_in_text(slot, form, answer)
             if slot.choice is not None:
                 self._finish(i, feed, rows)
@@ -283,12 +283,16 @@ class Scheduler:
         rows.watch(i, 0)
 
     def _read_in_text(self, slot: _Running, form: VerdictForm, answer: str) -> None:
-        """Take the verdict from the text, where its token is another one than that of the choice alone.
+        """Take the verdict from the whole text, which has the last word.
 
-        The logits say nothing about it then; the model wrote it, and that is all that is known.
+        Its token may be another one than that of the choice alone; the logits say nothing about it then. And what began
+        like a verdict may have gone on, as 4 in 4.5, or was taken back.
         """
-        slot.choice = find_choice(answer, form.prefix, form.words)
-        if slot.choice is not None:
+        seen, slot.choice = (
+            slot.choice,
+            find_choice(answer, form.prefix, form.words, close=form.close, several=form.several),
+        )
+        if slot.choice is not None and slot.choice != seen:
             slot.logits = tuple(0.0 if n == slot.choice else -_CERTAIN for n in range(len(form.choices)))
 
     def _close(self, i: int, slot: _Running, form: VerdictForm, rows: Streams) -> None:

@@ -38,7 +38,11 @@ def test_prompt_text(prompt, text):
 
 
 def test_a_single_message_of_the_user_is_its_text_and_others_are_messages():
-    assert read_prompt([{"role": "user", "content": parts("h", "i"), "name": "Mia"}]) == "hi"
+    assert read_prompt([{"role": "user", "content": parts("h", "i"), "name": None, "tool_calls": []}]) == "hi"
+    named = [{"role": "user", "content": parts("h", "i"), "name": "Mia"}]
+    assert read_prompt(named) == [{"role": "user", "content": "hi", "name": "Mia"}]
+    assert prompt_text(named) == "hi"
+    assert read_prompt(read_prompt(named)) == read_prompt(named)
     assert read_prompt([{"role": "system", "content": None}, ASKED]) == [{"role": "system", "content": ""}, ASKED]
 
 
@@ -121,6 +125,10 @@ def test_preference_rows(row, prompt):
         ({"chosen": [answer("a")], "rejected": [answer("b")]}, "'prompt' is missing"),
         ({"prompt": "hi", "chosen": [answer("a")], "rejected": "b"}, "is a conversation and the other is not"),
         ({"chosen": [ASKED, answer("a")], "rejected": [answer("x"), answer("b")]}, "differ before their last message"),
+        (
+            {"chosen": [ASKED, answer("a")], "rejected": [ASKED, {**answer("b"), "tool_calls": [CALL]}]},
+            "the last message of 'rejected' calls a tool",
+        ),
         ({"prompt": "hi", "chosen": 3, "rejected": 4}, "expected a string"),
         ({"prompt": "hi", "chosen": [], "rejected": []}, "non-empty list"),
     ],
@@ -130,7 +138,7 @@ def test_unreadable_preference_rows_are_refused(row, why):
         read_preference(row)
 
 
-def test_messages_keep_their_roles_and_lose_other_keys():
-    assert read_messages([{"role": "tool", "content": "15", "tool_call_id": "1"}]) == [
-        {"role": "tool", "content": "15"}
+def test_messages_keep_their_roles_and_other_keys_that_have_a_value():
+    assert read_messages([{"role": "tool", "content": "15", "tool_call_id": "1", "refusal": None, "audio": {}}]) == [
+        {"role": "tool", "content": "15", "tool_call_id": "1"}
     ]

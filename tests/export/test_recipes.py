@@ -1,6 +1,8 @@
 """Every recipe, from a folder with real tokenizer and architecture to results, with no JSON written."""
 
 import json
+import random
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -19,19 +21,25 @@ from helpers.public import (
 )
 
 from fsrm_lite import FastSlowRM
+from fsrm_lite.bundle.conversation import prompt_text
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.bundle.manifest import Template
 from fsrm_lite.cli.exporting import export, recipes
 from fsrm_lite.errors import ExportError, InputError, ToleranceError, UnsupportedCheckpointError
-from fsrm_lite.export.checkpoints.chat_template import read_chat_template
+from fsrm_lite.export.checkpoints.chat_template import (
+    ChatTemplate,
+    find_role_forms,
+    random_conversations,
+    read_chat_template,
+)
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
 from fsrm_lite.export.hub import checkpoint_name
 from fsrm_lite.export.pipeline import export_checkpoint
 from fsrm_lite.export.plan import choose_spec, open_source
-from fsrm_lite.export.recipes import all_recipes, find_recipe, fragment, recognise
+from fsrm_lite.export.recipes import Trace, all_recipes, find_recipe, fragment, recognise
 from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.evaluation import EvalOptions, as_asked, evaluate
 
@@ -49,6 +57,7 @@ FAMILIES = {  # recipe: name of the folder, architecture, tokenizer, scalar head
     "scalar": ("my-reward", "qwen3", "qwen3", True),
     "rrm": ("RRM-7B", "qwen2", "qwen3", False),
     "rm-r1": ("RM-R1-DeepSeek-Distilled-Qwen-7B", "qwen2", "qwen3", False),
+    "rm-r1-instruct": ("RM-R1-Qwen2.5-Instruct-7B", "qwen2", "qwen3", False),
     "gram": ("GRAM-Qwen3-1.7B-RewardModel", "qwen3", "qwen3", False),
     "gram-rr": ("GRAM-RR-LLaMA-3.2-3B-RewardModel", "llama", "llama3_1", False),
     "prometheus": ("M-Prometheus-3B", "qwen2", "qwen3", False),
@@ -139,6 +148,103 @@ def test_only_the_last_part_of_a_path_or_the_name_on_the_hub_counts(tmp_path, mo
         choose_spec(folder, None, None, known_as=checkpoint_name("Reward-Reasoning/RRM-7B"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "recipe", "where"),
+    [
+        ("Qwen3-Reranker-ft/checkpoint-500", "qwen3-reranker", "the folder above it"),
+        ("GRAM-Qwen3-1.7B-mine/final/global_step_20", "gram", "the folder above it"),
+        ("my-program-rrm/final", "yes-no", ""),
+        ("runs/checkpoint-500", "yes-no", ""),
+        ("programs/gram-qwen3.5", "yes-no", ""),
+    ],
+)
+def test_the_folders_above_count_where_a_trainer_has_named_the_last_one(folder, recipe, where, tmp_path):
+    found = chosen(tmp_path / folder).recognised
+    assert found.recipe.name == recipe
+    assert found.why.startswith(f"by {where or 'its class'}")
+    assert found.guesses[0].startswith(f"guessed from {where}" if where else "guessed: that it is a chat model")
+
+
+def chosen(folder, config=None, card=None):
+    """The recipe for an empty folder with a config, perhaps a model card, and a chat template."""
+    folder.mkdir(parents=True)
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **(config or {})}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    return choose_spec(folder, None, None, known_as=checkpoint_name(folder))
+
+
+def test_what_a_checkpoint_was_made_from_is_a_guess_that_is_printed(tmp_path):
+    found = chosen(tmp_path / "a", {"_name_or_path": "/data/Qwen3-Reranker-0.6B/"})
+    assert found.recognised.recipe.name == "qwen3-reranker"
+    guess = "guessed from '_name_or_path' in its config.json, /data/Qwen3-Reranker-0.6B: that this checkpoint is asked"
+    assert any(line.startswith(guess) and "--recipe" in line for line in found.sentences())
+    for base in (
+        "base_model: Qwen/Qwen3-Reranker-4B",
+        'base_model:\n  - x/y\n  - "Qwen/Qwen3-Reranker-4B"\nlibrary: z',
+    ):
+        found = chosen(tmp_path / str(len(base)), card=f"---\nlicense: mit\n{base}\n---\n# text\n").recognised
+        assert found.recipe.name == "qwen3-reranker"
+        assert found.why.startswith("by 'base_model' in its README.md")
+    scalar = chosen(
+        tmp_path / "b", {"_name_or_path": "Qwen3-Reranker", "architectures": ["Qwen3ForSequenceClassification"]}
+    )
+    assert scalar.recognised.recipe.name == "scalar"  # a reward model that was made from a reranker is none
+    assert scalar.recognised.guesses == ()
+    assert chosen(tmp_path / "c", card="base_model: Qwen/Qwen3-Reranker-4B").recognised.recipe.name == "yes-no"
+
+
+def test_names_are_compared_by_whole_words():
+    assert recognise("my-program-rrm-7b", "Qwen2ForCausalLM", chat_template=True).recipe.name == "rrm"
+    assert recognise("Programmes/Prometheus2-ft", "MistralForCausalLM", chat_template=True).recipe.name == "prometheus"
+    for name in ("telegram-rrs", "prometheusly", "xrrm-7b", "skywork-reward-v2.5-x", "skywork-reward-v20"):
+        assert recognise(name, "LlamaForCausalLM", chat_template=True).recipe.name == "yes-no"
+
+
+def test_a_judge_of_another_kind_is_not_taken_for_any_chat_model():
+    with pytest.raises(ExportError, match=r"JudgeLRM-7B .* writes a rating of its own making .* --recipe pairwise"):
+        recognise("nuojohnchen/JudgeLRM-7B", "Qwen2ForCausalLM", chat_template=True)
+    from_it = [Trace("x/JudgeLRM-3B", "'_name_or_path' in its config.json")]
+    with pytest.raises(ExportError, match=r"in its config\.json: x/JudgeLRM-3B"):
+        recognise("mine", "Qwen2ForCausalLM", chat_template=True, traces=from_it)
+    for name, word in (("org/Con-J-critic", "critic"), ("my_judge_8b", "judge"), ("bge-reranker-x", "reranker")):
+        *_, doubt = recognise(name, "Qwen2ForCausalLM", chat_template=True).guesses
+        assert doubt.startswith(f"warning: its name, {name}, has '{word}' in it")
+    assert len(recognise("org-rm/llama-chat", "LlamaForCausalLM", chat_template=True).guesses) == 1
+
+
+R1 = (  # as R1-Distill's checkpoints have it; the older ones leave the beginning of the thought to the model
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_end|>' + m.content.split('</think>')[-1] }}"
+    "{% else %}{{ '<|im_start|>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_end|>' + BEGIN }}{% endif %}"
+)
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("begin", ["''", "'<think>\\n'"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fast_prompt_has_its_thought_closed(name, begin):
+    """Whatever the chat template opens, the first token that is read is that of the answer."""
+    root = tokenizer_folder("qwen3")
+    chat = ChatTemplate(R1.replace("BEGIN", begin), {})
+    where, data = load_spec(root, fragment(find_recipe(name), "m"))
+    scalar = FAMILIES[name][3]
+    manifest = resolve_spec(where, data, architecture("qwen3", scalar=scalar), vocabulary_of("qwen3"), chat, root)
+    for kind, template in manifest.templates.items():
+        open_thoughts = template.text.count("<think>\n") - template.text.count("</think>")
+        thinks = template.verdict is not None and "</think>" in template.verdict.close
+        if kind.endswith("_fast") and not scalar:
+            asked = template.text.rsplit("<|im_end|>", 1)[1]
+            assert asked.count("<think>") == asked.count("</think>")
+            judge = manifest.templates.get("pairwise_slow")
+            if begin != "''" or (judge and "</think>" in judge.verdict.close):
+                assert asked.count("</think>") == 1
+        elif thinks and begin != "''":
+            assert open_thoughts == 1  # and the judge begins within its thought
+
+
 def test_what_is_not_known_is_refused_with_what_to_do():
     with pytest.raises(ExportError, match=r"nothing is known about my-model.* name it with --spec"):
         recognise("my-model", "Qwen3ForCausalLM", chat_template=False)
@@ -148,34 +254,67 @@ def test_what_is_not_known_is_refused_with_what_to_do():
         find_recipe("skywrok")
 
 
+def conversations(tokenizer, count):
+    """Random conversations and two responses each. None spells a control token, which transformers would take for one.
+
+    Half of the conversations end with the user, as prompts do.
+    """
+    _, forms = role_forms_of(tokenizer)
+    rng, found = random.Random(5), 0
+    for talk in random_conversations(forms, 10 * count, seed=11):
+        texts = [text for message in talk for text in message.values()]
+        if (
+            any(tag in text for text in texts for tag in ("think>", "tool_response>"))
+            or not "".join(texts[1::2]).strip()
+        ):
+            continue
+        yield (
+            talk,
+            [rng.choice(["5", " spaced ", "two\nlines", "caf\u00e9 {x}", '"q" \\', "\n\n- 1\n"]) for _ in range(2)],
+        )
+        found += 1
+        if found == count:
+            return
+
+
+@cache
+def role_forms_of(tokenizer):
+    template = chat_template_of(tokenizer)
+    return template, find_role_forms(template)
+
+
 @needs_tokenizers
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ids_equal_those_of_transformers(name):
+def test_ids_equal_those_of_transformers_on_random_conversations(name):
     """The prompt that a user of transformers would make of the recipe's messages, filled in, by the chat template."""
     manifest, encoder, tokenizer_name = of(name)
-    tokenizer = transformers_tokenizer(tokenizer_name)
-    slots = {
-        "prompt": "How much is 2 + 3?\nSay why.",
-        "response": " 5, since... ",
-        "response_a": "5",
-        "response_b": "6",
-    }
-    for template, entry in find_recipe(name).spec["templates"].items():
-        if "messages" not in entry:
-            continue
-        think = entry.get("thinking", not template.endswith("_fast"))
-        filled = [
-            {**m, "content": m["content"].replace("{prompt}", slots["prompt"]).replace("{response}", slots["response"])}
-            for m in entry["messages"]
-        ]
-        for message in filled:
-            for slot in ("response_a", "response_b"):
-                message["content"] = message["content"].replace(f"{{{slot}}}", slots[slot])
-        text = tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=True, enable_thinking=think)
-        expected = tokenizer.encode(text + entry.get("answer", ""), add_special_tokens=False)
-        assert encoder.render(template, slots) == expected
+    tokenizer, compared = transformers_tokenizer(tokenizer_name), 0
+    for talk, responses in conversations(tokenizer_name, 200):
+        for template, entry in find_recipe(name).spec["templates"].items():
+            ids = getattr(encoder, template)(talk, *responses[: 1 if template.startswith("pointwise") else 2])
+            if entry.get("text") == "{conversation}":
+                answered = [*talk, {"role": "assistant", "content": responses[0]}]
+                text = tokenizer.apply_chat_template(answered, tokenize=False)
+            else:
+                text = by_transformers(tokenizer, template, entry, talk, responses)
+            assert ids == tokenizer.encode(text, add_special_tokens=False)
+            compared += 1
+    assert compared == 200 * len(manifest.templates)
     labels = {label.text: label.id for label in (*manifest.labels, *manifest.pair_labels)}
     assert all(encoder.decode([token]) == text for text, token in labels.items())
+
+
+def by_transformers(tokenizer, template, entry, talk, responses):
+    """A recipe's messages, filled in before the chat template writes them."""
+    slots = {"prompt": prompt_text(talk), "response": responses[0]}
+    slots |= dict(zip(("response_a", "response_b"), responses, strict=True))
+    filled = [
+        {**m, "content": re.sub(r"\{(\w+)\}", lambda slot: slots.get(slot[1], slot[0]), m["content"])}
+        for m in entry["messages"]
+    ]
+    think = entry.get("thinking", not template.endswith("_fast"))
+    text = tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=True, enable_thinking=think)
+    return text + entry.get("answer", "")
 
 
 @needs_tokenizers

@@ -340,7 +340,7 @@ def test_a_close_that_no_token_can_end_is_refused(encoder, tmp_path):
     poor = PromptEncoder(tmp_path / "tokenizer.json", bare)
     with pytest.raises(BundleError, match="'close' 'fin\u00e9', but no token of the tokenizer has its last character"):
         resolve_form(verdict, poor)
-    assert resolve_form(dataclasses.replace(verdict, close="fine"), poor).wake == (ord("e") - 32,)
+    assert resolve_form(dataclasses.replace(verdict, close="fine"), poor).wake == (ord("E") - 32, ord("e") - 32)
 
 
 def test_a_bundle_without_a_template_says_so(tmp_path, files):

@@ -256,22 +256,25 @@ def test_job_room_covers_prompt_thought_answer_and_close():
 
 
 # A thought that ends by text: no token of these is the close, the prefix or the choice alone.
-PARTS = {7: "fine.</ev", 8: "al>\n\n<ans", 9: "wer> [[", 10: "1]]", 11: "</eval> <answer>[["}
+PARTS = {7: "fine.</ev", 8: "al>\n\n<ans", 9: "wer> [[", 10: "1]]", 11: "</eval> <answer>[[", 12: ".5]]", 13: "]] <ans"}
 
 
 def parts(ids):
     return "".join(PARTS.get(i, WORDS.get(i, "x")) for i in ids)
 
 
-def written(script, choices=(ONE, TWO), budget=6):
+def written(script, choices=(ONE, TWO), budget=6, answer_tokens=5, several="last"):
     """Return what comes of a text that a model writes token by token, when a text closes its thought."""
-    form = VerdictForm((), (8, 9), "", "<answer>[[", choices, ("1", "2"), "</eval>\n", wake=(8, 11), answer_tokens=5)
+    form = VerdictForm(
+        (), (8, 9), "", "<answer>[[", choices, ("1", "2"), "</eval>\n", (8, 11), answer_tokens, several=several
+    )
     prompt = (0, 0)
 
     def next_token(tokens):
         return script[min(len(tokens) - len(prompt), len(script) - 1)]
 
     fake = FakeEngine(next_token)
+    fake.vocab_size = max(PARTS) + 1
     job = Job(prompt, 0, budget, form)
     referee = Referee(Request((job,), Decoding(0.0), (STOP,)))
     Scheduler(fake, parts, Decoding(0.0), (STOP,), 1, job.room).run(referee)
@@ -290,6 +293,17 @@ def test_a_verdict_within_a_longer_token_is_read_from_the_text():
     assert done.choice is None  # the model wrote no choice, so that its thought was closed
     done = written([7, 8, 9, 10, STOP])
     assert (done.choice, done.logits) == (0, (0.0, -50.0))
+
+
+def test_a_verdict_that_goes_on_or_is_contradicted_is_none():
+    """The token of a choice alone is not enough: the whole text has the last word."""
+    done = written([6, 7, 8, 9, ONE, 12, STOP])
+    assert done.choice is None  # 1.5, so that its thought was closed and its verdict read from the logits
+    assert len(done.logits) == 2
+    assert written([6, 7, 8, 9, ONE, STOP]).choice == 0
+    contradicted = [6, 7, 8, 9, ONE, 13, 9, TWO, STOP]
+    assert written(contradicted, answer_tokens=9).choice == 1
+    assert written(contradicted, answer_tokens=9, several="none").choice is None
 
 
 def test_a_thought_without_an_end_is_closed_at_its_budget():
