@@ -23,7 +23,7 @@ from fsrm_lite.export.gguf.writer import check_writable
 from fsrm_lite.export.hub import checkpoint_name, find_checkpoint, traces
 from fsrm_lite.export.parity.calibration_pairs import keep_short, load_calibration, pair_orders
 from fsrm_lite.export.parity.measures import Tolerance
-from fsrm_lite.export.recipes import Recognised, find_recipe, fragment, recognise
+from fsrm_lite.export.recipes import Recognised, check_asked_for, find_recipe, fragment, recognise
 from fsrm_lite.export.stages import FastKind, SlowKind, Source
 
 Spec = str | Path | Mapping[str, Any]
@@ -146,12 +146,15 @@ def choose_spec(
         ExportError: If both are given, or nothing is known about the checkpoint.
     """
     own = name or known_as.rsplit("/", 1)[-1] or root.name
-    if spec is not None or recipe is not None:
-        return asked_for(spec, recipe, own)
-    if (root / SPEC_NAME).is_file():
-        return ChosenSpec(None)
     config = read_config(root)
     classes = config.get("architectures") or [f"unknown class of type {config.get('model_type')}"]
+    if spec is not None or recipe is not None:
+        asked = asked_for(spec, recipe, own)
+        if asked.recognised is not None:
+            check_asked_for(asked.recognised.recipe, known_as, str(classes[0]))
+        return asked
+    if (root / SPEC_NAME).is_file():
+        return ChosenSpec(None)
     recognised = recognise(
         known_as,
         str(classes[0]),

@@ -163,6 +163,22 @@ def recognise(name: str, model_class: str, *, chat_template: bool, traces: Seque
     return Recognised(recipe, why, () if scalar else _guesses(name, traces))
 
 
+def check_asked_for(recipe: Recipe, name: str, model_class: str) -> None:
+    """Refuse a recipe that is asked for where the head is of another kind. Other classes may well be asked like it.
+
+    Raises:
+        ExportError: Naming the recipes that would fit.
+    """
+    of_scalar_heads = bool(recipe.classes) and all(c.endswith("ForSequenceClassification") for c in recipe.classes)
+    if of_scalar_heads != model_class.endswith("ForSequenceClassification"):
+        fitting = f"{ANY_JUDGE} or pairwise" if of_scalar_heads else ANY_SCALAR
+        head = "a scalar head" if of_scalar_heads else "a vocabulary as their head"
+        raise ExportError(
+            f"the recipe {recipe.name!r} is for models with {head}, and {name} is a {model_class}; expected another "
+            f"recipe, such as {fitting}"
+        )
+
+
 def _guesses(name: str, traces: Sequence[Trace]) -> tuple[str, ...]:
     """Return what is guessed where a model with a vocabulary is asked like any chat model."""
     guessed = (

@@ -287,14 +287,14 @@ def read_config(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise ExportError(f"{root} is not a folder; expected a Hugging Face checkpoint folder")
     path = root / "config.json"
+    if (root / "adapter_config.json").is_file():  # beside a model, too: transformers would apply it
+        kind = "SequenceClassification" if _adapter_task(root) == "SEQ_CLS" else "CausalLM"
+        line = f"AutoPeftModelFor{kind}.from_pretrained('{root}').merge_and_unload().save_pretrained('merged')"
+        raise UnsupportedCheckpointError(
+            f'{root} holds a LoRA adapter; merge it into its base model: python -c "from peft import *; {line}", '
+            "and put the base model's tokenizer files beside it"
+        )
     if not path.is_file():
-        if (root / "adapter_config.json").is_file():
-            kind = "SequenceClassification" if _adapter_task(root) == "SEQ_CLS" else "CausalLM"
-            line = f"AutoPeftModelFor{kind}.from_pretrained('{root}').merge_and_unload().save_pretrained('merged')"
-            raise UnsupportedCheckpointError(
-                f'{root} holds a LoRA adapter; merge it into its base model: python -c "from peft import *; {line}", '
-                "and put the base model's tokenizer files beside it"
-            )
         raise ExportError(f"{root} has no config.json; expected a Hugging Face checkpoint folder")
     try:
         config = json.loads(path.read_text("utf-8"))

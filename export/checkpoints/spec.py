@@ -54,6 +54,7 @@ NESTED_KEYS: dict[str, frozenset[str]] = {
     "verdict": frozenset({"close", "prefix", "choices", "suffix", "values", "several"}),
     "messages": frozenset({"role", "content"}),
     "limits": frozenset(Limits.__dataclass_fields__),
+    "judge": frozenset(JudgeDefaults.__dataclass_fields__),
 }
 """The keys that objects inside the spec may have."""
 _KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
@@ -144,8 +145,9 @@ def _check_nested(where: str, data: Mapping[str, Any]) -> None:
 
     for i, label in enumerate(data.get("labels") or ()):
         check("labels", f"label {i}", label)
-    if data.get("limits") is not None:
-        check("limits", "limits", data["limits"])
+    for entry in ("limits", "judge"):
+        if data.get(entry) is not None:
+            check(entry, entry, data[entry])
     for name, template in (data.get("templates") or {}).items():
         check("templates", f"template {name!r}", template)
         if template.get("verdict") is not None:
@@ -193,7 +195,23 @@ def resolve_spec(
     except KeyError as error:
         raise ExportError(f"{where}: entry {error} is missing") from error
     except (FsrmError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise ExportError(f"{where}: {error}") from error
+        # The user may have written no fsrm.json; what is wrong is the one that would be made.
+        raise ExportError(f"{where}: {str(error).replace('fsrm.json', 'the manifest')}") from error
+
+
+def _check_head(spec: Mapping[str, Any], arch: ModelShape) -> None:
+    """Refuse a spec that asks for words where the head gives a number, or for a number where it gives words."""
+    templates = set(spec["templates"])
+    if arch.scalar and (spec.get("labels") or spec.get("pair_labels") or not templates & {"pointwise_fast"}):
+        raise ExportError(
+            "it asks for a word as the answer, and the checkpoint has a scalar head, which gives one number, the "
+            "reward; expected the template 'pointwise_fast' and no labels, as --recipe scalar has them"
+        )
+    if not arch.scalar and "pointwise_fast" in templates and not spec.get("labels"):
+        raise ExportError(
+            "it has the template 'pointwise_fast' without labels, as for a scalar head, and the checkpoint answers in "
+            "words; write 'labels', or take --recipe yes-no or pairwise"
+        )
 
 
 def _draft(
@@ -202,6 +220,7 @@ def _draft(
     """Return the manifest without the ids of labels and choices, which depend on the text before them."""
     if not spec["name"]:
         raise ExportError("'name' is empty; name the model")
+    _check_head(spec, arch)
     thinks = any(
         str((data.get("verdict") or {}).get("close", "")).startswith(END_OF_THOUGHT)
         for data in spec["templates"].values()

@@ -60,11 +60,14 @@ def index_shards(root: Path) -> dict[str, TensorInfo]:
         return tensors
     if (root / SINGLE_NAME).is_file():
         return read_header(root / SINGLE_NAME)
-    if any(root.glob("*.bin")):
+    if any(root.glob("*.bin")) or any(root.glob("*.bin.index.json")):
         raise UnsupportedCheckpointError(
             f"{root} holds .bin weights only; save it again with save_pretrained(..., safe_serialization=True)"
         )
-    raise ExportError(f"{root} holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected a Hugging Face checkpoint folder")
+    raise ExportError(
+        f"{root} holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected the weights of a Hugging Face checkpoint there "
+        "(weights that are .bin files are saved anew with save_pretrained)"
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -267,7 +267,7 @@ def chat_template_of(root: Path) -> str | None:
             (entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"),
             None,
         )
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and found.strip() else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -79,6 +79,19 @@ def test_round_trip():
     assert Manifest.from_dict(manifest.to_dict()) == manifest
 
 
+def test_what_counts_of_several_verdicts_is_kept_and_checked():
+    templates = copy.deepcopy(GOOD["templates"])
+    name = next(name for name, template in templates.items() if "verdict" in template)
+    assert Manifest.from_dict(GOOD).templates[name].verdict.several == "last"
+    assert "several" not in Manifest.from_dict(GOOD).to_dict()["templates"][name]["verdict"]
+    templates[name]["verdict"]["several"] = "none"
+    manifest = Manifest.from_dict(changed(templates=templates))
+    assert Manifest.from_dict(manifest.to_dict()).templates[name].verdict.several == "none"
+    templates[name]["verdict"]["several"] = "first"
+    with pytest.raises(BundleError, match="'several' is 'first', expected 'last' or 'none'"):
+        Manifest.from_dict(changed(templates=templates))
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [

@@ -36,6 +36,7 @@ from fsrm_lite.export.checkpoints.chat_template import (
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.checkpoints.spec import load_spec, resolve_spec
 from fsrm_lite.export.checkpoints.traps import doubts, refuse_foreign_tokens
+from fsrm_lite.export.checkpoints.vocabulary import has_chat_template
 from fsrm_lite.export.hub import checkpoint_name
 from fsrm_lite.export.pipeline import export_checkpoint
 from fsrm_lite.export.plan import choose_spec, open_source
@@ -545,6 +546,7 @@ def test_a_recipe_is_not_doubtful_but_would_be_without_what_the_chat_template_wr
         ),
         (lambda s: s["templates"]["pointwise_fast"].update(txet=""), "template 'pointwise_fast' has unknown keys txet"),
         (lambda s: s["limits"].update(contxt=1), "limits has unknown keys contxt"),
+        (lambda s: s.update(judge={"temprature": 1}), "judge has unknown keys temprature; expected among temperature"),
         (
             lambda s: s["templates"]["pointwise_fast"]["messages"][0].update(rol="x"),
             "message 0 of template 'pointwise_fast' has unknown keys rol",
@@ -556,6 +558,45 @@ def test_misspelt_keys_inside_a_spec_are_refused(change, message, tmp_path):
     change(spec)
     with pytest.raises(ExportError, match=message):
         load_spec(tmp_path, spec)
+
+
+@pytest.mark.parametrize(
+    ("class_", "recipe", "fits"),
+    [
+        ("Qwen3ForCausalLM", "scalar", "such as yes-no or pairwise"),
+        ("Qwen3ForCausalLM", "skywork-reward-v2", "such as yes-no or pairwise"),
+        ("Qwen3ForSequenceClassification", "yes-no", "such as scalar"),
+        ("Qwen3ForSequenceClassification", "pairwise", "such as scalar"),
+    ],
+)
+def test_a_recipe_for_another_kind_of_head_is_refused(class_, recipe, fits, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [class_]}))
+    with pytest.raises(
+        ExportError, match=f"recipe '{recipe}' is for models with .*, and m is a {class_}.*{fits}"
+    ) as told:
+        choose_spec(tmp_path, None, recipe, known_as="m")
+    assert "fsrm.json" not in str(told.value)  # the user has written none
+
+
+@needs_tokenizers
+@pytest.mark.parametrize(("name", "scalar"), [("yes-no", True), ("pairwise", True), ("scalar", False)])
+def test_a_spec_for_another_kind_of_head_is_refused(name, scalar):
+    why = "it asks for a word .* scalar head" if scalar else "without labels, as for a scalar head, .* answers in words"
+    with pytest.raises(ExportError, match=why) as told:
+        resolved(fragment(find_recipe(name), "m"), "qwen3", scalar=scalar)
+    assert "fsrm.json" not in str(told.value)
+
+
+@needs_tokenizers
+def test_a_missing_chat_template_is_named(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": ""}')
+    assert not has_chat_template(tmp_path)
+    for name, what in (("rrm", "given as messages"), ("scalar", "has no chat template")):
+        where, data = load_spec(tmp_path, fragment(find_recipe(name), "m"))
+        arch, root = architecture("qwen3", scalar=name == "scalar"), tokenizer_folder("qwen3")
+        with pytest.raises(ExportError, match=f"{what}.* save the tokenizer there") as told:
+            resolve_spec(where, data, arch, vocabulary_of("qwen3"), None, root)
+        assert len(str(told.value).splitlines()) == 1
 
 
 @needs_tokenizers

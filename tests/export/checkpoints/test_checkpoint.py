@@ -170,6 +170,15 @@ def test_open_names_what_is_missing(tmp_path, llama):
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
     with pytest.raises(UnsupportedCheckpointError, match=r"\.bin weights only"):
         Checkpoint.open(llama)
+    (llama / "pytorch_model.bin").rename(llama / "pytorch_model.bin.index.json")
+    with pytest.raises(UnsupportedCheckpointError, match=r"\.bin weights only; save it again with save_pretrained"):
+        Checkpoint.open(llama)
+    (llama / "pytorch_model.bin.index.json").unlink()
+    with pytest.raises(ExportError, match=r"holds neither model\.safetensors nor .* saved anew with save_pretrained"):
+        Checkpoint.open(llama)
+    (llama / "adapter_config.json").write_text("{}")  # transformers would apply it to the weights beside it
+    with pytest.raises(UnsupportedCheckpointError, match="LoRA adapter"):
+        Checkpoint.open(llama)
     (tmp_path / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     with pytest.raises(UnsupportedCheckpointError, match="AutoPeftModelForSequenceClassification"):
         Checkpoint.open(tmp_path)

@@ -69,7 +69,7 @@ def test_ratings_and_defaults(root):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("labels"), "spec.json: entry 'labels' is missing"),
+        (lambda s: s.pop("labels"), "spec.json: it has the template 'pointwise_fast' without labels"),
         (lambda s: s["labels"].pop(), "1 labels, expected at least 2"),
         (lambda s: s["labels"][1].update(text="Yes"), "two labels the same token id"),
         (lambda s: s.update(name=""), "'name' is empty"),
