@@ -6,13 +6,14 @@ import errno
 import os
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fsrm_lite.errors import DataFormatError, InputError
+from fsrm_lite.errors import DataFormatError, InputError, one_line
 
 
 @contextmanager
@@ -35,6 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     target = path.resolve()
     partial = target.with_name(f".{target.name}.partial")
     with sole_writer(target):
+        partial.unlink(missing_ok=True)  # what lies there is not ours; through a link, another file would be written
         try:
             yield partial
             if target.exists():
@@ -65,10 +67,17 @@ def check_output(path: Path | None, inputs: Iterable[Path | None] = ()) -> None:
         inputs: Files that are read; None for none.
 
     Raises:
-        DataFormatError: If it is a folder or one of the inputs, or if the folder for it does not exist.
+        DataFormatError: If it is a folder or one of the inputs, if the folder for it does not exist, if its links lead
+            nowhere, or if its name promises a compressed file.
     """
     if path is None:
         return
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # before Python 3.13 a circle of links is a RuntimeError
+        raise DataFormatError(f"{path} cannot be written: {one_line(error)}") from error
+    if path.suffix.lower() == ".gz":
+        raise DataFormatError(f"{path} would not be compressed; name it {path.stem}, and compress it when it is done")
     if path.is_dir():
         raise DataFormatError(f"{path} cannot be written: it is a folder")
     if not path.parent.is_dir():
@@ -108,7 +117,7 @@ def sole_writer(path: Path) -> Iterator[None]:
 def _claimed(lock: Path, path: Path) -> IO[str]:
     """Return the open lock file of ``path``, locked, with this process's number in it."""
     while True:
-        file = lock.open("a+", encoding="utf-8")
+        file = open(lock, "a+", encoding="utf-8", opener=_open_own)  # noqa: SIM115 - pathlib knows no opener
         if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -124,6 +133,24 @@ def _claimed(lock: Path, path: Path) -> IO[str]:
             file.flush()
             return file
         file.close()  # its holder finished and removed it between the two calls
+
+
+def _open_own(name: str, flags: int) -> int:
+    """Open a file that only this module gives such a name; for ``open``.
+
+    Raises:
+        DataFormatError: If it is none: a link, by which another file would be emptied and removed, or no file at all.
+    """
+    refusal = DataFormatError(f"{name} is a link or no file, and so not ours; remove it, or name another output")
+    if Path(name).is_symlink():
+        raise refusal
+    # Without O_NONBLOCK, to open a pipe would wait for its other end.
+    found = os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    status = os.fstat(found)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return found
+    os.close(found)
+    raise refusal
 
 
 def _lock(file: IO[str]) -> bool:

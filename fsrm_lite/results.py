@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -198,7 +198,8 @@ class ResultsFile:
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
         data = dump_row(row).encode()
-        self._file.write(data)
+        with self._on_disk():
+            self._file.write(data)
         self._hash.update(data)
         self._bytes += len(data)
 
@@ -211,18 +212,21 @@ class ResultsFile:
             skipped: Bad rows since the batch before.
             cut: Rows since then whose responses were cut.
         """
-        to_disk(self._file)
-        if self._journal is not None:
-            batch = Batch(lines.count, lines.sha256, self._bytes, self._hash.hexdigest(), full, skipped, cut)
-            self._journal.write(dump_row({name: getattr(batch, name) for name in Batch.__dataclass_fields__}).encode())
-            to_disk(self._journal)
+        with self._on_disk():
+            to_disk(self._file)
+            if self._journal is not None:
+                batch = Batch(lines.count, lines.sha256, self._bytes, self._hash.hexdigest(), full, skipped, cut)
+                entry = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+                self._journal.write(dump_row(entry).encode())
+                to_disk(self._journal)
 
     def finish(self) -> None:
         """Do nothing more: the rows are where they belong."""
 
     def flush(self) -> None:
         """Put the rows written so far on the disk. Without ``end_batch``, a run that goes on writes them again."""
-        to_disk(self._file)
+        with self._on_disk():
+            to_disk(self._file)
 
     def close(self) -> None:
         """Close the file and give up the lock. Safe to repeat."""
@@ -234,7 +238,20 @@ class ResultsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What is still in memory of a file that could not be written cannot be written now either.
+        with suppress(OSError) if error is not None else nullcontext():
+            self.close()
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Say which file could not be written, for example because the disk is full, and how to go on."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # nobody reads the pipe any more
+        except OSError as error:
+            after = "" if self._journal is None else "; the batches before are kept: make room, and pass --resume"
+            raise DataFormatError(f"{self.path} cannot be written: {error.strerror or error}{after}") from error
 
     def _cut_back(self, kept: list[Batch]) -> None:
         """Keep these batches of the file, and nothing behind them."""
@@ -329,7 +346,9 @@ def begin_run(path: Path, run: Mapping[str, Any]) -> None:
         path: The results file.
         run: What decides the contents of its rows.
     """
-    with journal_of(path).open("wb") as file:
+    journal = journal_of(path)
+    journal.unlink(missing_ok=True)  # what lies there is of another run; through a link, another file would be emptied
+    with journal.open("xb") as file:
         file.write(dump_row({"fsrm_lite_run": _FORMAT, "run": dict(run)}).encode())
         to_disk(file)
 

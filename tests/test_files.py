@@ -172,6 +172,45 @@ def test_many_writers_take_turns(tmp_path):
     assert set(most) == {1}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes are files on POSIX systems only")
+@pytest.mark.parametrize("planted", ["link", "dangling link", "hard link", "pipe"])
+def test_what_somebody_put_beside_an_output_is_not_written_through(tmp_path, planted):
+    """A link in place of a file of ours, as anybody can put it into a shared folder, empties no other file."""
+    victim, path = tmp_path / "victim.txt", tmp_path / "out.txt"
+    victim.write_text("precious")
+    for name in (".out.txt.lock", ".out.txt.partial"):
+        if planted == "pipe":
+            os.mkfifo(tmp_path / name)
+        elif planted == "hard link":
+            (tmp_path / name).hardlink_to(victim)
+        else:
+            (tmp_path / name).symlink_to(victim if planted == "link" else tmp_path / "none")
+    with pytest.raises(DataFormatError, match=r"\.out\.txt\.lock is a link or no file, and so not ours; remove it"):
+        write_text(path, "new")
+    (tmp_path / ".out.txt.lock").unlink()
+    write_text(path, "new")
+    assert (path.read_text(), victim.read_text()) == ("new", "precious")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.txt", "victim.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links lead in circles on POSIX systems only")
+def test_a_circle_of_links_is_no_output(tmp_path):
+    for one, other in ("ab", "ba"):
+        (tmp_path / one).symlink_to(tmp_path / other)
+
+    def write_it():
+        check_output(tmp_path / "a")
+        write_text(tmp_path / "a", "x")
+
+    with pytest.raises((DataFormatError, InputError), match="cannot be written: "):
+        write_it()
+
+
+def test_a_name_that_promises_compression_is_refused(tmp_path):
+    with pytest.raises(DataFormatError, match=r"x\.jsonl\.gz would not be compressed; name it x\.jsonl"):
+        check_output(tmp_path / "x.jsonl.gz")
+
+
 def test_an_output_is_checked_before_any_work(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text("{}")

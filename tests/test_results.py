@@ -1,6 +1,10 @@
 """Results files: what a run that goes on keeps, and what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +115,43 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(source, tmp
         with pytest.raises(DataFormatError, match=why):
             ResultsFile(path, source, RUN, resume=False, overwrite=True)
     assert source.read_bytes() == b"".join(LINES)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are files that anybody may make on POSIX systems only")
+def test_a_link_in_place_of_the_journal_is_not_written_through(source, out, tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    journal_of(out).symlink_to(victim)
+    answer(out, source, LINES)
+    assert victim.read_text() == "precious"
+    assert not journal_of(out).is_symlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sizes of files are limited in this way on Linux")
+def test_a_disk_that_is_full_is_said_with_what_to_do_and_costs_no_batch(source, out):
+    """Wherever it is full: in a row, in the journal, or when the file is closed."""
+    code = (
+        "import json, resource, sys\n"
+        "from pathlib import Path\n"
+        "from test_results import LINES, answer\n"
+        "limit = int(sys.argv[3])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "answer(Path(sys.argv[1]), Path(sys.argv[2]), LINES)\n"
+    )
+    answer(out, source, LINES)
+    whole, sizes = out.read_bytes(), (out.stat().st_size, journal_of(out).stat().st_size)
+    for limit in (1, sizes[0] // 2, sizes[0] - 1, sizes[0] + 1, sizes[1] // 2, sizes[1] - 1):
+        out.unlink()
+        command = [sys.executable, "-c", code, str(out), str(source), str(limit)]
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 1
+        last = result.stderr.strip().splitlines()[-1]
+        assert "fsrm_lite.errors.DataFormatError: " in last
+        assert "out.jsonl cannot be written: File too large" in last
+        if out.exists() and out.stat().st_size and journal_of(out).read_bytes().count(b"\n"):
+            assert "the batches before are kept: make room, and pass --resume" in last
+            answer(out, source, LINES, resume=True)
+            assert out.read_bytes() == whole
+        else:
+            out.unlink(missing_ok=True)
+            out.touch()

@@ -286,7 +286,12 @@ def _csv_records(text: str, path: Path, first: bool) -> list[dict[str, Any]]:
     """Return the rows of a CSV file as objects, or only the first one; refuse a row that does not fit the header."""
     limit = csv.field_size_limit(_CELL_CHARACTERS)
     try:
-        records = list(islice(csv.DictReader(StringIO(text), strict=True), 1 if first else None))
+        reader = csv.DictReader(StringIO(text), strict=True)
+        names = list(reader.fieldnames or ())
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataFormatError(f"{path.name}: two columns are called {twice!r}; name each of them differently")
+        records = list(islice(reader, 1 if first else None))
     except csv.Error as error:
         raise DataFormatError(f"{path.name}: malformed CSV ({error})") from error
     finally:

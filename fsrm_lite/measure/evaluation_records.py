@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fsrm_lite.checks import is_number, is_whole
 from fsrm_lite.errors import DataFormatError, InputError
 from fsrm_lite.files import to_disk
 from fsrm_lite.jsonl import complete_lines, parse_json, read_bytes
 from fsrm_lite.measure.benchmark_formats import Example
 from fsrm_lite.measure.labelled import content_key
+from fsrm_lite.types import POLICIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,19 @@ class Slow:
     tokens: tuple[float, ...] = ()
     votes_logit: float | None = None
     alone: int | None = None
+
+    def fits(self, responses: int, *, pairwise: bool) -> bool:
+        """Return whether every field has the right type and length for an item with so many responses."""
+        if not all(isinstance(part, tuple) for part in (self.winners, self.logits, self.tokens)):
+            return False
+        sides = (*self.winners, self.decision, self.alone)
+        return (
+            all(x is None or (is_whole(x) and 0 <= x < responses) for x in sides)
+            and all(x is None or is_number(x) for x in (*self.logits, self.votes_logit))
+            and all(is_number(x) and x >= 0 for x in self.tokens)
+            and (bool(self.winners) if pairwise else len(self.logits) == responses)
+            and len(self.tokens) == (1 if pairwise else responses)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +128,28 @@ class Record:
         return record
 
     def _plausible(self) -> bool:
-        """Return whether every field has the right type and length."""
+        """Return whether every field has the right type and length, and is in its range."""
+        parts = (self.right, self.lengths, self.logits, self.distribution_confidences, self.label_masses)
+        if not all(isinstance(part, tuple) for part in (*parts, self.escalated, self.truncated)):
+            return False
         n = len(self.lengths)
-        texts = (self.run, self.judge, self.id, self.key, self.subset, self.group)
-        read = (*self.distribution_confidences, *self.label_masses, *self.logits)
-        numbers = [x for x in read if x is not None]
+        texts = (self.run, self.id, self.key, self.subset, self.group)
+        shares = [x for x in (*self.distribution_confidences, *self.label_masses) if x is not None]
+        flags = (*self.escalated, *self.truncated, self.unread, self.too_long, self.asked)
         return (
             all(isinstance(text, str) for text in texts)
+            and self.judge in POLICIES
             and all(len(part) == n > 0 for part in (self.logits, self.distribution_confidences, self.label_masses))
-            and all(isinstance(x, (int, float)) and not math.isnan(x) for x in numbers)
-            and all(isinstance(x, int) and 0 <= x < n for x in self.right)
+            and all(x is None or is_number(x) for x in self.logits)
+            and all(is_number(x) and 0 <= x <= 1 for x in shares)
+            and all(is_whole(x) and is_number(x) and x >= 0 for x in self.lengths)
+            and all(is_number(x) and x >= 0 for x in (self.fast_seconds, self.slow_seconds))
+            and all(is_whole(x) and 0 <= x < n for x in self.right)
+            and len(set(self.right)) == len(self.right)
             and len(self.truncated) in (0, n)
             and len(self.escalated) in (1, n)
-            and all(isinstance(x, bool) for x in self.escalated)
+            and all(isinstance(x, bool) for x in flags)
+            and (self.slow is None or self.slow.fits(n, pairwise=self.pairwise))
         )
 
 
@@ -164,9 +187,15 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
 
 def append(output: Path, records: Sequence[Record]) -> None:
     """Add records to the end of a results file, and put them on the disk."""
-    with output.open("a", encoding="utf-8") as file:
-        file.writelines(r.to_json() + "\n" for r in records)
-        to_disk(file)
+    try:
+        with output.open("a", encoding="utf-8") as file:
+            file.writelines(r.to_json() + "\n" for r in records)
+            to_disk(file)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written: {error.strerror or error}; the items before are kept: make room, and pass "
+            "--resume"
+        ) from error
 
 
 def read_records(path: Path) -> list[Record]:

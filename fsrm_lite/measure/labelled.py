@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fsrm_lite.checks import is_number
 from fsrm_lite.errors import CalibrationError, DataFormatError
 from fsrm_lite.gate import AnswerWeights, FastSignals, sigmoid, votes_logit
 from fsrm_lite.slow.voting import winner_alone
@@ -183,15 +184,16 @@ class LabelledItem:
             readings = tuple(signals_from(r) for r in data["readings"])
             if data.get("has_distribution") is False:  # older files say so beside a 1
                 readings = tuple(replace(r, distribution_confidence=None, label_mass=None) for r in readings)
-            if any(math.isnan(x) for r in readings for x in (r.logit, r.score, r.distribution_confidence or 0.0)):
-                raise ValueError("a reading is not a number")
+            names = [data.get(name, "") for name in ("key", "group", "subset")]
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"key, group and subset are {names!r}")
             tokens, right = data.get("slow_tokens"), data.get("slow_correct")
             if not (right is None or isinstance(right, bool)) or not (
-                tokens is None or (isinstance(tokens, int | float) and tokens >= 0)
+                tokens is None or (is_number(tokens) and tokens >= 0)
             ):
                 raise ValueError(f"slow_correct is {right!r} and slow_tokens {tokens!r}")
             odds = data.get("slow_logit")
-            if odds is not None and (isinstance(odds, bool) or not isinstance(odds, int | float) or math.isnan(odds)):
+            if odds is not None and not is_number(odds):
                 raise ValueError(f"slow_logit is {odds!r}")
             fields = {name: value for name, value in data.items() if name != "has_distribution"}
             return cls(**{**fields, "readings": readings})
@@ -304,7 +306,15 @@ class Sample:
 
 
 def signals_from(data: Mapping[str, Any]) -> FastSignals:
-    """Return a reading from its plain values; what it lacks, it may hold as null."""
+    """Return a reading from its plain values; what it lacks, it may hold as null.
+
+    Raises:
+        ValueError: If a value is no number that a float can hold.
+        TypeError: If one is missing or unknown.
+    """
+    wrong = {name: value for name, value in data.items() if value is not None and not is_number(value)}
+    if wrong or data.get("logit", 0.0) is None or data.get("score", 0.0) is None:
+        raise ValueError(f"a reading is not a number: {short(dict(data))}")
     numbers: dict[str, Any] = {name: None if value is None else float(value) for name, value in data.items()}
     return FastSignals(**numbers)
 

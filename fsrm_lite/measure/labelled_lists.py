@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fsrm_lite.checks import is_whole
 from fsrm_lite.errors import CalibrationError, DataFormatError
 from fsrm_lite.gate import GROUPINGS, FastSignals
 from fsrm_lite.measure.data_files import SourceRow, as_list, first_row, read_rows
@@ -103,8 +105,9 @@ class LabelledList:
         """
         try:
             readings = tuple(signals_from(r) for r in data["readings"])
-            if any(x != x for r in readings for x in (r.logit, r.score)):
-                raise ValueError("a reading is not a number")
+            names = [data.get(name, "") for name in ("key", "group")]
+            if not all(is_whole(team) for team in data["teams"]) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"the teams are {short(data['teams'])}, key and group {short(names)}")
             return cls(**{**data, "readings": readings, "teams": tuple(data["teams"]), "labels": tuple(data["labels"])})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CalibrationError):
@@ -286,8 +289,11 @@ def _labels(data: Mapping[str, Any], count: int, where: str) -> tuple[int, ...]:
         raise DataFormatError(f"{where}: expected either 'labels' (0 or 1 per response) or 'right' (their positions)")
     if right is not None:
         positions = right if isinstance(right, list) else [right]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < count for i in positions):
-            raise DataFormatError(f"{where}: 'right' is {right!r}, expected positions from 0 to {count - 1}")
+        if not all(is_whole(i) and 0 <= i < count for i in positions) or len(set(positions)) < len(positions):
+            raise DataFormatError(
+                f"{where}: 'right' is {right!r}, expected positions from 0 to {count - 1}, each of them once; "
+                "0 or 1 for each response is called 'labels'"
+            )
         return tuple(int(i in positions) for i in range(count))
     if not isinstance(labels, list) or len(labels) != count:
         given = f"{len(labels)} labels" if isinstance(labels, list) else repr(labels)

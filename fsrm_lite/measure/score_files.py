@@ -11,8 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
+from fsrm_lite.checks import is_whole
 from fsrm_lite.errors import CalibrationError, DataFormatError, InputError
 from fsrm_lite.gate import FastSignals, sigmoid, votes_logit
 from fsrm_lite.measure.benchmark_formats import FORMATS, Format
@@ -29,6 +31,7 @@ _SIDES: dict[object, int] = {
     0: 0, "0": 0, "a": 0, "first": 0, "a>b": 0, "a>>b": 0, 1: 1, "1": 1, "b": 1, "second": 1, "b>a": 1, "b>>a": 1,
 }  # fmt: skip
 _TIES = {"a=b", "tie", "both", "equal"}
+_DIGITS = 9  # of a position in a text; none has more
 _TRUTHS = {1: 1, "1": 1, "true": 1, "yes": 1, "good": 1, 0: 0, "0": 0, "false": 0, "no": 0, "bad": 0}
 
 
@@ -163,7 +166,7 @@ def with_verdicts(
         raise DataFormatError(f"{path} has {len(rows)} rows for {len(items)} items; name an --id-column to match them")
     by_id: dict[str, SourceRow] = {}
     for row, name in zip(
-        rows, [str(r.data[id_column]) for r in rows] if id_column else [x.id for x in items], strict=True
+        rows, [_name(r, id_column) for r in rows] if id_column else [x.id for x in items], strict=True
     ):
         if (before := by_id.setdefault(name, row)) is not row:
             raise DataFormatError(f"{before.where} and {row.where} are both about the item {name!r}; keep one of them")
@@ -326,15 +329,27 @@ def _item(row: SourceRow, number: int, fast: Sequence[str], columns: Columns) ->
         if tokens < 0:
             raise DataFormatError(f"{row.where}: {columns.tokens!r} is {tokens:g}, expected 0 or more tokens")
     return ScoredItem(
-        str(row.data[columns.id]) if columns.id is not None else f"row {number}",
+        _name(row, columns.id) if columns.id is not None else f"row {number}",
         scores,
         right,
         _winners(row, columns, count),
         tokens,
         distribution,
-        str(row.data[columns.group]) if columns.group is not None else "",
-        str(row.data[columns.subset]) if columns.subset is not None else "",
+        _name(row, columns.group) if columns.group is not None else "",
+        _name(row, columns.subset) if columns.subset is not None else "",
     )
+
+
+def _name(row: SourceRow, column: str) -> str:
+    """Return the text, or the number, in a column; an item without one would be taken for one of another group.
+
+    Raises:
+        DataFormatError: If there is none.
+    """
+    value = row.data.get(column)
+    if not isinstance(value, str | int | float) or value == "" or value != value:
+        raise DataFormatError(f"{row.where}: {column!r} is {short(value)}, expected a text or a number")
+    return str(value)
 
 
 def _numbers(row: SourceRow, names: Sequence[str]) -> tuple[float, ...]:
@@ -351,20 +366,24 @@ def _numbers(row: SourceRow, names: Sequence[str]) -> tuple[float, ...]:
 
 def _number(value: Any, row: SourceRow, name: str) -> float:  # noqa: ANN401 - a cell
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        # Python would read "1_5" as 15, and digits of any script.
+        plain = not isinstance(value, str) or (value.isascii() and "_" not in value)
+        number = float(value) if plain and not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataFormatError(f"{row.where}: {name!r} is {value!r}, expected a number")
+        raise DataFormatError(f"{row.where}: {name!r} is {short(value)}, expected a number")
     return number
 
 
 def _key(value: object) -> object:
-    """Return a label as the tables spell it: 1 for 1.0, lower case."""
+    """Return a label as the tables spell it: 1 for 1.0, lower case; a list or an object as a text that none has."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    if isinstance(value, list | dict):
+        return short(value)
     return value.strip().casefold() if isinstance(value, str) else value
 
 
@@ -381,13 +400,24 @@ def _right(row: SourceRow, name: str, count: int) -> tuple[int, ...]:
             raise DataFormatError(f'{row.where}: {name!r} is {value!r}, expected 0 or 1, "a" or "b", "A>B" or "B>A"')
         return () if side is None else (side,)
     listed: list[Any] = as_list(value, row.where) if isinstance(value, list) or str(value).startswith("[") else [value]
-    try:
-        positions = tuple(int(v) for v in listed)
-    except (TypeError, ValueError):
-        positions = ()
-    if not positions or not all(0 <= p < count for p in positions):
-        raise DataFormatError(f"{row.where}: {name!r} is {value!r}, expected positions from 0 to {count - 1}")
+    if len(listed) == count and all(isinstance(v, bool) for v in listed):
+        return tuple(i for i, right in enumerate(listed) if right)
+    positions = tuple(_position(_key(v)) for v in listed)
+    # [0, 1] about two responses may mean both of them, or the second alone.
+    certain = len(set(positions)) == len(positions) and (count > 2 or len(positions) == 1)
+    if not positions or not certain or not all(0 <= p < count for p in positions):
+        raise DataFormatError(
+            f"{row.where}: {name!r} is {short(value)}, expected a position from 0 to {count - 1}, or several, each of "
+            "them once; or true or false for each response"
+        )
     return positions
+
+
+def _position(key: object) -> int:
+    """Return a label as a position; -1 if it is none."""
+    if isinstance(key, str) and key.isascii() and key.isdigit():
+        key = int(key[:_DIGITS])
+    return key if is_whole(key) else -1
 
 
 def _winners(row: SourceRow, columns: Columns, count: int) -> tuple[int | None, ...]:

@@ -78,6 +78,12 @@ def test_a_file_is_parsed_once_to_be_labelled(tmp_path, monkeypatch):
     assert len(parsed) == 6  # the first line to tell what it is, and all of them
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("a,label,label\n1,0,1\n")
+    with pytest.raises(DataFormatError, match="two columns are called 'label'"):
+        read_rows(tmp_path / "x.csv")
+
+
 def test_gzip_is_told_by_its_first_bytes(tmp_path):
     plain = write(tmp_path / "x.jsonl", ROWS)
     packed = tmp_path / "packed.jsonl"

@@ -1,16 +1,20 @@
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 from helpers import DATA
-from helpers.calibration import StandIn, make_items
+from helpers.calibration import StandIn, make_items, make_lists
 
 from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError
 from fsrm_lite.gate import AnswerWeights, FastSignals, Gate, GateSpec, sigmoid, votes_logit
 from fsrm_lite.measure.benchmark_formats import load_benchmark
 from fsrm_lite.measure.evaluation import EvalOptions, evaluate
-from fsrm_lite.measure.evaluation_records import Record, Slow
+from fsrm_lite.measure.evaluation_records import Record, Slow, read_records
+from fsrm_lite.measure.evaluation_report import summarize
 from fsrm_lite.measure.labelled import LabelledItem, Sample, content_key
+from fsrm_lite.measure.labelled_lists import LabelledList, ListSample
 from fsrm_lite.measure.labelled_rows import LabelledRow, collect, read_labelled
 from fsrm_lite.measure.risk_control import make_path
 from fsrm_lite.measure.tradeoff import escalations
@@ -48,6 +52,69 @@ def test_items_survive_a_round_trip_through_json():
     assert again == ITEMS[:5]
     with pytest.raises(DataFormatError, match="not a recorded item"):
         LabelledItem.from_dict({"key": "x"})
+
+
+HOSTILE = (None, True, -1, 1.5, 10**400, 2.0**1023 * 1.5, math.inf, math.nan, "x", "1", "", [], [1], {}, {"a": 1})
+"""Values that a stranger's file may hold in any place."""
+
+
+def changed_anywhere(data):
+    """Copies of a JSON value, each with one of its parts left out or replaced, and parts of lists doubled."""
+    if isinstance(data, dict):
+        for name in data:
+            yield {n: x for n, x in data.items() if n != name}
+            for part in (*HOSTILE, *changed_anywhere(data[name])):
+                yield {**data, name: part}
+        yield {**data, "unknown": 1}
+    elif isinstance(data, list | tuple):
+        yield [*data, *data[:1]]
+        for i in range(len(data)):
+            for part in (*HOSTILE, *changed_anywhere(data[i])):
+                yield [*data[:i], part, *data[i + 1 :]]
+
+
+def test_recorded_items_with_any_part_exchanged_are_used_or_refused_by_our_errors():
+    used = 0
+    for item in (ITEMS[0], dataclasses.replace(ITEMS[1], slow_logit=0.5, group="g", subset="s")):
+        for data in changed_anywhere(item.to_dict()):
+            try:
+                read = LabelledItem.from_dict(data)
+            except (DataFormatError, CalibrationError):
+                continue
+            sample = Sample.of([read, ITEMS[2]])
+            assert np.isfinite(sample.logit).all()
+            assert np.isfinite(sample.intuition(1.0)).all()
+            used += 1
+    assert used > 5
+
+
+def test_recorded_lists_with_any_part_exchanged_are_used_or_refused_by_our_errors():
+    used = 0
+    lists = make_lists(2)
+    for data in changed_anywhere(lists[0].to_dict()):
+        try:
+            read = LabelledList.from_dict(data)
+        except (DataFormatError, CalibrationError):
+            continue
+        if read.readings:
+            assert np.isfinite(ListSample.of([read, lists[1]]).logits).all()
+        used += 1
+    assert used > 5
+
+
+def test_results_with_any_part_exchanged_are_used_or_refused_by_our_errors(tmp_path):
+    benchmark = load_benchmark(DATA / "pairs.jsonl")
+    records = evaluate(StandIn(lambda prompt, response: len(response)), benchmark, EvalOptions(judge="always"))
+    path, used = tmp_path / "results.jsonl", 0
+    for data in changed_anywhere(json.loads(records[0].to_json())):
+        path.write_text(json.dumps(data) + "\n" + records[1].to_json() + "\n")
+        try:
+            report = summarize(read_records(path), benchmark.format, resamples=2)
+        except (DataFormatError, CalibrationError):
+            continue
+        json.dumps(report, allow_nan=False)
+        used += 1
+    assert used > 5
 
 
 def combined(winners, logit, winner):

@@ -160,7 +160,33 @@ def test_a_benchmarks_own_metric(tmp_path):
         ({"score_a": True, "score_b": 2, "label": 0}, {}, "'score_a' is True, expected a number"),
         ({"score_a": "nan", "score_b": 2, "label": 0}, {}, "'score_a' is 'nan', expected a number"),
         ({"score_a": 1, "score_b": 2, "label": 2}, {}, "'label' is 2, expected 0 or 1"),
-        ({"scores": [1, 2, 3], "label": 3}, {}, "'label' is 3, expected positions from 0 to 2"),
+        ({"scores": [1, 2, 3], "label": 3}, {}, "'label' is 3, expected a position from 0 to 2"),
+        # What Python would read as another number, or as several positions.
+        ({"score_a": "1_5", "score_b": 2, "label": 0}, {}, "'score_a' is '1_5', expected a number"),
+        ({"score_a": "\u0661", "score_b": 2, "label": 0}, {}, "'score_a' is .*, expected a number"),
+        ({"score_a": 10**400, "score_b": 2, "label": 0}, {}, "'score_a' is 1000.*, expected a number"),
+        ({"scores": [1, 2], "label": [0, 1]}, {}, r"'label' is \[0, 1\], expected a position"),
+        ({"scores": [1, 2], "label": "[1, 0]"}, {}, "'label' is .*, expected"),
+        ({"scores": [1, 2, 3], "label": [0, 0, 1]}, {}, "expected a position from 0 to 2, or several, each of them"),
+        ({"scores": [1, 2, 3], "label": [True, False]}, {}, "expected a position from 0 to 2"),
+        ({"scores": [1, 2, 3], "label": 1.7}, {}, "'label' is 1.7, expected a position"),
+        ({"scores": [1, 2, 3], "label": True}, {}, "'label' is True, expected a position"),
+        ({"scores": [1, 2, 3], "label": "\u0661"}, {}, "expected a position"),
+        ({"scores": [1, 2, 3], "label": "9" * 5000}, {}, "expected a position"),
+        ({"score_a": 1, "score_b": 2, "label": {"a": 1}}, {}, "'label' is {'a': 1}, expected 0 or 1"),
+        ({"score": 1, "label": [1]}, {}, r"'label' is \[1\], expected 0 or 1"),
+        (
+            {"score_a": 1, "score_b": 2, "label": 0, "v": [0]},
+            {"slow": ("v",)},
+            r"'v' is \[0\], expected what the label",
+        ),
+        (
+            {"score_a": 1, "score_b": 2, "label": 0, "g": None},
+            {"group": "g"},
+            "'g' is None, expected a text or a number",
+        ),
+        ({"score_a": 1, "score_b": 2, "label": 0, "g": ""}, {"group": "g"}, "'g' is '', expected a text or a number"),
+        ({"score_a": 1, "score_b": 2, "label": 0, "k": None}, {"id": "k"}, "'k' is None, expected a text or a number"),
         ({"score_a": 1, "score_b": 2, "label": 0, "v": "x"}, {"slow": ("v",)}, "'v' is 'x', expected what the label"),
         ({"score_a": 1, "score_b": 2, "label": 0, "t": -1}, {"tokens": "t"}, "'t' is -1, expected 0 or more tokens"),
         (
@@ -173,6 +199,21 @@ def test_a_benchmarks_own_metric(tmp_path):
 def test_what_cannot_be_used_is_named(tmp_path, row, columns, message):
     with pytest.raises(DataFormatError, match=message):
         read(tmp_path, [row], **columns)
+
+
+def test_a_column_that_later_rows_lack_is_named(tmp_path):
+    whole = {"score_a": 1, "score_b": 2, "label": 0, "v": 0, "t": 5, "c": 1, "d": 1, "g": 1, "s": 1, "k": 1}
+    columns = {"slow": ("v",), "tokens": "t", "distribution": ("c", "d"), "group": "g", "subset": "s", "id": "k"}
+    for name in whole.keys() - {"v", "t"}:  # an item may have no verdict
+        rows = [whole, {n: x for n, x in (whole | {"k": 2}).items() if n != name}]
+        with pytest.raises(DataFormatError, match=f"line 2: '{name}' is None"):
+            read(tmp_path, rows, **columns)
+
+
+def test_true_and_false_for_each_response_are_labels(tmp_path):
+    rows = [{"scores": [1, 2, 3], "label": label} for label in ([True, False, True], [2, 0], ["1"], 1.0)]
+    assert [x.right for x in read(tmp_path, rows)] == [(0, 2), (2, 0), (1,), (1,)]
+    assert [x.right for x in read(tmp_path, [{"scores": [1, 2], "label": [False, True]}])] == [(1,)]
 
 
 def test_ids_are_unique(tmp_path):
