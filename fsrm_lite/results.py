@@ -293,13 +293,21 @@ class ParquetResults(ResultsFile):
         if path.exists() and not overwrite:
             raise DataFormatError(f"{path} exists, and is whole; pass --overwrite to start again")
         import_pyarrow()
-        self._table = path
-        super().__init__(path.with_name(f".{path.name}.jsonl"), source, run, resume=resume, overwrite=overwrite)
+        self._table, rows = path, path.with_name(f".{path.name}.jsonl")
+        if rows.is_symlink():  # nobody named this file, so that a link was put there to have another one written
+            raise DataFormatError(f"{rows} is a link, and so not ours; remove it, or name another output")
+        super().__init__(rows, source, run, resume=resume, overwrite=overwrite)
 
     def finish(self) -> None:
         """Write the Parquet file, and remove the results file and its journal."""
         self.flush()
-        write_parquet(self._table, self.path)
+        try:
+            write_parquet(self._table, self.path)
+        except OSError as error:
+            raise DataFormatError(
+                f"{self._table} cannot be written: {error.strerror or error}; all rows are in {self.path}, as JSON "
+                "Lines, and --resume makes the table of them"
+            ) from error
         self.close()
         for file in (self.path, journal_of(self.path)):
             file.unlink(missing_ok=True)

@@ -760,6 +760,26 @@ def test_a_parquet_output_that_broke_off_goes_on_and_one_that_is_whole_is_kept(p
     assert run(*command, "--overwrite").exit_code == 0
 
 
+def test_a_table_that_finds_no_room_keeps_its_rows(parquet_source, tmp_path, monkeypatch):
+    target = tmp_path / "out.parquet"
+    command = ["score", str(parquet_source), "-o", str(target), "--judge", "never"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fsrm_lite.results.write_parquet", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        done = run(*command)
+    assert (done.exit_code, "No space left; all rows are in" in done.stderr) == (2, True)
+    assert run(*command, "--resume").exit_code == 0
+    assert len(table(target)) == 3
+
+
+def test_a_table_is_not_written_through_a_link_that_nobody_named(parquet_source, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("mine")
+    (tmp_path / ".out.parquet.jsonl").symlink_to(other)
+    done = run("score", parquet_source, "-o", tmp_path / "out.parquet", "--judge", "never", "--overwrite")
+    assert (done.exit_code, "is a link, and so not ours" in done.stderr) == (2, True)
+    assert other.read_text() == "mine"
+
+
 def test_a_bad_row_of_a_table_stops_or_is_skipped_and_the_others_are_kept(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     data = [{"prompt": "What is 2 + 3?", "response": text} for text in ("5", "", "41")]
