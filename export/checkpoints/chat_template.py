@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,18 @@ def find_role_forms(template: ChatTemplate) -> RoleForms:
     written = {role: keys for role in ROLES if (keys := _written_keys(template, role))}
     for roles, thoughts in product((ROLES, ROLES[:3], ("user", "assistant", "tool"), ROLES[1:3]), (True, False)):
         forms = replace(_derive(template, roles, thoughts, date), written=written)
-        if not {"user", "assistant"} <= set(forms.endings) or not set(roles) <= set(forms.endings):
+        plain = ["user", "assistant"]
+        wanted = [plain, ["system", *plain]] if "system" in roles else [plain]
+        if forms.roles != tuple(r for r in ROLES if r in roles) or not all(_takes(forms, talk) for talk in wanted):
             continue
         apart = (True, False) if REASONING in written.get("assistant", ()) and thoughts else (False,)
-        for reasoning, tool_responses in product(apart, TOOL_RESPONSES):
-            forms = replace(forms, reasoning=reasoning, tool_responses=tool_responses)
-            wrong = first_difference(template, forms)
+        anywhere = (True, False) if "system" in roles else (True,)
+        for systems, reasoning, tool_responses in product(anywhere, apart, TOOL_RESPONSES):
+            tried = replace(forms if systems else _with_a_system_message_first(forms), reasoning=reasoning)
+            tried = replace(tried, tool_responses=tool_responses)
+            wrong = first_difference(template, tried)
             if wrong is None:
-                return forms
+                return tried
     _try_plain(template)  # raises where the template cannot be rendered at all
     shown = "" if wrong is None else f", for example {json.dumps(wrong, ensure_ascii=False)[:200]}"
     raise UnsupportedCheckpointError(
@@ -178,22 +182,45 @@ def find_role_forms(template: ChatTemplate) -> RoleForms:
     )
 
 
+def _takes(forms: RoleForms, roles: Sequence[str]) -> bool:
+    return _written(forms, _talk(roles)) is not None
+
+
+def _with_a_system_message_first(forms: RoleForms) -> RoleForms:
+    """Return the forms without those of system messages behind others, which some templates join to the next turn."""
+    return replace(forms, forms={name: form for name, form in forms.forms.items() if _is_first(name)})
+
+
+def _is_first(situation: str) -> bool:
+    return situation.startswith(f"{START}>") or ">system" not in situation
+
+
 def _try_plain(template: ChatTemplate) -> None:
     template.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
 
 
 def first_difference(template: ChatTemplate, forms: RoleForms, count: int = CONVERSATIONS) -> list[Message] | None:
-    """Return the smallest of ``count`` random conversations that the forms write differently; None if there is none.
+    """Return the smallest conversation found that the forms write differently; None if there is none.
+
+    All orders of up to four roles are tried, and ``count`` random conversations.
 
     A conversation that the template or the forms refuse counts as different only if the other one takes it and the
     forms are those that take it.
     """
     different = [
         talk
-        for talk in random_conversations(forms, count)
+        for talk in chain(_short_conversations(forms), random_conversations(forms, count))
         if _written(forms, talk) not in (None, _or_none(template, talk))
     ]
     return min(different, key=lambda talk: (len(talk), len(str(talk)))) if different else None
+
+
+def _short_conversations(forms: RoleForms) -> Iterator[list[Message]]:
+    """Yield a conversation for each order of up to four roles in which the user speaks."""
+    for length in range(1, 5):
+        for roles in product(forms.roles, repeat=length):
+            if "user" in roles:
+                yield [{"role": role, "content": f" {i}\n"} for i, role in enumerate(roles)]
 
 
 def random_conversations(forms: RoleForms, count: int, seed: int = 0) -> Iterator[list[Message]]:
@@ -272,11 +299,19 @@ def _written_keys(template: ChatTemplate, role: str) -> tuple[str, ...]:
     message of this role in each situation.
     """
     words = set(re.findall(r"[.\['\"]\s*([a-z_]\w*)", template.source))
-    keys = sorted({*_KEYS, *words} - {"role", "content", *dir(str), *dir(list), *dir(dict), *_LOOP})
-    if not _changes_something(template, role, keys):
-        return ()
-    found = [key for key in keys if _changes_something(template, role, [key])]
-    return (ANY_KEY,) if _NO_KEY in found or not found else tuple(found)
+    keys = sorted(words - {"role", "content", *_KEYS, *dir(str), *dir(list), *dir(dict), *_LOOP})
+    found = [key for key in _KEYS if _changes_something(template, role, [key])]
+    return (ANY_KEY,) if _NO_KEY in found else tuple(sorted({*found, *_written_among(template, role, keys)}))
+
+
+def _written_among(template: ChatTemplate, role: str, keys: Sequence[str]) -> list[str]:
+    """Return those of some keys that change something. Halves are tried together, since most keys change nothing."""
+    if not keys or not _changes_something(template, role, keys):
+        return []
+    if len(keys) == 1:
+        return list(keys)
+    half = len(keys) // 2
+    return _written_among(template, role, keys[:half]) + _written_among(template, role, keys[half:])
 
 
 def _changes_something(template: ChatTemplate, role: str, keys: Sequence[str]) -> bool:

@@ -100,7 +100,7 @@ class RoleForms:
 
     Attributes:
         forms: By situation; ``situations`` says how one is written.
-        endings: Text behind the last message, by its role.
+        endings: Text behind the last message, by its role; a role that cannot be last has none.
         thoughts: Whether the template was compared on answers that hold ``</think>`` too. If not, and the template
             does something with them, such answers are refused.
         date: The day that the template takes for today, where it prints one; else empty.
@@ -124,7 +124,8 @@ class RoleForms:
             raise ValueError(
                 f"conversation.tool_responses is {self.tool_responses!r}, expected one of {', '.join(TOOL_RESPONSES)}"
             )
-        object.__setattr__(self, "roles", tuple(role for role in ROLES if role in self.endings))
+        there = {name.split(":")[0].split(">")[1] for name in self.forms}
+        object.__setattr__(self, "roles", tuple(role for role in ROLES if role in there))
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """Return a conversation as the template writes it, without a prompt for a further answer.
@@ -143,6 +144,8 @@ class RoleForms:
                 )
         if "user" not in roles:
             raise InputError("the conversation has no message of the user; expected at least one")
+        if roles[-1] not in self.endings:
+            raise InputError(f"this model's chat template takes no {roles[-1]!r} message at the end of a conversation")
         asked = self._last_question(messages)
         pieces: list[Piece] = []
         for i, message in enumerate(messages):

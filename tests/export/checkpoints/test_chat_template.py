@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from datetime import datetime
 from functools import cache
+from pathlib import Path
 
 import pytest
 from helpers.public import VOCABULARY, needs_tokenizers, tokenizer_folder, transformers_tokenizer, vocabulary_of
@@ -15,6 +17,7 @@ from fsrm_lite.bundle.manifest import Label, Limits, Manifest, Template
 from fsrm_lite.bundle.role_forms import RoleForm, RoleForms
 from fsrm_lite.errors import InputError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.chat_template import (
+    PINNED_DATE,
     ChatTemplate,
     find_role_forms,
     first_difference,
@@ -304,6 +307,86 @@ def test_a_template_of_ours_is_written_as_transformers_writes_it(source):
         text = tokenizer.apply_chat_template(talk, chat_template=source, tokenize=False)
         assert template.render(talk) == text
         assert "".join(p.text for p in forms.pieces(talk)) == text
+
+
+class Pinned(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return PINNED_DATE
+
+
+@needs_tokenizers
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3",
+        "llama3_1",
+        "llama3_2",
+        "qwen2_5",
+        "qwen3",
+        "qwen3_instruct_2507",
+        "qwen3_6",
+        "qwen3_training",  # has {% generation %}
+        "deepseek_r1_distill",
+        "deepseekv3_training",
+        "gemma3",  # joins a system message to the user's first
+        "cohere",
+        "phi3_5",
+        "lfm2_v2",
+        "nemotron_3_nano",
+        "gptoss",
+    ],
+)
+def test_templates_of_public_models_are_written_as_transformers_writes_them(name, monkeypatch):
+    """TRL comes with the chat templates of many models, with those in which it marks the answers too."""
+    trl = pytest.importorskip("trl")
+    source = Path(trl.__path__[0]) / "chat_templates" / f"{name}.jinja"
+    if not source.is_file():
+        pytest.skip(f"this TRL has no {source.name}")
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Pinned)
+    names = {"bos_token": "<b>", "eos_token": "<e>", "pad_token": "<p>", "unk_token": "<u>"}
+    forms, written = find_role_forms(ChatTemplate(source.read_text("utf-8"), names)), 0
+    for talk in random_conversations(forms, 500, seed=10):
+        try:
+            ours = "".join(piece.text for piece in forms.pieces(talk))
+        except InputError:
+            continue  # refused, and never written otherwise
+        tokenizer = transformers_tokenizer("qwen3")
+        arguments = {"chat_template": source.read_text("utf-8"), "tokenize": False, **names}
+        assert ours == tokenizer.apply_chat_template(talk, **arguments)
+        written += 1
+    assert written >= 200
+
+
+def test_a_role_that_cannot_be_last_and_one_that_must_be_first_are_known():
+    source = (
+        "{% if messages[-1].role == 'system' %}{{ raise_exception('no question') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('not first') }}"
+        "{% elif m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ '<' + m.role + '>' + m.content }}"
+        "{% endfor %}"
+    )
+    forms = find_role_forms(ChatTemplate(source, {}))
+    assert forms.roles == ("system", "user", "assistant")
+    system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}
+    assert "".join(piece.text for piece in forms.pieces([system, user])) == "<system>s<user>q"
+    with pytest.raises(InputError, match="takes no 'system' message at the end of a conversation"):
+        forms.pieces([user, system])
+    with pytest.raises(InputError, match="takes no 'system' message behind a 'user' message"):
+        forms.pieces([user, system, user])
+
+
+def test_a_template_that_joins_a_later_system_message_to_the_next_turn_takes_it_first_only():
+    """Gemma's joins it in some places and not in others; a proof on random conversations alone did not see it."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' and loop.index0 == 1 and messages[0].role == 'user' %}"
+        "{{ '<odd>' }}{% endif %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    )
+    template = ChatTemplate(source, {})
+    forms = find_role_forms(template)
+    talk = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    assert "".join(piece.text for piece in forms.pieces(talk)) == template.render(talk)
+    with pytest.raises(InputError, match="takes no 'system' message behind a 'user' message"):
+        forms.pieces(talk[1:2] + talk[:1] + talk[1:])
 
 
 @needs_tokenizers
