@@ -27,7 +27,7 @@ from fsrm_lite.export.graph.precision import TunedGraph, smooth, write_tuned_gra
 from fsrm_lite.export.graph.weights import Weights
 from fsrm_lite.export.graph.writer import add_metadata
 from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
-from fsrm_lite.export.parity.chains import chain_tasks, compare_chains, thought_budget
+from fsrm_lite.export.parity.chains import chain_tasks, closed_share, compare_chains, thought_budget
 from fsrm_lite.export.parity.engine_reader import EngineReader
 from fsrm_lite.export.parity.measures import (
     FirstTokenParity,
@@ -259,7 +259,7 @@ def build_fast(
     verdicts = None
     if expected.tasks:
         with EngineReader(path) as model:
-            verdicts = _measure_verdicts(expected, model, tolerance, "fast thoughts", report)
+            verdicts = _measure_verdicts(expected, model, source.encoder, tolerance, "fast thoughts", report)
         if verdict_violations(verdicts, tolerance):
             add_metadata(path, "fsrm.thinks", "no")
     return FastResult(roles, parity, tuned, verdicts)
@@ -356,18 +356,24 @@ def _measure_slow(
         parity = compare_readings(expected.readings, readings, source.pairs, source.measured, near_tie)
         if not expected.tasks:
             return SlowResult({"slow": SLOW_PATH}, parity, None, _matrices(path), smoothed)
-        verdicts = _measure_verdicts(expected, model, tolerance, "slow thoughts", report)
+        verdicts = _measure_verdicts(expected, model, source.encoder, tolerance, "slow thoughts", report)
     return SlowResult({"slow": SLOW_PATH}, parity, verdicts, _matrices(path), smoothed)
 
 
 def _measure_verdicts(
-    expected: Expected, model: EngineReader, tolerance: Tolerance, stage: str, report: StageProgress
+    expected: Expected,
+    model: EngineReader,
+    encoder: PromptEncoder,
+    tolerance: Tolerance,
+    stage: str,
+    report: StageProgress,
 ) -> VerdictParity:
     """Let a file think about what the checkpoint thought about, and compare."""
     report(stage, 0, len(expected.tasks))
     both = model.think(expected.tasks, [chain.thought for chain in expected.chains], partial(report, stage))
     own, given = zip(*both, strict=True)
-    return compare_chains(expected.chains, own, given, expected.budget, tolerance.near_tie_verdict())
+    closed = closed_share(expected.tasks, expected.chains, encoder)
+    return compare_chains(expected.chains, own, given, expected.budget, tolerance.near_tie_verdict(), closed=closed)
 
 
 def _matrices(path: Path) -> dict[str, int]:

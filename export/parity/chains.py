@@ -16,6 +16,7 @@ from fsrm_lite.export.parity.calibration_pairs import CalibrationSet
 from fsrm_lite.export.parity.measures import VerdictParity
 from fsrm_lite.export.parity.readings import TIE_LOGIT, Chain, ChainTask, Ending, Thought
 from fsrm_lite.runtimes.onnx.packing import common_length
+from fsrm_lite.slow.verdicts import find_close
 
 CHAINS = 60
 """Number of chains: enough to tell an agreement of 98 % from one of 95 %, few enough to write on a CPU."""
@@ -55,7 +56,8 @@ def _tasks_of(
     if verdict is None:
         return []
     tail = tuple(encoder.encode_template(verdict.close + verdict.prefix))
-    ending = Ending(frozenset({*encoder.manifest.stop_ids, *tail[:1]}), tail, verdict.choice_ids, *limits)
+    stop_ids = frozenset({*encoder.manifest.stop_ids, *tail[:1]})
+    ending = Ending(stop_ids, tail, verdict.choice_ids, *limits, close=verdict.close)
     jobs = data.triples() if name == "pairwise_slow" else list(data.items)
     tasks: list[ChainTask] = []
     for job in jobs[:: max(1, len(jobs) // count)]:
@@ -74,8 +76,22 @@ def thought_budget(manifest: Manifest, parameters: int) -> int:
     return min(manifest.limits.thinking_tokens, affordable, MAX_THOUGHT)
 
 
+def closed_share(tasks: Sequence[ChainTask], chains: Sequence[Chain], encoder: PromptEncoder) -> float:
+    """Return the share of thoughts that the model ended by the declared close, whatever its tokens are."""
+    return _share(
+        chain.closed or find_close(encoder.decode(list(chain.thought.ids)), task.ending.close) is not None
+        for task, chain in zip(tasks, chains, strict=True)
+    )
+
+
 def compare_chains(
-    want: Sequence[Chain], have: Sequence[Chain], given: Sequence[Chain], budget: int, near_tie: float = TIE_LOGIT
+    want: Sequence[Chain],
+    have: Sequence[Chain],
+    given: Sequence[Chain],
+    budget: int,
+    near_tie: float = TIE_LOGIT,
+    *,
+    closed: float,
 ) -> VerdictParity:
     """Measure chains of a file against the checkpoint's.
 
@@ -85,6 +101,7 @@ def compare_chains(
         given: The checkpoint's thoughts with the file's verdicts behind them.
         budget: Most tokens that a thought was allowed.
         near_tie: Two choices tie if the checkpoint's logits for them are closer than this.
+        closed: Share of the checkpoint's thoughts that it ended by the declared close; see ``closed_share``.
 
     Returns:
         How often thoughts and verdicts agree.
@@ -105,7 +122,8 @@ def compare_chains(
         all_given_thought_alike=_share(w.verdict == g.verdict for w, g in same_thought),
         verdict_noise=sum(abs(_margin(w) - _margin(g, w.verdict)) for w, g in same_thought) / max(len(want), 1),
         parted_at=float(median(parted)) if parted else None,
-        thoughts_ended=_share(len(w.thought.ids) < budget for w in want),
+        thoughts_ended=closed,
+        choices_follow=_share(w.chooses for w in want),
     )
 
 

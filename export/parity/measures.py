@@ -184,8 +184,11 @@ class VerdictParity:
         verdict_noise: Mean |delta| of the verdict's logit less that of the best other choice, behind the checkpoint's
             thought.
         parted_at: Where thoughts part, in tokens from their beginning, the median; None if none part.
-        thoughts_ended: Share of the checkpoint's own thoughts that it ended itself, within ``thinking_tokens``. The
-            others were closed for it. Few of them may mean that the declared close is not what the model writes.
+        thoughts_ended: Share of the checkpoint's own thoughts that it ended by the declared close, within
+            ``thinking_tokens``. The others were closed for it. Few of them may mean that the declared close is not what
+            the model writes.
+        choices_follow: Share of chains in which a choice is the checkpoint's likeliest token behind close and prefix.
+            Few of them mean that the model goes on to something else there.
     """
 
     chains: int
@@ -200,6 +203,7 @@ class VerdictParity:
     verdict_noise: float
     parted_at: float | None
     thoughts_ended: float = 1.0
+    choices_follow: float = 1.0
 
     def rank(self) -> tuple[float, float]:
         """What makes one slow file better than another."""

@@ -7,7 +7,7 @@ behind it. Both sides give these same types.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class Ending:
         choice_ids: Ids of the choices whose logits are read behind the tail.
         budget: Most ids of a thought.
         near_tie: Two tokens tie if their logits are closer than this.
+        close: The text that closes a thought, whose first id is that of the tail.
     """
 
     stop_ids: frozenset[int]
@@ -74,6 +75,7 @@ class Ending:
     choice_ids: tuple[int, ...]
     budget: int
     near_tie: float = TIE_LOGIT
+    close: str = ""
 
     @property
     def tokens(self) -> int:
@@ -96,10 +98,20 @@ class ChainTask:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A thought, without the text that closes it, and the logits of the choices behind it."""
+    """A thought, without the text that closes it, and the logits of the choices behind it.
+
+    Attributes:
+        thought: The thought.
+        choice_logits: The logits of the choices behind the tail.
+        closed: Whether the model itself began what closes a thought; not that it stopped, or was closed.
+        chooses: Whether a choice is the likeliest token behind the tail. False for a file whose other logits are not
+            looked at.
+    """
 
     thought: Thought
     choice_logits: tuple[float, ...]
+    closed: bool = field(default=False, compare=False)
+    chooses: bool = field(default=False, compare=False)
 
     @property
     def verdict(self) -> int:
@@ -123,6 +135,7 @@ class ChainWriter:
         self._thought: list[int] = []
         self._ties: list[frozenset[int]] = []
         self._tail: Iterator[int] | None = None
+        self._closed = False
 
     def step(self, logits: NDArray[np.float32]) -> int | Chain:
         """Return the id to write next, or the whole chain.
@@ -136,13 +149,17 @@ class ChainWriter:
             if best not in self._ending.stop_ids:
                 self._thought.append(best)
                 return best
+            self._closed = best in self._ending.tail[:1]
         if self._tail is None:
             self._tail = iter(self._ending.tail)
         token = next(self._tail, None)
         if token is not None:
             return token
         return Chain(
-            Thought(tuple(self._thought), tuple(self._ties)), tuple(logits[list(self._ending.choice_ids)].tolist())
+            Thought(tuple(self._thought), tuple(self._ties)),
+            tuple(logits[list(self._ending.choice_ids)].tolist()),
+            self._closed,
+            int(logits.argmax()) in self._ending.choice_ids,
         )
 
 

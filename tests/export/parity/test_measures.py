@@ -6,7 +6,7 @@ import pytest
 from helpers.bundle import plain_manifest
 
 from fsrm_lite.errors import ExportError
-from fsrm_lite.export.parity.chains import compare_chains, parted_at_tie
+from fsrm_lite.export.parity.chains import closed_share, compare_chains, parted_at_tie
 from fsrm_lite.export.parity.measures import (
     FirstTokenParity,
     Tolerance,
@@ -21,6 +21,7 @@ from fsrm_lite.export.parity.measures import (
 from fsrm_lite.export.parity.readings import (
     TIE_LOGIT,
     Chain,
+    ChainTask,
     ChainWriter,
     Ending,
     Thought,
@@ -193,6 +194,30 @@ def test_chain_writer_stops_at_a_stop_id_and_reads_the_verdict_behind_the_tail()
     assert chain == Chain(Thought((1, 1), (frozenset({1}), frozenset({1, 2}), frozenset({3}))), (6.0, 5.0))
 
 
+def test_a_chain_says_whether_the_close_was_the_models_own_and_a_choice_follows():
+    ending = Ending(frozenset({3, 0}), (3,), (2, 1), 2)  # 0 ends an answer, 3 begins the close
+    closed, stopped, cut = ([0, 0, 0, 9], [9, 0, 0, 0], [0, 0, 9, 0])
+    choice, other = [0, 9, 0, 0], [0, 0, 0, 9]
+    for rows, expected in (
+        ([closed, choice], (True, True)),
+        ([closed, other], (True, False)),
+        ([stopped, choice], (False, True)),
+        ([cut, cut, [0, 0, 0, 0], choice], (False, True)),
+    ):
+        _, written = write(rows, ending)
+        assert (written.closed, written.chooses) == expected
+
+
+def test_a_close_counts_by_its_text_too():
+    class Decoder:
+        def decode(self, ids):
+            return "".join({1: "So ver", 2: "dict", 3: ": A"}.get(i, "?") for i in ids)
+
+    task = ChainTask((0,), Ending(frozenset(), (9,), (2, 1), 4, close="Verdict:"))
+    chains = [chain([1, 2, 3], (0, 1)), chain([1, 2], (0, 1)), Chain(Thought(()), (0.0, 1.0), closed=True)]
+    assert closed_share([task] * 3, chains, Decoder()) == pytest.approx(2 / 3)
+
+
 def test_chain_writer_stops_at_its_budget_and_needs_no_tail():
     asked, chain = write([[0, 9], [0, 9], [5, 6]], Ending(frozenset(), (), (0, 1), 2))
     assert asked == [1, 1]
@@ -213,7 +238,7 @@ def test_compare_chains_sets_ties_aside_and_counts_them():
     want = [chain([1], (2, 0), [{1, 5}]), chain([1], (2, 0), [{1}]), chain([1], (2, 0), [{1}])]
     have = [chain([5], (0, 2)), chain([6], (0, 2)), chain([1], (2, 0))]
     given = [chain([1], (2, 0)), chain([1], (1, 0)), chain([1], (0, 1))]
-    parity = compare_chains(want, have, given, 16)
+    parity = compare_chains(want, have, given, 16, closed=0.5)
     assert (parity.chains, parity.parted_at_ties) == (3, 1)
     assert parity.verdicts_alike == 0.5
     assert parity.thoughts_alike == pytest.approx(1 / 3)
@@ -224,7 +249,7 @@ def test_compare_chains_sets_ties_aside_and_counts_them():
 def test_verdicts_that_are_near_ties_are_told_and_count_as_alike():
     want = [chain([1], (0.15, 0)), chain([1], (0.25, 0)), chain([1, 2, 3], (3, 0))]
     have = [chain([1], (0, 1)), chain([1], (0, 1)), chain([1, 7, 3], (3, 0))]
-    parity = compare_chains(want, have, have, 16, Tolerance().near_tie_verdict())
+    parity = compare_chains(want, have, have, 16, Tolerance().near_tie_verdict(), closed=0.5)
     assert Tolerance().near_tie_verdict() == pytest.approx(0.2)
     assert Tolerance(delta_verdict=0.0).near_tie_verdict() == TIE_LOGIT
     assert parity.near_tie_verdicts == 1
