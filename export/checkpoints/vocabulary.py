@@ -121,7 +121,8 @@ def detect_pre(data: dict[str, Any]) -> str:
         )
     if model.get("byte_fallback"):
         raise UnsupportedCheckpointError(
-            "the tokenizer is a SentencePiece-style BPE (byte_fallback); only byte-level BPE can be exported"
+            "the tokenizer is a SentencePiece-style BPE (byte_fallback); only byte-level BPE can be exported from a "
+            "checkpoint; export a GGUF file of the model instead, with its tokenizer: fsrm-lite export model.gguf"
         )
     steps = _flatten(data.get("pre_tokenizer"), "pretokenizers")
     byte_level = [s for s in steps if s.get("type") == "ByteLevel"]
