@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError, one_line
@@ -47,13 +48,15 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
     """Return what a JSON text says.
 
     Everything that Python's reader raises becomes one error: text that is no JSON, bytes that are no UTF-8, nesting
-    that is too deep, and whole numbers of more digits than Python reads.
+    that is too deep, and whole numbers of more digits than Python reads. So does an object that names a key twice, of
+    which Python would drop one value without a word.
 
     Raises:
         DataFormatError: With the reason, on one line.
     """
     try:
-        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff"))
+        plain = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        return json.loads(plain, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataFormatError(
@@ -61,6 +64,19 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataFormatError(one_line(error)) from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object that has these pairs.
+
+    Raises:
+        ValueError: If two of them have the same key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object names {short(next(n for n in names if names.count(n) > 1))} twice")
+    return found
 
 
 def read_bytes(path: Path) -> bytes:

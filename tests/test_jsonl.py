@@ -60,6 +60,15 @@ def test_a_line_that_is_no_row_is_a_row_with_an_error(tmp_path, line, why):
         list(rows_of(path))
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 2, "a": 1}}]'])
+def test_an_object_that_names_a_key_twice_is_refused(text):
+    """Python would take the last value, other readers the first one, and the row that is written back lost one."""
+    with pytest.raises(DataFormatError, match="an object names 'a' twice"):
+        parse_json(text)
+    (row,) = read_rows([text.encode()])
+    assert "an object names 'a' twice" in row.error or "expected an object" in row.error
+
+
 def test_a_line_too_long_for_the_memory_is_a_bad_row_and_the_next_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "rows.jsonl"
