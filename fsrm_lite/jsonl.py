@@ -23,7 +23,7 @@ from typing import IO, Any
 from fsrm_lite.errors import DataFormatError, one_line
 
 MAX_LINE_BYTES = 64 << 20
-"""Longest line that is read into memory, 64 MiB. A longer one is a bad row."""
+"""Longest line, or file of one JSON value, that is read into memory, 64 MiB. A longer line is a bad row."""
 
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 _NOT_OURS = "this is not a results file to go on with"
@@ -79,27 +79,37 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int | None = None) -> bytes:
     """Return what a file holds; one that is gzipped, which its first bytes tell, is unpacked.
 
+    Args:
+        path: The file.
+        most: No more bytes than that are taken into memory, unpacked ones included; None for any number.
+
     Raises:
-        DataFormatError: If the file cannot be read, or its compressed data are damaged or cut off.
+        DataFormatError: If the file cannot be read or holds more, or its compressed data are damaged or cut off.
     """
+    size = -1 if most is None else most + 1
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(_GZIP) else data
+        with path.open("rb") as file:
+            packed = file.peek(len(_GZIP))[: len(_GZIP)] == _GZIP
+            data = gzip.GzipFile(fileobj=file).read(size) if packed else file.read(size)
     except (EOFError, zlib.error, OSError) as error:
         raise DataFormatError(f"cannot read {path}: {one_line(error)}") from error
+    if most is not None and len(data) > most:
+        raise DataFormatError(f"{path} holds more than {most} bytes")
+    return data
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Return what a JSON file says, plain or gzipped.
 
     Raises:
-        DataFormatError: If the file cannot be read or is no JSON; the message names it.
+        DataFormatError: If the file cannot be read, is longer than ``MAX_LINE_BYTES``, or is no JSON; the message names
+            it.
     """
     try:
-        return parse_json(read_bytes(path))
+        return parse_json(read_bytes(path, MAX_LINE_BYTES))
     except DataFormatError as error:
         raise DataFormatError(f"{error}" if str(path) in str(error) else f"{path}: invalid JSON ({error})") from error
 

@@ -10,7 +10,6 @@ the one that was answered, and continues with the next batch, as the run would h
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.files import check_output, sole_writer, to_disk
+from fsrm_lite.files import check_in_place, check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import dump_row, parse_json
 from fsrm_lite.tables import import_pyarrow, write_parquet
 
@@ -215,8 +214,8 @@ class ResultsFile:
         """
         with self._on_disk():
             to_disk(self._file)
-            self._check_place()
             if self._journal is not None:
+                check_in_place(self._file, self.path)
                 batch = Batch(lines.count, lines.sha256, self._bytes, self._hash.hexdigest(), full, skipped, cut)
                 entry = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
                 self._journal.write(dump_row(entry).encode())
@@ -254,23 +253,6 @@ class ResultsFile:
         except OSError as error:
             after = "" if self._journal is None else "; the batches before are kept: make room, and pass --resume"
             raise DataFormatError(f"{self.path} cannot be written: {error.strerror or error}{after}") from error
-
-    def _check_place(self) -> None:
-        """Make sure that what is written can be found: that nobody removed, moved or replaced the file meanwhile.
-
-        Raises:
-            DataFormatError: If somebody did.
-        """
-        if self._journal is None:
-            return
-        try:
-            same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise DataFormatError(
-                f"{self.path} was removed, moved or replaced while it was written; what is written now would be lost"
-            )
 
     def _cut_back(self, kept: list[Batch]) -> None:
         """Keep these batches of the file, and nothing behind them."""

@@ -133,6 +133,17 @@ def test_a_json_file_is_read_plain_or_gzipped_whatever_it_is_called(tmp_path):
         assert read_json(path) == {"a": 1}
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_json_file_without_end_is_not_taken_into_memory(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr("fsrm_lite.jsonl.MAX_LINE_BYTES", 1000)
+    path = tmp_path / "gate.json"
+    path.write_bytes(pack(b'{"a": 1}' + b" " * 992))
+    assert read_json(path) == {"a": 1}
+    path.write_bytes(pack(b'{"a": 1}' + b" " * 993))
+    with pytest.raises(DataFormatError, match=r"gate\.json holds more than 1000 bytes"):
+        read_json(path)
+
+
 @pytest.mark.parametrize(
     "damaged",
     [b"{", b"[" * 100_000, b"\xff", gzip.compress(b"{}" * 99)[:-9], b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 30],
