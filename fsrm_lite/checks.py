@@ -155,7 +155,7 @@ def check_texts(texts: Iterable[_Item], what: str) -> list[_Item]:
         what: What the message calls them, for example ``"documents"``.
 
     Raises:
-        InputError: If it is a single string, or not a collection.
+        InputError: If it is a single string, or not a collection, or one without an order.
     """
     return _listed(texts, what, "strings")
 
@@ -163,8 +163,12 @@ def check_texts(texts: Iterable[_Item], what: str) -> list[_Item]:
 def _listed(given: Iterable[_Item], what: str, expected: str) -> list[_Item]:
     """Return what was given as a list, or raise an ``InputError`` if it is not a collection of ``expected``."""
     # Python would take a string as a collection of its characters, and a dict or a table as one of its keys. No caller
-    # means that.
-    if isinstance(given, str | bytes | Mapping) or hasattr(given, "columns") or not isinstance(given, Iterable):
+    # means that. A set has no order by which its results could be told apart.
+    if (
+        isinstance(given, str | bytes | Mapping | set | frozenset)
+        or hasattr(given, "columns")
+        or not isinstance(given, Iterable)
+    ):
         raise InputError(
             f"the {what} are {'one string' if isinstance(given, str) else kind_of(given)}; "
             f"expected a list of {expected}"

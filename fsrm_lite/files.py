@@ -46,6 +46,28 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Return what a file holds that a stranger may have put there.
+
+    Args:
+        path: The file.
+        most: No more bytes than that are taken into memory.
+
+    Raises:
+        DataFormatError: If it is no file (a pipe, for which one would wait; a device, which may never end), or holds
+            more.
+        OSError: If it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataFormatError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise DataFormatError(f"{path} has {max(status.st_size, len(data))} bytes, expected at most {most}")
+    return data
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, whole or not at all; see ``whole_file``.
 
@@ -171,6 +193,22 @@ def _lock(file: IO[str]) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
     return True
+
+
+def check_in_place(file: IO[Any], path: Path) -> None:
+    """Make sure that what is written to an open file can be found at its path.
+
+    Raises:
+        DataFormatError: If somebody removed, moved or replaced the file meanwhile.
+    """
+    try:
+        same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise DataFormatError(
+            f"{path} was removed, moved or replaced while it was written; what is written now would be lost"
+        )
 
 
 def to_disk(file: IO[Any]) -> None:

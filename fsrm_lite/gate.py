@@ -23,6 +23,7 @@ the very same file.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Protocol
@@ -34,6 +35,8 @@ from fsrm_lite.errors import GateSpecError
 
 LOGIT_LIMIT = 50.0
 """Score logits are clipped to +-50. Beyond that the sigmoid is within rounding of 0 or 1, and JSON has no infinity."""
+
+_MOST = 1e300  # two of these can be added and taken from each other; nothing smaller is changed by it
 
 COMBINE_RULES = ("any", "all")
 GROUPINGS = ("final", "text")
@@ -112,7 +115,8 @@ class AnswerWeights:
             fast: Difference of the fast logits, the first response's less the second's.
             votes: Each vote's probability of the first response, in [0, 1].
         """
-        total = self.fast * fast + self.votes * votes_logit(votes)
+        parts = (self.fast * fast, self.votes * votes_logit(votes))
+        total = sum(max(-_MOST, min(_MOST, part)) for part in parts)
         return max(-LOGIT_LIMIT, min(LOGIT_LIMIT, total))
 
 
@@ -375,8 +379,9 @@ def list_shares(teams: Sequence[NDArray[np.float64]], rule: ListSpec) -> NDArray
     Returns:
         float64, shape [K], in [0, 1], adding up to 1.
     """
-    worth = np.array([rule.sharpness * np.logaddexp.reduce(team / rule.temperature) for team in teams])
-    weights = np.exp(worth - worth.max())
+    with np.errstate(over="ignore"):  # of rules that no calibration finds
+        worth = np.array([rule.sharpness * np.logaddexp.reduce(team / rule.temperature) for team in teams])
+        weights = np.exp(np.clip(worth, -_MOST, _MOST) - min(worth.max(), _MOST))
     return np.asarray(weights / weights.sum())
 
 
@@ -507,7 +512,10 @@ def _take_numpy(spec: GateSpec | ListSpec) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a value is a number that a float can hold; infinities are."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def _entries(kind: type, data: object, what: str) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError, one_line
 
 MAX_LINE_BYTES = 64 << 20
-"""Longest line that is read into memory, 64 MiB. A longer one is a bad row."""
+"""Longest line, or file of one JSON value, that is read into memory, 64 MiB. A longer line is a bad row."""
 
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 _NOT_OURS = "this is not a results file to go on with"
@@ -47,13 +48,15 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
     """Return what a JSON text says.
 
     Everything that Python's reader raises becomes one error: text that is no JSON, bytes that are no UTF-8, nesting
-    that is too deep, and whole numbers of more digits than Python reads.
+    that is too deep, and whole numbers of more digits than Python reads. So does an object that names a key twice, of
+    which Python would drop one value without a word.
 
     Raises:
         DataFormatError: With the reason, on one line.
     """
     try:
-        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff"))
+        plain = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        return json.loads(plain, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataFormatError(
@@ -63,27 +66,50 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
         raise DataFormatError(one_line(error)) from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return what a file holds; one that is gzipped, which its first bytes tell, is unpacked.
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object that has these pairs.
 
     Raises:
-        DataFormatError: If the file cannot be read, or its compressed data are damaged or cut off.
+        ValueError: If two of them have the same key.
     """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object names {short(next(n for n in names if names.count(n) > 1))} twice")
+    return found
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """Return what a file holds; one that is gzipped, which its first bytes tell, is unpacked.
+
+    Args:
+        path: The file.
+        most: No more bytes than that are taken into memory, unpacked ones included; None for any number.
+
+    Raises:
+        DataFormatError: If the file cannot be read or holds more, or its compressed data are damaged or cut off.
+    """
+    size = -1 if most is None else most + 1
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(_GZIP) else data
+        with path.open("rb") as file:
+            packed = file.peek(len(_GZIP))[: len(_GZIP)] == _GZIP
+            data = gzip.GzipFile(fileobj=file).read(size) if packed else file.read(size)
     except (EOFError, zlib.error, OSError) as error:
         raise DataFormatError(f"cannot read {path}: {one_line(error)}") from error
+    if most is not None and len(data) > most:
+        raise DataFormatError(f"{path} holds more than {most} bytes")
+    return data
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Return what a JSON file says, plain or gzipped.
 
     Raises:
-        DataFormatError: If the file cannot be read or is no JSON; the message names it.
+        DataFormatError: If the file cannot be read, is longer than ``MAX_LINE_BYTES``, or is no JSON; the message names
+            it.
     """
     try:
-        return parse_json(read_bytes(path))
+        return parse_json(read_bytes(path, MAX_LINE_BYTES))
     except DataFormatError as error:
         raise DataFormatError(f"{error}" if str(path) in str(error) else f"{path}: invalid JSON ({error})") from error
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from fsrm_lite.errors import DataFormatError
-from fsrm_lite.files import check_output, sole_writer, to_disk
+from fsrm_lite.files import check_in_place, check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import dump_row, parse_json
 from fsrm_lite.tables import import_pyarrow, write_parquet
 
@@ -215,6 +215,7 @@ class ResultsFile:
         with self._on_disk():
             to_disk(self._file)
             if self._journal is not None:
+                check_in_place(self._file, self.path)
                 batch = Batch(lines.count, lines.sha256, self._bytes, self._hash.hexdigest(), full, skipped, cut)
                 entry = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
                 self._journal.write(dump_row(entry).encode())

@@ -112,6 +112,7 @@ def test_items_are_the_rows_whatever_holds_them(items):
         np.array(TEXTS),
         np.array([[["a", "b"]]]),
         np.array("text"),
+        set(PAIRS),
     ],
     ids=lambda items: type(items).__name__,
 )
@@ -130,6 +131,14 @@ def test_a_column_of_candidates_is_taken_by_its_rows(rm, hold, index):
     expected = rm.rank(QUESTION, texts, judge="never")
     assert rm.rank(QUESTION, hold(texts, index=index), judge="never") == expected
     assert rm.best_of_n(QUESTION, hold(texts, index=index), judge="never").index == expected[0]["corpus_id"]
+
+
+def test_candidates_without_an_order_are_refused(rm):
+    """Results name candidates by their positions, which a set does not have; the keys of a dict have some."""
+    for unordered in ({"41", "5"}, frozenset(("41", "5"))):
+        with pytest.raises(InputError, match=r"the responses are of type (frozen)?set; expected a list of strings"):
+            rm.rank(QUESTION, unordered)
+    assert rm.rank(QUESTION, dict.fromkeys(("41", "5")).keys()) == rm.rank(QUESTION, ["41", "5"])
 
 
 def test_the_message_is_one_line_of_bounded_length():

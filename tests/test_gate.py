@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.hostile import changed_anywhere
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logsumexp, softmax
@@ -289,3 +290,29 @@ def test_a_gate_without_a_rule_for_lists_says_how_to_get_one():
         Gate(GateSpec(lists=ListSpec(0.5))).best_of([reading(0.0)], [0, 1])
     with pytest.raises(GateSpecError, match="lists is 'x', expected a ListSpec"):
         GateSpec(lists="x")
+
+
+def test_a_gate_with_any_part_exchanged_decides_or_is_refused():
+    spec = GateSpec(0.5, 0.2, "all", 2.0, lists=ListSpec(0.9, 2.0, 1.5), weights=AnswerWeights(0.8, 2.5))
+    candidates, used = [reading(3.0), reading(1.0, 0.4), reading(2.0)], 0
+    for data in changed_anywhere(spec.to_dict()):
+        try:
+            gate = Gate(GateSpec.from_dict(data))
+        except GateSpecError:
+            continue
+        json.dumps(gate.spec.to_dict(), allow_nan=False)
+        for decision in (gate.single(candidates[0]), gate.pair(*candidates[:2])):
+            assert 0 <= decision.intuition_confidence <= 1
+        if gate.spec.lists is not None:
+            assert np.isfinite(gate.best_of(candidates, ["1", "2", "1"]).shares).all()
+        if gate.spec.weights is not None:
+            assert 0 <= gate.answer(-3.0, [0.0, 1.0, 1.0]) <= 1
+        used += 1
+    assert used > 10
+
+
+def test_weights_beyond_all_measure_do_not_become_nan():
+    """Infinity from one path less infinity from the other would be taken for certainty."""
+    gate = Gate(GateSpec(weights=AnswerWeights(1.7e308, 1.7e308)))
+    assert gate.answer(40.0, [0.0, 0.0, 0.0]) == 0.5
+    assert gate.answer(-40.0, [0.0, 0.0, 0.0]) < 1e-9

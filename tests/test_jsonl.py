@@ -60,6 +60,15 @@ def test_a_line_that_is_no_row_is_a_row_with_an_error(tmp_path, line, why):
         list(rows_of(path))
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 2, "a": 1}}]'])
+def test_an_object_that_names_a_key_twice_is_refused(text):
+    """Python would take the last value, other readers the first one, and the row that is written back lost one."""
+    with pytest.raises(DataFormatError, match="an object names 'a' twice"):
+        parse_json(text)
+    (row,) = read_rows([text.encode()])
+    assert "an object names 'a' twice" in row.error or "expected an object" in row.error
+
+
 def test_a_line_too_long_for_the_memory_is_a_bad_row_and_the_next_one_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "rows.jsonl"
@@ -122,6 +131,17 @@ def test_a_json_file_is_read_plain_or_gzipped_whatever_it_is_called(tmp_path):
     for written in (b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}', gzip.compress(b'{"a": 1}')):
         path.write_bytes(written)
         assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_json_file_without_end_is_not_taken_into_memory(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr("fsrm_lite.jsonl.MAX_LINE_BYTES", 1000)
+    path = tmp_path / "gate.json"
+    path.write_bytes(pack(b'{"a": 1}' + b" " * 992))
+    assert read_json(path) == {"a": 1}
+    path.write_bytes(pack(b'{"a": 1}' + b" " * 993))
+    with pytest.raises(DataFormatError, match=r"gate\.json holds more than 1000 bytes"):
+        read_json(path)
 
 
 @pytest.mark.parametrize(

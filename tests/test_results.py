@@ -155,3 +155,24 @@ def test_a_disk_that_is_full_is_said_with_what_to_do_and_costs_no_batch(source, 
         else:
             out.unlink(missing_ok=True)
             out.touch()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="open files can be removed on POSIX systems only")
+@pytest.mark.parametrize("happens", ["removed", "replaced", "moved away"])
+def test_an_output_that_is_gone_ends_the_run(source, out, happens):
+    """Else the run would end well, and what it wrote would be nowhere."""
+
+    def lines():
+        yield LINES[0]
+        if happens == "replaced":
+            out.with_name("other").write_text("mine")
+            out.with_name("other").rename(out)
+        elif happens == "removed":
+            out.unlink()
+        else:
+            out.rename(out.with_name("elsewhere"))
+        yield from LINES[1:]
+
+    with pytest.raises(DataFormatError, match="was removed, moved or replaced while it was written"):
+        answer(out, source, lines())
+    assert not out.exists() or out.read_text() == "mine"

@@ -208,5 +208,5 @@ def _content(content: object, where: str, *, others: bool) -> str:
             texts.append(part["text"])
         elif not others or not isinstance(part, Mapping):
             kind = repr(part.get("type")) if isinstance(part, Mapping) else kind_of(part)
-            raise InputError(f"{where} holds a part of type {kind}; expected parts of type 'text'")
+            raise InputError(f"{where} holds a part of type {kind}; expected parts of type 'text' with a string 'text'")
     return "".join(texts)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import posixpath
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -19,8 +20,8 @@ from threading import Lock
 
 from fsrm_lite.bundle.hub import HubSource, fetch
 from fsrm_lite.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from fsrm_lite.errors import BundleError
-from fsrm_lite.files import whole_file
+from fsrm_lite.errors import BundleError, one_line
+from fsrm_lite.files import read_regular, whole_file
 from fsrm_lite.jsonl import parse_json
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -213,10 +214,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
-        data = parse_json(path.read_bytes())
+        data = parse_json(read_regular(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
         if (folder / "config.json").is_file():
             raise BundleError(_CHECKPOINT.format(folder=folder)) from error
@@ -269,9 +267,15 @@ def check_file(path: Path, entry: FileEntry, *, digest: bool = True) -> None:
     Raises:
         BundleError: If it is missing or differs; the message names the file, what was expected and what was found.
     """
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    except (OSError, ValueError) as error:  # a name that is too long, a circle of links; a zero byte in a name
+        raise BundleError(f"the bundle's file {short(str(path))} cannot be looked for: {one_line(error)}") from error
+    if status is None or not stat.S_ISREG(status.st_mode):
         raise BundleError(f"the bundle's file {path} is missing; copy or download the bundle again")
-    size = path.stat().st_size
+    size = status.st_size
     if size != entry.bytes:
         raise BundleError(
             f"the bundle's file {path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}; "

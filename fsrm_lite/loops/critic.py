@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import BundleError, InputError, JudgeError
+from fsrm_lite.files import read_regular
 from fsrm_lite.jsonl import parse_json
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
 
 CRITIC_FORMAT = 1
+MAX_CRITIC_BYTES = 1 << 30
+"""A longer file of a critic is refused before it is in memory. A head has a few megabytes."""
+
 INPUTS = ("hidden", "likelihood")
 """What a head reads: the last hidden state alone, or behind it how likely the model finds the response."""
 
@@ -325,8 +329,8 @@ def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
             was fitted on another fast model.
     """
     try:
-        info = parse_json((folder / "critic.json").read_bytes())
-        network = (folder / "critic.onnx").read_bytes()
+        info = parse_json(read_regular(folder / "critic.json", MAX_CRITIC_BYTES))
+        network = read_regular(folder / "critic.onnx", MAX_CRITIC_BYTES)
         version, digest, backbone = info["format_version"], info["sha256"], info["backbone_sha256"]
         _check_threshold(info["threshold"])
         expect_one_of(INPUTS, "inputs", info.get("inputs", "hidden"))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrm_lite.errors import DataFormatError, InputError, ReasonerError
-from fsrm_lite.files import check_output, sole_writer, to_disk
+from fsrm_lite.files import check_in_place, check_output, sole_writer, to_disk
 from fsrm_lite.jsonl import complete_lines, dump_row, parse_json
 from fsrm_lite.loops.reasoners import Proposal, Reasoner, Sampling, Task, ask
 from fsrm_lite.measure.benchmark_formats import model_solutions
@@ -135,6 +135,7 @@ def distill(
             for trace in run.answer(batch):
                 file.write(dump_row(asdict(trace)))
             to_disk(file)
+            check_in_place(file, output)
             if progress is not None:
                 progress(len(batch))
             if run.failed >= GIVE_UP_AFTER and not run.written + kept:

@@ -112,7 +112,7 @@ def load_benchmark(path: Path | str, name: str = "auto") -> Benchmark:
             left.append(f"{_below(file, path)}: {error}")
             continue
         found.setdefault(form.name, file)
-        parsed = [_parsed(form, row) for row in rows]
+        parsed = [examples_of(form, row) for row in rows]
         read[file] = [example for part in parsed for example in part]
         if empty := sum(not part for part in parsed):
             left.append(f"{_below(file, path)}: {empty} of {len(rows)} rows have nothing to compare")
@@ -167,11 +167,15 @@ def in_pairs(benchmark: Benchmark) -> Benchmark:
     return Benchmark(form, tuple(examples), notes)
 
 
-def _parsed(form: Format, row: SourceRow) -> list[Example]:
-    """Return the examples of a row; an error names the row."""
+def examples_of(form: Format, row: SourceRow) -> list[Example]:
+    """Return the examples of a row.
+
+    Raises:
+        DataFormatError: If the row is not of the format; the message names it.
+    """
     try:
         return list(form.parse(row))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         if isinstance(error, DataFormatError):
             raise
         what = f"has no {error}" if isinstance(error, KeyError) else str(error)
@@ -506,7 +510,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "rewardbench",
             True,
-            lambda r: _has("chosen", "rejected")(r) and r.get("subset") in REWARDBENCH_COUNTS,
+            lambda r: _has("chosen", "rejected")(r) and str(r.get("subset")) in REWARDBENCH_COUNTS,
             _pairs,
         ),
         Format(

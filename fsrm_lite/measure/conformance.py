@@ -171,7 +171,7 @@ def check(
             mismatches.extend(_differences(str(row.get("id", position)), row, claimed, gate, tolerance))
         except KeyError as error:
             raise DataFormatError(f"row {position}: the field {error} is missing") from error
-        except (GateSpecError, DataFormatError, TypeError, ValueError) as error:
+        except (GateSpecError, DataFormatError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataFormatError(f"row {position}: {error}") from error
         checked += 1
     if not checked:

@@ -25,7 +25,7 @@ from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.files import sole_writer
 from fsrm_lite.gate import FastSignals, votes_logit
 from fsrm_lite.measure.benchmark_formats import Benchmark, Example, in_pairs
-from fsrm_lite.measure.evaluation_records import Record, Slow, append, take_over
+from fsrm_lite.measure.evaluation_records import Record, Slow, append, begin, take_over
 from fsrm_lite.measure.labelled import content_key, fast_signals, pair_signals
 from fsrm_lite.slow.voting import winner_alone
 from fsrm_lite.types import Comparison, JudgePolicy, Route
@@ -146,10 +146,12 @@ def _evaluate(
     examples = sample(benchmark.examples, options.limit, options.limit_seed)
     run = _fingerprint(benchmark, options, rm, identity)
     done: dict[str, Record] = {}
-    if output is not None and output.exists():
+    if output is not None and output.exists() and output.stat().st_size:
         if not resume:
             raise InputError(f"{output} exists; pass --resume to continue it, or another -o")
         done = take_over(output, run, examples)
+    elif output is not None:
+        begin(output)
     report = progress or (lambda record: None)
     for record in done.values():
         report(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -185,16 +186,32 @@ def take_over(output: Path, run: str, examples: Sequence[Example]) -> dict[str, 
     return {name: record for name, record in done.items() if name in wanted}
 
 
-def append(output: Path, records: Sequence[Record]) -> None:
-    """Add records to the end of a results file, and put them on the disk."""
+def begin(output: Path) -> None:
+    """Make an empty results file.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
     try:
-        with output.open("a", encoding="utf-8") as file:
+        output.touch()
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def append(output: Path, records: Sequence[Record]) -> None:
+    """Add records to the end of a results file, which is there, and put them on the disk.
+
+    Raises:
+        InputError: If it cannot be written, or is gone.
+    """
+    try:
+        with output.open("r+", encoding="utf-8") as file:  # "a" would make a new file where somebody removed it
+            file.seek(0, os.SEEK_END)
             file.writelines(r.to_json() + "\n" for r in records)
             to_disk(file)
     except OSError as error:
         raise InputError(
-            f"{output} cannot be written: {error.strerror or error}; the items before are kept: make room, and pass "
-            "--resume"
+            f"{output} cannot be written: {error.strerror or error}; what it holds is kept: pass --resume to go on"
         ) from error
 
 

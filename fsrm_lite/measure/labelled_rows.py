@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError, InputError
-from fsrm_lite.measure.benchmark_formats import FORMATS, Benchmark, detect_format, is_conversation_cell, load_benchmark
+from fsrm_lite.measure.benchmark_formats import (
+    FORMATS,
+    Benchmark,
+    detect_format,
+    examples_of,
+    is_conversation_cell,
+    load_benchmark,
+)
 from fsrm_lite.measure.data_files import SourceRow, data_files, first_row, read_rows
 from fsrm_lite.measure.evaluation_records import read_records
 from fsrm_lite.measure.labelled import LabelledItem, content_key, fast_signals, group_key
@@ -246,7 +253,7 @@ def _parse(row: SourceRow) -> LabelledRow:
     """Return a row of any of the three forms; refuse another one."""
     data = row.data
     if any(isinstance(data.get(name), list) or is_conversation_cell(data.get(name)) for name in ("chosen", "rejected")):
-        (pair,) = FORMATS["pairs"].parse(row)
+        (pair,) = examples_of(FORMATS["pairs"], row)
         return LabelledRow(pair.prompt, pair.responses, pair.right[0], pair.subset)
     prompt = data.get("prompt")
     if not isinstance(prompt, str | list):

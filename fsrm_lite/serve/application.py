@@ -11,13 +11,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fsrm_lite.bundle.manifest import MANIFEST_NAME
-from fsrm_lite.errors import FsrmError, InputError, MisuseError
+from fsrm_lite.errors import FsrmError, InputError, MisuseError, printable
 from fsrm_lite.serve import chat, decisions, page, rewards
 from fsrm_lite.serve.bodies import RequestError, read_json
 from fsrm_lite.serve.guards import Access, Guard
@@ -103,6 +103,8 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
             reply = await _while_connected(request, shape(service, body))
         except RequestError as error:
             return error_response(path, error, tei="texts" in body)
+        except ClientDisconnect:
+            return error_response(path, _gone())
         except MisuseError as error:  # the model was closed: no fault of the request, though it is an InputError too
             logger.warning("a request could not be answered: %s", error)
             return _failure(path, str(error))
@@ -127,18 +129,23 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
 async def _while_connected(request: Request, answering: Awaitable[Any]) -> Any:  # noqa: ANN401 - a reply of any shape
     """Return what a shape returns. If the client goes before that, the shape is cancelled, and its thought stopped."""
     work = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(request.receive())
+    left = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
-        raise RequestError("the client has gone", status=499, code="client_closed_request")
+        raise _gone()
     finally:
-        gone.cancel()
+        left.cancel()
         if not work.done():
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
+
+
+def _gone() -> RequestError:
+    """Return what a request ends with whose client does not wait for the answer, or did not send all of it."""
+    return RequestError("the client has gone", status=499, code="client_closed_request")
 
 
 def error_response(path: str, error: RequestError, *, tei: bool = False) -> JSONResponse:
@@ -149,7 +156,8 @@ def error_response(path: str, error: RequestError, *, tei: bool = False) -> JSON
         error: What is wrong with the request.
         tei: Whether the request has the form of Text Embeddings Inference, which shares its path with others.
     """
-    status = error.status
+    status, message = error.status, printable(str(error))  # it may quote what JSON can escape and UTF-8 does not have
+    param = None if error.param is None else printable(error.param)
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -157,22 +165,22 @@ def error_response(path: str, error: RequestError, *, tei: bool = False) -> JSON
     if path == "/v1/systemone":
         if status == 400:
             status = 422
-            at = ["body", *error.at]
-            body = {"detail": [{"loc": at, "msg": str(error), "type": error.code, "input": None}]}
+            at = ["body", *(printable(part) if isinstance(part, str) else part for part in error.at)]
+            body = {"detail": [{"loc": at, "msg": message, "type": error.code, "input": None}]}
         else:
             kind = "authentication_error" if status in (401, 403) else error.code
-            body = {"detail": {"error_type": kind, "message": str(error)}}
+            body = {"detail": {"error_type": kind, "message": message}}
     elif path == "/v2/rerank":
-        body = {"message": str(error)}
+        body = {"message": message}
     elif tei:
-        body = {"error": str(error), "error_type": "Validation" if status < 429 else "Overloaded"}
+        body = {"error": message, "error_type": "Validation" if status < 429 else "Overloaded"}
     else:
         kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         body = {
             "error": {
-                "message": str(error),
+                "message": message,
                 "type": kinds.get(status, "invalid_request_error"),
-                "param": error.param,
+                "param": param,
                 "code": error.code,
             }
         }

@@ -121,6 +121,8 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         """Raise a ``RequestError`` unless the host, the origin and the key are right."""
         allowed = self._allowed
+        if len(headers.getlist("host")) > 1:  # a proxy before this server may go by the other one
+            raise RequestError("there are two Host headers, expected one", code="invalid_http")
         host = _name(headers.get("host", ""))
         if allowed.hosts and host not in allowed.hosts:
             raise RequestError(

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,6 +102,38 @@ def test_open_refuses_what_is_no_bundle(tmp_path):
         Bundle.open("no-such-thing")
     with pytest.raises(BundleError, match="there is no folder"):
         Bundle.open(tmp_path / "org" / "name")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are files on POSIX systems only")
+@pytest.mark.parametrize("name", ["fsrm.json", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless device", "circle", "folder"])
+def test_what_is_no_file_is_neither_waited_for_nor_read_without_end(folder, name, kind):
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "endless device" else name)
+    with pytest.raises(BundleError, match=name):
+        Bundle.open(folder).check()
+
+
+def test_a_manifest_that_is_too_long_is_not_taken_into_memory(folder):
+    with (folder / "fsrm.json").open("r+b") as file:
+        file.truncate(1 << 40)  # a file of holes
+    with pytest.raises(BundleError, match=f"has {1 << 40} bytes, expected at most"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("odd", ["a/" * 5000 + "b", "x" * 300, "a\0b"])
+def test_names_that_no_system_takes_are_our_error(folder, odd):
+    data = json.loads((folder / "fsrm.json").read_text())
+    data["files"]["tokenizer"]["path"] = odd
+    (folder / "fsrm.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"cannot be looked for|is missing"):
+        Bundle.open(folder).path("tokenizer")
 
 
 def test_write_manifest_keeps_the_entries_of_files_that_did_not_change(folder, monkeypatch):

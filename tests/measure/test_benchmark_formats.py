@@ -1,12 +1,17 @@
+import contextlib
 import gzip
 import json
+import random
 
 import pytest
 from helpers import DATA, SHARED
+from helpers.hostile import changed_anywhere
 
-from fsrm_lite.errors import DataFormatError
+from fsrm_lite.errors import DataFormatError, FsrmError
 from fsrm_lite.measure.benchmark_formats import FORMATS, PAIRS, load_benchmark
 from fsrm_lite.measure.data_files import as_list, read_rows
+from fsrm_lite.measure.labelled_lists import read_lists
+from fsrm_lite.measure.labelled_rows import read_labelled
 
 FILES = {
     "pairs": "pairs.jsonl",
@@ -190,3 +195,14 @@ def test_published_subsets():
     kinds = [x.subset for x in load_benchmark(SHARED / "pandalm").examples]
     assert (kinds.count("unanimous"), kinds.count("tie")) == (794, 105)
     assert len({x.group for x in load_benchmark(SHARED / "gsm8k").examples}) == 731
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_with_any_part_exchanged_are_read_or_refused_by_our_errors(tmp_path, name):
+    rows = list(changed_anywhere(read_rows(DATA / FILES[name])[0].data))
+    path = tmp_path / "rows.jsonl"
+    for row in random.Random(0).sample(rows, min(200, len(rows))):
+        path.write_text(json.dumps(row).replace("Infinity", "1e999") + "\n")
+        for read in (load_benchmark, read_labelled, read_lists):
+            with contextlib.suppress(FsrmError):
+                read(path)

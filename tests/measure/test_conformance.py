@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import math
@@ -5,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.hostile import changed_anywhere
 from scipy.special import expit, logit, logsumexp
 
 import fsrm_lite
-from fsrm_lite.errors import DataFormatError
+from fsrm_lite.errors import DataFormatError, FsrmError
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.conformance import check, decide, shipped_vectors, vectors
 
@@ -212,3 +214,13 @@ def test_check_reports_another_winner_of_an_answer():
             check([{**wrong, "votes": votes}])
     with pytest.raises(DataFormatError, match="no weights"):
         check([{**wrong, "gate": {}}])
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "list", "answer"])
+def test_rows_with_any_part_exchanged_are_compared_or_refused_by_our_errors(kind):
+    row, used = next(v for v in VECTORS if v["kind"] == kind), 0
+    for data in changed_anywhere(row):
+        with contextlib.suppress(FsrmError):
+            check([data])
+            used += 1
+    assert used > 10

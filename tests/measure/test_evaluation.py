@@ -591,3 +591,28 @@ def test_a_report_says_what_was_measured():
     report = summarize(records, benchmark.format, resamples=2, run={"bundle": "x"}, not_read=["other.json: why"])
     assert report["run"] == {"bundle": "x"}
     assert report["files_not_read"] == ["other.json: why"]
+
+
+def test_results_that_are_gone_end_the_run(tmp_path):
+    """Else a new file would begin in the middle, and the run would end well."""
+    out = tmp_path / "results.jsonl"
+    with pytest.raises(InputError, match=r"results\.jsonl cannot be written: No such file"):
+        evaluate(
+            StandIn(knows),
+            load_benchmark(DATA / "pairs.jsonl"),
+            EvalOptions(batch=1),
+            output=out,
+            progress=lambda record: out.unlink(missing_ok=True),
+        )
+    assert not out.exists()
+
+
+def test_a_run_that_ended_before_its_first_item_leaves_nothing_to_resume(tmp_path):
+    class Short(StandIn):
+        def encode(self, prompt, response):
+            raise ContextOverflowError("too long")
+
+    out, benchmark = tmp_path / "results.jsonl", load_benchmark(DATA / "pairs.jsonl")
+    with pytest.raises(ContextOverflowError):
+        evaluate(Short(knows), benchmark, EvalOptions(), output=out)
+    assert len(evaluate(StandIn(knows), benchmark, EvalOptions(), output=out)) == len(benchmark.examples)

@@ -1,11 +1,11 @@
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
 from helpers import DATA
 from helpers.calibration import StandIn, make_items, make_lists
+from helpers.hostile import changed_anywhere
 
 from fsrm_lite.errors import CalibrationError, ContextOverflowError, DataFormatError
 from fsrm_lite.gate import AnswerWeights, FastSignals, Gate, GateSpec, sigmoid, votes_logit
@@ -52,25 +52,6 @@ def test_items_survive_a_round_trip_through_json():
     assert again == ITEMS[:5]
     with pytest.raises(DataFormatError, match="not a recorded item"):
         LabelledItem.from_dict({"key": "x"})
-
-
-HOSTILE = (None, True, -1, 1.5, 10**400, 2.0**1023 * 1.5, math.inf, math.nan, "x", "1", "", [], [1], {}, {"a": 1})
-"""Values that a stranger's file may hold in any place."""
-
-
-def changed_anywhere(data):
-    """Copies of a JSON value, each with one of its parts left out or replaced, and parts of lists doubled."""
-    if isinstance(data, dict):
-        for name in data:
-            yield {n: x for n, x in data.items() if n != name}
-            for part in (*HOSTILE, *changed_anywhere(data[name])):
-                yield {**data, name: part}
-        yield {**data, "unknown": 1}
-    elif isinstance(data, list | tuple):
-        yield [*data, *data[:1]]
-        for i in range(len(data)):
-            for part in (*HOSTILE, *changed_anywhere(data[i])):
-                yield [*data[:i], part, *data[i + 1 :]]
 
 
 def test_recorded_items_with_any_part_exchanged_are_used_or_refused_by_our_errors():
