@@ -34,6 +34,9 @@ MAX_TOKENS = 160
 EASY_WEIGHT = 0.1
 """Weight of a solution that the model scores rightly beyond doubt; one that it scores wrongly has ten times as much."""
 
+BARE_SHARE = 0.15
+"""Share of the drawn pairs of own solutions that show their answers alone."""
+
 AT_ONCE = 50
 """Problems that are solved together."""
 
@@ -183,7 +186,15 @@ class OwnBatchMaker(BatchMaker):
         if rng.random() >= self._share:
             return super()._fast_pair(rng)
         own = rng.choice(self._samples)
-        return [self._fast(own.problem, own.draw(rng, right)) for right in (True, False)]
+        return [self._fast(own.problem, response) for response in self._draw(own, (True, False), rng)]
+
+    def _solve(self, rng: random.Random) -> list[Example]:
+        """Return an example of solving: a right solution of its own makes the likely right ones likelier still."""
+        if rng.random() >= self._share:
+            return super()._solve(rng)
+        own = rng.choice(self._samples)
+        text = rng.choice(own.right).text
+        return [self._written(self._encoder.solve(own.problem.question), self._encoder.encode_text(text), [])]
 
     def _slow_pair(self, rng: random.Random) -> list[Example]:
         if rng.random() >= self._share:
@@ -193,5 +204,12 @@ class OwnBatchMaker(BatchMaker):
         rights = (first_right, not first_right)
         if rng.random() < UNDECIDED_SHARE:
             rights = (rights[0], rights[0])
-        a, b = (own.draw(rng, right) for right in rights)
+        a, b = self._draw(own, rights, rng)
         return [self._judged_pair(own.problem, a, b, first_right)]
+
+    def _draw(self, own: Samples, rights: tuple[bool, bool], rng: random.Random) -> list[Response]:
+        """Return two solutions of one problem, the answers of both alone in ``BARE_SHARE`` of the cases."""
+        drawn = [own.draw(rng, right) for right in rights]
+        if rng.random() < BARE_SHARE and all(response.claim for response in drawn):
+            return [replace(response, text=response.claim, form="bare") for response in drawn]
+        return drawn

@@ -31,7 +31,7 @@ from fsrm_lite.models.data import Batch, Example, Packer
 from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, read_samples
 from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
-from fsrm_lite.models.rounds import OWN_SHARE, PROBLEMS, ROUNDS
+from fsrm_lite.models.rounds import OWN_SHARE, ROUNDS
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states
 
 TURNS, PAIRS, THOUGHTS = 8, 150, 8
@@ -149,7 +149,7 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
     samples: list[Samples] = []
     for number in range(1, len(ROUNDS) + 1):
         path = checkpoint.parent / f"round-{number}" / "train.jsonl"
-        samples += read_samples(path, problems_of("train", PROBLEMS, number))
+        samples += read_samples(path, problems_of("train", ROUNDS[number - 1].problems, number))
     # The learning rate of ordinary steps falls to zero by the last of them; there are at most 30 in a turn.
     settings = Settings(seed=99, steps=30 * turns, learning_rate=LEARNING_RATE, warmup=10)
     trainer = Trainer(out, settings, "cpu", start=checkpoint)

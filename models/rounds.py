@@ -29,8 +29,8 @@ from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, read_samples, s
 from fsrm_lite.models.problems import Problem, problems_of
 from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer
 
-PROBLEMS, SOLUTIONS = 2500, 8
-"""Training problems per round, and solutions of each."""
+SOLUTIONS = 8
+"""Solutions of each training problem."""
 
 CHECK_PROBLEMS, CHECK_SOLUTIONS = 200, 16
 """Calibration problems on which a round is measured, and solutions of each."""
@@ -41,13 +41,14 @@ OWN_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: its number of steps and its highest learning rate."""
+    """One round: its number of steps, its highest learning rate, and the training problems that are solved for it."""
 
     steps: int
     learning_rate: float
+    problems: int
 
 
-ROUNDS = (Round(500, 1e-3), Round(1100, 8e-4))
+ROUNDS = (Round(500, 1e-3, 2500), Round(1100, 8e-4, 2500), Round(1500, 8e-4, 6000))
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""
@@ -63,7 +64,7 @@ def run_round(number: int, start: Path, out: Path, samples: list[Samples], worke
     settings = Settings(seed=number, steps=this.steps, learning_rate=this.learning_rate, warmup=WARMUP)
     trainer = Trainer(out, settings, "cpu", start=start)
     encoder = PromptEncoder(trainer.tokenizer_path, trainer.manifest)
-    train, check = problems_of("train", PROBLEMS, number), problems_of("calibration", CHECK_PROBLEMS, number)
+    train, check = problems_of("train", this.problems, number), problems_of("calibration", CHECK_PROBLEMS, number)
     for name, problems, n in (("train", train, SOLUTIONS), ("check", check, CHECK_SOLUTIONS)):
         if not (out / f"{name}.jsonl").exists():
             sample(out / f"{name}.jsonl", start, problems, n, number)

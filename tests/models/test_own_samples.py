@@ -73,13 +73,14 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert [r.text for r in found.wrong] == ["The answer is 99."]
 
 
-def test_a_batch_of_own_pairs_has_only_them(tokenizer_path):
+def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
     manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
     problem = make_problem(random.Random(5), "train")
     texts = f"qq The answer is {problem.answer}.", "zz The answer is 99."
     right, wrong = (labelled(problem, text) for text in texts)
     samples = [own_samples.Samples(problem, (right,), (wrong,))]
     maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
+    monkeypatch.setattr(own_samples, "BARE_SHARE", 0.0)
     batch = maker.batch(0)
     seen = {tuple(batch.ids[row][: column + 2].tolist()) for row, column in batch.label_at.tolist()}
     expected = {
@@ -90,6 +91,38 @@ def test_a_batch_of_own_pairs_has_only_them(tokenizer_path):
     assert batch.labels.tolist() == [label.id for label in manifest.labels] * (len(batch.labels) // 2)
     plain = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 0.0).batch(0)
     assert len(plain.labels) != len(batch.labels)
+
+
+def test_a_share_of_solved_problems_has_its_own_right_solutions(tokenizer_path):
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    manifest = training_manifest(tokenizer)
+    problem = make_problem(random.Random(5), "train")
+    right, wrong = (labelled(problem, text) for text in (f"qq The answer is {problem.answer}.", "zz The answer is 99."))
+    samples = [own_samples.Samples(problem, (right,), (wrong,))]
+    seen = {}
+    for share in (0.0, 1.0):
+        maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, share)
+        rng = random.Random(7)
+        found = [maker._examples("solve", rng)[0] for _ in range(20)]
+        seen[share] = {tokenizer.decode(ids) for ids, _ in found}
+        assert all(any(weights) for _, weights in found)  # it is learned
+    assert len(seen[1.0]) == 1
+    assert f"qq The answer is {problem.answer}." in next(iter(seen[1.0]))
+    assert len(seen[0.0]) > 10
+    assert not any("qq" in text or "zz" in text for text in seen[0.0])
+
+
+@pytest.mark.parametrize("kind", ["fast", "slow_pair"])
+def test_a_share_of_own_pairs_shows_answers_alone(kind, tokenizer_path):
+    manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
+    problem = make_problem(random.Random(5), "train")
+    right, wrong = (labelled(problem, text) for text in (f"qq The answer is {problem.answer}.", "zz The answer is 99."))
+    samples = [own_samples.Samples(problem, (right,), (wrong,))]
+    maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
+    rng = random.Random(0)
+    texts = [[maker._encoder.decode(ids) for ids, _ in maker._examples(kind, rng)] for _ in range(400)]
+    alone = ["qq" not in "".join(pair) and "zz" not in "".join(pair) for pair in texts]
+    assert abs(sum(alone) / len(texts) - own_samples.BARE_SHARE) < 0.06
 
 
 @settings(max_examples=20, deadline=None)
@@ -128,12 +161,11 @@ def test_an_interrupted_round_goes_on_to_the_same_weights(tmp_path, monkeypatch)
     start = tmp_path / "start"
     trainer = Trainer(start, Settings(seed=1, steps=1), "cpu", compiled=False)
     trainer.export_ready()
-    monkeypatch.setattr(rounds, "PROBLEMS", 4)
     monkeypatch.setattr(rounds, "SOLUTIONS", 2)
     monkeypatch.setattr(rounds, "CHECK_PROBLEMS", 2)
     monkeypatch.setattr(rounds, "CHECK_SOLUTIONS", 2)
     monkeypatch.setattr(rounds, "CPU_ROWS", 2)
-    monkeypatch.setattr(rounds, "ROUNDS", (rounds.Round(4, 1e-3),))
+    monkeypatch.setattr(rounds, "ROUNDS", (rounds.Round(4, 1e-3, 4),))
 
     class Plain(Trainer):
         def __init__(self, *arguments, **options):
