@@ -17,11 +17,12 @@ from fsrm_lite.runtimes.prefill import Family, families
 TOKENS_PER_BATCH = 2048
 """Tokens of a batch, at most: so few that its activations take little memory beside the weights."""
 
-THINKING_TOKENS_PER_BATCH = 8192
+THINKING_TOKENS_PER_BATCH = 4096
 """Tokens of a batch of chains, at most.
 
 Many chains are written at a time, since every step reads all weights. What limits them is memory: the keys and values
-of one token take 200 to 300 KB in float32.
+of one token take 200 to 300 KB in float32, those of a batch about 1 GiB, which leaves the loading of the weights as the
+moment that takes most.
 """
 
 WIDE_SHARE = 0.5
