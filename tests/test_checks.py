@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsrm_lite import FastSlowRM, GateSpec
-from fsrm_lite.checks import check_items, expect, expect_one_of, is_number, is_whole
-from fsrm_lite.errors import BundleError, InputError
+from fsrm_lite.checks import MAX_TEXT_CHARACTERS, check_items, expect, expect_one_of, is_number, is_whole
+from fsrm_lite.errors import BundleError, ContextOverflowError, InputError
 from fsrm_lite.loops.reasoners import Sampling
 from fsrm_lite.ranking.tournament import TournamentOptions
 from fsrm_lite.types import JudgeOptions
@@ -131,6 +131,22 @@ def test_a_column_of_candidates_is_taken_by_its_rows(rm, hold, index):
     expected = rm.rank(QUESTION, texts, judge="never")
     assert rm.rank(QUESTION, hold(texts, index=index), judge="never") == expected
     assert rm.best_of_n(QUESTION, hold(texts, index=index), judge="never").index == expected[0]["corpus_id"]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "\U0001f600"])
+def test_texts_longer_than_any_context_are_refused_before_they_are_tokenized(rm, letter):
+    long = "5" + letter * MAX_TEXT_CHARACTERS
+    for call in (
+        lambda: rm.score(QUESTION, long),
+        lambda: rm.score(long, "5"),
+        lambda: rm.score([{"role": "user", "content": long}], "5"),
+        lambda: rm.compare(QUESTION, "5", long),
+    ):
+        with pytest.raises(ContextOverflowError, match=r"has 1,048,577 characters, expected at most 1,048,576"):
+            call()
+    assert [
+        isinstance(x, ContextOverflowError) for x in rm.score_each([(QUESTION, "5"), (QUESTION, long)], judge="never")
+    ] == [False, True]
 
 
 def test_candidates_without_an_order_are_refused(rm):

@@ -92,6 +92,25 @@ threading.Thread(target=serve).start()
 """
 )
 
+SERVER_STAYS = (
+    START
+    + """
+import json, urllib.request
+from fsrm_lite.serve.server import make_server
+server = make_server(FastSlowRM.from_pretrained(threads=1), port=0)
+threading.Thread(target=server.serve_forever).start()
+def ask():
+    threading.main_thread().join()
+    body = json.dumps({"query": QUESTION, "documents": list(ANSWERS), "x_judge": "always"}).encode()
+    url = f"http://127.0.0.1:{server.server_port}/rerank"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+        print(reply.status, len(json.load(reply)["results"]))
+    server.shutdown()
+threading.Thread(target=ask).start()
+"""
+)
+
 MID_THOUGHT = (
     START
     + """
@@ -154,6 +173,11 @@ def test_a_forked_process_gets_the_same_answer_or_an_error_at_once(process):
 def test_threads_that_outlive_the_main_thread_go_on_scoring():
     done = run(MAIN_ENDS)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "0", "slow"]), done.stderr
+
+
+def test_a_server_that_outlives_the_main_thread_goes_on_answering():
+    done = run(SERVER_STAYS)
+    assert (done.returncode, done.stdout.split()) == (0, ["200", "2"]), done.stderr
 
 
 @pytest.mark.parametrize(

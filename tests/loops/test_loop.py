@@ -262,6 +262,26 @@ def test_endpoint_reasoner_asks_again_where_n_is_ignored_and_shares_out_the_toke
     assert endpoint.bodies[0]["messages"][1]["content"] == "no"
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_endpoint_on_this_machine_is_asked_without_a_proxy(endpoint, monkeypatch, name, host):
+    """A proxy could not reach it, and must not read what is asked of it."""
+    for other in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    endpoint.replies = [completion("a")]
+    reasoner = EndpointReasoner(f"http://{host}:{endpoint.server_port}/v1", model="m", timeout_s=10, retries=0)
+    assert reasoner.propose([Task("q")], Sampling())[0] == [Proposal("a", 1)]
+
+
+def test_an_endpoint_elsewhere_is_asked_through_the_proxy_and_the_error_names_it(monkeypatch):
+    for other in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ReasonerError, match=r"through the proxy 127\.0\.0\.1"):
+        EndpointReasoner("http://192.0.2.1:80/v1", timeout_s=2, retries=0).propose([Task("q")], Sampling())
+
+
 def test_endpoint_reasoner_tries_again_after_a_server_error(endpoint):
     endpoint.replies = [(503, b""), completion("a")]
     assert reasoner_at(endpoint).propose([Task("q")], Sampling())[0] == [Proposal("a", 1)]
@@ -434,6 +454,11 @@ def test_read_traces_names_the_bad_line():
         + "\n"
     )
     assert list(read_traces([good, "\n"])) == [Trace("a", "1", 0, "1", "1", 1, 1)]
+    assert list(read_traces([b"\xef\xbb\xbf" + good.encode()])) == [
+        Trace("a", "1", 0, "1", "1", 1, 1)
+    ]  # as Windows saves
+    with pytest.raises(DataFormatError, match=r"line 1 .*0xe9, which is not UTF-8"):
+        list(read_traces([good.replace('"question": "a"', '"question": "caf\u00e9"').encode("latin-1")]))
     with pytest.raises(DataFormatError, match="line 2"):
         list(read_traces([good, good.replace('"label": 1', '"label": 2')]))
 
