@@ -1,6 +1,8 @@
 """What ``make demo`` runs: ranks candidate answers with the embedded model, and shows which part decided what, and why.
 
-The embedded model writes the candidates itself, at a temperature at which some of them are wrong.
+The embedded model writes the candidates itself, at a temperature at which some of them are wrong. The first three
+questions are chosen to show what the gate is for: there the candidate with the best fast score is wrong. In the last
+one the fast path is sure enough, and nothing is thought about.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from collections import Counter
 from fsrm_lite import FastSlowRM
 
 QUESTIONS = (
-    "Mia has 7 pens. Mia finds 8 more. Then Mia loses 4. Then Mia gets 6 from Fay. How many pens does Mia have now?",
+    "One of the books costs 2 coins and one of the apples costs 2 coins. Tom buys 4 books and 1 apples. "
+    "Tom has 12 coins. How many coins are left for Tom?",
+    "Work out (2 + 1 + 1) * 2 + 9.",
+    "Find the value of (4 - 1 + 5) * 3.",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
-    "Look at the numbers 12, 7, 9, 19, 13, 1. How many of them are less than 7?",
 )
 
 
@@ -63,7 +67,10 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
             f"    verdict: [{(a, b)[match.winner]}]  "
             f"(the two orders {'agree' if match.orders_agree else 'disagree: the fast score decides'})"
         )
+    fast = max(range(len(responses)), key=lambda i: selection.scores[i].score)
     print(f"\n  Best: [{selection.index}] {responses[selection.index]}")
+    if fast != selection.index:
+        print(f"  The fast score alone would have taken [{fast}] {responses[fast]}")
     print(
         f"  Tokens: {selection.tokens_read} read, {selection.tokens_generated} generated "
         f"in {len(selection.comparisons)} slow comparisons"

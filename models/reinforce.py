@@ -1,6 +1,6 @@
 """Reinforces the slow verdict: the judge thinks freely, and right verdicts are made likelier than wrong ones.
 
-    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-2 --out checkpoints/fsrm-tiny-reinforced
+    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-3 --out checkpoints/fsrm-tiny-reinforced
 
 This is group-relative policy optimization (GRPO, arXiv 2402.03300); F/S-RM's training (arXiv 2603.20212) ends with such
 a step. For each pair, in both orders, a group of thoughts is sampled at temperature 1. A thought is rewarded with +1 if

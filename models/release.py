@@ -43,7 +43,7 @@ LOSS, CONFIDENCE = 0.005, 0.9
 That must hold on the calibration split with a confidence of ``CONFIDENCE``.
 """
 
-LISTS, LIST_RISK = 1000, 0.03
+LISTS, LIST_RISK = 2000, 0.03
 """Lists of candidates by which the gate's rule for the best of N is chosen, and the risk that it may take.
 
 The risk is the share of wrong picks among those that the fast path makes alone where a right candidate is there. It

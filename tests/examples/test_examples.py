@@ -25,3 +25,5 @@ def test_demo_explains_an_escalation():
     assert "against" in done.stdout
     assert "votes for" in done.stdout
     assert "verdict: [" in done.stdout
+    assert "The fast score alone would have taken" in done.stdout
+    assert "The gate did not fire" in done.stdout

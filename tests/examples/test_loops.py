@@ -196,7 +196,8 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     report = json.loads((out / "real_traces.json").read_text())["figures"]
     assert report["pick, pass@N"]["value"] == 1.0
     assert report["AUROC, critic on hidden state and likelihood"]["value"] > 0.7
-    assert report["AUROC, critic on hidden state and likelihood"]["low"] < 1.0
+    found = report["AUROC, critic on hidden state and likelihood"]
+    assert 0.7 < found["low"] <= found["value"] <= found["high"]
     assert report["right among the 100% accepted"]["value"] == pytest.approx(report["pick, one at random"]["value"])
     (cache,) = out.glob("features-*.jsonl")
     whole = cache.read_bytes()
