@@ -1,7 +1,8 @@
 r"""Reads the verdict out of what a judge wrote elsewhere: the texts of an RRM, an RM-R1 or any chat model.
 
 Each family of judges ends its text in a form of its own. Only what follows the last ``</think>`` is read. Of several
-verdicts in it the last one counts, because judges weigh both sides before. A text that ends in the middle of a thought,
+verdicts in it the last one counts, because judges weigh both sides before; but of RM-R1's, as in its authors' script,
+none if they contradict each other. A text that ends in the middle of a thought,
 with a ``<think>`` that no ``</think>`` follows, has no verdict.
 """
 
@@ -23,6 +24,17 @@ def _last(pattern: str) -> Callable[[str], str | None]:
     def read(text: str) -> str | None:
         found = compiled.findall(text)
         return _SIDES[found[-1].lower()] if found else None
+
+    return read
+
+
+def _agreed(pattern: str) -> Callable[[str], str | None]:
+    """Return the same of a pattern whose matches must all name one response."""
+    compiled = re.compile(pattern, re.IGNORECASE)
+
+    def read(text: str) -> str | None:
+        found = {_SIDES[side.lower()] for side in compiled.findall(text)}
+        return found.pop() if len(found) == 1 else None
 
     return read
 
@@ -58,15 +70,15 @@ def _chat(text: str) -> str | None:
 
 FORMS: dict[str, Callable[[str], str | None]] = {
     # Reward-Reasoning/RRM-7B, RRM-32B: "\boxed{Assistant 1}"; bold and \text{...} occur as well.
-    "rrm": _last(rf"\\boxed\s*\{{\s*\**{_TEXT}\**\s*Assistant\s*([12])\b"),
+    "rrm": _last(rf"\\boxed\s*\{{\s*\**{_TEXT}\**\s*Assistant[\s~}}]*([12])\b"),
     # gaotang/RM-R1-*: "<answer>[[A]]</answer>"
-    "rm-r1": _last(r"<answer>\s*\[\[\s*([AB])\s*\]\]\s*</answer>"),
+    "rm-r1": _agreed(r"<answer>\s*\[\[\s*([AB])\s*\]\]\s*</answer>"),
     # NiuTrans/GRAM-RR-*: "<answer>\nA\n</answer>"
     "gram-rr": _last(r"<answer>\s*([AB])\s*</answer>"),
     # nuojohnchen/JudgeLRM-*: two ratings
     "judgelrm": _two_ratings,
     # prometheus-eval/prometheus-7b-v2.0: "[RESULT] A"
-    "prometheus": _last(r"\[RESULT\]\s*\(?\s*([AB])\b"),
+    "prometheus": _last(r"\[RESULT\]\s*:?\s*\(?\s*([AB])\b"),
     # lm-sys/FastChat, MT-Bench: "[[A]]"
     "chat": _chat,
     # lmarena/arena-hard-auto, and RM-Bench's prompt: "[[A>>B]]"
