@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from fsrm_lite import FastSlowRM
 from fsrm_lite.models.data import Pair, held_out
@@ -13,6 +14,10 @@ from fsrm_lite.models.data import Pair, held_out
 # The models of the tests are tiny: torch's threads only wait for each other, on a busy machine a thousand times as long
 # as they compute. It reads this when it is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 
 @pytest.fixture(scope="session")
