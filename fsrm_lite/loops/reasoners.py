@@ -373,8 +373,9 @@ def _within(timeout_s: float, call: Callable[[], _T]) -> _T:
 
 
 def _fetch(request: urllib.request.Request, timeout_s: float) -> bytes:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with (direct.open if _is_here(request.host) else urllib.request.urlopen)(request, timeout=timeout_s) as reply:
+    # urlopen would keep the proxies of its first call for the life of the process.
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _is_here(request.host) else []))
+    with opener.open(request, timeout=timeout_s) as reply:
         data: bytes = reply.read(MAX_REPLY_BYTES + 1)
     if len(data) > MAX_REPLY_BYTES:
         raise ReasonerError(f"the endpoint's reply is longer than {MAX_REPLY_BYTES} bytes")

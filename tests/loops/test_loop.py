@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -278,8 +279,10 @@ def test_an_endpoint_elsewhere_is_asked_through_the_proxy_and_the_error_names_it
     for other in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    kept = urllib.request._opener
     with pytest.raises(ReasonerError, match=r"through the proxy 127\.0\.0\.1"):
         EndpointReasoner("http://192.0.2.1:80/v1", timeout_s=2, retries=0).propose([Task("q")], Sampling())
+    assert urllib.request._opener is kept  # nobody else in this process goes through the proxy from now on
 
 
 def test_endpoint_reasoner_tries_again_after_a_server_error(endpoint):
