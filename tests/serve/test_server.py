@@ -55,6 +55,17 @@ def test_health_ready_models_and_metrics(client, question):
         assert name in text
 
 
+def test_no_connection_waits_for_the_headers_to_be_confirmed(rm):
+    server = make_server(rm, port=0)
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port)):
+            accepted, _ = server._socket.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        server.server_close()
+
+
 def test_unknown_addresses_and_methods(client):
     nowhere = client.post("/nowhere", {})
     assert (nowhere.status, nowhere.json()["error"]["code"]) == (404, "path")
