@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.scale_out import worker_processes
 from fsrm_lite.errors import InputError, MissingExtraError
 from fsrm_lite.integrations import ray as ours
 from fsrm_lite.integrations.ray import ClusterError, RayPool, ScoreBatches, Worker
@@ -129,18 +129,6 @@ def test_a_cluster_gives_what_one_process_gives(cluster, rm, rows, kind, judge):
         assert pool.workers == 2
         found = [result for batch in pool.map(kind, batches(given(kind, rows))) for result in batch]
     assert found == alone(rm, kind, rows, judge)
-
-
-def worker_processes():
-    """The processes of our workers, as Ray names them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
-                found.append(int(folder.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
 
 
 @pytest.mark.slow
