@@ -8,10 +8,11 @@ own work is part of what is measured.
    responses to few prompts, each in a request of its own, as a trainer or a best-of-N loop sends them; ``strangers``
    have a prompt of their own each.
 2. *malformed*: 10,000 requests, of which 5 % are broken in one of twenty ways.
-3. *deaf*: the latency of others while 200 clients send requests and read nothing of the answers.
+3. *deaf*: the latency of others beside 200 clients that ask and read nothing of the answers, and beside 200 that read.
 4. *thoughts*: the latency of fast requests while the judge thinks.
 5. *overhead*: a served ``/rerank`` of 8 documents against the same call of the library.
-6. *memory*: the server's resident memory after each of the parts.
+6. *memory*: the server's resident memory after each of the parts. ``warm`` is behind full batches of both kinds and a
+   thought, so that the working memory of each has been taken once.
 """
 
 from __future__ import annotations
@@ -174,6 +175,13 @@ def strangers(seed: int) -> Callable[[], bytes]:
     return lambda: _score(_prompt(rng), f"The answer is {rng.randint(0, 40)}.")
 
 
+def _thinking(seed: int) -> Callable[[], bytes]:
+    """Return a source of requests that the judge writes much for."""
+    chat = {"messages": [{"role": "user", "content": _prompt(random.Random(seed))}], "n": 16, "temperature": 1.5}
+    data = request_bytes("/v1/chat/completions", json.dumps(chat | {"max_tokens": 300}).encode())
+    return lambda: data
+
+
 _BROKEN: tuple[tuple[str, bytes, str], ...] = (
     ("/rerank", b"", "application/json"),
     ("/rerank", b"{", "application/json"),
@@ -250,33 +258,57 @@ async def malformed(port: int, count: int) -> dict[str, Any]:
 
 
 async def deaf(port: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Compare the latency of four clients with and without many others that do not read."""
-    quiet, beside = Tally(), Tally()
-    long = json.dumps({"query": "q " * 20, "documents": ["a b c " * 30] * 100}).encode()
+    """Compare the latency of four clients beside 200 others that read nothing with that beside 200 that read.
+
+    Each of the others asks for the page eight times at once, 240 KiB in all: more than a connection's buffers hold, so
+    that the server has to wait for those that do not read. ``come`` begins when they connect, and has the work of their
+    requests in it; ``stay`` begins when nothing of that is left to do, and they are still there.
+    """
+    sides = {"nobody": Tally(), "reading, come": Tally(), "deaf, come": Tally(), "deaf, stay": Tally()}
+
+    async def measure(side: str, seed: int) -> None:
+        sides[side].seconds += (await load(port, 4, for_seconds(seconds, candidates(seed)))).seconds
+
     for k in range(rounds):
-        quiet.seconds += (await load(port, 4, for_seconds(seconds, candidates(k)))).seconds
-        sockets = []
-        for _ in range(DEAF_CLIENTS):
-            one = socket.socket()
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            one.connect(("127.0.0.1", port))
-            one.sendall(request_bytes("/v1/systemone", b'{"state": "x", "questions": {}}') * 20)
-            sockets.append(one)
-        sockets[0].sendall(request_bytes("/rerank", long))
-        beside.seconds += (await load(port, 4, for_seconds(seconds, candidates(k)))).seconds
-        for one in sockets:
-            one.close()
-    return _compared(quiet, beside) | {"deaf_clients": DEAF_CLIENTS}
+        await measure("nobody", k)
+        for reads in (True, False):
+            others = [_crowd_socket(port, small=not reads) for _ in range(DEAF_CLIENTS)]
+            readers = [asyncio.ensure_future(_read_all(one)) for one in others if reads]
+            await measure("reading, come" if reads else "deaf, come", k)
+            if not reads:
+                await measure("deaf, stay", k)
+            for task in readers:
+                task.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+            for one in others:
+                one.close()
+    nobody = sides.pop("nobody")
+    return {"clients": DEAF_CLIENTS} | {side: _compared(nobody, tally) for side, tally in sides.items()}
+
+
+def _crowd_socket(port: int, *, small: bool) -> socket.socket:
+    """Return a connection over which the page has been asked for eight times."""
+    one = socket.socket()
+    if small:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect(("127.0.0.1", port))
+    one.setblocking(False)
+    one.send(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 8)
+    return one
+
+
+async def _read_all(one: socket.socket) -> None:
+    """Read whatever comes."""
+    while await asyncio.get_running_loop().sock_recv(one, 1 << 20):
+        pass
 
 
 async def thoughts(port: int, seconds: float, rounds: int) -> dict[str, Any]:
     """Compare the latency of one client with and without thoughts that are being written."""
     quiet, beside = Tally(), Tally()
-    chat = {"messages": [{"role": "user", "content": _prompt(random.Random(0))}], "n": 16, "temperature": 1.5}
-    thinking = request_bytes("/v1/chat/completions", json.dumps(chat | {"max_tokens": 300}).encode())
     for k in range(rounds):
         quiet.seconds += (await load(port, 1, for_seconds(seconds, candidates(k)))).seconds
-        writing = asyncio.ensure_future(load(port, 2, for_seconds(seconds, lambda: thinking)))
+        writing = asyncio.ensure_future(load(port, 2, for_seconds(seconds, _thinking(k))))
         await asyncio.sleep(0.1)
         beside.seconds += (await load(port, 1, for_seconds(seconds, candidates(k)))).seconds
         await writing
@@ -327,7 +359,8 @@ async def run(seconds: float, rounds: int, requests: int) -> dict[str, Any]:
     """Run all parts; print each as a line of JSON, and return them together."""
     found: dict[str, Any] = {}
     with served() as server:
-        await load(server.port, 8, for_seconds(1.0, candidates(99)))  # everything has been touched once
+        for source in (candidates(99), strangers(99), _thinking(99)):  # everything has been touched once
+            await load(server.port, CLIENTS, for_seconds(seconds, source))
         memory = {"warm": server.memory_mib()}
         for name, part in (
             ("throughput", lambda: throughput(server.port, seconds, rounds)),

@@ -18,7 +18,7 @@ from fsrm_lite.bundle.conversation import read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole, plain
-from fsrm_lite.errors import ContextOverflowError, InputError
+from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeUnavailableError
 from fsrm_lite.fast.path import EncodedResponse, FastPath
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import Decision, Gate, GateSpec
@@ -538,6 +538,20 @@ class FastSlowRM:
             BundleError: If neither of the bundle's files can think, or the one that would is damaged.
         """
         return self._slow.judge
+
+    @property
+    def can_think(self) -> bool:
+        """Whether one of the bundle's files can think here."""
+        try:
+            self._slow.choice()
+        except (BundleError, JudgeUnavailableError):
+            return False
+        return True
+
+    @property
+    def judge_encoder(self) -> PromptEncoder:
+        """Tokenizer and templates of the judge; nothing is loaded for them but its tokenizer."""
+        return self._slow.encoder
 
     @property
     def judge_engine(self) -> EngineChoice:

@@ -206,24 +206,25 @@ class CallableReasoner:
 
 
 class SolveReasoner:
-    """A bundle's own ability to answer questions (its template ``solve``), sampled through llama.cpp.
+    """A bundle's own ability to answer questions (its template ``solve``), sampled by its judge.
 
     It was trained on questions alone, so it is not told what was rejected. In a loop it tries something else because
     each turn has a new seed.
     """
 
     def __init__(self, model: FastSlowRM) -> None:
-        """Use a loaded model.
+        """Use a loaded model. Its judge is loaded when the first answer is asked for.
 
         Raises:
             InputError: If its bundle has no template ``solve``.
-            BundleError: If its bundle has no slow file.
-            JudgeUnavailableError: If llama-cpp-python cannot be used here.
+            BundleError: If neither of its bundle's files can write.
+            JudgeUnavailableError: If only llama-cpp-python could write, and it cannot be used here.
         """
         manifest = model.bundle.judge().manifest
         if "solve" not in manifest.templates:
             raise InputError(f"the bundle {manifest.name!r} cannot solve: it has no template 'solve'")
-        self._judge = model.judge
+        _ = model.judge_engine  # raises where nothing can write
+        self._model = model
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Return the token ids after which the model writes its answer.
@@ -232,7 +233,7 @@ class SolveReasoner:
             InputError: If the question is unusable.
             ContextOverflowError: If it does not fit into the model's context.
         """
-        return self._judge.encoder.solve(task.question)
+        return self._model.judge_encoder.solve(task.question)
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling, *, watch: Watch | None = None) -> list[list[Proposal]]:
         """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch.
@@ -245,7 +246,7 @@ class SolveReasoner:
         expect(sampling.n <= MAX_VOTES, "sampling: n", sampling.n, f"at most {MAX_VOTES} of a bundle")
         try:
             prompts = [self.prompt_ids(task) for task in tasks]
-            groups = self._judge.generate(
+            groups = self._model.judge.generate(
                 prompts,
                 n=sampling.n,
                 max_tokens=sampling.max_tokens,

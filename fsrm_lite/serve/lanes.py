@@ -13,12 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fsrm_lite.errors import JudgeError
@@ -243,14 +246,18 @@ class _Call:
 class SlowLane(_Lane[_Call]):
     """Runs calls of the judge, one after another, in the order in which they came."""
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, spare: bool = True) -> None:
         """Keep the limit.
 
         Args:
             most: Most calls that may wait or run.
+            spare: Whether calls get only the processor time that nothing else wants. A thought takes seconds, so that
+                it loses little by giving way; a fast request, which takes milliseconds, would take three times as long
+                beside it. It needs Linux, and holds for threads and processes that a call starts: for the judge, if it
+                was not loaded before.
         """
         super().__init__("fsrm-slow-lane")
-        self._most = most
+        self._most, self._spare = most, spare
         self._running: _Call | None = None
         self._mean_s = 1.0  # of the latest calls, to tell a client when to come again
 
@@ -301,18 +308,28 @@ class SlowLane(_Lane[_Call]):
                 self._queue.remove(call)
             raise
 
+    def _run(self) -> None:
+        if self._spare and sys.platform == "linux":
+            with contextlib.suppress(OSError):  # forbidden here: thoughts are scheduled like everything else then
+                os.sched_setscheduler(
+                    0, os.SCHED_IDLE, os.sched_param(0)
+                )  # of this thread, and of those that it starts
+        super()._run()
+
     def _work(self) -> None:
         with self._changed:
             if not self._queue:  # the only client that waited has left
                 return
             call = self._running = self._queue.popleft()
         began = time.monotonic()
+        answer: Callable[[], None]
         try:
             if call.stopped.is_set():
                 raise JudgeError("the client has gone")
-            call.answer.give(call.function(call.stopped))
+            answer = partial(call.answer.give, call.function(call.stopped))
         except BaseException as error:  # whoever waits gets it, whatever it is; the lane goes on
-            call.answer.fail(error)
-        self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
+            answer = partial(call.answer.fail, error)
         with self._changed:
+            self._mean_s += 0.2 * (time.monotonic() - began - self._mean_s)
             self._running = None
+        answer()  # only now, so that who has the answer does not count as waiting any more

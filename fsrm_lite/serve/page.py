@@ -51,7 +51,7 @@ def about(service: Service) -> dict[str, Any]:
     """Return what the page shows of the bundle: its name, gate, judge, figures, and the calibration if there is one."""
     manifest = service.model.bundle.manifest
     slow = service.model.bundle.judge()
-    can_think = slow.has("slow") and "pairwise_slow" in slow.manifest.templates
+    can_think = service.model.can_think and "pairwise_slow" in slow.manifest.templates
     return {
         "name": manifest.name,
         "judge": service.judge,

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fsrm_lite.batches import each_or_none
@@ -86,13 +87,16 @@ class SlowPath:
             if self._closed:
                 raise MisuseError("this model was closed; open another one")
             if self._judge is None:
-                choice, half = self.choice(), self.half
+                choice = self.choice()
                 logger.info("loading the judge into %s (%s)", choice.engine, choice.why)
-                encoder = (
-                    self._encoder if half is self._bundle else PromptEncoder(half.path("tokenizer"), half.manifest)
-                )
-                self._judge = Judge(self._source(choice), encoder, threads=self._threads, process=self._process)
+                self._judge = Judge(self._source(choice), self.encoder, threads=self._threads, process=self._process)
             return self._judge
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """Tokenizer and templates of the slow half."""
+        half = self.half
+        return self._encoder if half is self._bundle else PromptEncoder(half.path("tokenizer"), half.manifest)
 
     @property
     def half(self) -> Bundle:

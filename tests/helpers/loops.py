@@ -101,4 +101,7 @@ def readable_model(folder, context=400):
     )
     bundle = SimpleNamespace(root=folder, manifest=manifest, path=lambda role: path, judge=lambda: bundle)
     fast = CountingFast(tokenizer.token_to_id("+"))
-    return SimpleNamespace(bundle=bundle, fast=fast, encoder=PromptEncoder(path, manifest), close=lambda: None)
+    encoder = PromptEncoder(path, manifest)
+    return SimpleNamespace(
+        bundle=bundle, fast=fast, encoder=encoder, judge_engine=None, judge_encoder=encoder, close=lambda: None
+    )

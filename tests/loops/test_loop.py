@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.loops import FakeRM, readable_model
 
+from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
 from fsrm_lite.loops.critic import REJECTED, Review, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import Trace, distill, read_traces
@@ -88,7 +89,7 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
         asked.append((prompts, settings))
         return [[SimpleNamespace(text=f" {len(ids)} ", tokens=3)] * settings["n"] for ids in prompts]
 
-    model.judge = SimpleNamespace(generate=generate, encoder=model.encoder)
+    model.judge = SimpleNamespace(generate=generate)
     reasoner = SolveReasoner(model)
     assert reasoner.propose([Task("a"), Task("bc", ("no",))], Sampling(n=2, seed=7)) == [
         [Proposal("2", 3)] * 2,
@@ -101,9 +102,18 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
 
 def test_solve_reasoner_asked_for_too_many_is_bad_usage(tmp_path):
     model = readable_model(tmp_path)
-    model.judge = None
     with pytest.raises(InputError, match="n is 257, expected at most 256"):
         ask(SolveReasoner(model), [Task("a")], Sampling(n=257))
+
+
+def test_solve_reasoner_loads_the_judge_when_it_is_asked():
+    with FastSlowRM.from_pretrained(threads=1) as model:
+        reasoner = SolveReasoner(model)
+        assert model._slow._judge is None
+        assert reasoner.prompt_ids(Task("a"))
+        assert model._slow._judge is None
+        assert reasoner.propose([Task("a")], Sampling(max_tokens=2))[0]
+        assert model._slow._judge is not None
 
 
 def test_solve_reasoner_needs_the_template(tmp_path):

@@ -3,6 +3,7 @@
 Screenshots are kept in the folder that ``FSRM_SCREENSHOTS`` names, or in pytest's own temporary folder.
 """
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from helpers import ROOT
 from helpers.serving import serving
 
-from fsrm_lite import FastSlowRM, GateSpec
+from fsrm_lite import FastSlowRM, GateSpec, SolveReasoner
 from fsrm_lite.gate import ListSpec
 from fsrm_lite.serve import page
 
@@ -291,6 +292,21 @@ def test_the_rule_for_lists_says_who_meets_before_the_judge(question, monkeypatc
     (match,) = events[-1][1]["comparisons"]
     assert sorted(match["pair"]) == sorted(events[0][1]["contenders"])
     assert where == ["fsrm-slow-lane"]
+
+
+def test_a_bundle_whose_fast_graph_is_its_judge_thinks_and_chats(rm, tmp_path, question):
+    folder = tmp_path / "bundle"
+    shutil.copytree(rm.bundle.path("fast").parents[1], folder)
+    shutil.rmtree(folder / "slow")
+    manifest = json.loads((folder / "fsrm.json").read_text())
+    del manifest["files"]["slow"]
+    (folder / "fsrm.json").write_text(json.dumps(manifest))
+    with FastSlowRM.from_pretrained(folder, threads=1) as model:
+        assert model.can_think
+        with serving(model, reasoner=SolveReasoner(model)) as client:
+            assert client.get("/v1/bundle").json()["can_think"]
+            asked = {"messages": [{"role": "user", "content": question}], "max_tokens": 8}
+            assert client.post("/v1/chat/completions", asked).json()["choices"][0]["message"]["content"]
 
 
 def test_what_the_page_knows_of_the_bundle(rm):
