@@ -5,7 +5,8 @@ are scaled (``smoothing``) and how the weights are rounded (``rounding``); neith
 than rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed
 alone on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its
 layer's output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at
-the least cost, written and measured, with less and less error allowed until the tolerance holds.
+the least cost, written and measured, with less and less error allowed until the tolerance holds. In a small graph every
+MatMul is then tried a rung lower.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _ATTEMPTS = 6
 _TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
 _REFINEMENTS = 3  # Cheaper sets tried once one is within tolerance,
 _CLOSE = 0.8  # unless it is so close to it, or to one that is not.
+_SMALL = 10_000_000  # Multiplications per token up to which each MatMul's rung is tried by itself: some 50 graphs.
 
 Progress = Callable[[str, int, int], None]
 
@@ -143,15 +145,24 @@ def write_tuned_graph(
             checkpoint.arch, precision, matmul_damage(fitted, sequences, precision, report, out_path, weights)
         )
         worst, search = rungs.worst, _Search(excess)
-        while search.goes_on:
-            keep = rungs.cheapest(search.allowed)
+        raised: list[dict[str, str]] = [{}]
+
+        def measured(keep: dict[str, str]) -> float:
+            """Write and measure a graph. Of those within tolerance the last one is chosen, which is the cheapest."""
+            nonlocal files, chosen, kept
             files, excess = write(fitted, keep)
             history.append(Attempt(rungs.cost(keep), excess))
-            search.note(keep, excess)
-            if excess <= 1 or search.best is None:
+            raised.append(keep)
+            if excess <= 1 or all(attempt.excess > 1 for attempt in history):
                 chosen, kept = len(history) - 1, out_path.read_bytes()  # large weights lie beside it
+            return excess
+
+        while search.goes_on:
+            search.note(measured(rungs.cheapest(search.allowed)))
+        if search.found and rungs.multiplications <= _SMALL:
+            _lower_each(rungs, raised[chosen], measured)
         out_path.write_bytes(kept)
-        keep, excess = search.best or keep, history[chosen].excess
+        keep, excess = raised[chosen], history[chosen].excess
     if weights.path is not None:
         drop_unused(out_path)
     cost = 1.0 if worst is None else rungs.cost(keep)
@@ -162,21 +173,21 @@ class _Search:
     """Seeks the largest error, as a share of that of a graph with nothing raised, that still meets the tolerance."""
 
     def __init__(self, excess: float) -> None:
-        self.best: dict[str, str] | None = None
-        """What was raised in the cheapest graph within tolerance so far."""
+        self.found = False
+        """Whether a graph within tolerance was measured."""
         self.goes_on = True
         self.allowed = 1 / excess
         self._too_much, self._enough = 1.0, 0.0
         self._left, self._refinements = _ATTEMPTS, _REFINEMENTS
 
-    def note(self, keep: dict[str, str], excess: float) -> None:
+    def note(self, excess: float) -> None:
         """Take note of a graph that was measured, and choose the next error allowed."""
         self._left -= 1
         if excess <= 1:
-            self.best, self._enough = keep, self.allowed
+            self.found, self._enough = True, self.allowed
         else:
             self._too_much = self.allowed
-        if self.best is not None:
+        if self.found:
             self._refinements -= 1
             close = self._enough > _CLOSE * self._too_much or _CLOSE < excess <= 1
             self.goes_on = self._refinements >= 0 and not close
@@ -194,11 +205,13 @@ class _Rungs:
         self._base = precision
         self._damage = damage
         self._work = _work(arch)
+        self.multiplications = sum(self._work.values())
+        """Multiplications per token of a graph."""
         self.worst = max(((name, rungs[precision]) for name, rungs in damage.items()), key=lambda item: item[1])
 
     def cost(self, keep: Mapping[str, str]) -> float:
         """Cost of a graph in that of one that keeps nothing."""
-        total = sum(self._work.values()) * COST[self._base]
+        total = self.multiplications * COST[self._base]
         return sum(work * COST[keep.get(name, self._base)] for name, work in self._work.items()) / total
 
     def cheapest(self, allowed: float) -> dict[str, str]:
@@ -216,6 +229,22 @@ class _Rungs:
             rung[name], left = to, left - saved
         return {name: at for name, at in rung.items() if at != self._base}
 
+    def below(self, name: str, at: str) -> str | None:
+        """The next lower rung of a MatMul; None for the lowest."""
+        rungs = [*self._damage[name]]
+        return rungs[rungs.index(at) - 1] if at != rungs[0] else None
+
+    def dearest(self, keep: Mapping[str, str]) -> list[str]:
+        """MatMuls that are raised, those on the dearest rung first, then by what a step down saves for its error."""
+
+        def saves(name: str) -> tuple[float, float]:
+            at = keep[name]
+            to = self.below(name, at) or at
+            error = self._damage[name][to] ** 2 - self._damage[name][at] ** 2
+            return COST[at], self._work[name] * (COST[at] - COST[to]) / max(error, 1e-30)
+
+        return sorted(keep, key=saves, reverse=True)
+
     def _steps(self, name: str, at: str) -> list[tuple[float, float, str, str]]:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
         found = []
@@ -225,6 +254,23 @@ class _Rungs:
                 saved = self._damage[name][at] ** 2 - error**2
                 found.append((saved / price, saved, name, to))
         return found
+
+
+def _lower_each(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[str, str]], float]) -> None:
+    """Put one MatMul after the other a rung lower, where the tolerance holds without it.
+
+    The search before this only asks how much error is left in all, and raises whatever saves most for its cost. What
+    errors do together is not their sum: of some MatMuls the error is not missed.
+    """
+    for name in rungs.dearest(keep):
+        to = rungs.below(name, keep[name])
+        if to is None:
+            continue
+        tried = keep | {name: to}
+        if rungs.below(name, to) is None:  # the lowest rung is that of all which are not raised
+            del tried[name]
+        if excess_of(tried) <= 1:
+            keep = tried
 
 
 def _work(arch: Architecture) -> dict[str, float]:

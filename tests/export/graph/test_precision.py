@@ -15,6 +15,7 @@ from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import write_fast_graph
 from fsrm_lite.export.graph.precision import _fit as fit
+from fsrm_lite.export.graph.precision import _lower_each as lower_each
 from fsrm_lite.export.graph.precision import _Rungs as Rungs
 from fsrm_lite.export.graph.precision import _Search as Search
 from fsrm_lite.export.graph.precision import calibration_rows, matmul_damage, write_tuned_graph
@@ -146,12 +147,29 @@ def test_cheapest_set_takes_the_steps_that_save_most_for_their_cost(monkeypatch)
     assert rungs.cost({"a": "int8x2"}) == pytest.approx(4 / 3)
 
 
+def test_each_matmul_is_put_a_rung_lower_where_the_tolerance_holds_without_it(monkeypatch):
+    monkeypatch.setattr("fsrm_lite.export.graph.precision._work", lambda arch: {"a": 10.0, "b": 10.0, "c": 10.0})
+    rungs, measured = Rungs(None, "int8", DAMAGE), []
+
+    def excess_of(keep):
+        measured.append(keep)
+        return 0.9 if keep.get("a", "int8") != "int8" and "b" in keep else 1.1  # c is not needed at all
+
+    kept = {"a": "fp32", "b": "int8x2", "c": "int8x2"}
+    assert rungs.dearest(kept) == ["a", "b", "c"]
+    assert [rungs.below("a", at) for at in ("fp32", "int8x2", "int8")] == ["int8x2", "int8", None]
+    lower_each(rungs, kept, excess_of)
+    within = [keep for keep in measured if keep.get("a", "int8") != "int8" and "b" in keep]
+    assert within[-1] == {"a": "int8x2", "b": "int8x2"}
+    assert len(measured) == len(kept)
+
+
 def _tried(excess_of, first: float) -> list[float]:
     """The errors that are allowed one after the other where the excess follows from the error allowed."""
     search, tried = Search(first), []
     while search.goes_on:
         tried.append(search.allowed)
-        search.note({"allowed": search.allowed}, excess_of(search.allowed))
+        search.note(excess_of(search.allowed))
     return tried
 
 
