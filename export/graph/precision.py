@@ -1,12 +1,12 @@
 """Makes a quantized fast graph that decides like the checkpoint, as cheaply as that can be had.
 
-Three steps. The checkpoint is run layer by layer in fp32 on calibration rows: what flows there decides which channels
-are scaled (``smoothing``) and how the weights are rounded (``rounding``); neither changes the fp32 function by more
-than rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed
-alone on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its
-layer's output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at
-the least cost, written and measured, with less and less error allowed until the tolerance holds. In a small graph every
-MatMul is then tried a rung lower.
+First the checkpoint is run layer by layer in fp32 on calibration rows: what flows there decides which channels are
+scaled (``smoothing``) and how the weights are rounded (``rounding``); neither changes the fp32 function by more than
+rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed alone
+on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its layer's
+output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at the
+least cost, written and measured, with less and less error allowed until the tolerance holds. At last MatMuls are tried
+a rung lower: one by one in a small graph, in groups in a large one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ _ATTEMPTS = 6
 _TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
 _REFINEMENTS = 3  # Cheaper sets tried once one is within tolerance,
 _CLOSE = 0.8  # unless it is so close to it, or to one that is not.
-_SMALL = 10_000_000  # Multiplications per token up to which each MatMul's rung is tried by itself: some 50 graphs.
+_SMALL = 10_000_000  # Multiplications per token up to which each MatMul is tried a rung lower: some 50 graphs.
+_GROUPS = 6  # In a larger graph so many groups of them are,
+_LARGE = 1_000_000_000  # and in one above this none: to write and measure it takes minutes.
 
 Progress = Callable[[str, int, int], None]
 
@@ -159,8 +161,8 @@ def write_tuned_graph(
 
         while search.goes_on:
             search.note(measured(rungs.cheapest(search.allowed)))
-        if search.found and rungs.multiplications <= _SMALL:
-            _lower_each(rungs, raised[chosen], measured)
+        if search.found:
+            _lower_some(rungs, raised[chosen], measured)
         out_path.write_bytes(kept)
         keep, excess = raised[chosen], history[chosen].excess
     if weights.path is not None:
@@ -202,48 +204,54 @@ class _Rungs:
     """The ladder of every MatMul: what each rung costs, and the error it leaves."""
 
     def __init__(self, arch: Architecture, precision: str, damage: Mapping[str, Mapping[str, float]]) -> None:
-        self._base = precision
+        self.base = precision
         self._damage = damage
         self._work = _work(arch)
-        self.multiplications = sum(self._work.values())
-        """Multiplications per token of a graph."""
         self.worst = max(((name, rungs[precision]) for name, rungs in damage.items()), key=lambda item: item[1])
 
     def cost(self, keep: Mapping[str, str]) -> float:
         """Cost of a graph in that of one that keeps nothing."""
-        total = self.multiplications * COST[self._base]
-        return sum(work * COST[keep.get(name, self._base)] for name, work in self._work.items()) / total
+        total = sum(self._work.values()) * COST[self.base]
+        return sum(work * COST[keep.get(name, self.base)] for name, work in self._work.items()) / total
 
     def cheapest(self, allowed: float) -> dict[str, str]:
         """Raise MatMuls until the error is ``allowed`` times that of none raised, by what each step saves for its cost.
 
         Independent errors add up in squares.
         """
-        rung = dict.fromkeys(self._damage, self._base)
-        left = whole = sum(rungs[self._base] ** 2 for rungs in self._damage.values())
+        rung = dict.fromkeys(self._damage, self.base)
+        left = whole = sum(rungs[self.base] ** 2 for rungs in self._damage.values())
         while left > allowed**2 * whole:
             steps = [step for name, at in rung.items() for step in self._steps(name, at)]
             if not steps:
                 break
             _, saved, name, to = max(steps)
             rung[name], left = to, left - saved
-        return {name: at for name, at in rung.items() if at != self._base}
+        return {name: at for name, at in rung.items() if at != self.base}
 
-    def below(self, name: str, at: str) -> str | None:
-        """The next lower rung of a MatMul; None for the lowest."""
+    def below(self, name: str, at: str) -> str:
+        """The next lower rung of a MatMul that is raised."""
         rungs = [*self._damage[name]]
-        return rungs[rungs.index(at) - 1] if at != rungs[0] else None
+        return rungs[rungs.index(at) - 1]
 
-    def dearest(self, keep: Mapping[str, str]) -> list[str]:
-        """MatMuls that are raised, those on the dearest rung first, then by what a step down saves for its error."""
+    def to_lower(self, keep: Mapping[str, str]) -> list[list[str]]:
+        """MatMuls that are raised, in groups to be tried a rung lower together.
+
+        The dearest rung comes first, then what saves most for its error. A small graph is soon written and measured:
+        there each MatMul is a group. Of a larger one the dearest rung alone is tried, in ``_GROUPS`` groups.
+        """
 
         def saves(name: str) -> tuple[float, float]:
-            at = keep[name]
-            to = self.below(name, at) or at
+            at, to = keep[name], self.below(name, keep[name])
             error = self._damage[name][to] ** 2 - self._damage[name][at] ** 2
             return COST[at], self._work[name] * (COST[at] - COST[to]) / max(error, 1e-30)
 
-        return sorted(keep, key=saves, reverse=True)
+        names, work = sorted(keep, key=saves, reverse=True), sum(self._work.values())
+        if work <= _SMALL:
+            return [[name] for name in names]
+        dearest = [name for name in names if keep[name] == "fp32" and work <= _LARGE]
+        size = max(1, -(-len(dearest) // _GROUPS))
+        return [dearest[i : i + size] for i in range(0, len(dearest), size)]
 
     def _steps(self, name: str, at: str) -> list[tuple[float, float, str, str]]:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
@@ -256,19 +264,18 @@ class _Rungs:
         return found
 
 
-def _lower_each(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[str, str]], float]) -> None:
-    """Put one MatMul after the other a rung lower, where the tolerance holds without it.
+def _lower_some(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[str, str]], float]) -> None:
+    """Put some MatMuls after the others a rung lower, where the tolerance holds without what they were raised for.
 
     The search before this only asks how much error is left in all, and raises whatever saves most for its cost. What
     errors do together is not their sum: of some MatMuls the error is not missed.
     """
-    for name in rungs.dearest(keep):
-        to = rungs.below(name, keep[name])
-        if to is None:
-            continue
-        tried = keep | {name: to}
-        if rungs.below(name, to) is None:  # the lowest rung is that of all which are not raised
-            del tried[name]
+    for names in rungs.to_lower(keep):
+        tried = dict(keep)
+        for name in names:
+            tried[name] = rungs.below(name, keep[name])
+            if tried[name] == rungs.base:
+                del tried[name]  # the rung of all that are not raised
         if excess_of(tried) <= 1:
             keep = tried
 

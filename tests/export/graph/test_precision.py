@@ -15,7 +15,7 @@ from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import write_fast_graph
 from fsrm_lite.export.graph.precision import _fit as fit
-from fsrm_lite.export.graph.precision import _lower_each as lower_each
+from fsrm_lite.export.graph.precision import _lower_some as lower_some
 from fsrm_lite.export.graph.precision import _Rungs as Rungs
 from fsrm_lite.export.graph.precision import _Search as Search
 from fsrm_lite.export.graph.precision import calibration_rows, matmul_damage, write_tuned_graph
@@ -156,12 +156,25 @@ def test_each_matmul_is_put_a_rung_lower_where_the_tolerance_holds_without_it(mo
         return 0.9 if keep.get("a", "int8") != "int8" and "b" in keep else 1.1  # c is not needed at all
 
     kept = {"a": "fp32", "b": "int8x2", "c": "int8x2"}
-    assert rungs.dearest(kept) == ["a", "b", "c"]
-    assert [rungs.below("a", at) for at in ("fp32", "int8x2", "int8")] == ["int8x2", "int8", None]
-    lower_each(rungs, kept, excess_of)
+    assert rungs.to_lower(kept) == [["a"], ["b"], ["c"]]
+    assert [rungs.below("a", at) for at in ("fp32", "int8x2")] == ["int8x2", "int8"]
+    lower_some(rungs, kept, excess_of)
     within = [keep for keep in measured if keep.get("a", "int8") != "int8" and "b" in keep]
     assert within[-1] == {"a": "int8x2", "b": "int8x2"}
     assert len(measured) == len(kept)
+
+
+def test_a_larger_graph_has_few_groups_and_of_the_dearest_rung_alone(monkeypatch):
+    names, work = [f"m{i}" for i in range(20)], {}
+    monkeypatch.setattr("fsrm_lite.export.graph.precision._work", lambda arch: work)
+    work |= dict.fromkeys(names, 1e7)
+    rungs = Rungs(None, "int8", dict.fromkeys(names, DAMAGE["a"]))
+    groups = rungs.to_lower({name: "fp32" if i < 13 else "int8x2" for i, name in enumerate(names)})
+    assert [len(group) for group in groups] == [3, 3, 3, 3, 1]
+    assert {name for group in groups for name in group} == set(names[:13])
+    assert rungs.to_lower({"m1": "int8x2"}) == []
+    work |= dict.fromkeys(names, 1e8)
+    assert rungs.to_lower(dict.fromkeys(names, "fp32")) == []
 
 
 def _tried(excess_of, first: float) -> list[float]:
