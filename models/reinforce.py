@@ -1,21 +1,23 @@
 """Reinforces the slow verdict: the judge thinks freely, and right verdicts are made likelier than wrong ones.
 
-    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-3 --out checkpoints/fsrm-tiny-reinforced
+    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-3 --out checkpoints/fsrm-tiny-own/reinforced
 
 This is group-relative policy optimization (GRPO, arXiv 2402.03300); F/S-RM's training (arXiv 2603.20212) ends with such
 a step. For each pair, in both orders, a group of thoughts is sampled at temperature 1. A thought is rewarded with +1 if
 its verdict is right and with -1 otherwise, and counts by how far its reward lies above the mean of its group. Groups
 whose thoughts are all right or all wrong teach nothing and are left out. Between two such steps there is one ordinary
 step on all abilities, so that none is lost. Nothing is clipped: each thought is used once, by the model that wrote it
-or by one that is a few steps further. A run that was interrupted goes on behind its last whole turn.
+or by one that is a few steps further. Before the first turn and behind each, the share of right verdicts is measured on
+pairs of the calibration split. A run that was interrupted goes on behind its last whole turn.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,17 +29,22 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.models.data import Batch, Example, Packer
+from fsrm_lite.models.data import Batch, Example, Packer, held_out
 from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, read_samples
 from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
-from fsrm_lite.models.rounds import OWN_SHARE, ROUNDS
-from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states
+from fsrm_lite.models.rounds import CHECK_PROBLEMS, OWN_SHARE, ROUNDS
+from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states, learning_rate
 
-TURNS, PAIRS, THOUGHTS = 8, 150, 8
+TURNS, PAIRS, THOUGHTS = 6, 400, 8
 """Turns of sampling and learning, pairs in each turn, and thoughts about each order of a pair."""
 
-LEARNING_RATE = 2e-4
+CHECK_PAIRS, CHECK_THOUGHTS = 200, 4
+"""Calibration pairs on which a turn is measured, of written-in errors and of own samples each; thoughts per order."""
+
+LEARNING_RATE = 1e-4
+"""Of the first step; it falls to zero by the last one."""
+
 THINKING_TOKENS = 200
 
 
@@ -67,12 +74,12 @@ def drawn_pairs(rng: random.Random, samples: Sequence[Samples], count: int) -> I
 
 
 def think(
-    checkpoint: Path, encoder: PromptEncoder, pairs: Sequence[tuple[str, str, str]], seed: int
+    checkpoint: Path, encoder: PromptEncoder, pairs: Sequence[tuple[str, str, str]], n: int, seed: int
 ) -> tuple[list[list[int]], list[list[list[int]]], NDArray[np.float64]]:
     """Let the judge think about each pair in both orders.
 
     Returns:
-        The prompts, the ids of ``THOUGHTS`` thoughts for each, and their rewards, shape [prompts, thoughts].
+        The prompts, the ids of ``n`` thoughts for each, and their rewards, float64, shape [prompts, thoughts].
     """
     verdict = encoder.manifest.templates["pairwise_slow"].verdict
     if verdict is None:
@@ -82,12 +89,37 @@ def think(
         prompts += [encoder.pairwise_slow(question, right, wrong), encoder.pairwise_slow(question, wrong, right)]
         wanted += [verdict.prefix + choice + verdict.suffix for choice in verdict.choices]
     with TemporaryDirectory() as folder, closing(judge_of(checkpoint, encoder, Path(folder))) as judge:
-        groups = judge.generate(prompts, n=THOUGHTS, max_tokens=THINKING_TOKENS, temperature=1.0, seed=seed)
+        groups = judge.generate(prompts, n=n, max_tokens=THINKING_TOKENS, temperature=1.0, seed=seed)
+    # The text of a generation has no control tokens, so that the close of the thought is not in it.
     rewards = [
-        [1.0 if written.text.rpartition(verdict.close)[2].strip() == want else -1.0 for written in group]
+        [1.0 if written.text.endswith(want) else -1.0 for written in group]
         for group, want in zip(groups, wanted, strict=True)
     ]
     return prompts, [[list(written.ids) for written in group] for group in groups], np.array(rewards)
+
+
+def check_pairs(samples: Sequence[Samples]) -> dict[str, list[tuple[str, str, str]]]:
+    """Return questions with a right and a wrong response of the calibration split, which nothing is learned from."""
+    rng = random.Random("reinforce-check")
+    written = held_out("calibration", CHECK_PAIRS)
+    own = rng.choices(samples, k=CHECK_PAIRS)
+    return {
+        "written": [(pair.problem.question, pair.chosen.text, pair.rejected.text) for pair in written],
+        "own": [(one.problem.question, one.draw(rng, True).text, one.draw(rng, False).text) for one in own],
+    }
+
+
+def check(
+    checkpoint: Path, encoder: PromptEncoder, pairs: Mapping[str, Sequence[tuple[str, str, str]]]
+) -> dict[str, float]:
+    """Return for each kind of pairs the share of right verdicts, and of pairs whose verdicts are right in majority."""
+    figures = {}
+    for name, these in pairs.items():
+        _, _, rewards = think(checkpoint, encoder, these, CHECK_THOUGHTS, seed=12345)
+        votes = rewards.reshape(len(these), -1).sum(axis=1)  # both orders of a pair stand behind each other
+        figures[f"{name}_verdicts"] = float((rewards > 0).mean())
+        figures[f"{name}_majority"] = float((votes > 0).mean() + 0.5 * (votes == 0).mean())
+    return figures
 
 
 def batches_of(
@@ -126,7 +158,7 @@ def learn(trainer: Trainer, batch: Batch) -> None:
     """Take one step towards the thoughts with a positive weight and away from those with a negative one."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE
+            group["lr"] = learning_rate(trainer.step, trainer.settings)
         optimizer.zero_grad(set_to_none=True)
     device = torch.device(trainer.device)
     with trainer.autocast:
@@ -150,28 +182,41 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
     for number in range(1, len(ROUNDS) + 1):
         path = checkpoint.parent / f"round-{number}" / "train.jsonl"
         samples += read_samples(path, problems_of("train", ROUNDS[number - 1].problems, number))
-    # The learning rate of ordinary steps falls to zero by the last of them; there are at most 30 in a turn.
-    settings = Settings(seed=99, steps=30 * turns, learning_rate=LEARNING_RATE, warmup=10)
+    settings = Settings(seed=99, steps=turns, learning_rate=LEARNING_RATE, warmup=10)
     trainer = Trainer(out, settings, "cpu", start=checkpoint)
     encoder = encoder_of(checkpoint)
     maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, CPU_ROWS, samples, OWN_SHARE)
+    number = len(ROUNDS)
+    checked = read_samples(
+        checkpoint.parent / f"round-{number}" / "check.jsonl", problems_of("calibration", CHECK_PROBLEMS, number)
+    )
+    pairs = check_pairs(checked)
     log = out / "reinforce.jsonl"
-    done = len(log.read_text().splitlines()) if log.exists() else 0
+
+    def tell(figures: dict[str, float]) -> None:
+        """Write a line of figures to the log and to the terminal."""
+        with log.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+        click.echo(json.dumps(figures), err=True)
+
     trainer.export_ready()
-    for turn in range(done, turns):
+    lines = log.read_text().splitlines() if log.exists() else []
+    if not lines:
+        tell({"turn": 0, **check(out, encoder, pairs)})
+    for turn in range(max(0, len(lines) - 1), turns):
         rng = random.Random(f"reinforce-{turn}")
-        prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), seed=turn)
+        prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), THOUGHTS, seed=turn)
         stop = trainer.manifest.stop_ids[0]
         parts = list(batches_of(prompts, thoughts, advantages(rewards), stop, CPU_ROWS, rng))
+        # How many steps there will be is known only now: as many in each turn to come as in this one.
+        trainer.settings = replace(trainer.settings, steps=trainer.step + (turns - turn) * len(parts))
         for batch in tqdm(parts, desc=f"turn {turn + 1} of {turns}", unit="step", mininterval=5):
             learn(trainer, batch)
             trainer.update(maker.batch(trainer.step))
         trainer.export_ready()
         trainer.save()
-        right = {"turn": turn + 1, "right": float((rewards > 0).mean()), "steps": len(parts)}
-        with log.open("a") as file:
-            file.write(json.dumps(right) + "\n")
-        click.echo(json.dumps(right), err=True)
+        right = float((rewards > 0).mean())
+        tell({"turn": turn + 1, "steps": len(parts), "right": right, **check(out, encoder, pairs)})
 
 
 if __name__ == "__main__":

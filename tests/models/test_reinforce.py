@@ -1,6 +1,7 @@
 """Reinforcing verdicts: what counts as better than the rest of its group, and which tokens learn from it."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,3 +38,20 @@ def test_only_written_tokens_learn_and_a_thought_that_was_cut_off_has_no_stop_to
         (1, 2, 3, 6, 99): [0, 0, -1, -1, 0],
         (4, 5, *long): [0, *[0.5] * len(long), 0],
     }
+
+
+def test_a_thought_is_rewarded_by_the_verdict_that_it_ends_with_in_both_orders(rm, monkeypatch):
+    def generate(prompts, *, n, **settings):
+        texts = ["so 7\n\n\\boxed{Assistant 1}", "so 7\n\n\\boxed{Assistant 2}", "\\boxed{Assistant 1} and on"]
+        return [[SimpleNamespace(text=text, ids=(1, 2)) for text in texts[:n]] for _ in prompts]
+
+    judge = SimpleNamespace(generate=generate, close=lambda: None)
+    monkeypatch.setattr(reinforce, "judge_of", lambda *_: judge)
+    pairs = [("How many?", "7 pens", "8 pens"), ("And now?", "1 cup", "no cups")]
+    prompts, thoughts, rewards = reinforce.think(None, rm.judge_encoder, pairs, 3, seed=0)
+    assert len(prompts) == len(thoughts) == 4
+    assert prompts[0] == rm.judge_encoder.pairwise_slow("How many?", "7 pens", "8 pens")
+    assert prompts[1] == rm.judge_encoder.pairwise_slow("How many?", "8 pens", "7 pens")
+    assert rewards.tolist() == [[1, -1, -1], [-1, 1, -1]] * 2
+    figures = reinforce.check(None, rm.judge_encoder, {"own": pairs})
+    assert figures == {"own_verdicts": pytest.approx(1 / 3), "own_majority": 0.0}
