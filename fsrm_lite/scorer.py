@@ -167,6 +167,7 @@ class FastSlowRM:
             threads=threads,
             process=judge_process,
             on_crash=on_judge_crash,
+            give_way=self.fast.precedence.give_way,
         )
 
     @classmethod
@@ -555,7 +556,9 @@ class FastSlowRM:
 
     @property
     def judge_engine(self) -> EngineChoice:
-        """The runtime that the judge thinks with, and why; nothing is loaded.
+        """The runtime that the judge thinks with, and why.
+
+        Nothing is loaded, but for the graph of a judge that has a bundle of its own and no GGUF file.
 
         Raises:
             JudgeUnavailableError: If only llama-cpp-python could think, and it cannot be used here.

@@ -4,11 +4,12 @@
 
 This is group-relative policy optimization (GRPO, arXiv 2402.03300); F/S-RM's training (arXiv 2603.20212) ends with such
 a step. For each pair, in both orders, a group of thoughts is sampled at temperature 1. A thought is rewarded with +1 if
-its verdict is right and with -1 otherwise, and counts by how far its reward lies above the mean of its group. Groups
-whose thoughts are all right or all wrong teach nothing and are left out. Between two such steps there is one ordinary
-step on all abilities, so that none is lost. Nothing is clipped: each thought is used once, by the model that wrote it
-or by one that is a few steps further. Before the first turn and behind each, the share of right verdicts is measured on
-pairs of the calibration split. A run that was interrupted goes on behind its last whole turn.
+it ends with the right verdict behind its close and with -1 otherwise, and counts by how far its reward lies above the
+mean of its group. Groups whose thoughts are all right or all wrong teach nothing and are left out. Between two such
+steps there is one ordinary step on all abilities, so that none is lost. Nothing is clipped: each thought is used once,
+by the model that wrote it or by one that is a few steps further. Before the first turn and behind each, the share of
+right verdicts is measured on pairs of the calibration split. A run that was interrupted goes on behind its last whole
+turn.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CHECK_PAIRS, CHECK_THOUGHTS = 200, 4
 """Calibration pairs on which a turn is measured, of written-in errors and of own samples each; thoughts per order."""
 
 LEARNING_RATE = 1e-4
-"""Of the first step; it falls to zero by the last one."""
+"""The highest, behind ten steps of warm-up; it falls to zero by the last step."""
 
 THINKING_TOKENS = 200
 
@@ -87,12 +88,14 @@ def think(
     prompts, wanted = [], []
     for question, right, wrong in pairs:
         prompts += [encoder.pairwise_slow(question, right, wrong), encoder.pairwise_slow(question, wrong, right)]
-        wanted += [verdict.prefix + choice + verdict.suffix for choice in verdict.choices]
+        wanted += [
+            tuple(encoder.encode_template(verdict.close + verdict.prefix + choice + verdict.suffix))
+            for choice in verdict.choices
+        ]
     with TemporaryDirectory() as folder, closing(judge_of(checkpoint, encoder, Path(folder))) as judge:
         groups = judge.generate(prompts, n=n, max_tokens=THINKING_TOKENS, temperature=1.0, seed=seed)
-    # The text of a generation has no control tokens, so that the close of the thought is not in it.
     rewards = [
-        [1.0 if written.text.endswith(want) else -1.0 for written in group]
+        [1.0 if tuple(written.ids)[-len(want) :] == want else -1.0 for written in group]
         for group, want in zip(groups, wanted, strict=True)
     ]
     return prompts, [[list(written.ids) for written in group] for group in groups], np.array(rewards)
@@ -200,10 +203,10 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
         click.echo(json.dumps(figures), err=True)
 
     trainer.export_ready()
-    lines = log.read_text().splitlines() if log.exists() else []
-    if not lines:
+    told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not told:
         tell({"turn": 0, **check(out, encoder, pairs)})
-    for turn in range(max(0, len(lines) - 1), turns):
+    for turn in range(max((line["turn"] for line in told), default=0), turns):
         rng = random.Random(f"reinforce-{turn}")
         prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), THOUGHTS, seed=turn)
         stop = trainer.manifest.stop_ids[0]
@@ -215,8 +218,8 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
             trainer.update(maker.batch(trainer.step))
         trainer.export_ready()
         trainer.save()
-        right = float((rewards > 0).mean())
-        tell({"turn": turn + 1, "steps": len(parts), "right": right, **check(out, encoder, pairs)})
+        tell({"turn": turn + 1, "steps": len(parts), "right": float((rewards > 0).mean())})
+        tell({"turn": turn + 1, **check(out, encoder, pairs)})
 
 
 if __name__ == "__main__":

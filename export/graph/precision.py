@@ -192,7 +192,8 @@ class _Search:
         if self.found:
             self._refinements -= 1
             close = self._enough > _CLOSE * self._too_much or _CLOSE < excess <= 1
-            self.goes_on = self._refinements >= 0 and not close
+            # Where everything had to be raised, nothing lies between that and what did not suffice.
+            self.goes_on = self._refinements >= 0 and not close and self._enough > 0
             self.allowed = float(np.sqrt(self._enough * self._too_much))
         else:
             self.goes_on = self.allowed > 0

@@ -29,12 +29,6 @@ from fsrm_lite.cli.models import model_options, open_model
 @click.option("--max-body-mb", type=click.FloatRange(0.001), default=16.0, show_default=True, help="Of one request.")
 @click.option("--max-waiting", type=click.IntRange(1), default=4096, show_default=True, help="Responses in the queue.")
 @click.option("--max-thoughts", type=click.IntRange(1), default=64, show_default=True, help="Requests that may think.")
-@click.option(
-    "--spare-thoughts/--no-spare-thoughts",
-    default=True,
-    show_default=True,
-    help="Thoughts get only the processor time that nothing else wants, so that fast requests do not notice them.",
-)
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request.")
 @model_options
 def serve(**options: Any) -> None:  # noqa: ANN401 - click's options
@@ -54,14 +48,13 @@ def serve(**options: Any) -> None:  # noqa: ANN401 - click's options
         body_bytes=round(options.pop("max_body_mb") * 2**20),
         waiting=options.pop("max_waiting"),
         thoughts=options.pop("max_thoughts"),
-        spare_thoughts=options.pop("spare_thoughts"),
     )
     if access_log:
         _log_access()
     judge = options["judge"]
     with open_model(options) as model:
-        can_solve = model.can_think and "solve" in model.bundle.judge().manifest.templates
-        wanted = reasoner or ("solve" if can_solve else None)
+        solves = "solve" in model.bundle.judge().manifest.templates
+        wanted = reasoner or ("solve" if solves and model.can_think else None)
         answering = None if wanted is None else open_reasoner(wanted, model=model)
         server = make_server(
             model,

@@ -19,6 +19,7 @@ from fsrm_lite.gate import Decision, Gate
 from fsrm_lite.runtimes.onnx.graph import Graph
 from fsrm_lite.runtimes.onnx.graph_file import check_graph_file
 from fsrm_lite.runtimes.opening import GGUF_SUFFIX, EngineSource, open_reader
+from fsrm_lite.runtimes.precedence import Precedence
 from fsrm_lite.runtimes.reading import FastReading, FollowedText, Reader
 from fsrm_lite.types import Comparison, Prompt, Score
 
@@ -80,6 +81,8 @@ class FastPath:
             check_graph_file(path, bundle.beside("fast_data"))
         self._model: Reader = open_reader(path, manifest.vocab_size, manifest.fast_label_ids, manifest.encoder, threads)
         self._model.check(manifest.vocab_size, manifest.fast_label_ids, manifest.head)
+        self.precedence = Precedence()
+        """Lets what is read here go before the next step of a thought."""
 
     @property
     def opened(self) -> EngineSource | None:
@@ -181,11 +184,13 @@ class FastPath:
     def _read(self, rows: Sequence[Sequence[int]]) -> list[FastReading]:
         """Return one reading per row: of all rows together, or of each apart from the others."""
         calls = [[row] for row in rows] if self._apart else [rows] if rows else []
-        return [reading for call in calls for reading in self._model.read(call)]
+        with self.precedence.reading():
+            return [reading for call in calls for reading in self._model.read(call)]
 
     def readings(self, sequences: Sequence[Sequence[int]], *, hidden: bool = False) -> list[FastReading]:
         """Return the runtime's own readings, for a critic that uses hidden states; see ``Reader.read``."""
-        return self._model.read(sequences, hidden=hidden)
+        with self.precedence.reading():
+            return self._model.read(sequences, hidden=hidden)
 
     def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
         """Return how likely the model finds some tokens of a sequence, for a critic; see ``Reader.follow``."""

@@ -24,7 +24,15 @@ from urllib.parse import urlsplit
 
 from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import MAX_VOTES, MIN_TEMPERATURE, expect, is_number, is_whole, make_plain
-from fsrm_lite.errors import FsrmError, InputError, MisuseError, ReasonerError, one_line
+from fsrm_lite.errors import (
+    BundleError,
+    FsrmError,
+    InputError,
+    JudgeUnavailableError,
+    MisuseError,
+    ReasonerError,
+    one_line,
+)
 from fsrm_lite.jsonl import parse_json
 
 if TYPE_CHECKING:
@@ -217,14 +225,15 @@ class SolveReasoner:
 
         Raises:
             InputError: If its bundle has no template ``solve``.
-            BundleError: If neither of its bundle's files can write.
+            BundleError: If neither of its bundle's files can write, or the one that would is missing or damaged.
             JudgeUnavailableError: If only llama-cpp-python could write, and it cannot be used here.
         """
         manifest = model.bundle.judge().manifest
         if "solve" not in manifest.templates:
             raise InputError(f"the bundle {manifest.name!r} cannot solve: it has no template 'solve'")
-        _ = model.judge_engine  # raises where nothing can write
-        self._model = model
+        if model.judge_engine.engine == "llama.cpp":
+            model.bundle.judge().path("slow")  # fetched and checked now
+        self._model, self._encoder = model, model.judge_encoder
 
     def prompt_ids(self, task: Task) -> list[int]:
         """Return the token ids after which the model writes its answer.
@@ -233,7 +242,7 @@ class SolveReasoner:
             InputError: If the question is unusable.
             ContextOverflowError: If it does not fit into the model's context.
         """
-        return self._model.judge_encoder.solve(task.question)
+        return self._encoder.solve(task.question)
 
     def propose(self, tasks: Sequence[Task], sampling: Sampling, *, watch: Watch | None = None) -> list[list[Proposal]]:
         """Return ``sampling.n`` proposals per task, at most 256; see ``Reasoner``. All are decoded in one batch.
@@ -255,8 +264,8 @@ class SolveReasoner:
                 seed=sampling.seed,
                 watch=watch,
             )
-        except MisuseError:
-            raise
+        except (MisuseError, BundleError, JudgeUnavailableError):
+            raise  # another question would meet the same
         except FsrmError as error:
             raise ReasonerError(f"the bundle cannot solve: {error}") from error
         return [[Proposal(g.text.strip(), g.tokens) for g in group] for group in groups]

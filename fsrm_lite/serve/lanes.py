@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -246,18 +244,14 @@ class _Call:
 class SlowLane(_Lane[_Call]):
     """Runs calls of the judge, one after another, in the order in which they came."""
 
-    def __init__(self, *, most: int, spare: bool = True) -> None:
+    def __init__(self, *, most: int) -> None:
         """Keep the limit.
 
         Args:
             most: Most calls that may wait or run.
-            spare: Whether calls get only the processor time that nothing else wants. A thought takes seconds, so that
-                it loses little by giving way; a fast request, which takes milliseconds, would take three times as long
-                beside it. It needs Linux, and holds for threads and processes that a call starts: for the judge, if it
-                was not loaded before.
         """
         super().__init__("fsrm-slow-lane")
-        self._most, self._spare = most, spare
+        self._most = most
         self._running: _Call | None = None
         self._mean_s = 1.0  # of the latest calls, to tell a client when to come again
 
@@ -307,14 +301,6 @@ class SlowLane(_Lane[_Call]):
             with self._changed, contextlib.suppress(ValueError):
                 self._queue.remove(call)
             raise
-
-    def _run(self) -> None:
-        if self._spare and sys.platform == "linux":
-            with contextlib.suppress(OSError):  # forbidden here: thoughts are scheduled like everything else then
-                os.sched_setscheduler(
-                    0, os.SCHED_IDLE, os.sched_param(0)
-                )  # of this thread, and of those that it starts
-        super()._run()
 
     def _work(self) -> None:
         with self._changed:

@@ -47,7 +47,6 @@ class Limits:
         body_seconds: Longest time for a client to send a body.
         idle_seconds: Longest time for a client to begin a request, or to take the next part of an answer.
         stop_seconds: Longest time for requests that run to be finished when the server is stopped.
-        spare_thoughts: Whether thoughts get only the processor time that nothing else wants; see ``SlowLane``.
     """
 
     body_bytes: int = 16 * 2**20
@@ -57,13 +56,12 @@ class Limits:
     body_seconds: float = 30.0
     idle_seconds: float = 30.0
     stop_seconds: float = 30.0
-    spare_thoughts: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that are not above 0."""
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if not value > 0 and name != "spare_thoughts":
+            if not value > 0:
                 raise InputError(f"the limit {name} is {value!r}, expected a number above 0")
 
 
@@ -163,7 +161,7 @@ class Service:
         self.fast = FastLane(
             lambda items: model.read(items), most=self.limits.waiting, on_batch=self.metrics.batch.observe
         )
-        self.slow = SlowLane(most=self.limits.thoughts, spare=self.limits.spare_thoughts)
+        self.slow = SlowLane(most=self.limits.thoughts)
         self.ready = False
         self.metrics.watch_lane("fast", lambda: self.fast.waiting)
         self.metrics.watch_lane("slow", lambda: self.slow.waiting)

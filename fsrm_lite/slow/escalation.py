@@ -56,6 +56,7 @@ class SlowPath:
         threads: int | None,
         process: Literal["inline", "subprocess"],
         on_crash: Literal["raise", "fast"],
+        give_way: Callable[[float], None],
     ) -> None:
         """Keep the settings. Nothing is loaded yet, and llama_cpp is not imported.
 
@@ -67,13 +68,15 @@ class SlowPath:
             threads: Compute threads of the judge; see ``Judge``.
             process: "inline" or "subprocess"; see ``Judge``.
             on_crash: With "raise" a crash of the judge is raised; with "fast" the fast results stand.
+            give_way: Waits for what has precedence over a thought; see ``Judge``.
         """
         self._bundle, self._encoder, self._opened, self._engine = bundle, encoder, opened, engine
         self._threads, self._process, self._on_crash = threads, process, on_crash
+        self._give_way = give_way
         self._judge: Judge | None = None
         self._own_graph: Graph | None = None
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock, self._graph_lock = threading.Lock(), threading.Lock()
         self._warned = self._closed = False
 
     @property
@@ -89,7 +92,13 @@ class SlowPath:
             if self._judge is None:
                 choice = self.choice()
                 logger.info("loading the judge into %s (%s)", choice.engine, choice.why)
-                self._judge = Judge(self._source(choice), self.encoder, threads=self._threads, process=self._process)
+                self._judge = Judge(
+                    self._source(choice),
+                    self.encoder,
+                    threads=self._threads,
+                    process=self._process,
+                    give_way=self._give_way,
+                )
             return self._judge
 
     @cached_property
@@ -117,14 +126,17 @@ class SlowPath:
         half = self.half
         if half is self._bundle:
             return self._opened if isinstance(self._opened, Graph) else None
-        if self._own_graph is None and (path := half.path("fast")).suffix != GGUF_SUFFIX:
-            check_graph_file(path, half.beside("fast_data"))
-            opener = Owner("fsrm-judge-graph")  # whoever opens a graph has its arithmetic changed, see ``Graph``
-            try:
-                self._own_graph = opener.submit(Graph, path, self._threads).result()
-            finally:
-                opener.close()
-        return self._own_graph
+        with self._graph_lock:
+            if self._closed:
+                raise MisuseError("this model was closed; open another one")
+            if self._own_graph is None and (path := half.path("fast")).suffix != GGUF_SUFFIX:
+                check_graph_file(path, half.beside("fast_data"))
+                opener = Owner("fsrm-judge-graph")  # whoever opens a graph has its arithmetic changed, see ``Graph``
+                try:
+                    self._own_graph = opener.submit(Graph, path, self._threads).result()
+                finally:
+                    opener.close()
+            return self._own_graph
 
     def _graph_can_think(self) -> bool:
         graph = self._graph()
@@ -180,7 +192,7 @@ class SlowPath:
         """Free the judge. Safe to repeat. In a forked process it is left to the one that opened it."""
         if os.getpid() != self._pid:
             return
-        with self._lock:
+        with self._lock, self._graph_lock:
             self._closed = True
             if self._judge is not None:
                 self._judge.close()

@@ -15,7 +15,7 @@ But the last bits of the arithmetic may depend on what else is in a batch, most 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,7 @@ class Judge:
         *,
         threads: int | None = None,
         process: Literal["inline", "subprocess"] = "inline",
+        give_way: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Load the model.
 
@@ -70,6 +71,8 @@ class Judge:
                 process: whatever kills the runtime then raises ``JudgeCrashed`` here, and the next call starts a new
                 child. A child that has not answered 20 seconds after the deadline of a call (because it is stopped or
                 hangs) is killed.
+            give_way: Called before each step with the longest time that it may wait for what matters more; see
+                ``Precedence``. Not called in a child process.
 
         Raises:
             BundleError: If the model is damaged, of an unusable kind, or has another vocabulary than the manifest.
@@ -81,9 +84,12 @@ class Judge:
         self.encoder = encoder
         """The tokenizer and the templates of the model."""
         self._manifest = encoder.manifest
-        runner = InlineRunner if process == "inline" else SubprocessRunner
         opened = Path(source) if isinstance(source, str) else source
-        self._runner: Runner = runner(opened, encoder.decode, threads=threads)
+        self._runner: Runner
+        if process == "inline":
+            self._runner = InlineRunner(opened, encoder.decode, threads=threads, give_way=give_way)
+        else:
+            self._runner = SubprocessRunner(opened, encoder.decode, threads=threads)
         self._forms: dict[str, VerdictForm] = {}
         if self._runner.vocab_size != self._manifest.vocab_size:
             self._runner.close()

@@ -19,11 +19,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fsrm_lite.runtimes.engine import Engine, Interrupted
+from fsrm_lite.runtimes.engine import Engine, Interrupted, Outputs
 from fsrm_lite.slow.sampling import draw
 from fsrm_lite.slow.streams import Streams
 from fsrm_lite.slow.verdicts import choice_follows, find_choice, find_close
 from fsrm_lite.types import Completion, Decoding, Job, VerdictForm, WatchIds
+
+PATIENCE = 3.0
+"""How long a step waits for what has precedence, at most, in steps: a thought takes at most four times as long."""
 
 WATCH_SECONDS = 0.08
 """Least time between two calls of a watch: often enough for an eye, and too seldom to slow the decoding down."""
@@ -78,6 +81,7 @@ class Scheduler:
         stop_ids: Ids at which a text ends.
         streams: Most jobs that run at once.
         cells: Tokens that a stream can hold; no job may need more.
+        give_way: Called before each step with the seconds that it may wait.
     """
 
     engine: Engine
@@ -86,11 +90,13 @@ class Scheduler:
     stop_ids: tuple[int, ...]
     streams: int
     cells: int
+    give_way: Callable[[float], None] = lambda seconds: None
     _slots: list[_Running | None] = field(init=False)
     _held: list[NDArray[np.int32]] = field(init=False)
     _closing: _Texts = field(init=False, default_factory=dict)
     # Whether a stream has become free or has ids to be computed, so that ``_admit`` is called before the next step.
     _changed: bool = field(init=False, default=True)
+    _step_seconds: float = field(init=False, default=0.0)  # of the last step
 
     def __post_init__(self) -> None:
         """Reserve the streams."""
@@ -126,7 +132,7 @@ class Scheduler:
                     watched = now
                     if not watch(self._written(rows)):
                         raise Interrupted
-                logits = self.engine.decode(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
+                logits = self._step(rows.token[:live], rows.position[:live], rows.index[:live], outputs=True)
                 drawn = draw(self.decoding, logits, rows.noise(live))
                 for i in rows.write(live, drawn):
                     self._attend(i, int(drawn[i]), logits[i], feed, rows)
@@ -135,6 +141,16 @@ class Scheduler:
                 if slot is not None:
                     self._finish(i, feed, rows, finished=False)
             return False
+
+    def _step(
+        self, tokens: NDArray[np.int32], positions: NDArray[np.int32], streams: NDArray[np.int32], *, outputs: Outputs
+    ) -> NDArray[np.float32]:
+        """Let the engine decode, when what has precedence is done or has been waited for long enough."""
+        self.give_way(PATIENCE * self._step_seconds)
+        began = time.monotonic()
+        logits = self.engine.decode(tokens, positions, streams, outputs=outputs)
+        self._step_seconds = time.monotonic() - began
+        return logits
 
     def _written(self, rows: Streams) -> dict[int, list[int]]:
         """Return the ids written so far of the jobs that are running, by job number."""
@@ -216,7 +232,7 @@ class Scheduler:
         )
         for at in range(0, len(tokens), self.engine.batch_tokens):
             part = slice(at, at + self.engine.batch_tokens)
-            self.engine.decode(tokens[part], positions[part], streams[part], outputs=False)
+            self._step(tokens[part], positions[part], streams[part], outputs=False)
 
     def _attend(self, i: int, token: int, logits: NDArray[np.float32], feed: Feed, rows: Streams) -> None:
         """Handle a text that may have ended its thought, given its verdict, stopped, or used up its budget.

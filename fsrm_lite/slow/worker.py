@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Protocol
@@ -61,15 +62,23 @@ class Runner(Protocol):
 class InlineRunner:
     """Runs the engine on one thread of this process, the owner thread."""
 
-    def __init__(self, source: EngineSource, to_text: ToText, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: EngineSource,
+        to_text: ToText,
+        *,
+        threads: int | None = None,
+        give_way: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         """Start the owner thread and load the model on it; ``open_engine`` says which errors there may be.
 
         Args:
             source: What the engine is made of.
             to_text: Turns token ids into text.
             threads: Compute threads; see the engine.
+            give_way: Called before each step; see ``Judge``.
         """
-        self._to_text = to_text
+        self._to_text, self._give_way = to_text, give_way
         self._owner = Owner("fsrm-judge")
         self._lock = threading.Lock()
         self._current: Future[Answer] | None = None
@@ -142,7 +151,9 @@ class InlineRunner:
         cells = max(job.room for job in jobs)
         affordable = memory_bytes() // _CACHE_SHARE // max(cells * engine.cell_bytes, 1)
         streams = max(1, min(len(jobs), MAX_PARALLEL, affordable))
-        scheduler = Scheduler(engine, self._to_text, request.decoding, request.stop_ids, streams, cells)
+        scheduler = Scheduler(
+            engine, self._to_text, request.decoding, request.stop_ids, streams, cells, give_way=self._give_way
+        )
         referee = Referee(request)
         if due is None:
             return referee.completions, scheduler.run(referee, watch=watch)

@@ -103,5 +103,10 @@ def readable_model(folder, context=400):
     fast = CountingFast(tokenizer.token_to_id("+"))
     encoder = PromptEncoder(path, manifest)
     return SimpleNamespace(
-        bundle=bundle, fast=fast, encoder=encoder, judge_engine=None, judge_encoder=encoder, close=lambda: None
+        bundle=bundle,
+        fast=fast,
+        encoder=encoder,
+        judge_engine=SimpleNamespace(engine="onnx"),
+        judge_encoder=encoder,
+        close=lambda: None,
     )

@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import re
+import shutil
 import threading
 import time
 import urllib.request
@@ -14,7 +15,7 @@ import pytest
 from helpers.loops import FakeRM, readable_model
 
 from fsrm_lite import FastSlowRM
-from fsrm_lite.errors import DataFormatError, InputError, JudgeError, ReasonerError
+from fsrm_lite.errors import BundleError, DataFormatError, InputError, JudgeError, ReasonerError
 from fsrm_lite.loops.critic import REJECTED, Review, RewardCritic, SelfCritic
 from fsrm_lite.loops.distill import Trace, distill, read_traces
 from fsrm_lite.loops.loop import LoopOutcome, ReasoningLoop
@@ -114,6 +115,18 @@ def test_solve_reasoner_loads_the_judge_when_it_is_asked():
         assert model._slow._judge is None
         assert reasoner.propose([Task("a")], Sampling(max_tokens=2))[0]
         assert model._slow._judge is not None
+
+
+def test_solve_reasoner_refuses_a_damaged_slow_file_before_it_is_asked(tmp_path):
+    with FastSlowRM.from_pretrained(threads=1) as model:
+        shutil.copytree(model.bundle.path("fast").parents[1], tmp_path / "bundle")
+    path = tmp_path / "bundle" / "slow" / "model.gguf"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    damaged = FastSlowRM.from_pretrained(tmp_path / "bundle", threads=1, judge_engine="llama.cpp")
+    with damaged as model, pytest.raises(BundleError, match=r"model\.gguf"):
+        SolveReasoner(model)
 
 
 def test_solve_reasoner_needs_the_template(tmp_path):

@@ -42,16 +42,17 @@ def test_only_written_tokens_learn_and_a_thought_that_was_cut_off_has_no_stop_to
 
 def test_a_thought_is_rewarded_by_the_verdict_that_it_ends_with_in_both_orders(rm, monkeypatch):
     def generate(prompts, *, n, **settings):
-        texts = ["so 7\n\n\\boxed{Assistant 1}", "so 7\n\n\\boxed{Assistant 2}", "\\boxed{Assistant 1} and on"]
-        return [[SimpleNamespace(text=text, ids=(1, 2)) for text in texts[:n]] for _ in prompts]
+        first, second = "\\boxed{Assistant 1}", "\\boxed{Assistant 2}"
+        texts = [f"so 7</think>\n\n{first}", f"so 7</think>\n\n{second}", f"</think>\n\n{first} 1", f"so\n\n{first}"]
+        return [[SimpleNamespace(ids=tuple(rm.judge_encoder.encode_template(text))) for text in texts] for _ in prompts]
 
     judge = SimpleNamespace(generate=generate, close=lambda: None)
     monkeypatch.setattr(reinforce, "judge_of", lambda *_: judge)
     pairs = [("How many?", "7 pens", "8 pens"), ("And now?", "1 cup", "no cups")]
-    prompts, thoughts, rewards = reinforce.think(None, rm.judge_encoder, pairs, 3, seed=0)
+    prompts, thoughts, rewards = reinforce.think(None, rm.judge_encoder, pairs, 4, seed=0)
     assert len(prompts) == len(thoughts) == 4
     assert prompts[0] == rm.judge_encoder.pairwise_slow("How many?", "7 pens", "8 pens")
     assert prompts[1] == rm.judge_encoder.pairwise_slow("How many?", "8 pens", "7 pens")
-    assert rewards.tolist() == [[1, -1, -1], [-1, 1, -1]] * 2
+    assert rewards.tolist() == [[1, -1, -1, -1], [-1, 1, -1, -1]] * 2
     figures = reinforce.check(None, rm.judge_encoder, {"own": pairs})
-    assert figures == {"own_verdicts": pytest.approx(1 / 3), "own_majority": 0.0}
+    assert figures == {"own_verdicts": 0.25, "own_majority": 0.0}

@@ -1,8 +1,6 @@
 """The lanes: who is read together, who waits for whom, and what becomes of those who give up."""
 
 import asyncio
-import os
-import sys
 import threading
 
 import pytest
@@ -205,26 +203,4 @@ def test_a_thought_that_fails_leaves_the_lane_at_work():
         assert await lane.run(lambda stopped: 5) == 5
         lane.close()
 
-    asyncio.run(main())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for what nothing else wants")
-@pytest.mark.parametrize("spare", [True, False])
-def test_thoughts_and_the_threads_that_they_start_get_spare_time_only(spare):
-    async def main():
-        lane = SlowLane(most=3, spare=spare)
-        lane.start()
-
-        def policies(stopped):
-            found = [os.sched_getscheduler(0)]
-            thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
-            thread.start()
-            thread.join()
-            return found
-
-        wanted = os.SCHED_IDLE if spare else os.SCHED_OTHER
-        assert await lane.run(policies) == [wanted, wanted]
-        lane.close()
-
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
     asyncio.run(main())
