@@ -13,10 +13,11 @@ from collections import Counter
 from fsrm_lite import FastSlowRM
 
 QUESTIONS = (
+    "Work out (12 - 7 - 4) * 2.",
     "One of the books costs 2 coins and one of the apples costs 2 coins. Tom buys 4 books and 1 apples. "
     "Tom has 12 coins. How many coins are left for Tom?",
-    "Work out (2 + 1 + 1) * 2 + 9.",
-    "Find the value of (4 - 1 + 5) * 3.",
+    "Ian has 11 eggs. Cal has 9 more than Ian. Raj has 1 more than Cal. Sue has 2 fewer than Raj. "
+    "How many eggs does Sue have?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
 )
