@@ -5,8 +5,8 @@ scaled (``smoothing``) and how the weights are rounded (``rounding``); neither c
 rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed alone
 on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its layer's
 output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at the
-least cost, written and measured, with less and less error allowed until the tolerance holds. At last MatMuls are tried
-a rung lower: one by one in a small graph, in groups in a large one.
+least cost, written and measured, with less and less error allowed until the tolerance holds. At last MatMuls at
+fp32 are tried a rung lower: one by one in a small graph, in groups in a large one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ATTEMPTS = 6
 _TIGHTER = 0.8  # What an attempt that failed by little still takes off the error allowed.
 _REFINEMENTS = 3  # Cheaper sets tried once one is within tolerance,
 _CLOSE = 0.8  # unless it is so close to it, or to one that is not.
-_SMALL = 10_000_000  # Multiplications per token up to which each MatMul is tried a rung lower: some 50 graphs.
+_SMALL = 10_000_000  # Multiplications per token up to which each MatMul at fp32 is tried a rung lower.
 _GROUPS = 6  # In a larger graph so many groups of them are,
 _LARGE = 1_000_000_000  # and in one above this none: to write and measure it takes minutes.
 
@@ -236,23 +236,22 @@ class _Rungs:
         return rungs[rungs.index(at) - 1]
 
     def to_lower(self, keep: Mapping[str, str]) -> list[list[str]]:
-        """MatMuls that are raised, in groups to be tried a rung lower together.
+        """MatMuls at fp32, in groups to be tried a rung lower together, those first that save most for their error.
 
-        The dearest rung comes first, then what saves most for its error. A small graph is soon written and measured:
-        there each MatMul is a group. Of a larger one the dearest rung alone is tried, in ``_GROUPS`` groups.
+        A small graph is soon written and measured: there each MatMul is a group. In a larger one there are ``_GROUPS``.
+        What stands in two terms stays there: in one term, a sum that differs in its last digit can move a product by
+        254 times as much, and with it the score of a text by its company in a call.
         """
 
-        def saves(name: str) -> tuple[float, float]:
-            at, to = keep[name], self.below(name, keep[name])
-            error = self._damage[name][to] ** 2 - self._damage[name][at] ** 2
-            return COST[at], self._work[name] * (COST[at] - COST[to]) / max(error, 1e-30)
+        def saves(name: str) -> float:
+            to = self.below(name, "fp32")
+            return self._work[name] * (COST["fp32"] - COST[to]) / max(self._damage[name][to] ** 2, 1e-30)
 
-        names, work = sorted(keep, key=saves, reverse=True), sum(self._work.values())
-        if work <= _SMALL:
-            return [[name] for name in names]
-        dearest = [name for name in names if keep[name] == "fp32" and work <= _LARGE]
-        size = max(1, -(-len(dearest) // _GROUPS))
-        return [dearest[i : i + size] for i in range(0, len(dearest), size)]
+        work = sum(self._work.values())
+        names = [name for name, at in keep.items() if at == "fp32" and work <= _LARGE]
+        size = 1 if work <= _SMALL else max(1, -(-len(names) // _GROUPS))
+        names.sort(key=saves, reverse=True)
+        return [names[i : i + size] for i in range(0, len(names), size)]
 
     def _steps(self, name: str, at: str) -> list[tuple[float, float, str, str]]:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
@@ -275,8 +274,6 @@ def _lower_some(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[s
         tried = dict(keep)
         for name in names:
             tried[name] = rungs.below(name, keep[name])
-            if tried[name] == rungs.base:
-                del tried[name]  # the rung of all that are not raised
         if excess_of(tried) <= 1:
             keep = tried
 
