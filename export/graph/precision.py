@@ -5,8 +5,8 @@ scaled (``smoothing``) and how the weights are rounded (``rounding``); neither c
 rounding or costs anything at run time. If the graph that comes out is out of tolerance, every MatMul is computed alone
 on each rung of its ladder, from 8 bits over 8 bits with its input in two terms to fp32, and the error of its layer's
 output measured. Then the set of rungs is sought that leaves the share of the error that the tolerance allows at the
-least cost, written and measured, with less and less error allowed until the tolerance holds. At last MatMuls at
-fp32 are tried a rung lower: one by one in a small graph, in groups in a large one.
+least cost, written and measured, with less and less error allowed until the tolerance holds. In a small graph every
+MatMul at fp32 is then tried a rung lower.
 """
 
 from __future__ import annotations
@@ -57,8 +57,6 @@ _TIGHTER = 0.8  # What an attempt that failed by little still takes off the erro
 _REFINEMENTS = 3  # Cheaper sets tried once one is within tolerance,
 _CLOSE = 0.8  # unless it is so close to it, or to one that is not.
 _SMALL = 10_000_000  # Multiplications per token up to which each MatMul at fp32 is tried a rung lower.
-_GROUPS = 6  # In a larger graph so many groups of them are,
-_LARGE = 1_000_000_000  # and in one above this none: to write and measure it takes minutes.
 
 Progress = Callable[[str, int, int], None]
 
@@ -162,7 +160,7 @@ def write_tuned_graph(
         while search.goes_on:
             search.note(measured(rungs.cheapest(search.allowed)))
         if search.found:
-            _lower_some(rungs, raised[chosen], measured)
+            _lower_each(rungs, raised[chosen], measured)
         out_path.write_bytes(kept)
         keep, excess = raised[chosen], history[chosen].excess
     if weights.path is not None:
@@ -235,23 +233,20 @@ class _Rungs:
         rungs = [*self._damage[name]]
         return rungs[rungs.index(at) - 1]
 
-    def to_lower(self, keep: Mapping[str, str]) -> list[list[str]]:
-        """MatMuls at fp32, in groups to be tried a rung lower together, those first that save most for their error.
+    def to_lower(self, keep: Mapping[str, str]) -> list[str]:
+        """MatMuls at fp32 that are worth a try a rung lower, those first that save most for their error.
 
-        A small graph is soon written and measured: there each MatMul is a group. In a larger one there are ``_GROUPS``.
-        What stands in two terms stays there: in one term, a sum that differs in its last digit can move a product by
-        254 times as much, and with it the score of a text by its company in a call.
+        There are none in a large graph, which takes long to write and measure. What stands in two terms stays there: in
+        one term, a sum that differs in its last digit can move a product by 254 times as much, and with it the score of
+        a text by its company in a call.
         """
 
         def saves(name: str) -> float:
             to = self.below(name, "fp32")
             return self._work[name] * (COST["fp32"] - COST[to]) / max(self._damage[name][to] ** 2, 1e-30)
 
-        work = sum(self._work.values())
-        names = [name for name, at in keep.items() if at == "fp32" and work <= _LARGE]
-        size = 1 if work <= _SMALL else max(1, -(-len(names) // _GROUPS))
-        names.sort(key=saves, reverse=True)
-        return [names[i : i + size] for i in range(0, len(names), size)]
+        small = sum(self._work.values()) <= _SMALL
+        return sorted([name for name, at in keep.items() if at == "fp32" and small], key=saves, reverse=True)
 
     def _steps(self, name: str, at: str) -> list[tuple[float, float, str, str]]:
         """Every higher rung of a MatMul: what it saves for its cost, what it saves, the MatMul, the rung."""
@@ -264,16 +259,14 @@ class _Rungs:
         return found
 
 
-def _lower_some(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[str, str]], float]) -> None:
-    """Put some MatMuls after the others a rung lower, where the tolerance holds without what they were raised for.
+def _lower_each(rungs: _Rungs, keep: dict[str, str], excess_of: Callable[[dict[str, str]], float]) -> None:
+    """Put one MatMul after the other from fp32 a rung lower, where the tolerance holds without.
 
     The search before this only asks how much error is left in all, and raises whatever saves most for its cost. What
     errors do together is not their sum: of some MatMuls the error is not missed.
     """
-    for names in rungs.to_lower(keep):
-        tried = dict(keep)
-        for name in names:
-            tried[name] = rungs.below(name, keep[name])
+    for name in rungs.to_lower(keep):
+        tried = keep | {name: rungs.below(name, keep[name])}
         if excess_of(tried) <= 1:
             keep = tried
 
