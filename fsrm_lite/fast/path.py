@@ -194,7 +194,8 @@ class FastPath:
 
     def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
         """Return how likely the model finds some tokens of a sequence, for a critic; see ``Reader.follow``."""
-        return self._model.follow(sequence, start, end)
+        with self.precedence.reading():
+            return self._model.follow(sequence, start, end)
 
     def forget(self) -> None:
         """Forget what earlier calls left in memory; see ``Reader.forget``."""
