@@ -25,7 +25,7 @@ from benchmarks.files import Files
 from benchmarks.growth import grow
 from benchmarks.llama_peer import amx_crashes
 from benchmarks.measure import Field, best_forms, race
-from benchmarks.peers import FAMILIES, PEERS, ROOFLINE
+from benchmarks.peers import CACHED, FAMILIES, PEERS, ROOFLINE
 from benchmarks.prepare import SHAPES, prepare
 from benchmarks.report import machine, plot_growth, table
 from benchmarks.startup import startup_times
@@ -54,9 +54,6 @@ rounds.
 
 METHOD = 3
 """Number of the way to measure; raised when older results can no longer stand beside new ones."""
-
-GROWTH_PEERS = ("fsrm-lite int8", "transformers bf16", "transformers bf16 cached")
-"""Peers whose growth is measured, together with the fastest form of llama.cpp."""
 
 PACKAGES = ("fsrm-lite", "onnxruntime", "llama-cpp-python", "transformers", "torch", "numpy")
 
@@ -185,7 +182,8 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
     elif stage == "roofline":
         _measure_roofline(data, field)
     elif stage == "growth":
-        peers = [*GROWTH_PEERS, _fastest_llama(data)]
+        plain = _fastest_form(data, "transformers")
+        peers = ["fsrm-lite int8", plain, CACHED[plain], _fastest_form(data, "llama.cpp")]
         field.close(name for name in PEERS if name not in peers)
         data["growth"] = grow(field, peers, budget_s, say)
     elif stage in JUDGE_STAGES:
@@ -197,7 +195,7 @@ def _run_stage(stage: str, data: dict[str, Any], field: Field, arguments: argpar
         workload = next(w for w in MAIN if w.name == stage)
         asked = {next(iter(PEERS)), *arguments.peers} - {
             ROOFLINE,
-            *(() if workload.prompt else ("transformers bf16 cached",)),
+            *(() if workload.prompt else CACHED.values()),
         }
         peers = [name for name in PEERS if name in asked]
         if workload is not MAIN[0]:
@@ -233,13 +231,13 @@ def _check_agreement(series: dict[str, Any]) -> None:
             raise SystemExit(f"fsrm-lite fp32 and transformers fp32 disagree by {gap:.2g}: the comparison is void")
 
 
-def _fastest_llama(data: dict[str, Any]) -> str:
-    """Return the name of that form of the low-level llama.cpp peer that was the fastest in the first workload.
+def _fastest_form(data: dict[str, Any], program: str) -> str:
+    """Return the name of that form of a peer that was the fastest in the first workload.
 
     If none was run there, return the first form.
     """
     rows = data.get("main", {}).get(MAIN[0].name, {})
-    forms = next(family for family in FAMILIES if family[0].startswith("llama.cpp"))
+    forms = next(family for family in FAMILIES if family[0].startswith(program))
     return min(forms, key=lambda name: rows.get(name, {}).get("median_s") or float("inf"))
 
 

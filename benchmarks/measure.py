@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.judge_sides import JudgeWorkload
 from benchmarks.load import QUIET
-from benchmarks.peers import FAMILIES, LLAMA_CPP, ONE_BY_ONE, UNSHARED
+from benchmarks.peers import CACHED, FAMILIES, LLAMA_CPP, ONE_BY_ONE, UNSHARED
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import MAIN, PART_TOKENS, Workload
 
@@ -228,7 +228,7 @@ def best_forms(peers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> l
     Args:
         peers: Names; the first stays.
         rows: Their results in a workload, as ``Series.to_dict`` returns them. A form that is not among them stays; one
-            that failed counts as slower.
+            that failed counts as slower. A cached form stays if its plain form does.
 
     Returns:
         The names that are left, in the same order.
@@ -239,6 +239,7 @@ def best_forms(peers: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> l
         slower |= {
             name for name in family if name in rows and times.get(name, 1e9) > EQUAL * min(times.values(), default=1e9)
         }
+    slower |= {CACHED[name] for name in slower & {*CACHED}}
     return [name for name in peers if name == peers[0] or name not in slower]
 
 

@@ -133,10 +133,10 @@ def _llama(path: Path, threads: int) -> Peer:
     return LlamaLowLevel(path, threads)
 
 
-def _cross_encoder(path: Path, threads: int) -> Peer:
+def _cross_encoder(path: Path, threads: int, dtype: str) -> Peer:
     from benchmarks.cross_encoder_peer import CrossEncoderPeer
 
-    return CrossEncoderPeer(path, threads)
+    return CrossEncoderPeer(path, threads, dtype)
 
 
 def _optimum(root: Path, precision: str, threads: int) -> Peer:
@@ -159,11 +159,13 @@ PEERS: dict[str, Callable[[Files, int], Peer]] = {
     "Llama Q8_0": lambda files, threads: LlamaHighLevel(files.gguf("q8_0"), threads),
     "transformers bf16": lambda files, threads: Transformers(files.checkpoint, threads, "bfloat16", False),
     "transformers bf16 cached": lambda files, threads: Transformers(files.checkpoint, threads, "bfloat16", True),
-    "CrossEncoder bf16": lambda files, threads: _cross_encoder(files.checkpoint, threads),
+    "CrossEncoder bf16": lambda files, threads: _cross_encoder(files.checkpoint, threads, "bfloat16"),
     "optimum int8": lambda files, threads: _optimum(files.root, "int8", threads),
     STOCK: lambda files, threads: Ours(files.fast("int8"), threads, compiled=False),
     "fsrm-lite fp32": lambda files, threads: Ours(files.fast("fp32"), threads),
     "transformers fp32": lambda files, threads: Transformers(files.checkpoint, threads, "float32", False),
+    "transformers fp32 cached": lambda files, threads: Transformers(files.checkpoint, threads, "float32", True),
+    "CrossEncoder fp32": lambda files, threads: _cross_encoder(files.checkpoint, threads, "float32"),
     "optimum fp32": lambda files, threads: _optimum(files.root, "fp32", threads),
     "GEMM roofline": lambda files, threads: Gemm(threads),
 }
@@ -178,6 +180,7 @@ UNSHARED = (
     "transformers bf16",
     "transformers fp32",
     "CrossEncoder bf16",
+    "CrossEncoder fp32",
     "optimum fp32",
     "optimum int8",
 )
@@ -191,9 +194,16 @@ FAMILIES = (
     ("llama.cpp seq_cp Q4_0", "llama.cpp seq_cp Q4_K_M", "llama.cpp seq_cp Q8_0"),
     ("Llama Q4_0", "Llama Q8_0"),
     ("transformers bf16", "transformers fp32"),
+    ("CrossEncoder bf16", "CrossEncoder fp32"),
     ("optimum int8", "optimum fp32"),
 )
-"""Peers that are forms of the same program. The first workload shows which form is the best."""
+"""Peers that are forms of the same program. The first workload shows which form is the best.
+
+On a processor without instructions for bf16 that is fp32: there torch computes bf16 several times as slowly.
+"""
+
+CACHED = {"transformers bf16": "transformers bf16 cached", "transformers fp32": "transformers fp32 cached"}
+"""From a form to the one that computes a common prompt once. It has no place in the first workload, which has none."""
 
 LLAMA_CPP = tuple(name for name in PEERS if name.lower().startswith("llama"))
 

@@ -21,11 +21,11 @@ from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, write
 from fsrm_lite.runtimes.llama.engine import quantize
 
 GGUF_KINDS = ("q4_0", "q4_k_m", "q8_0")
-OPTIMUM_SHAPES = ("0.6b",)
-"""Shapes with which the peer optimum runs; a toy is not worth an environment of its own."""
-
 REAL = "smollm2"
 """The shape whose checkpoint is a real model, SmolLM2-135M-Instruct; see ``benchmarks.real``."""
+
+OPTIMUM_SHAPES = ("0.6b", REAL)
+"""Shapes with which the peer optimum runs; a toy is not worth an environment of its own."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     # Qwen3-0.6B's config.json, from its model card.

@@ -34,6 +34,7 @@ from fsrm_lite.types import Comparison, Score
 STRATEGIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "majority": ("majority", lambda n: {"extractor": final}),
     "fast": ("fast", lambda n: {}),
+    "gated, no judge": ("gated", lambda n: {"judge": "never"}),
     "gated": ("gated", lambda n: {}),
     "knockout": ("knockout", lambda n: {}),
     "elo": ("elo", lambda n: {"budget": 2 * n}),

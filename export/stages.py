@@ -208,7 +208,7 @@ def label_mass_too_low(
     said = Counter(reading.likeliest for reading in readings).most_common(3)
     words = {vocabulary.text(token): count / len(readings) for token, count in said}
     labels = [label.text for label in manifest.labels]
-    shown = ", ".join(f"{word!r} ({share:.0%})" for word, share in words.items())
+    shown = ", ".join(f"{word!r} for {share:.0%}" for word, share in words.items())
     alike = [w for w in words if w not in labels and w.strip().lower() in {label.strip().lower() for label in labels}]
     cause = (
         f"the labels are written otherwise than the model says them: {alike[0]!r}"
@@ -217,8 +217,8 @@ def label_mass_too_low(
     )
     return (
         f"the labels {', '.join(map(repr, labels))} have a median probability of {mass:.3g} together, "
-        f"expected at least {tolerance.label_mass:g}; the checkpoint would say {shown}; likely cause: {cause}; "
-        "see --tolerance label_mass"
+        f"expected at least {tolerance.label_mass:g}; the likeliest token is {shown} of the prompts; likely cause: "
+        f"{cause}; see --tolerance label_mass"
     )
 
 

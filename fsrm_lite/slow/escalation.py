@@ -152,7 +152,7 @@ class SlowPath:
         return choose_engine(
             self._engine,
             can_think=self._graph_can_think(),
-            has_gguf=half.has("slow"),
+            gguf_bytes=half.path("slow").stat().st_size if half.has("slow") else None,
             why_no_llama=why_not,
         )
 

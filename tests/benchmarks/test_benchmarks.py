@@ -12,7 +12,7 @@ from benchmarks.growth import POINT_SECONDS, grow
 from benchmarks.judge_sides import PROMPT, RUNTIMES, SHARED, SIDES, JudgeWorkload, counted, random_prompts
 from benchmarks.load import Watch
 from benchmarks.measure import EQUAL, NEAR, Field, Series, best_forms, fastest_of, race, summarise
-from benchmarks.peers import FAMILIES, PEERS
+from benchmarks.peers import CACHED, FAMILIES, PEERS
 from benchmarks.report import plot_growth, table
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import BY_COUNT, BY_PROMPT, MAIN, PART_TOKENS
@@ -162,6 +162,13 @@ def test_the_first_workload_chooses_among_the_forms_of_a_peer():
     ]
     assert best_forms(peers, {}) == peers
     assert {name for family in FAMILIES for name in family} <= PEERS.keys()
+
+
+def test_a_cached_form_stays_where_its_plain_form_does():
+    assert {*CACHED, *CACHED.values()} <= PEERS.keys()
+    rows = {"transformers bf16": {"median_s": 22.0}, "transformers fp32": {"median_s": 3.5}}
+    peers = ["fsrm-lite int8", *CACHED, *CACHED.values()]
+    assert best_forms(peers, rows) == ["fsrm-lite int8", "transformers fp32", "transformers fp32 cached"]
 
 
 @pytest.mark.parametrize("layers", [2, 28, 30])
