@@ -1,4 +1,7 @@
-"""The server under load, on the loopback address, with the embedded model: ``python -m benchmarks.serving``.
+"""The server under load, on the loopback address.
+
+    python -m benchmarks.serving                   # all parts, with the embedded model
+    python -m benchmarks.serving --model BUNDLE    # the overhead alone, with another one
 
 Every figure is a ratio or a count of one run. What is compared takes turns, in rounds, so that a slow minute of the
 machine hits both sides. The clients run in this process, the server in another, on the same processors: the clients'
@@ -55,10 +58,11 @@ class Served:
 
 
 @contextmanager
-def served() -> Iterator[Served]:
-    """Run ``fsrm-lite serve`` on a free port."""
+def served(model: str | None = None) -> Iterator[Served]:
+    """Run ``fsrm-lite serve`` on a free port, with a bundle or the embedded model."""
     code = "from fsrm_lite.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--no-access-log"]
+    command += ["--model", model] if model is not None else []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -323,14 +327,14 @@ def _compared(quiet: Tally, beside: Tally) -> dict[str, Any]:
     return figures
 
 
-async def overhead(port: int, rounds: int) -> dict[str, Any]:
+async def overhead(port: int, rounds: int, model: str | None = None) -> dict[str, Any]:
     """Compare a served rerank of 8 documents with the library's call, in turns."""
     from fsrm_lite import FastSlowRM
 
     library: list[float] = []
     over_http: list[float] = []
     connection, rng = Connection(port), random.Random(5)
-    with FastSlowRM.from_pretrained(judge="never") as rm:
+    with FastSlowRM.from_pretrained(model, judge="never") as rm:
         for _ in range(rounds):
             prompt = _prompt(rng)
             documents = [f"{_prompt(rng)} The answer is {rng.randint(0, 40)}." for _ in range(8)]
@@ -351,8 +355,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each side of each round (default: 3)")
     parser.add_argument("--rounds", type=int, default=5, help="of each comparison (default: 5)")
     parser.add_argument("--requests", type=int, default=10_000, help="of the malformed part (default: 10,000)")
+    parser.add_argument("--model", help="a bundle; only the overhead is measured then")
     options = parser.parse_args()
-    asyncio.run(run(options.seconds, options.rounds, options.requests))
+    if options.model is not None:
+        with served(options.model) as server:
+            found = asyncio.run(overhead(server.port, 10 * options.rounds, options.model))
+        print(json.dumps({"overhead": found}))
+    else:
+        asyncio.run(run(options.seconds, options.rounds, options.requests))
 
 
 async def run(seconds: float, rounds: int, requests: int) -> dict[str, Any]:

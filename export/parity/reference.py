@@ -17,12 +17,11 @@ from fsrm_lite.runtimes.prefill import Family, families
 TOKENS_PER_BATCH = 2048
 """Tokens of a batch, at most: so few that its activations take little memory beside the weights."""
 
-THINKING_TOKENS_PER_BATCH = 4096
-"""Tokens of a batch of chains, at most.
+THINKING_BYTES_PER_BATCH = 1 << 30
+"""Bytes that the keys and values of a batch of chains may take.
 
-Many chains are written at a time, since every step reads all weights. What limits them is memory: the keys and values
-of one token take 200 to 300 KB in float32, those of a batch about 1 GiB, which leaves the loading of the weights as the
-moment that takes most.
+Many chains are written at a time, since every step reads all weights. What limits them is memory: keys and values of
+this size leave the loading of the weights as the moment that takes most.
 """
 
 WIDE_SHARE = 0.5
@@ -147,11 +146,19 @@ class Reference:
         config, and would read everything again for the verdict.
         """
         chains: dict[int, Chain] = {}
-        for batch in _batches([task.tokens for task in tasks], THINKING_TOKENS_PER_BATCH):
+        most = THINKING_BYTES_PER_BATCH // self._bytes_per_token()
+        for batch in _batches([task.tokens for task in tasks], most):
             chains.update(zip(batch, self._write([tasks[i] for i in batch]), strict=True))
             if progress is not None:
                 progress(len(chains), len(tasks))
         return [chains[i] for i in range(len(tasks))]
+
+    def _bytes_per_token(self) -> int:
+        """Return how many bytes the keys and values of one token take in float32."""
+        config = self._model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * 4 * config.num_hidden_layers * heads * size)
 
     def _write(self, tasks: list[ChainTask]) -> list[Chain]:
         """Return the chains of one batch of tasks, in input order."""
