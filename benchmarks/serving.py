@@ -1,7 +1,7 @@
 """The server under load, on the loopback address.
 
     python -m benchmarks.serving                   # all parts, with the embedded model
-    python -m benchmarks.serving --model BUNDLE    # the overhead alone, with another one
+    python -m benchmarks.serving --model BUNDLE    # the overhead alone, in --rounds, with another one
 
 Every figure is a ratio or a count of one run. What is compared takes turns, in rounds, so that a slow minute of the
 machine hits both sides. The clients run in this process, the server in another, on the same processors: the clients'
@@ -13,7 +13,7 @@ own work is part of what is measured.
 2. *malformed*: 10,000 requests, of which 5 % are broken in one of twenty ways.
 3. *deaf*: the latency of others beside 200 clients that ask and read nothing of the answers, and beside 200 that read.
 4. *thoughts*: the latency of fast requests while the judge thinks.
-5. *overhead*: a served ``/rerank`` of 8 documents against the same call of the library.
+5. *overhead*: a served ``/rerank`` of 8 documents against the same call of the library; neither thinks.
 6. *memory*: the server's resident memory after each of the parts. ``warm`` is behind full batches of both kinds and a
    thought, so that the working memory of each has been taken once.
 """

@@ -18,10 +18,10 @@ TOKENS_PER_BATCH = 2048
 """Tokens of a batch, at most: so few that its activations take little memory beside the weights."""
 
 THINKING_BYTES_PER_BATCH = 1 << 30
-"""Bytes that the keys and values of a batch of chains may take.
+"""Bytes that a batch of chains may take: its keys and values, and the inside of an MLP while its prompts are read.
 
-Many chains are written at a time, since every step reads all weights. What limits them is memory: keys and values of
-this size leave the loading of the weights as the moment that takes most.
+Many chains are written at a time, since every step reads all weights. What limits them is memory: so much of it leaves
+the loading of the weights as the moment that takes most, as long as they are larger.
 """
 
 WIDE_SHARE = 0.5
@@ -146,7 +146,7 @@ class Reference:
         config, and would read everything again for the verdict.
         """
         chains: dict[int, Chain] = {}
-        most = THINKING_BYTES_PER_BATCH // self._bytes_per_token()
+        most = max(1, THINKING_BYTES_PER_BATCH // self._bytes_per_token())
         for batch in _batches([task.tokens for task in tasks], most):
             chains.update(zip(batch, self._write([tasks[i] for i in batch]), strict=True))
             if progress is not None:
@@ -154,11 +154,14 @@ class Reference:
         return [chains[i] for i in range(len(tasks))]
 
     def _bytes_per_token(self) -> int:
-        """Return how many bytes the keys and values of one token take in float32."""
+        """Return how many bytes a token of a batch takes in float32.
+
+        All layers keep its keys and values; one MLP at a time holds its gate, its values and their product.
+        """
         config = self._model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * 4 * config.num_hidden_layers * heads * size)
+        return 4 * int(2 * config.num_hidden_layers * heads * size + 3 * config.intermediate_size)
 
     def _write(self, tasks: list[ChainTask]) -> list[Chain]:
         """Return the chains of one batch of tasks, in input order."""

@@ -1,7 +1,10 @@
 import itertools
+import json
+import shutil
 
 import pytest
 
+from fsrm_lite import FastSlowRM
 from fsrm_lite.errors import BundleError, JudgeUnavailableError
 from fsrm_lite.slow.engines import SMALL_GGUF, choose_engine
 
@@ -37,6 +40,20 @@ def test_llama_is_not_tried_where_it_does_not_matter():
     assert choose_engine("auto", can_think=True, gguf_bytes=None, why_no_llama=never).engine == "onnx"
     large = choose_engine("auto", can_think=True, gguf_bytes=SMALL_GGUF, why_no_llama=never)
     assert (large.engine, large.why) == ("onnx", "faster with a model of this size")
+
+
+@pytest.mark.parametrize("size", [None, SMALL_GGUF])
+def test_a_gguf_that_is_not_needed_is_not_touched(rm, tmp_path, size):
+    shutil.copytree(rm.bundle.root, tmp_path / "copy")
+    (tmp_path / "copy" / "slow" / "model.gguf").unlink()
+    if size is not None:
+        manifest = json.loads((tmp_path / "copy" / "fsrm.json").read_text())
+        manifest["files"]["slow"]["bytes"] = size
+        (tmp_path / "copy" / "fsrm.json").write_text(json.dumps(manifest))
+    asked = "onnx" if size is None else "auto"
+    with FastSlowRM.from_pretrained(tmp_path / "copy", judge_engine=asked) as model:
+        assert model.judge_engine.engine == "onnx"
+        assert model.compare("1 + 1?", "3", "2", judge="always").votes
 
 
 @pytest.mark.parametrize(("graph", "advice"), [(True, "judge_engine='onnx'"), (False, "export it again")])
