@@ -102,8 +102,7 @@ class FastSlowRM:
             deterministic: Read each response by itself, so that its fast score is the same to the last bit alone and in
                 any company. It costs what is gained by reading responses together, which on lists is much.
             judge_engine: The runtime that the judge thinks with: "onnx" (ONNX Runtime, with the fast file), "llama.cpp"
-                (with the GGUF file), or "auto"; see ``fsrm_lite.slow.engines.choose_engine``. With "auto" a judge that
-                is a bundle of its own takes its GGUF file where it can, so that its graph need not be opened.
+                (with the GGUF file), or "auto"; see ``fsrm_lite.slow.engines.choose_engine``.
             judge_process: "inline" or "subprocess". With "subprocess" a crash of the runtime does not end this process;
                 see ``fsrm_lite.slow.judge.Judge``.
             on_judge_crash: With "raise", a crash of the judge raises ``JudgeCrashed``. With "fast", the fast results

@@ -12,13 +12,11 @@ import click
 
 from fsrm_lite import __version__
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.cli.golden import GOLDEN_TOLERANCE, largest_difference
 from fsrm_lite.cli.models import model_argument
 from fsrm_lite.errors import BundleError, FsrmError, JudgeUnavailableError, printable
 from fsrm_lite.runtimes.onnx import kernels
 from fsrm_lite.runtimes.threads import usable_cores
-from fsrm_lite.slow.engines import SMALL_GGUF
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "huggingface-hub", "click", "llama-cpp-python")
 CPU_FLAGS = (
@@ -34,6 +32,8 @@ CPU_FLAGS = (
     "i8mm",
 )
 """Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
+
+_ENGINE_RULE = ", by default llama.cpp where llama-cpp-python can be used"
 
 
 @click.command()
@@ -75,7 +75,7 @@ def inspect(model: str | None, revision: str | None, local_files_only: bool, che
     thinks = (card.get("parity") or {}).get("fast", {}).get("thinks")
     if thinks is not None:
         able = ["ONNX Runtime"] * thinks + ["llama.cpp"] * bundle.has("slow")
-        _say(f"  judge       {' or '.join(able) or 'none'}{_engine_rule(manifest) if len(able) == 2 else ''}")
+        _say(f"  judge       {' or '.join(able) or 'none'}{_ENGINE_RULE if len(able) == 2 else ''}")
     if bundle.has("judge"):
         slow = bundle.judge()
         _say(f"  judge       {slow.manifest.name}, in {slow.root}  ({', '.join(slow.manifest.templates)})")
@@ -174,12 +174,6 @@ def _show(value: dict[str, Any], indent: int = 0) -> None:
             _show(item, indent + 2)
         else:
             _say(f"{' ' * indent}{name:<28} {_plain(item)}")
-
-
-def _engine_rule(manifest: Manifest) -> str:
-    """Return which of two runtimes thinks by default; see ``fsrm_lite.slow.engines.choose_engine``."""
-    small = manifest.files["slow"].bytes < SMALL_GGUF
-    return f", by default {'llama.cpp where llama-cpp-python can be used' if small else 'ONNX Runtime'}"
 
 
 def _say(text: str) -> None:

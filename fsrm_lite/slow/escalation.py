@@ -149,12 +149,10 @@ class SlowPath:
         half = self.half
         if half is not self._bundle and self._engine != "onnx" and half.has("slow") and why_not() is None:
             return EngineChoice("llama.cpp", "the judge has a GGUF file of its own")
-        # The manifest knows its size: the file itself may still be on the hub, and stays there if it is not needed.
-        gguf = half.manifest.files.get("slow")
         return choose_engine(
             self._engine,
             can_think=self._graph_can_think(),
-            gguf_bytes=gguf.bytes if gguf is not None else None,
+            has_gguf=half.has("slow"),
             why_no_llama=why_not,
         )
 

@@ -560,7 +560,6 @@ def test_inspect_shows_the_bundle(rm):
     shown = run("inspect", "--check").stdout
     for text in ("fsrm-tiny", "Yes=1", "pairwise_slow", "sha256", "parity", "evaluation"):
         assert text in shown
-    assert "by default llama.cpp where llama-cpp-python can be used" in shown
     assert json.loads(run("inspect", "--json").stdout)["name"] == rm.bundle.manifest.name
 
 
