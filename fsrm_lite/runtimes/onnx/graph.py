@@ -50,6 +50,8 @@ class Graph:
         empty: Pasts without a token, as ONNX Runtime's arrays.
         can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Graphs of exporters
             of before do not.
+        writes_in_place: Whether ``write`` can be called: the graph keeps keys and values in place, and the compiled
+            operators are there, without which that would cost more than to join them anew.
         can_think: Whether it can write, and its verdicts were not out of tolerance when it was exported.
     """
 
@@ -90,7 +92,10 @@ class Graph:
         )
         self.can_write = any(output.name == "logits" for output in self._session.get_outputs())
         self.can_think = self.can_write and metadata.get("fsrm.thinks") != "no"
-        self._chooses = any(i.name == "distribution" for i in inputs)
+        names = {i.name for i in inputs}
+        self._chooses, writes = "distribution" in names, "writing" in names
+        self._resting = {"writing": value(np.array(False))} if writes else {}
+        self.writes_in_place = writes and kernels.library() is not None
 
     def run(
         self,
@@ -129,7 +134,11 @@ class Graph:
         session = self._session
         if session is None:
             raise InputError("this model was closed; open it again")
+        count = len(ids)
+        pool = {"cells": np.zeros(count, np.int64), "segments": np.zeros((count, 1, 2), np.int64)}
         feeds: Mapping[str, Any] = {
+            **self._resting,
+            **({name: value(array) for name, array in pool.items()} if self._resting else {}),
             "input_ids": value(np.asarray(ids, dtype=np.int64)),
             "position_ids": value(np.asarray([positions], dtype=np.int64)),
             "bias": value(bias),
@@ -140,6 +149,57 @@ class Graph:
             **dict(zip(self.past_names, past, strict=True)),
         }
         return list(session.run_with_ort_values(outputs, feeds, options))
+
+    def write(
+        self,
+        pool: Sequence[Any],
+        *,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        cells: NDArray[np.int64],
+        segments: NDArray[np.int64],
+        logits: Any,  # noqa: ANN401 - an OrtValue
+        options: Any = None,  # noqa: ANN401 - a RunOptions
+    ) -> None:
+        """Compute tokens in a pool, whose arrays are changed in place.
+
+        Args:
+            pool: Keys and values of C cells, in the order of ``past_names``.
+            ids: Token ids [S].
+            positions: Where in its sequence each token stands [S].
+            cells: Where its keys and values go [S].
+            segments: What it attends to [S, K, 2]: cells from each first up to but not including the last.
+            logits: float32 [S, vocab_size], where the logits behind the tokens go; None if they are not wanted.
+            options: ONNX Runtime's options of the run.
+
+        Raises:
+            InputError: If the graph was closed.
+        """
+        session, count = self._session, len(ids)
+        if session is None:
+            raise InputError("this model was closed; open it again")
+        rows = np.arange(count if logits is not None else 0)
+        small: dict[str, NDArray[Any]] = {
+            "input_ids": ids.astype(np.int64),
+            "position_ids": positions[None].astype(np.int64),
+            "bias": np.zeros((count, 0), np.float32),
+            "wanted": rows if len(rows) else np.zeros(1, np.int64),
+            "carry": np.zeros((0, self.hidden_size), np.float32),
+            "head_rows": rows,
+            "distribution": np.array(False),
+            "writing": np.array(True),
+            "cells": cells,
+            "segments": segments,
+        }
+        binding = session.io_binding()
+        for name, array in small.items():
+            binding.bind_ortvalue_input(name, value(array))
+        for past, present, kept in zip(self.past_names, self.present_names, pool, strict=True):
+            binding.bind_ortvalue_input(past, kept)
+            binding.bind_ortvalue_output(present, kept)
+        if logits is not None:
+            binding.bind_ortvalue_output("logits", logits)
+        session.run_with_iobinding(binding, options)
 
     def close(self) -> None:
         """Release the model. Safe to repeat."""

@@ -327,3 +327,118 @@ VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float 
         largest[token] = top * unit;
     }
 }
+
+/* How many cells a token attends to. */
+INLINE size_t seen_by(Sight sight, size_t token) {
+    const int64_t *bounds = sight.bounds + token * sight.segments * 2;
+    size_t seen = 0;
+    for (size_t i = 0; i < sight.segments; i++) seen += (size_t)(bounds[2 * i + 1] - bounds[2 * i]);
+    return seen;
+}
+
+/* Turns scores into weights, which add up to one. */
+INLINE void softmax(float *x, size_t n) {
+    float peak = -3.0e38f, sum = 0.0f;
+    for (size_t i = 0; i < n; i++) peak = x[i] > peak ? x[i] : peak;
+    for (size_t i = 0; i < n; i++) {
+        x[i] = exponential(at_least(x[i] - peak, LOWEST_EXPONENT));
+        sum += x[i];
+    }
+    float by = 1.0f / sum;
+    for (size_t i = 0; i < n; i++) x[i] *= by;
+}
+
+/* So many keys are multiplied with a query at a time. */
+enum { KEYS_AT_ONCE = 64 };
+
+/* scores[j] = sum over i of query[i] * keys[i][j], for up to KEYS_AT_ONCE keys whose parts lie stride apart. */
+INLINE void multiply_keys(const float *query, size_t dim, const uint8_t *keys, size_t stride, size_t n, float *scores) {
+    float sums[KEYS_AT_ONCE] = {0};
+    if (n == KEYS_AT_ONCE) {
+        for (size_t i = 0; i < dim; i++)
+            for (size_t j = 0; j < KEYS_AT_ONCE; j++) sums[j] += query[i] * (float)keys[i * stride + j];
+    } else {
+        for (size_t i = 0; i < dim; i++)
+            for (size_t j = 0; j < n; j++) sums[j] += query[i] * (float)keys[i * stride + j];
+    }
+    memcpy(scores, sums, n * sizeof *scores);
+}
+
+VECTORIZED void attend_bytes(size_t from, size_t to, Shape shape, Sight sight, const uint8_t *restrict queries,
+                             const float *restrict query_scale, const uint8_t *restrict rest,
+                             const uint8_t *restrict keys, const float *restrict key_scale,
+                             const uint8_t *restrict values, const float *restrict value_scale, float *restrict scratch,
+                             float *restrict mixed) {
+    size_t dim = shape.dim, cells = sight.cells;
+    float unit = 1.0f / (127.0f * 127.0f * sqrtf((float)dim));
+    for (size_t at = from; at < to; at++) {
+        size_t token = at / shape.kv_heads, head = at % shape.kv_heads, seen = seen_by(sight, token);
+        const int64_t *bounds = sight.bounds + token * sight.segments * 2;
+        float *query = scratch, *weights = scratch + shape.group * dim;
+        for (size_t g = 0; g < shape.group; g++) {
+            size_t row = (head * shape.group + g) * shape.tokens + token;
+            float *q = query + g * dim, *w = weights + g * seen, by = query_scale[row] * unit, sum = 0.0f;
+            for (size_t i = 0; i < dim; i++) {
+                float x = (float)queries[row * dim + i] - 128.0f;
+                if (rest) x += ((float)rest[row * dim + i] - 128.0f) * (1.0f / 254.0f);
+                q[i] = x * by;
+                sum += q[i];
+            }
+            for (size_t s = 0; s < sight.segments; s++)
+                for (size_t first = (size_t)bounds[2 * s], last = (size_t)bounds[2 * s + 1]; first < last;) {
+                    size_t n = last - first < KEYS_AT_ONCE ? last - first : KEYS_AT_ONCE;
+                    const float *scale = key_scale + head * cells + first;
+                    multiply_keys(q, dim, keys + head * dim * cells + first, cells, n, w);
+                    for (size_t j = 0; j < n; j++) w[j] = (w[j] - 128.0f * sum) * scale[j];
+                    w += n;
+                    first += n;
+                }
+            softmax(weights + g * seen, seen);
+        }
+        for (size_t g = 0; g < shape.group; g++) {
+            float *out = mixed + ((head * shape.group + g) * shape.tokens + token) * dim, total = 0.0f;
+            const float *w = weights + g * seen;
+            memset(out, 0, dim * sizeof *out);
+            for (size_t s = 0; s < sight.segments; s++)
+                for (size_t cell = (size_t)bounds[2 * s]; cell < (size_t)bounds[2 * s + 1]; cell++) {
+                    const uint8_t *value = values + (head * cells + cell) * dim;
+                    float by = *w++ * value_scale[cell] * (1.0f / 127.0f);
+                    total += by;
+                    for (size_t i = 0; i < dim; i++) out[i] += by * (float)value[i];
+                }
+            for (size_t i = 0; i < dim; i++) out[i] -= 128.0f * total;
+        }
+    }
+}
+
+VECTORIZED void attend_floats(size_t from, size_t to, Shape shape, Sight sight, const float *restrict queries,
+                              const float *restrict keys, const float *restrict values, float *restrict scratch,
+                              float *restrict mixed) {
+    size_t dim = shape.dim, cells = sight.cells;
+    float unit = 1.0f / sqrtf((float)dim);
+    for (size_t at = from; at < to; at++) {
+        size_t token = at / shape.kv_heads, head = at % shape.kv_heads, seen = seen_by(sight, token);
+        const int64_t *bounds = sight.bounds + token * sight.segments * 2;
+        for (size_t g = 0; g < shape.group; g++) {
+            size_t row = token * shape.kv_heads * shape.group + head * shape.group + g;
+            const float *query = queries + row * dim;
+            float *out = mixed + row * dim, *w = scratch;
+            for (size_t s = 0; s < sight.segments; s++)
+                for (size_t cell = (size_t)bounds[2 * s]; cell < (size_t)bounds[2 * s + 1]; cell++) {
+                    const float *key = keys + (head * cells + cell) * dim;
+                    float sum = 0.0f;
+                    for (size_t i = 0; i < dim; i++) sum += query[i] * key[i];
+                    *w++ = sum * unit;
+                }
+            softmax(scratch, seen);
+            memset(out, 0, dim * sizeof *out);
+            w = scratch;
+            for (size_t s = 0; s < sight.segments; s++)
+                for (size_t cell = (size_t)bounds[2 * s]; cell < (size_t)bounds[2 * s + 1]; cell++) {
+                    const float *value = values + (head * cells + cell) * dim;
+                    float by = *w++;
+                    for (size_t i = 0; i < dim; i++) out[i] += by * value[i];
+                }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+"""Two ways to keep the keys and values of many streams while the graph writes.
+
+``CellPool`` leaves them where they are: the compiled operators write new ones into their cells and attend to a stream's
+own cells only. ``JoinedPool`` does without these operators, for graphs of before and for machines without a compiler:
+all cells are joined with the new ones in every run, and a bias hides what is not a stream's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.runtimes.onnx.cells import Cells
+from fsrm_lite.runtimes.onnx.graph import Graph, value
+from fsrm_lite.runtimes.onnx.packing import MASKED
+
+_WASTE = 4  # a joined pool is tidied up when one cell in so many belongs to no stream any more
+_FEW = 32  # tokens of one stream that are written into their cells at once; more are read as a prompt is
+
+Ints = NDArray[np.int32]
+
+
+class Pool(Protocol):
+    """The keys and values of streams."""
+
+    lengths: Ints
+
+    def step(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Compute tokens, and return the logits behind each of them; nothing is kept if that fails."""
+
+    def read(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> None:  # noqa: ANN401
+        """Compute tokens; nothing of a run is kept if that fails."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let ``target`` hold the first ``length`` tokens of ``source``."""
+
+    def cut(self, stream: int, length: int) -> None:
+        """Take the tokens of a stream from position ``length`` on away."""
+
+
+class CellPool:
+    """Keys and values that stay in their cells. Memory is taken as cells are first used."""
+
+    def __init__(self, graph: Graph, streams: int, cells: int) -> None:
+        self._graph = graph
+        self._cells = Cells(streams, cells)
+        self.lengths = self._cells.lengths
+        self._arrays: list[NDArray[Any]] = []
+        self._make_room()
+        self._logits = np.zeros((streams, graph.vocab_size), np.float32)
+        self._outputs: dict[int, Any] = {}  # its first rows, by their number, as ONNX Runtime's arrays
+
+    def step(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """See ``Pool``. The result is valid until the next call."""
+        count = len(tokens)
+        if count not in self._outputs:
+            self._outputs[count] = value(self._logits[:count])
+        self._write(tokens, positions, streams, self._outputs[count], options)
+        return self._logits[:count]
+
+    def read(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> None:  # noqa: ANN401
+        """See ``Pool``."""
+        width = self._graph.widths.chunk
+        counts = np.bincount(streams)[streams]
+        few = counts <= _FEW
+        for at in range(0, int(few.sum()), width):
+            part = np.flatnonzero(few)[at : at + width]
+            self._write(tokens[part], positions[part], streams[part], None, options)
+        for stream in np.unique(streams[~few]).tolist():
+            own = tokens[streams == stream]
+            for at in range(0, len(own), width):
+                self._read_chunk(stream, own[at : at + width], options)
+
+    def _write(self, tokens: Ints, positions: Ints, streams: Ints, logits: Any, options: Any) -> None:  # noqa: ANN401
+        """Compute tokens in their cells."""
+        before = self.lengths[streams].copy()
+        owners, counts = np.unique(streams, return_counts=True)
+        cells = np.zeros(len(tokens), np.int64)
+        for stream, count in zip(owners.tolist(), counts.tolist(), strict=True):
+            cells[streams == stream] = self._cells.add(stream, count)
+        self._make_room()
+        seen = [self._cells.segments(s, p + 1) for s, p in zip(streams.tolist(), positions.tolist(), strict=True)]
+        segments = np.zeros((len(tokens), max(map(len, seen)), 2), np.int64)
+        for row, parts in zip(segments, seen, strict=True):
+            row[: len(parts)] = parts
+        try:
+            self._graph.write(
+                self._values,
+                ids=tokens,
+                positions=positions,
+                cells=cells,
+                segments=segments,
+                logits=logits,
+                options=options,
+            )
+        except BaseException:
+            for stream, length in zip(streams.tolist(), before.tolist(), strict=True):
+                self._cells.cut(stream, length)
+            raise
+
+    def _read_chunk(self, stream: int, tokens: Ints, options: Any) -> None:  # noqa: ANN401
+        """Compute tokens of one stream behind those it has, as a prompt is read, and put them into their cells."""
+        graph, start, count = self._graph, int(self.lengths[stream]), len(tokens)
+        held = self._cells.segments(stream, start)
+        past = graph.empty
+        if held:
+            past = [
+                value(np.concatenate([array[_along(axis, first, last)] for first, last in held], axis))
+                for array, axis in zip(self._arrays, graph.token_axes, strict=True)
+            ]
+        bias = np.zeros((count, start + count), np.float32)
+        bias[:, start:] = np.where(np.tri(count, dtype=bool), np.float32(0.0), np.float32(MASKED))
+        present = graph.run(
+            graph.present_names,
+            ids=tokens,
+            positions=range(start, start + count),
+            bias=bias,
+            past=past,
+            wanted=(0,),
+            distribution=False,
+            options=options,
+        )
+        cells = self._cells.add(stream, count)
+        self._make_room()
+        for array, made, axis in zip(self._arrays, present, graph.token_axes, strict=True):
+            array[_along(axis, cells)] = made.numpy()[_along(axis, start, start + count)]
+
+    def _make_room(self) -> None:
+        """Enlarge the arrays of the pool where its cells have become more than they hold."""
+        graph, size = self._graph, self._cells.size
+        held = self._arrays[0].shape[graph.token_axes[0]] if self._arrays else 0
+        if size <= held:
+            return
+        size = max(size, 2 * held)
+        arrays = []
+        for i, (empty, axis) in enumerate(zip(graph.empty, graph.token_axes, strict=True)):
+            shape = list(empty.shape())
+            shape[axis] = size
+            array = np.zeros(shape, empty.numpy().dtype)
+            if self._arrays:
+                array[_along(axis, 0, held)] = self._arrays[i]
+            arrays.append(array)
+        self._arrays, self._values = arrays, [value(array) for array in arrays]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See ``Pool``."""
+        self._cells.copy(source, target, length)
+
+    def cut(self, stream: int, length: int) -> None:
+        """See ``Pool``."""
+        self._cells.cut(stream, length)
+
+
+def _along(axis: int, *where: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return an index that takes places of one axis: an array of them, or those from a first up to a last."""
+    return (*[slice(None)] * axis, where[0] if len(where) == 1 else slice(*where))
+
+
+class JoinedPool:
+    """Keys and values that are joined with the new ones in every run. Streams that begin alike share cells."""
+
+    def __init__(self, graph: Graph, streams: int, cells: int) -> None:
+        self._graph = graph
+        self._joined, self._size = list(graph.empty), 0
+        self._dropped = 0  # cells that streams have let go since the pool was tidied up
+        self._places = np.zeros((streams, cells), np.int32)  # which cell holds a token of a stream
+        self.lengths = np.zeros(streams, np.int32)
+        self._bias = np.full((streams, 1024), MASKED, np.float32)  # of streams towards cells
+
+    def step(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """See ``Pool``."""
+        return self._run(tokens, positions, streams, range(len(tokens)), options)
+
+    def read(self, tokens: Ints, positions: Ints, streams: Ints, options: Any) -> None:  # noqa: ANN401
+        """See ``Pool``."""
+        width = self._graph.widths.chunk
+        for at in range(0, len(tokens), width):
+            part = slice(at, at + width)
+            self._run(tokens[part], positions[part], streams[part], range(0), options)
+
+    def _run(
+        self,
+        tokens: Ints,
+        positions: Ints,
+        streams: Ints,
+        rows: range,
+        options: Any,  # noqa: ANN401
+    ) -> NDArray[np.float32]:
+        """Compute tokens in one run, and return the logits behind those that ``rows`` numbers."""
+        self._tidy_up()
+        count, graph = len(tokens), self._graph
+        seen = self._seen(streams)
+        # A few streams need few cells of a large pool: these are copied together, which costs less than attending to
+        # all others with their weights at zero.
+        apart = 2 * len(seen) <= self._size
+        past = [value(kept.numpy().take(seen, axis)) for kept, axis in self._cells()] if apart else self._joined
+        width = len(seen) if apart else self._size
+        bias = np.empty((count, width + count), np.float32)
+        bias[:, :width] = self._bias[streams][:, seen] if apart else self._bias[streams, :width]
+        new = (streams[:, None] == streams) & (np.arange(count)[:, None] >= np.arange(count))
+        bias[:, width:] = np.where(new, np.float32(0.0), np.float32(MASKED))
+        present = graph.run(
+            [*graph.present_names, *(["logits"] if rows else [])],
+            ids=tokens,
+            positions=positions,
+            bias=bias,
+            past=past,
+            wanted=rows or (0,),
+            head_rows=rows,
+            distribution=False,
+            options=options,
+        )
+        logits: NDArray[np.float32] = present.pop().numpy() if rows else np.zeros((0, graph.vocab_size), np.float32)
+        if apart and self._size:
+            present = [
+                value(np.concatenate([kept.numpy(), made.numpy().take(range(width, width + count), axis)], axis))
+                for (kept, axis), made in zip(self._cells(), present, strict=True)
+            ]
+        self._joined = present
+        self._add(positions, streams)
+        return logits
+
+    def _cells(self) -> list[tuple[Any, int]]:
+        """Return the arrays of the pool, each with its axis of tokens."""
+        return list(zip(self._joined, self._graph.token_axes, strict=True))
+
+    def _seen(self, streams: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return the cells that any of some streams holds, in rising order."""
+        held = (self._bias[np.unique(streams), : self._size] == 0.0).any(axis=0)
+        return np.flatnonzero(held)
+
+    def _add(self, positions: NDArray[np.int32], streams: NDArray[np.int32]) -> None:
+        """Note that the streams hold the cells at the end of the pool, which were computed just now."""
+        end = self._size + len(streams)
+        if end > self._bias.shape[1]:
+            wider = np.full((len(self.lengths), 2 * end), MASKED, np.float32)
+            wider[:, : self._size] = self._bias[:, : self._size]
+            self._bias = wider
+        made = np.arange(self._size, end, dtype=np.int32)
+        self._places[streams, positions] = made
+        self._bias[streams, made] = 0.0
+        np.maximum.at(self.lengths, streams, positions + 1)
+        self._size = end
+
+    def _tidy_up(self) -> None:
+        """Take the cells that no stream holds out of the pool, where they are many."""
+        if _WASTE * self._dropped <= self._size:
+            return
+        self._dropped = 0
+        kept = self._seen(np.arange(len(self.lengths), dtype=np.int32))
+        if _WASTE * (self._size - len(kept)) <= self._size:
+            return
+        self._joined = [value(cells.numpy().take(kept, axis)) for cells, axis in self._cells()]
+        moved = np.zeros(self._size, np.int32)
+        moved[kept] = np.arange(len(kept), dtype=np.int32)
+        for stream, length in enumerate(self.lengths.tolist()):
+            self._places[stream, :length] = moved[self._places[stream, :length]]
+        self._bias[:, : len(kept)] = self._bias[:, kept]
+        self._bias[:, len(kept) : self._size] = MASKED
+        self._size = len(kept)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """See ``Pool``; both share cells."""
+        if source == target:
+            return self.cut(target, length)
+        self.cut(target, 0)
+        places = self._places[source, :length]
+        self._places[target, :length] = places
+        self._bias[target, places] = 0.0
+        self.lengths[target] = length
+        return None
+
+    def cut(self, stream: int, length: int) -> None:
+        """See ``Pool``."""
+        held = int(self.lengths[stream])
+        if length < held:
+            self._bias[stream, self._places[stream, length:held]] = MASKED
+            self.lengths[stream] = length
+            self._dropped += held - length
