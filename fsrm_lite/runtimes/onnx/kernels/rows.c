@@ -348,20 +348,40 @@ INLINE void softmax(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] *= by;
 }
 
-/* So many keys are multiplied with a query at a time. */
-enum { KEYS_AT_ONCE = 64 };
+/* So many columns, and rows, of a product are computed at a time: their sums fit into registers. */
+enum { COLUMNS_AT_ONCE = 32, ROWS_AT_ONCE = 4 };
 
-/* scores[j] = sum over i of query[i] * keys[i][j], for up to KEYS_AT_ONCE keys whose parts lie stride apart. */
-INLINE void multiply_keys(const float *query, size_t dim, const uint8_t *keys, size_t stride, size_t n, float *scores) {
-    float sums[KEYS_AT_ONCE] = {0};
-    if (n == KEYS_AT_ONCE) {
-        for (size_t i = 0; i < dim; i++)
-            for (size_t j = 0; j < KEYS_AT_ONCE; j++) sums[j] += query[i] * (float)keys[i * stride + j];
-    } else {
-        for (size_t i = 0; i < dim; i++)
-            for (size_t j = 0; j < n; j++) sums[j] += query[i] * (float)keys[i * stride + j];
+/* Adds to sums [rows, n] the product of a [rows, count] and bytes b [count, n]. Rows of a, of b and of sums lie so many
+ * values apart as their steps say. rows is at most ROWS_AT_ONCE, and known when this is compiled. */
+INLINE void add_product(size_t rows, size_t count, size_t n, const float *a, size_t a_step, const uint8_t *b,
+                        size_t b_step, float *sums, size_t sums_step) {
+    size_t column = 0;
+    for (; column + COLUMNS_AT_ONCE <= n; column += COLUMNS_AT_ONCE) {
+        float block[ROWS_AT_ONCE][COLUMNS_AT_ONCE] = {{0}};
+        for (size_t k = 0; k < count; k++)
+            for (size_t row = 0; row < rows; row++)
+                for (size_t j = 0; j < COLUMNS_AT_ONCE; j++)
+                    block[row][j] += a[row * a_step + k] * (float)b[k * b_step + column + j];
+        for (size_t row = 0; row < rows; row++)
+            for (size_t j = 0; j < COLUMNS_AT_ONCE; j++) sums[row * sums_step + column + j] += block[row][j];
     }
-    memcpy(scores, sums, n * sizeof *scores);
+    for (size_t row = 0; row < rows && column < n; row++)
+        for (size_t k = 0; k < count; k++)
+            for (size_t j = column; j < n; j++)
+                sums[row * sums_step + j] += a[row * a_step + k] * (float)b[k * b_step + j];
+}
+
+/* The same for any number of rows. */
+INLINE void add_products(size_t rows, size_t count, size_t n, const float *a, size_t a_step, const uint8_t *b,
+                         size_t b_step, float *sums, size_t sums_step) {
+    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE) {
+        add_product(ROWS_AT_ONCE, count, n, a, a_step, b, b_step, sums, sums_step);
+        a += ROWS_AT_ONCE * a_step;
+        sums += ROWS_AT_ONCE * sums_step;
+    }
+    if (rows == 3) add_product(3, count, n, a, a_step, b, b_step, sums, sums_step);
+    if (rows == 2) add_product(2, count, n, a, a_step, b, b_step, sums, sums_step);
+    if (rows == 1) add_product(1, count, n, a, a_step, b, b_step, sums, sums_step);
 }
 
 VECTORIZED void attend_bytes(size_t from, size_t to, Shape shape, Sight sight, const uint8_t *restrict queries,
@@ -369,44 +389,48 @@ VECTORIZED void attend_bytes(size_t from, size_t to, Shape shape, Sight sight, c
                              const uint8_t *restrict keys, const float *restrict key_scale,
                              const uint8_t *restrict values, const float *restrict value_scale, float *restrict scratch,
                              float *restrict mixed) {
-    size_t dim = shape.dim, cells = sight.cells;
+    size_t dim = shape.dim, cells = sight.cells, group = shape.group;
     float unit = 1.0f / (127.0f * 127.0f * sqrtf((float)dim));
     for (size_t at = from; at < to; at++) {
-        size_t token = at / shape.kv_heads, head = at % shape.kv_heads, seen = seen_by(sight, token);
+        size_t token = at / shape.kv_heads, head = at % shape.kv_heads, seen = seen_by(sight, token), before = 0;
         const int64_t *bounds = sight.bounds + token * sight.segments * 2;
-        float *query = scratch, *weights = scratch + shape.group * dim;
-        for (size_t g = 0; g < shape.group; g++) {
-            size_t row = (head * shape.group + g) * shape.tokens + token;
-            float *q = query + g * dim, *w = weights + g * seen, by = query_scale[row] * unit, sum = 0.0f;
+        float *query = scratch, *weights = scratch + group * dim, *out = query;
+        for (size_t g = 0; g < group; g++) {
+            size_t row = (head * group + g) * shape.tokens + token;
             for (size_t i = 0; i < dim; i++) {
                 float x = (float)queries[row * dim + i] - 128.0f;
                 if (rest) x += ((float)rest[row * dim + i] - 128.0f) * (1.0f / 254.0f);
-                q[i] = x * by;
-                sum += q[i];
+                query[g * dim + i] = x * query_scale[row] * unit;
             }
-            for (size_t s = 0; s < sight.segments; s++)
-                for (size_t first = (size_t)bounds[2 * s], last = (size_t)bounds[2 * s + 1]; first < last;) {
-                    size_t n = last - first < KEYS_AT_ONCE ? last - first : KEYS_AT_ONCE;
-                    const float *scale = key_scale + head * cells + first;
-                    multiply_keys(q, dim, keys + head * dim * cells + first, cells, n, w);
-                    for (size_t j = 0; j < n; j++) w[j] = (w[j] - 128.0f * sum) * scale[j];
-                    w += n;
-                    first += n;
-                }
-            softmax(weights + g * seen, seen);
         }
-        for (size_t g = 0; g < shape.group; g++) {
-            float *out = mixed + ((head * shape.group + g) * shape.tokens + token) * dim, total = 0.0f;
-            const float *w = weights + g * seen;
-            memset(out, 0, dim * sizeof *out);
-            for (size_t s = 0; s < sight.segments; s++)
-                for (size_t cell = (size_t)bounds[2 * s]; cell < (size_t)bounds[2 * s + 1]; cell++) {
-                    const uint8_t *value = values + (head * cells + cell) * dim;
-                    float by = *w++ * value_scale[cell] * (1.0f / 127.0f);
-                    total += by;
-                    for (size_t i = 0; i < dim; i++) out[i] += by * (float)value[i];
-                }
-            for (size_t i = 0; i < dim; i++) out[i] -= 128.0f * total;
+        memset(weights, 0, group * seen * sizeof *weights);
+        for (size_t s = 0; s < sight.segments; s++) {
+            size_t first = (size_t)bounds[2 * s], n = (size_t)bounds[2 * s + 1] - first;
+            const float *scale = key_scale + head * cells + first;
+            add_products(group, dim, n, query, dim, keys + head * dim * cells + first, cells, weights + before, seen);
+            for (size_t g = 0; g < group; g++) {
+                float sum = 0.0f, *w = weights + g * seen + before;
+                for (size_t i = 0; i < dim; i++) sum += query[g * dim + i];
+                for (size_t j = 0; j < n; j++) w[j] = (w[j] - 128.0f * sum) * scale[j];
+            }
+            before += n;
+        }
+        for (size_t g = 0; g < group; g++) softmax(weights + g * seen, seen);
+        memset(out, 0, group * dim * sizeof *out); /* the queries are not needed any more */
+        before = 0;
+        for (size_t s = 0; s < sight.segments; s++) {
+            size_t first = (size_t)bounds[2 * s], n = (size_t)bounds[2 * s + 1] - first;
+            for (size_t g = 0; g < group; g++) {
+                float *w = weights + g * seen + before;
+                for (size_t j = 0; j < n; j++) w[j] *= value_scale[first + j] * (1.0f / 127.0f);
+            }
+            add_products(group, n, dim, weights + before, seen, values + (head * cells + first) * dim, dim, out, dim);
+            before += n;
+        }
+        for (size_t g = 0; g < group; g++) {
+            float total = 0.0f, *y = mixed + ((head * group + g) * shape.tokens + token) * dim;
+            for (size_t j = 0; j < seen; j++) total += weights[g * seen + j];
+            for (size_t i = 0; i < dim; i++) y[i] = out[g * dim + i] - 128.0f * total;
         }
     }
 }
