@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KERNELS := fsrm_lite/runtimes/onnx/kernels
 FUZZ := tests/runtimes/onnx/fuzz_rows.c
 C_FILES := $(wildcard $(KERNELS)/*.[ch]) $(FUZZ)
-C_CHECKS := -Wall -Wextra -Wpedantic -Werror -I$(KERNELS) -isystem $(KERNELS)/third_party/onnxruntime
+C_CHECKS := -Wno-psabi -Wall -Wextra -Wpedantic -Werror -I$(KERNELS) -isystem $(KERNELS)/third_party/onnxruntime
 # What the compiled operators are compiled with, from the one place that says it.
 C_FLAGS = $(or $(shell $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['tool']['setuptools']['ext-modules'][0]['extra-compile-args'])"),$(error no compiler flags in pyproject.toml))
 # Where the randomness of make sanitize and make attack begins, and for how many seconds make sanitize draws shapes.

@@ -12,8 +12,13 @@ the whole writer is shorter than the patches to another one would be.
 Inputs, with S new tokens in one row, P tokens of past, T = P + S, N wanted positions, E hidden states carried over:
     input_ids int64 [S], position_ids int64 [1, S], bias float32 [S, T] (added to attention scores: 0 or very negative),
     wanted int64 [N] (rows of this call), carry float32 [E, H], head_rows int64 [R] (rows of wanted ++ carry),
-    distribution bool (whether log_mass and entropy are wanted),
+    distribution bool (whether log_mass and entropy are wanted), writing bool, cells int64 [S], segments int64
+    [S, K, 2],
     past_*.i, the keys and values of layer i (and their scales, where attention is int8), each with one axis P.
+Where writing is true, the past is a pool of P cells, which the keys and values of several sequences share. Those of
+token s of this call go to its cell, and it attends to segments of cells, each from its first up to but not including
+its last; bias has no columns, and present_*.i has P cells as well. past_key.i in int8 then holds the bytes of
+[kv_heads, P, head_dim], whatever its shape says. Where writing is false, cells and segments say nothing.
 Outputs:
     label_logits float32 [R, L], log_mass [R] (logsumexp of the whole vocabulary), entropy [R] (nats), both empty where
     they are not wanted, logits float32 [R, V] (of the whole vocabulary, for who writes with the graph),
@@ -35,6 +40,7 @@ from onnx import TensorProto
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
+from fsrm_lite.export.graph.attention import Pool, Sight
 from fsrm_lite.export.graph.layers import Positions, Stream, add_norm, decoder_layer, embedding, head, scalar_head
 from fsrm_lite.export.graph.linear import Linears, Value
 from fsrm_lite.export.graph.weights import Weights
@@ -131,8 +137,14 @@ def _write(
     wanted = graph.input("wanted", TensorProto.INT64, ["N"])
     carry = graph.input("carry", TensorProto.FLOAT, ["E", arch.hidden_size])
     head_rows = graph.input("head_rows", TensorProto.INT64, ["R"])
-    distribution = None if arch.scalar else graph.input("distribution", TensorProto.BOOL, [])
-    positions = Positions.of(graph, arch, position_ids, bias)
+    distribution, pool = None, None
+    if not arch.scalar:  # a scalar head gives no logits to draw from, so that its graph cannot write
+        distribution = graph.input("distribution", TensorProto.BOOL, [])
+        writing = graph.input("writing", TensorProto.BOOL, [])
+        cells = graph.input("cells", TensorProto.INT64, ["S"])
+        segments = graph.input("segments", TensorProto.INT64, ["S", "K", 2])
+        pool = Pool(writing, cells, segments)
+    positions = Positions.of(graph, arch, position_ids, Sight(bias, pool))
     stream = Stream(embedding(graph, linears, ids))
     for layer in range(arch.layers):
         graph.scope = f"layers.{layer}"
@@ -159,7 +171,7 @@ def _metadata(arch: Architecture, label_ids: Sequence[int], precision: str, keep
     The widths decide how sequences are cut into runs, see fsrm_lite/runtimes/onnx/packing.py.
     """
     return {
-        "fsrm.format": "3",
+        "fsrm.format": "4",
         "fsrm.vocab_size": str(arch.vocab_size),
         "fsrm.hidden_size": str(arch.hidden_size),
         "fsrm.labels": json.dumps(list(label_ids)),

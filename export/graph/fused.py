@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import Architecture
 from fsrm_lite.export.graph.linear import STEPS, Value, factor_weight, quantize_rows, reshape, spread
@@ -208,3 +209,124 @@ def plain_mixed(graph: GraphWriter, arch: Architecture, mixed: Value) -> str:
 def _rows(graph: GraphWriter, arch: Architecture, mixed: str) -> str:
     split = reshape(graph, mixed, [arch.kv_heads, arch.heads // arch.kv_heads, -1, arch.head_dim])
     return reshape(graph, graph.add("Transpose", [split], perm=[2, 0, 1, 3]), [-1, arch.heads * arch.head_dim])
+
+
+def attend_bytes(
+    graph: GraphWriter, arch: Architecture, q: Value, keys_values: list[str], cells: str, segments: str
+) -> list[str]:
+    """Put new keys and values into a pool, and let each query attend to its own cells; see :mod:`.attention`.
+
+    Args:
+        graph: Where to add.
+        arch: Shapes.
+        q: Queries [kv_heads, group * N, d], quantized.
+        keys_values: Names of the new keys, key scales, values and value scales as :func:`rotate_keys` and
+            :func:`quantize_values` give them, and of the pool of each.
+        cells: Where the S new ones go [S].
+        segments: First and last cells [N, K, 2] of what each query attends to.
+
+    Returns:
+        The four pools with the new ones, the mixed values [kv_heads, group * N, d], and a row scale of ones.
+    """
+
+    def body(q: str, q_scale: str, *rest: str) -> list[str]:
+        new, pools, (cells, segments), more = rest[:4], rest[4:8], rest[8:10], rest[10:]
+        # The pool of keys has the shape of the keys, and holds them with each cell's values side by side.
+        by_cell = reshape(graph, pools[0], [arch.kv_heads, -1, arch.head_dim])
+        kept = _put(graph, by_cell, graph.add("Transpose", [new[0]], perm=[0, 2, 1]), cells, 1)
+        keys = graph.add("Transpose", [kept], perm=[0, 2, 1])
+        present = [
+            reshape(graph, kept, [arch.kv_heads, arch.head_dim, -1]),
+            *(_put(graph, *put) for put in zip(pools[1:], new[1:], [cells] * 3, (2, 1, 0), strict=True)),
+        ]
+        queries = _centred(graph, q)
+        if more:
+            fine = graph.add("Mul", [_centred(graph, more[0]), graph.constant(1 / STEPS, np.float32)])
+            queries = graph.add("Add", [queries, fine])
+        step = graph.constant(1 / 127, np.float32)
+        parts = [
+            (queries, q_scale),
+            (_centred(graph, keys), present[1]),
+            (_centred(graph, present[2]), present[3]),
+        ]
+        floats = [graph.add("Mul", [x, graph.add("Mul", [scale, step])]) for x, scale in parts]
+        return [*present, _attend(graph, arch, *floats, _seen(graph, arch, segments, present[3]))]
+
+    assert q.scale is not None
+    inputs = [q.name, q.scale, *keys_values, cells, segments, *([] if q.rest is None else [q.rest])]
+    results = graph.call(_named("AttendBytes", 1 if q.rest is None else 2), inputs, body, 5)
+    ones = graph.constant(np.ones((1, 1, 1)), np.float32)
+    return [*results, graph.add("Expand", [ones, graph.add("Shape", [q.scale])])]
+
+
+def attend_floats(graph: GraphWriter, arch: Architecture, inputs: list[str], cells: str, segments: str) -> list[str]:
+    """Do the same in float32.
+
+    Args:
+        graph: Where to add.
+        arch: Shapes.
+        inputs: Names of the queries [1, N, heads * d], the new keys [1, S, kv_heads * d], the new values
+            [S, kv_heads * d], and a pool of keys and one of values [1, kv_heads, C, d].
+        cells: As above.
+        segments: As above.
+
+    Returns:
+        The two pools with the new keys and values, and the mixed values [N, heads * d].
+    """
+    group, dim = arch.heads // arch.kv_heads, arch.head_dim
+
+    def body(q: str, k: str, v: str, key_pool: str, value_pool: str, cells: str, segments: str) -> list[str]:
+        new = [
+            graph.add("Transpose", [reshape(graph, x, [1, -1, arch.kv_heads, dim])], perm=[0, 2, 1, 3]) for x in (k, v)
+        ]
+        present = [_put(graph, pool, x, cells, 2) for pool, x in zip((key_pool, value_pool), new, strict=True)]
+        rows = graph.add("Transpose", [reshape(graph, q, [-1, arch.kv_heads, group, dim])], perm=[1, 2, 0, 3])
+        keys = graph.add("Transpose", [reshape(graph, present[0], [arch.kv_heads, -1, dim])], perm=[0, 2, 1])
+        values = reshape(graph, present[1], [arch.kv_heads, -1, dim])
+        size = graph.add("Transpose", [reshape(graph, present[0], [arch.kv_heads * dim, -1])], perm=[1, 0])
+        mask = _seen(graph, arch, segments, size)
+        mixed = _attend(graph, arch, reshape(graph, rows, [arch.kv_heads, -1, dim]), keys, values, mask)
+        return [*present, _rows(graph, arch, mixed)]
+
+    return graph.call("AttendFloats", [*inputs, cells, segments], body, 3)
+
+
+def _centred(graph: GraphWriter, x: str) -> str:
+    return graph.add("Sub", [graph.add("Cast", [x], to=TensorProto.FLOAT), graph.constant(float(ZERO), np.float32)])
+
+
+def _put(graph: GraphWriter, pool: str, new: str, cells: str, axis: int) -> str:
+    """Return ``pool`` with ``new`` at ``cells`` of an axis."""
+    shape = graph.add("Shape", [new])
+    rank = graph.add("Shape", [shape])
+    ones = graph.add("Expand", [graph.constant([1], np.int64), rank])
+    along = graph.add(
+        "ScatterElements", [ones, graph.constant([axis], np.int64), graph.constant([-1], np.int64)], axis=0
+    )
+    places = graph.add("Expand", [graph.add("Reshape", [cells, along]), shape])
+    return graph.add("ScatterElements", [pool, places, new], axis=axis)
+
+
+def _seen(graph: GraphWriter, arch: Architecture, segments: str, pool: str) -> str:
+    """Return a bias [group * N, C] that hides the cells outside of the segments [N, K, 2]; C is the length of pool."""
+    zero, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
+    count = graph.add("Gather", [graph.add("Shape", [pool]), zero])
+    cell = reshape(graph, graph.add("Range", [zero, count, one]), [1, 1, -1])
+    first, last = (
+        graph.add("Unsqueeze", [graph.add("Gather", [segments, end], axis=2), graph.constant([-1], np.int64)])
+        for end in (zero, one)
+    )
+    inside = graph.add("And", [graph.add("GreaterOrEqual", [cell, first]), graph.add("Less", [cell, last])])
+    weight = graph.add("Cast", [inside], to=TensorProto.FLOAT)
+    seen = graph.add("ReduceMax", [weight, graph.constant([1], np.int64)], keepdims=0)
+    hidden = graph.add("Sub", [seen, graph.constant(1.0, np.float32)])
+    bias = graph.add("Mul", [hidden, graph.constant(1e9, np.float32)])
+    group = arch.heads // arch.kv_heads
+    return graph.add("Concat", [bias] * group, axis=0) if group > 1 else bias
+
+
+def _attend(graph: GraphWriter, arch: Architecture, q: str, k: str, v: str, bias: str) -> str:
+    """Return attention of q [kv_heads, group * N, d] to k [kv_heads, d, C] and v [kv_heads, C, d]."""
+    scores = graph.add("MatMul", [q, k])
+    scaled = graph.add("Mul", [scores, graph.constant(arch.head_dim**-0.5, np.float32)])
+    return graph.add("MatMul", [graph.add("Softmax", [graph.add("Add", [scaled, bias])], axis=-1), v])

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture
-from fsrm_lite.export.graph.attention import float_attention, int8_attention
+from fsrm_lite.export.graph.attention import Sight, float_attention, int8_attention
 from fsrm_lite.export.graph.fused import (
     add_norm_quantize,
     add_then_norm,
@@ -34,14 +34,14 @@ Smaller ones, and all others, in fp16.
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """What attention needs to know of the rows of this call: rotary tables [1, S, head_dim/2] and the bias [S, T]."""
+    """What attention needs to know of the rows of this call: rotary tables [1, S, head_dim/2], and what they see."""
 
     cos: str
     sin: str
-    bias: str
+    sight: Sight
 
     @classmethod
-    def of(cls, graph: GraphWriter, arch: Architecture, position_ids: str, bias: str) -> Positions:
+    def of(cls, graph: GraphWriter, arch: Architecture, position_ids: str, sight: Sight) -> Positions:
         """Compute the rotary tables for ``position_ids`` [1, S]; no table of the whole context is stored."""
         graph.scope = "rotary"
         frequencies = graph.weight("rotary.frequencies", arch.rope_frequencies)
@@ -49,12 +49,12 @@ class Positions:
             "Cast", [graph.add("Unsqueeze", [position_ids, graph.constant([-1], np.int64)])], to=TensorProto.FLOAT
         )
         angles = graph.add("Mul", [position, frequencies])
-        return cls(graph.add("Cos", [angles]), graph.add("Sin", [angles]), bias)
+        return cls(graph.add("Cos", [angles]), graph.add("Sin", [angles]), sight)
 
     def take(self, graph: GraphWriter, rows: str) -> Positions:
         """Return the same for some ``rows`` [N] only."""
         cos, sin = (graph.add("Gather", [table, rows], axis=1) for table in (self.cos, self.sin))
-        return Positions(cos, sin, graph.add("Gather", [self.bias, rows], axis=0))
+        return Positions(cos, sin, self.sight.take(graph, rows))
 
 
 def embedding(graph: GraphWriter, linears: Linears, ids: str) -> str:
@@ -169,14 +169,14 @@ def _attention(
     if linears.precision(prefix) == "fp32":
         queries = rotate(graph, arch, q_name, arch.heads, own.cos, own.sin, q_norm)
         keys = rotate(graph, arch, k_name, arch.kv_heads, positions.cos, positions.sin, k_norm)
-        attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.bias))
+        attended = Value(float_attention(graph, arch, layer, queries, keys, linears.plain(v), own.sight))
         linears.seen |= {"attention_input": x.name, "queries": queries, "keys": keys, "attended": attended.name}
     else:
         terms8 = TERMS.get(linears.precision(prefix), 1)
         queries8 = rotate_queries(graph, arch, q_name, own.cos, own.sin, q_norm, terms8)
         mean = graph.weight(key_mean_name(layer), lambda: np.zeros((arch.kv_heads, arch.head_dim), dtype=np.float32))
         keys8 = rotate_keys(graph, arch, k_name, positions.cos, positions.sin, mean, k_norm)
-        mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.bias)
+        mixed = int8_attention(graph, arch, layer, queries8, keys8, quantize_values(graph, arch, v), own.sight)
         attended = (
             linears.adopt(quantize_mixed(graph, arch, mixed, terms))
             if terms
@@ -236,13 +236,13 @@ def head(graph: GraphWriter, linears: Linears, hidden: Value, label_ids: Sequenc
     with graph.branch() as nothing:
         size = graph.constant([0, checkpoint.arch.vocab_size], np.int64)
         no_logits = graph.add("ConstantOfShape", [size])
-    (logits,) = graph.choose(any_rows, [(reading, [product]), (nothing, [no_logits])], TensorProto.FLOAT)
+    (logits,) = graph.choose(any_rows, [(reading, [product]), (nothing, [no_logits])], [TensorProto.FLOAT])
     with graph.branch() as summing:
         sums = _distribution(graph, logits)
     with graph.branch() as leaving_out:
         empty = [graph.add("ConstantOfShape", [graph.constant([0], np.int64)]) for _ in range(2)]
     wanted = graph.add("And", [any_rows, distribution])
-    log_mass, entropy = graph.choose(wanted, [(summing, sums), (leaving_out, empty)], TensorProto.FLOAT)
+    log_mass, entropy = graph.choose(wanted, [(summing, sums), (leaving_out, empty)], [TensorProto.FLOAT] * 2)
     return Readings(label_logits, log_mass, entropy, logits)
 
 

@@ -23,6 +23,7 @@ from onnx import TensorProto
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import EMBEDDING, Architecture, Checkpoint
+from fsrm_lite.export.graph.attention import Sight
 from fsrm_lite.export.graph.fast_graph import FastPrecision, matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph.layers import Positions, Stream, decoder_layer, key_mean_name, settle
 from fsrm_lite.export.graph.linear import Linears, int8_names
@@ -483,7 +484,7 @@ class _Layer:
         ids = graph.input("position_ids", TensorProto.INT64, [1, "S"])
         bias = graph.input("bias", TensorProto.FLOAT, ["S", "T"])
         residual = graph.input("residual_in", TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])
-        positions = Positions.of(graph, checkpoint.arch, ids, bias)
+        positions = Positions.of(graph, checkpoint.arch, ids, Sight(bias))
         linears = Linears(graph, checkpoint, "fp32", keep or {})
         out = decoder_layer(graph, linears, layer, Stream(residual), positions, None)
         graph.output("residual", settle(graph, linears, out), TensorProto.FLOAT, ["S", checkpoint.arch.hidden_size])

@@ -174,13 +174,19 @@ class GraphWriter:
             self._nodes = outer
 
     def choose(
-        self, condition: str, branches: Sequence[tuple[list[onnx.NodeProto], Sequence[str]]], dtype: int
+        self, condition: str, branches: Sequence[tuple[list[onnx.NodeProto], Sequence[str]]], dtypes: Sequence[int]
     ) -> list[str]:
         """Add an ``If``: the values of the first branch where ``condition``, else those of the second."""
         names = ("then_branch", "else_branch")
         bodies = {
             name: helper.make_graph(
-                nodes, name, [], [helper.make_tensor_value_info(value, dtype, None) for value in values]
+                nodes,
+                name,
+                [],
+                [
+                    helper.make_tensor_value_info(value, dtype, None)
+                    for value, dtype in zip(values, dtypes, strict=True)
+                ],
             )
             for name, (nodes, values) in zip(names, branches, strict=True)
         }

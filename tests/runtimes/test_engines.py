@@ -13,10 +13,12 @@ from fsrm_lite.runtimes import engine as engine_module
 from fsrm_lite.runtimes.engine import Interrupted
 from fsrm_lite.runtimes.onnx.engine import OnnxEngine
 from fsrm_lite.runtimes.onnx.graph import Graph
+from fsrm_lite.runtimes.onnx.kernels import library
+from fsrm_lite.runtimes.onnx.pools import CellPool
 from fsrm_lite.runtimes.opening import open_engine
 
 IDS = np.arange(3, 15, dtype=np.int32)
-KINDS = (*ENGINES, "onnx int8")
+KINDS = (*ENGINES, "onnx int8", "onnx joined", "onnx int8 joined")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -27,7 +29,11 @@ def engine(request, tmp_path_factory):
     else:
         precision = "int8" if "int8" in request.param else "fp32"
         path = write_tiny_graph(folder / "tiny.onnx", precision=precision)
-    engine = open_engine(path, 1)
+    source = path
+    if "joined" in request.param:  # as on a machine without a compiler
+        source = Graph(path, 1)
+        source.writes_in_place = False
+    engine = open_engine(source, 1)
     yield engine
     engine.close()
 
@@ -146,7 +152,8 @@ def test_what_goes_wrong_in_a_run_keeps_its_kind(raised, expected, message, tmp_
 
     engine = OnnxEngine(write_tiny_graph(tmp_path / "tiny.onnx"), threads=1)
     engine.prepare(1, 8)
-    monkeypatch.setattr(engine._graph, "run", run)
+    for name in ("run", "write"):
+        monkeypatch.setattr(engine._graph, name, run)
     with pytest.raises(expected, match=message):
         feed(engine, [5, 6])
 
@@ -198,6 +205,24 @@ def test_a_graph_that_cannot_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "can_write", False)
     with pytest.raises(BundleError, match="export the bundle again"):
         OnnxEngine(graph)
+
+
+@pytest.mark.skipif(library() is None, reason="the operators are not built, or switched off")
+def test_a_step_leaves_keys_and_values_where_they_are(tmp_path):
+    engine = OnnxEngine(write_tiny_graph(tmp_path / "tiny.onnx"), threads=1)
+    engine.prepare(3, 200)
+    feed(engine, IDS)
+    pool = engine._pool
+    assert isinstance(pool, CellPool)
+    before = [array.ctypes.data for array in pool._arrays]
+    seen = pool._arrays[0][0, 0, : len(IDS)].copy()
+    engine.copy(0, 2, 5)
+    for n in range(40):
+        feed(engine, IDS[:1], 0, len(IDS) + n, outputs=True)
+    assert [array.ctypes.data for array in pool._arrays] == before
+    assert (pool._arrays[0][0, 0, : len(IDS)] == seen).all()
+    assert pool._arrays[0][0, 0, len(IDS) + 39].any()
+    engine.close()
 
 
 def test_memory_is_known():

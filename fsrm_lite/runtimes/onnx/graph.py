@@ -28,11 +28,12 @@ MAX_THREADS = 4 * (os.cpu_count() or 1)
 """With more than a few threads per processor, a call mostly waits for its own threads, at worst for ever."""
 
 # Numbers of the meaning of inputs, outputs and metadata; the exporter writes the newest into the graph. Format 3 has an
-# input that format 2 lacks, "distribution".
-_GRAPH_FORMATS = ("2", "3")
+# input that format 2 lacks, "distribution"; format 4 has those of ``_POOL_INPUTS``, unless its head is a scalar.
+_GRAPH_FORMATS = ("2", "3", "4")
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 _INPUTS = {"input_ids", "position_ids", "bias", "wanted", "carry", "head_rows"}
+_POOL_INPUTS = {"writing", "cells", "segments"}
 _OUTPUTS = {
     "vocabulary": {"label_logits", "log_mass", "entropy", "hidden"},
     "scalar": {"label_logits", "hidden"},
@@ -75,6 +76,8 @@ class Graph:
         empty: Pasts without a token, as ONNX Runtime's arrays.
         can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Graphs of exporters
             of before do not.
+        writes_in_place: Whether ``write`` can be called: the graph keeps keys and values in place, and the compiled
+            operators are there, without which that would cost more than to join them anew.
         can_think: Whether it can write, and its verdicts were not out of tolerance when it was exported.
     """
 
@@ -121,7 +124,7 @@ class Graph:
         given = {i.name for i in inputs} - {i.name for i in pasts} - {"distribution"}
         made = {o.name for o in self._session.get_outputs()}
         wanted = _OUTPUTS[self.head] | {i.name.replace("past_", "present_") for i in pasts}
-        if given != _INPUTS or not wanted <= made:
+        if given not in (_INPUTS, _INPUTS | _POOL_INPUTS) or not wanted <= made:
             odd = sorted((given ^ _INPUTS) | (wanted - made))
             raise BundleError(f"{path} lacks inputs or outputs of a fast graph, or has others: {short(odd)}")
         self.past_names = [i.name for i in pasts]
@@ -134,7 +137,9 @@ class Graph:
         )
         self.can_write = any(output.name == "logits" for output in self._session.get_outputs())
         self.can_think = self.can_write and metadata.get("fsrm.thinks") != "no"
-        self._chooses = any(i.name == "distribution" for i in inputs)
+        names = {i.name for i in inputs}
+        self._chooses, self._pools = "distribution" in names, "writing" in names
+        self.writes_in_place = self._pools and kernels.library() is not None
 
     def run(
         self,
@@ -174,7 +179,15 @@ class Graph:
         session = self._session
         if session is None:
             raise MisuseError("this model was closed; open it again")
+        count, no_pool = len(ids), {}
+        if self._pools:
+            no_pool = {
+                "writing": np.array(False),
+                "cells": np.zeros(count, np.int64),
+                "segments": np.zeros((count, 1, 2), np.int64),
+            }
         feeds: Mapping[str, Any] = {
+            **{name: value(array) for name, array in no_pool.items()},
             "input_ids": value(np.asarray(ids, dtype=np.int64)),
             "position_ids": value(np.asarray([positions], dtype=np.int64)),
             "bias": value(bias),
@@ -185,6 +198,64 @@ class Graph:
             **dict(zip(self.past_names, past, strict=True)),
         }
         return list(session.run_with_ort_values(outputs, feeds, options))
+
+    def write(
+        self,
+        pool: Sequence[Any],
+        *,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        cells: NDArray[np.int64],
+        segments: NDArray[np.int64],
+        rows: Sequence[int],
+        options: Any = None,  # noqa: ANN401 - a RunOptions
+    ) -> NDArray[np.float32]:
+        """Compute tokens in a pool, whose arrays are changed in place.
+
+        Args:
+            pool: Keys and values of C cells, in the order of ``past_names``.
+            ids: Token ids [S].
+            positions: Where in its sequence each token stands [S].
+            cells: Where its keys and values go [S].
+            segments: What it attends to [S, K, 2]: cells from each first up to but not including the last.
+            rows: Behind which of the tokens logits are wanted.
+            options: ONNX Runtime's options of the run.
+
+        Returns:
+            float32 [rows, vocab_size], the logits.
+
+        Raises:
+            MisuseError: If the graph was closed.
+            Exception: ONNX Runtime's own, of several classes, if it cannot run the graph; callers say what that means.
+        """
+        session = self._session
+        if session is None:
+            raise MisuseError("this model was closed; open it again")
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": ids.astype(np.int64),
+            "position_ids": positions[None].astype(np.int64),
+            "bias": np.zeros((len(ids), 0), np.float32),
+            "wanted": np.array(rows or (0,), np.int64),
+            "carry": np.zeros((0, self.hidden_size), np.float32),
+            "head_rows": np.arange(len(rows)),
+            "distribution": np.array(False),
+            "writing": np.array(True),
+            "cells": cells,
+            "segments": segments,
+        }
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, value(array))
+        for past, present, kept in zip(self.past_names, self.present_names, pool, strict=True):
+            binding.bind_ortvalue_input(past, kept)
+            binding.bind_ortvalue_output(present, kept)
+        if rows:
+            binding.bind_output("logits", "cpu")
+        session.run_with_iobinding(binding, options)
+        if not rows:
+            return np.zeros((0, self.vocab_size), np.float32)
+        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+        return logits
 
     def close(self) -> None:
         """Release the model. Safe to repeat."""

@@ -13,7 +13,7 @@ from helpers.fast import LABELS, SHAPES, make_checkpoint, random_sequences, refe
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import matmul_names, open_store, write_fast_graph
-from fsrm_lite.export.graph.writer import FSRM, drop_unused
+from fsrm_lite.export.graph.writer import FSRM, _with_branches, drop_unused
 from fsrm_lite.runtimes.onnx.session import FastModel
 
 AWKWARD = [(kind, {}) for kind in SHAPES] + [
@@ -135,9 +135,10 @@ def test_graph_rests_on_stock_operators_and_names_nodes_by_layer(tmp_path):
     model = onnx.load(tmp_path / "fast.onnx")
     functions = {function.name for function in model.functions}
     assert {node.domain for function in model.functions for node in function.node} <= {"", "com.microsoft"}
-    assert {node.op_type for node in model.graph.node if node.domain == FSRM} == functions
+    nodes = list(_with_branches(model.graph.node))
+    assert {node.op_type for node in nodes if node.domain == FSRM} == functions
     assert {i.domain: i.version for i in model.opset_import} == {"": 23, "com.microsoft": 1, FSRM: 1}
-    assert any(node.name.startswith("layers.2/SoftmaxQuantize") for node in model.graph.node)
+    assert any(node.name.startswith("layers.2/SoftmaxQuantize") for node in nodes)
 
 
 def test_progress_counts_layers(tmp_path):

@@ -48,9 +48,10 @@ def test_every_integer_product_is_of_uint8_by_uint8(tmp_path, kind):
     model = onnx.load(tmp_path / "fast.onnx")
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    products = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"]
-    branches = [a.g for node in model.graph.node for a in node.attribute if a.name == "then_branch"]
-    products += [node for branch in branches for node in branch.node if node.op_type == "MatMulIntegerToFloat"]
+    branches = [a.g for node in model.graph.node for a in node.attribute if a.name in ("then_branch", "else_branch")]
+    nodes = [*model.graph.node, *(node for branch in branches for node in branch.node)]
+    types |= {node.output[0]: types.get(node.input[0]) for node in nodes if node.op_type == "Concat"}
+    products = [node for node in nodes if node.op_type == "MatMulIntegerToFloat"]
     assert len(products) == 3 * (7 + 2) + 1
     assert {types[node.input[1]] for node in products} == {TensorProto.UINT8}
     assert all(len(node.input) == 6 for node in products)  # both zero points are given
@@ -61,5 +62,5 @@ def test_older_graph_is_refused_by_its_format(tmp_path):
     model = onnx.load(tmp_path / "fast.onnx")
     next(entry for entry in model.metadata_props if entry.key == "fsrm.format").value = "1"
     onnx.save(model, tmp_path / "old.onnx")
-    with pytest.raises(BundleError, match=r"fast graph format '1', this package reads 2 and 3; export it again"):
+    with pytest.raises(BundleError, match=r"fast graph format '1', this package reads 2 and 3 and 4; export it again"):
         FastModel(tmp_path / "old.onnx", threads=1)

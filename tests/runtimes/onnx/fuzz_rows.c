@@ -144,8 +144,9 @@ typedef struct Call Call;
 struct Call {
     void (*run)(const Call *, size_t from, size_t to, void *const *out, float *scratch);
     size_t units;
-    const float *in[5];
+    const void *in[7];
     Shape shape;
+    Sight sight;
     Factor factor;
     size_t width;
     float epsilon;
@@ -367,9 +368,85 @@ static void fuzz_mixed(Kind kind) {
     check_largest(out[1], shape.tokens);
 }
 
+/* Segments of a pool, in any order; they may overlap and be empty. Tokens may have their first ones in common. */
+static Sight random_sight(size_t tokens, size_t cells) {
+    size_t segments = 1 + below(4), shared = below(segments + 1);
+    int64_t *bounds = block(tokens * segments * 2 * sizeof *bounds);
+    for (size_t token = 0; token < tokens; token++)
+        for (size_t i = 0; i < segments; i++) {
+            int64_t *own = bounds + 2 * (token * segments + i);
+            size_t first = below(cells + 1), n = below(4) ? below(cells - first + 1) : 0;
+            own[0] = token && i < shared ? bounds[2 * i] : (int64_t)first;
+            own[1] = token && i < shared ? bounds[2 * i + 1] : (int64_t)(first + n);
+        }
+    return (Sight){cells, segments, bounds};
+}
+
+static size_t attention_units(Shape shape) {
+    return (shape.tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE * shape.kv_heads;
+}
+
+static uint8_t *bytes(size_t n) {
+    uint8_t *x = block(n);
+    for (size_t i = 0; i < n; i++) x[i] = (uint8_t)random_bits();
+    return x;
+}
+
+static void run_attend_bytes(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
+    attend_bytes(from, to, c->shape, c->sight, c->in[0], c->in[1], c->in[2], c->in[3], c->in[4], c->in[5], c->in[6],
+                 scratch, out[0]);
+}
+
+static void fuzz_attend_bytes(Kind kind) {
+    Shape shape = random_shape(8, 0);
+    size_t cells = size_up_to(MOST_VALUES / (shape.kv_heads * shape.dim)), rows = shape.group * shape.tokens;
+    size_t pool = shape.kv_heads * shape.dim * cells, queries = shape.kv_heads * rows * shape.dim;
+    Sight sight = random_sight(shape.tokens, cells);
+    snprintf(now.what, sizeof now.what, "attend_bytes, %zu tokens of %zu x %zu heads of %zu, %zu cells", shape.tokens,
+             shape.kv_heads, shape.group, shape.dim, cells);
+    Call call = {run_attend_bytes,
+                 attention_units(shape),
+                 {bytes(queries), scales(shape.kv_heads * rows, kind), below(2) ? bytes(queries) : NULL, bytes(pool),
+                  scales(shape.kv_heads * cells, kind), bytes(pool), scales(cells, kind)},
+                 .shape = shape,
+                 .sight = sight,
+                 .scratch_values = ATTEND_SCRATCH(TOKENS_AT_ONCE * shape.group, shape.dim),
+                 .out_bytes = {queries * sizeof(float)}};
+    void *out[OUTPUTS];
+    run_twice(&call, out);
+}
+
+static void run_attend_floats(const Call *c, size_t from, size_t to, void *const *out, float *scratch) {
+    attend_floats(from, to, c->shape, c->sight, c->in[0], c->in[1], c->in[2], scratch, out[0]);
+}
+
+static void fuzz_attend_floats(Kind kind) {
+    Shape shape = random_shape(8, 0);
+    size_t cells = size_up_to(MOST_VALUES / (shape.kv_heads * shape.dim));
+    size_t pool = shape.kv_heads * shape.dim * cells;
+    size_t queries = shape.kv_heads * shape.group * shape.tokens * shape.dim;
+    Sight sight = random_sight(shape.tokens, cells);
+    snprintf(now.what, sizeof now.what, "attend_floats, %zu tokens of %zu x %zu heads of %zu, %zu cells", shape.tokens,
+             shape.kv_heads, shape.group, shape.dim, cells);
+    float *values = floats(pool, kind), largest = 0.0f;
+    for (size_t i = 0; i < pool; i++) largest = fabsf(values[i]) > largest ? fabsf(values[i]) : largest;
+    Call call = {run_attend_floats,
+                 attention_units(shape),
+                 {floats(queries, kind), floats(pool, kind), values},
+                 .shape = shape,
+                 .sight = sight,
+                 .scratch_values = ATTEND_SCRATCH(TOKENS_AT_ONCE * shape.group, shape.dim),
+                 .out_bytes = {queries * sizeof(float)}};
+    void *out[OUTPUTS];
+    run_twice(&call, out);
+    if (kind != ORDINARY) return;
+    const float *mixed = out[0];
+    for (size_t i = 0; i < queries; i++) check(fabsf(mixed[i]) <= largest * 1.001f, "a mean of the values");
+}
+
 int main(int count, char **arguments) {
-    void (*const functions[])(Kind) = {fuzz_add_norm, fuzz_gate,    fuzz_queries, fuzz_keys,
-                                       fuzz_values,   fuzz_softmax, fuzz_mixed};
+    void (*const functions[])(Kind) = {fuzz_add_norm, fuzz_gate,  fuzz_queries,      fuzz_keys,         fuzz_values,
+                                       fuzz_softmax,  fuzz_mixed, fuzz_attend_bytes, fuzz_attend_floats};
     if (count != 3) return fprintf(stderr, "usage: %s SEED SECONDS\n", arguments[0]), 2;
     unsigned long long seed = strtoull(arguments[1], NULL, 10);
     time_t end = time(NULL) + strtol(arguments[2], NULL, 10);

@@ -36,7 +36,11 @@ ORT = Path(kernels.__file__).parent / "third_party" / "onnxruntime"
 BUILT = kernels.library() is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the operators are not built, or switched off")
 
-TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.uint8): TensorProto.UINT8}
+TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int64): TensorProto.INT64,
+}
 
 
 def _session(path, compiled: bool):
@@ -384,6 +388,156 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert where in done.stdout
+
+
+def _sight(rng, tokens, new, cells, segments):
+    """Cells for new tokens, and segments that lie within a pool and do not overlap; each token sees a cell.
+
+    Half of the time all tokens have all segments but their last in common.
+    """
+    places = rng.permutation(cells)[:new].astype(np.int64)
+    bounds = np.sort(rng.integers(0, cells + 1, (tokens, 2 * segments)), axis=1).reshape(tokens, segments, 2)
+    bounds[:, -1, 1] = np.maximum(bounds[:, -1, 1], bounds[:, -1, 0] + 1)
+    bounds[:, -1] -= np.maximum(bounds[:, -1, 1:] - cells, 0)
+    bounds[:, :-1] = np.minimum(bounds[:, :-1], bounds[:, -1:, :1])
+    if rng.random() < 0.5:
+        bounds[:, :-1] = bounds[bounds[:, -1, 0].argmin(), :-1]
+    return places, bounds
+
+
+_pools = st.tuples(
+    st.integers(1, 19),  # query tokens
+    st.integers(0, 4),  # more tokens that are new
+    st.integers(1, 3),  # heads of keys and values
+    st.integers(1, 3),  # query heads for each
+    st.sampled_from([2, 8, 10, 48]),
+    st.integers(24, 300),  # cells
+    st.integers(1, 4),  # segments
+    st.integers(0, 2**32 - 1),
+)
+
+
+def _close(stock, compiled):
+    for expected, got in zip(stock, compiled, strict=True):
+        assert expected.shape == got.shape
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-4)
+
+
+@needs_library
+@settings(max_examples=25, deadline=None)
+@given(shape=_pools, terms=st.sampled_from([1, 2]))
+def test_attention_to_cells_of_bytes(tmp_path_factory, shape, terms):
+    tokens, more, kv_heads, group, dim, cells, segments, seed = shape
+    rng = np.random.default_rng(seed)
+    new, rows = tokens + more, group * tokens
+    arch = SimpleNamespace(kv_heads=kv_heads, heads=kv_heads * group, head_dim=dim)
+    places, bounds = _sight(rng, tokens, new, cells, segments)
+
+    def steps(*size):
+        return rng.integers(1, 256, size).astype(np.uint8)
+
+    def scales(*size):
+        return rng.uniform(0.1, 2.0, size).astype(np.float32)
+
+    arrays = {
+        "q": steps(kv_heads, rows, dim),
+        "q_scale": scales(kv_heads, rows, 1),
+        "rest": steps(kv_heads, rows, dim),
+        "k": steps(kv_heads, dim, new),
+        "k_scale": scales(kv_heads, 1, new),
+        "v": steps(kv_heads, new, dim),
+        "v_scale": scales(new, 1),
+        "keys": steps(kv_heads, dim, cells),
+        "key_scale": scales(kv_heads, 1, cells),
+        "values": steps(kv_heads, cells, dim),
+        "value_scale": scales(cells, 1),
+        "places": places,
+        "bounds": bounds,
+    }
+    if terms == 1:
+        del arrays["rest"]
+    names = ["k", "k_scale", "v", "v_scale", "keys", "key_scale", "values", "value_scale"]
+
+    def build(graph):
+        q = Value("q", "q_scale", "rest" if terms == 2 else None)
+        *pools, mixed, _ = graph_fused.attend_bytes(graph, arch, q, names, "places", "bounds")
+        kinds = [(TensorProto.UINT8, 3), (TensorProto.FLOAT, 3), (TensorProto.UINT8, 3), (TensorProto.FLOAT, 2)]
+        return [(name, *kind) for name, kind in zip(pools, kinds, strict=True)] + [(mixed, TensorProto.FLOAT, 3)]
+
+    stock, compiled = _both(tmp_path_factory.mktemp("attend"), build, **arrays)
+    _close(stock, compiled)
+    kept = compiled[0].reshape(kv_heads, cells, dim)  # the pool of keys holds each cell's values side by side
+    assert (kept[:, places] == arrays["k"].swapaxes(1, 2)).all()
+    assert (compiled[2][:, places] == arrays["v"]).all()
+    # What comes out for a token does not depend on those beside it: the last one alone.
+    alone = {"bounds": bounds[-1:]}
+    for name in {"q", "q_scale", "rest"} & set(arrays):
+        alone[name] = arrays[name].reshape(kv_heads, group, tokens, -1)[:, :, -1]
+    mixed = _both(tmp_path_factory.mktemp("alone"), build, **(arrays | alone))[1][4]
+    assert (mixed == compiled[4].reshape(kv_heads, group, tokens, dim)[:, :, -1]).all()
+
+
+@needs_library
+@settings(max_examples=25, deadline=None)
+@given(shape=_pools)
+def test_attention_to_cells_of_floats(tmp_path_factory, shape):
+    tokens, more, kv_heads, group, dim, cells, segments, seed = shape
+    rng = np.random.default_rng(seed)
+    arch = SimpleNamespace(kv_heads=kv_heads, heads=kv_heads * group, head_dim=dim)
+    places, bounds = _sight(rng, tokens, tokens + more, cells, segments)
+
+    def floats(*size):
+        return rng.standard_normal(size).astype(np.float32)
+
+    arrays = {
+        "q": floats(1, tokens, kv_heads * group * dim),
+        "k": floats(1, tokens + more, kv_heads * dim),
+        "v": floats(tokens + more, kv_heads * dim),
+        "keys": floats(1, kv_heads, cells, dim),
+        "values": floats(1, kv_heads, cells, dim),
+        "places": places,
+        "bounds": bounds,
+    }
+
+    def build(graph):
+        results = graph_fused.attend_floats(graph, arch, ["q", "k", "v", "keys", "values"], "places", "bounds")
+        return [(name, TensorProto.FLOAT, rank) for name, rank in zip(results, (4, 4, 2), strict=True)]
+
+    _close(*_both(tmp_path_factory.mktemp("attend"), build, **arrays))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("places", "bounds", "why"),
+    [
+        ([9, 0], [[[0, 1]], [[0, 2]]], "a cell lies outside the pool"),
+        ([-1, 0], [[[0, 1]], [[0, 2]]], "a cell lies outside the pool"),
+        ([1, 0], [[[0, 1]], [[0, 10]]], "a segment lies outside the pool"),
+        ([1, 0], [[[-1, 1]], [[0, 2]]], "a segment lies outside the pool"),
+        ([1, 0], [[[3, 1]], [[0, 2]]], "a segment lies outside the pool"),
+        ([1, 0], [[[0, 9], [0, 9]], [[0, 2], [0, 1]]], "segments overlap"),
+        ([1, 0, 2], [[[0, 1]], [[0, 2]]], "do not fit together"),
+    ],
+)
+def test_cells_outside_the_pool_are_refused(tmp_path, places, bounds, why):
+    arch = SimpleNamespace(kv_heads=1, heads=1, head_dim=2)
+    graph = GraphWriter(tmp_path / "one.onnx", WeightStore())
+    arrays = {
+        "q": np.ones((1, 2, 2), np.float32),
+        "k": np.ones((1, 2, 2), np.float32),
+        "v": np.ones((2, 2), np.float32),
+        "keys": np.ones((1, 1, 9, 2), np.float32),
+        "values": np.ones((1, 1, 9, 2), np.float32),
+        "places": np.array(places),
+        "bounds": np.array(bounds),
+    }
+    for name, array in arrays.items():
+        graph.input(name, TYPES[array.dtype], [f"{name}{i}" for i in range(array.ndim)])
+    results = graph_fused.attend_floats(graph, arch, ["q", "k", "v", "keys", "values"], "places", "bounds")
+    graph.output("out", results[2], TensorProto.FLOAT, ["a", "b"])
+    graph.save({})
+    with pytest.raises(Exception, match=why):
+        _session(tmp_path / "one.onnx", True).run(["out"], arrays)
 
 
 @needs_library

@@ -7,6 +7,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <onnxruntime_c_api.h>
 
@@ -25,9 +26,9 @@
 static const char DOMAIN[] = "fsrm.2";
 
 enum {
-    MAX_INPUTS = 6,
-    MAX_OUTPUTS = 4,
-    MAX_RANK = 3,
+    MAX_INPUTS = 13,
+    MAX_OUTPUTS = 5,
+    MAX_RANK = 4,
     MAX_HEADS = 1 << 16,
     /* So many values are work enough for one task, and so many fit into its scratch memory on the stack. */
     VALUES_PER_TASK = 1 << 14
@@ -57,6 +58,7 @@ struct Work {
     size_t inputs, outputs;
     void *out[MAX_OUTPUTS]; /* those that the operator does not have stay NULL */
     Shape shape;
+    Sight sight;
     Factor factor;
     float epsilon;
     size_t width;          /* values per unit */
@@ -342,6 +344,140 @@ static OrtStatusPtr prepare_mixed(Work *work, OrtKernelContext *context, int64_t
     return NULL;
 }
 
+/* Reads the cells [S] of new tokens and the segments [N, K, 2] that query tokens attend to, both int64, from the inputs
+ * with the numbers cells and cells + 1. They must lie within a pool. Sets the sight and the most cells that a token
+ * sees. */
+static OrtStatusPtr read_sight(Work *work, size_t cells, int64_t new_tokens, int64_t tokens, int64_t pool,
+                               size_t *seen) {
+    int64_t segments = work->in[cells + 1].rank == 3 ? work->in[cells + 1].shape[1] : 0;
+    const int64_t *places = work->in[cells].data, *bounds = work->in[cells + 1].data;
+    if (!FITS(work, cells, new_tokens) || segments < 1 || !FITS(work, cells + 1, tokens, segments, 2))
+        return misfit(work);
+    for (int64_t i = 0; i < new_tokens; i++)
+        if (places[i] < 0 || places[i] >= pool) return refuse(work->label, "a cell lies outside the pool");
+    *seen = 0;
+    for (int64_t token = 0; token < tokens; token++) {
+        size_t own = 0;
+        for (int64_t i = 0; i < segments; i++, bounds += 2) {
+            if (bounds[0] < 0 || bounds[1] < bounds[0] || bounds[1] > pool)
+                return refuse(work->label, "a segment lies outside the pool");
+            own += bounds[1] - bounds[0];
+        }
+        if (own > (size_t)pool) return refuse(work->label, "a token's segments overlap");
+        *seen = own > *seen ? own : *seen;
+    }
+    work->sight = (Sight){pool, segments, work->in[cells + 1].data};
+    return NULL;
+}
+
+/* The work of attention, where no token sees more than so many cells. */
+static void work_in_blocks(Work *work, size_t seen) {
+    Shape shape = work->shape;
+    size_t rows = TOKENS_AT_ONCE * shape.group;
+    work->units = (shape.tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE * shape.kv_heads;
+    work->width = 2 * rows * shape.dim * (seen + 1);
+    work->scratch_values = ATTEND_SCRATCH(rows, shape.dim);
+}
+
+/* Puts new items into the cells of a pool of rows, each of which has as many items as the pool has cells. The pool is
+ * an input, and with the new items an output. Where the caller has bound both to the same memory, nothing else is
+ * copied. Steps, in bytes, lead from one new row and from one new item to the next. */
+static void append(const Work *work, size_t pool, size_t output, size_t rows, size_t size, size_t new, size_t row_step,
+                   size_t item_step, size_t places) {
+    size_t cells = work->sight.cells, count = work->in[places].shape[0];
+    const int64_t *place = work->in[places].data;
+    const char *items = work->in[new].data;
+    char *out = work->out[output];
+    if (out != work->in[pool].data) memcpy(out, work->in[pool].data, rows * cells * size);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < count; i++)
+            memcpy(out + (row * cells + place[i]) * size, items + row * row_step + i * item_step, size);
+}
+
+/* Puts new keys [kv, d, S] into their pool. Its shape is [kv, d, C] as in a graph that reads, but it holds the bytes of
+ * [kv, C, d], since a token's own cells are read one after another. */
+static void append_keys(const Work *work, size_t kv_heads, size_t dim) {
+    size_t cells = work->sight.cells, count = work->in[10].shape[0];
+    const int64_t *place = work->in[10].data;
+    const uint8_t *keys = work->in[2].data;
+    uint8_t *out = work->out[0];
+    if (out != work->in[6].data) memcpy(out, work->in[6].data, kv_heads * cells * dim);
+    for (size_t head = 0; head < kv_heads; head++)
+        for (size_t i = 0; i < count; i++)
+            for (size_t k = 0; k < dim; k++)
+                out[(head * cells + place[i]) * dim + k] = keys[(head * dim + k) * count + i];
+}
+
+/* AttendBytes: queries [kv, group * N, d], their scale [kv, group * N, 1], new keys [kv, d, S], key scale [kv, 1, S],
+ * new values [kv, S, d], value scale [S, 1], a pool of C cells of each of these four, cells [S], segments [N, K, 2]
+ * -> the four pools with the new items, mixed [kv, group * N, d]; AttendBytesTwice: with the queries' second term as
+ * the last input */
+static void run_attend_bytes(const Work *work, size_t from, size_t to, float *scratch) {
+    attend_bytes(from, to, work->shape, work->sight, work->in[0].data, work->in[1].data,
+                 work->inputs == 13 ? work->in[12].data : NULL, work->out[0], work->out[1], work->out[2], work->out[3],
+                 scratch, work->out[4]);
+}
+
+static OrtStatusPtr prepare_attend_bytes(Work *work, OrtKernelContext *context, int64_t count) {
+    (void)count;
+    const Tensor *in = work->in;
+    int64_t kv_heads = in[0].shape[0], rows = in[0].shape[1], dim = in[0].shape[2], fresh = in[10].shape[0];
+    int64_t tokens = in[11].shape[0], cells = in[9].shape[0];
+    size_t seen;
+    if (!FITS(work, 0, kv_heads, rows, dim) || !FITS(work, 1, kv_heads, rows, 1) ||
+        !FITS(work, 2, kv_heads, dim, fresh) || !FITS(work, 3, kv_heads, 1, fresh) ||
+        !FITS(work, 4, kv_heads, fresh, dim) || !FITS(work, 5, fresh, 1) || !FITS(work, 6, kv_heads, dim, cells) ||
+        !FITS(work, 7, kv_heads, 1, cells) || !FITS(work, 8, kv_heads, cells, dim) || !FITS(work, 9, cells, 1) ||
+        rows % tokens || (work->inputs == 13 && !FITS(work, 12, kv_heads, rows, dim)))
+        return misfit(work);
+    TRY(read_sight(work, 10, fresh, tokens, cells, &seen));
+    MAKE(work, context, 0, kv_heads, dim, cells);
+    MAKE(work, context, 1, kv_heads, 1, cells);
+    MAKE(work, context, 2, kv_heads, cells, dim);
+    MAKE(work, context, 3, cells, 1);
+    MAKE(work, context, 4, kv_heads, rows, dim);
+    append_keys(work, kv_heads, dim);
+    append(work, 7, 1, kv_heads, sizeof(float), 3, fresh * sizeof(float), sizeof(float), 10);
+    append(work, 8, 2, kv_heads, dim, 4, fresh * dim, dim, 10);
+    append(work, 9, 3, 1, sizeof(float), 5, 0, sizeof(float), 10);
+    work->shape = (Shape){tokens, kv_heads, rows / tokens, dim};
+    work_in_blocks(work, seen);
+    work->run = run_attend_bytes;
+    return NULL;
+}
+
+/* AttendFloats: queries [1, N, heads * d], new keys [1, S, kv * d], new values [S, kv * d], a pool of C cells of keys
+ * and of values [1, kv, C, d], cells [S], segments [N, K, 2] -> the two pools with the new items, mixed [N, heads * d]
+ */
+static void run_attend_floats(const Work *work, size_t from, size_t to, float *scratch) {
+    attend_floats(from, to, work->shape, work->sight, work->in[0].data, work->out[0], work->out[1], scratch,
+                  work->out[2]);
+}
+
+static OrtStatusPtr prepare_attend_floats(Work *work, OrtKernelContext *context, int64_t count) {
+    (void)count;
+    const Tensor *in = work->in;
+    if (in[0].rank != 3 || in[3].rank != 4) return misfit(work);
+    int64_t tokens = in[0].shape[1], width = in[0].shape[2], fresh = in[2].shape[0];
+    int64_t kv_heads = in[3].shape[1], cells = in[3].shape[2], dim = in[3].shape[3], group = width / dim / kv_heads;
+    size_t seen;
+    if (group < 1 || group * kv_heads * dim != width || !FITS(work, 0, 1, tokens, width) ||
+        !FITS(work, 1, 1, fresh, kv_heads * dim) || !FITS(work, 2, fresh, kv_heads * dim) ||
+        !FITS(work, 3, 1, kv_heads, cells, dim) || !FITS(work, 4, 1, kv_heads, cells, dim))
+        return misfit(work);
+    TRY(read_sight(work, 5, fresh, tokens, cells, &seen));
+    MAKE(work, context, 0, 1, kv_heads, cells, dim);
+    MAKE(work, context, 1, 1, kv_heads, cells, dim);
+    MAKE(work, context, 2, tokens, width);
+    size_t size = dim * sizeof(float);
+    append(work, 3, 0, kv_heads, size, 1, size, kv_heads * size, 5);
+    append(work, 4, 1, kv_heads, size, 2, size, kv_heads * size, 5);
+    work->shape = (Shape){tokens, kv_heads, group, dim};
+    work_in_blocks(work, seen);
+    work->run = run_attend_floats;
+    return NULL;
+}
+
 /* The rest of the file describes the operators to ONNX Runtime. */
 
 static size_t count_types(const ONNXTensorElementDataType *types) {
@@ -412,6 +548,7 @@ static void ORT_API_CALL destroy_kernel(void *kernel) { free(kernel); }
 
 #define FLOAT ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
 #define UINT8 ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+#define INT64 ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
 
 static const Operator operators[] = {
     {OPERATOR, .label = "AddNormQuantize", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT},
@@ -442,6 +579,14 @@ static const Operator operators[] = {
      .outputs = {UINT8, FLOAT, UINT8}, .prepare = prepare_softmax},
     {OPERATOR, .label = "QuantizeMixed", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT}, .count = "group",
      .prepare = prepare_mixed},
+    {OPERATOR, .label = "AttendBytes",
+     .inputs = {UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, INT64, INT64},
+     .outputs = {UINT8, FLOAT, UINT8, FLOAT, FLOAT}, .prepare = prepare_attend_bytes},
+    {OPERATOR, .label = "AttendBytesTwice",
+     .inputs = {UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, UINT8, FLOAT, INT64, INT64, UINT8},
+     .outputs = {UINT8, FLOAT, UINT8, FLOAT, FLOAT}, .prepare = prepare_attend_bytes},
+    {OPERATOR, .label = "AttendFloats", .inputs = {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64, INT64},
+     .outputs = {FLOAT, FLOAT, FLOAT}, .prepare = prepare_attend_floats},
     {OPERATOR, .label = "QuantizeMixedTwice", .inputs = {FLOAT, FLOAT, FLOAT}, .outputs = {UINT8, FLOAT, UINT8},
      .count = "group", .prepare = prepare_mixed},
 };

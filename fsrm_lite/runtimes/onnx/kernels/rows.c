@@ -359,3 +359,266 @@ VECTORIZED void quantize_mixed(size_t from, size_t to, Shape shape, const float 
         largest[token] = top * unit;
     }
 }
+
+/* Attention goes through the cells in tiles of so many, and keeps for every row of queries the sum of the weights so
+ * far, the mixed values so far, and the peak: the largest score, by which all weights are divided (FlashAttention,
+ * arXiv 2205.14135). A row is one head of one token. Tokens that see the same segment, a prompt that they have in
+ * common, go through it together: what is read for one of them serves them all. What comes out for a row does not
+ * depend on the others. */
+enum { CELLS_AT_ONCE = 64 };
+
+/* Eight floats in one register; elsewhere in two. A product keeps eight of them, of several rows and several cells or
+ * columns, as its sums: as many as it takes to have one ready whenever the next can begin. */
+enum { LANES = 8, SUMS = 8 };
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t WholeLanes __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef int8_t ByteLanes __attribute__((vector_size(LANES)));
+
+/* Takes lanes of two vectors, those of the second one counted from LANES on. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (WholeLanes){__VA_ARGS__})
+#endif
+
+/* Keys, or values, of neighbouring cells: bytes around 128, or floats. Which of the two is known when this is compiled.
+ */
+typedef struct {
+    const void *data;
+    int are_bytes;
+} Items;
+
+INLINE Items items_from(Items all, size_t first) {
+    size_t size = all.are_bytes ? sizeof(uint8_t) : sizeof(float);
+    return (Items){(const char *)all.data + first * size, all.are_bytes};
+}
+
+INLINE float item(Items items, size_t i) {
+    if (items.are_bytes) return (float)(((const uint8_t *)items.data)[i] - 128);
+    return ((const float *)items.data)[i];
+}
+
+INLINE Lanes load(const float *x) {
+    Lanes lanes;
+    memcpy(&lanes, x, sizeof lanes);
+    return lanes;
+}
+
+INLINE void store(float *x, Lanes lanes) { memcpy(x, &lanes, sizeof lanes); }
+
+INLINE Lanes items_at(Items items, size_t i) {
+    if (!items.are_bytes) return load((const float *)items.data + i);
+    ByteLanes bytes;
+    memcpy(&bytes, (const uint8_t *)items.data + i, sizeof bytes);
+    bytes ^= (ByteLanes){-128, -128, -128, -128, -128, -128, -128, -128};
+    return __builtin_convertvector(__builtin_convertvector(bytes, WholeLanes), Lanes);
+}
+
+/* Adds up the lanes of each of eight sums, side by side. */
+INLINE Lanes add_lanes(const Lanes *x) {
+    Lanes pairs[4], fours[2];
+    for (size_t i = 0; i < 4; i++) {
+        Lanes a = x[2 * i], b = x[2 * i + 1];
+        pairs[i] = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        Lanes a = pairs[2 * i], b = pairs[2 * i + 1];
+        fours[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    return SHUFFLE(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           SHUFFLE(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* Rows of queries on their way through the cells. */
+typedef struct {
+    const float *queries; /* [rows, dim] */
+    float *peak, *sum;    /* [rows] */
+    float *mixed;         /* [rows, dim] */
+    float *weights;       /* [rows, CELLS_AT_ONCE], of the tile */
+} Rows;
+
+INLINE Rows rows_from(Rows all, size_t first, size_t dim) {
+    return (Rows){all.queries + first * dim, all.peak + first, all.sum + first, all.mixed + first * dim,
+                  all.weights + first * CELLS_AT_ONCE};
+}
+
+/* Scores of rows, so many that their number is known when this is compiled and divides SUMS, towards a tile's keys. */
+INLINE void score(size_t rows, size_t cells, size_t dim, Rows by, Items keys) {
+    size_t at_once = SUMS / rows;
+    for (size_t first = 0; first < cells; first += at_once) {
+        Lanes sums[SUMS] = {{0}};
+        size_t i = 0;
+        for (; i + LANES <= dim; i += LANES)
+            for (size_t cell = 0; cell < at_once; cell++) {
+                /* Behind the last cell it stands in for those that are not there. */
+                Lanes key = items_at(keys, (first + cell < cells ? first + cell : cells - 1) * dim + i);
+                for (size_t row = 0; row < rows; row++)
+                    sums[row * at_once + cell] += load(by.queries + row * dim + i) * key;
+            }
+        float scores[SUMS];
+        store(scores, add_lanes(sums));
+        for (size_t row = 0; row < rows; row++)
+            for (size_t cell = 0; cell < at_once && first + cell < cells; cell++) {
+                float left = 0.0f;
+                for (size_t k = i; k < dim; k++)
+                    left += by.queries[row * dim + k] * item(keys, (first + cell) * dim + k);
+                by.weights[row * CELLS_AT_ONCE + first + cell] = scores[row * at_once + cell] + left;
+            }
+    }
+}
+
+/* Turns a row of scores of a tile into weights, divided by the peak as the ones before are. */
+INLINE void weigh(size_t cells, size_t dim, Rows by, const float *key_scale, const float *value_scale) {
+    float *w = by.weights, peak = *by.peak, sum = 0.0f;
+    for (size_t j = 0; j < cells; j++) {
+        if (key_scale) w[j] *= key_scale[j];
+        peak = w[j] > peak ? w[j] : peak;
+    }
+    if (peak > *by.peak) {
+        float less = exponential(at_least(*by.peak - peak, LOWEST_EXPONENT));
+        for (size_t i = 0; i < dim; i++) by.mixed[i] *= less;
+        *by.sum *= less;
+        *by.peak = peak;
+    }
+    for (size_t j = 0; j < cells; j++) {
+        w[j] = exponential(at_least(w[j] - peak, LOWEST_EXPONENT));
+        sum += w[j];
+        if (value_scale) w[j] *= value_scale[j] * (1.0f / 127.0f);
+    }
+    *by.sum += sum;
+}
+
+/* Adds a tile's values, by their weights, to what rows have mixed so far, in so many lanes from a column on. */
+INLINE void mix_columns(size_t rows, size_t vectors, size_t cells, size_t dim, size_t column, Rows by, Items values) {
+    Lanes sums[SUMS];
+    for (size_t row = 0; row < rows; row++)
+        for (size_t j = 0; j < vectors; j++) sums[row * vectors + j] = load(by.mixed + row * dim + column + j * LANES);
+    for (size_t cell = 0; cell < cells; cell++)
+        for (size_t j = 0; j < vectors; j++) {
+            Lanes value = items_at(values, cell * dim + column + j * LANES);
+            for (size_t row = 0; row < rows; row++)
+                sums[row * vectors + j] += by.weights[row * CELLS_AT_ONCE + cell] * value;
+        }
+    for (size_t row = 0; row < rows; row++)
+        for (size_t j = 0; j < vectors; j++) store(by.mixed + row * dim + column + j * LANES, sums[row * vectors + j]);
+}
+
+INLINE void mix(size_t rows, size_t cells, size_t dim, Rows by, Items values) {
+    size_t column = 0, vectors = SUMS / rows;
+    for (; column + vectors * LANES <= dim; column += vectors * LANES)
+        mix_columns(rows, vectors, cells, dim, column, by, values);
+    for (; column + LANES <= dim; column += LANES) mix_columns(rows, 1, cells, dim, column, by, values);
+    for (; column < dim; column++)
+        for (size_t row = 0; row < rows; row++)
+            for (size_t cell = 0; cell < cells; cell++)
+                by.mixed[row * dim + column] +=
+                    by.weights[row * CELLS_AT_ONCE + cell] * item(values, cell * dim + column);
+}
+
+INLINE void attend_tile(size_t rows, size_t cells, size_t dim, Rows by, Items keys, const float *key_scale,
+                        Items values, const float *value_scale) {
+    score(rows, cells, dim, by, keys);
+    for (size_t row = 0; row < rows; row++) weigh(cells, dim, rows_from(by, row, dim), key_scale, value_scale);
+    mix(rows, cells, dim, by, values);
+}
+
+/* Lets rows attend to the cells of a segment, n of them. */
+INLINE void attend_segment(size_t rows, size_t n, size_t dim, Rows by, Items keys, const float *key_scale, Items values,
+                           const float *value_scale) {
+    for (size_t first = 0; first < n; first += CELLS_AT_ONCE) {
+        size_t cells = n - first < CELLS_AT_ONCE ? n - first : CELLS_AT_ONCE, row = 0;
+        Items key = items_from(keys, first * dim), value = items_from(values, first * dim);
+        const float *key_by = key_scale ? key_scale + first : NULL,
+                    *value_by = value_scale ? value_scale + first : NULL;
+        for (; row + 4 <= rows; row += 4)
+            attend_tile(4, cells, dim, rows_from(by, row, dim), key, key_by, value, value_by);
+        for (; row + 2 <= rows; row += 2)
+            attend_tile(2, cells, dim, rows_from(by, row, dim), key, key_by, value, value_by);
+        if (row < rows) attend_tile(1, cells, dim, rows_from(by, row, dim), key, key_by, value, value_by);
+    }
+}
+
+/* Lets the rows of some tokens, group for each, attend to what they see of one head's keys and values. */
+INLINE void attend_block(size_t tokens, size_t group, size_t dim, Rows by, Sight sight, size_t token, Items keys,
+                         const float *key_scale, Items values, const float *value_scale) {
+    size_t step = 2 * sight.segments, shared = 0;
+    const int64_t *bounds = sight.bounds + token * step;
+    for (; shared < sight.segments; shared++) {
+        size_t i = 1;
+        while (i < tokens && !memcmp(bounds + i * step + 2 * shared, bounds + 2 * shared, 2 * sizeof *bounds)) i++;
+        if (i < tokens) break;
+    }
+    for (size_t i = 0; i <= tokens; i++) /* all of them together, then each alone */
+        for (size_t s = i ? shared : 0; s < (i ? sight.segments : shared); s++) {
+            const int64_t *ends = bounds + (i ? i - 1 : 0) * step + 2 * s;
+            size_t first = (size_t)ends[0], n = (size_t)ends[1] - first;
+            Items key = items_from(keys, first * dim), value = items_from(values, first * dim);
+            attend_segment(i ? group : tokens * group, n, dim, rows_from(by, i ? (i - 1) * group : 0, dim), key,
+                           key_scale ? key_scale + first : NULL, value, value_scale ? value_scale + first : NULL);
+        }
+}
+
+/* Lays out scratch memory for so many rows; attention to nothing so far. */
+INLINE Rows empty_rows(size_t rows, size_t dim, float *scratch) {
+    Rows made = {.queries = scratch, .mixed = scratch + rows * dim, .weights = scratch + 2 * rows * dim};
+    made.peak = made.weights + rows * CELLS_AT_ONCE;
+    made.sum = made.peak + rows;
+    memset(made.mixed, 0, rows * dim * sizeof *made.mixed);
+    for (size_t row = 0; row < rows; row++) made.peak[row] = -3.0e38f, made.sum[row] = 0.0f;
+    return made;
+}
+
+_Static_assert(ATTEND_SCRATCH(1, 0) == CELLS_AT_ONCE + 2, "scratch memory does not fit the rows");
+
+VECTORIZED void attend_bytes(size_t from, size_t to, Shape shape, Sight sight, const uint8_t *restrict queries,
+                             const float *restrict query_scale, const uint8_t *restrict rest,
+                             const uint8_t *restrict keys, const float *restrict key_scale,
+                             const uint8_t *restrict values, const float *restrict value_scale, float *restrict scratch,
+                             float *restrict mixed) {
+    size_t dim = shape.dim, cells = sight.cells, group = shape.group;
+    float unit = 1.0f / (127.0f * 127.0f * sqrtf((float)dim));
+    for (size_t at = from; at < to; at++) {
+        size_t token = at / shape.kv_heads * TOKENS_AT_ONCE, head = at % shape.kv_heads;
+        size_t tokens = shape.tokens - token < TOKENS_AT_ONCE ? shape.tokens - token : TOKENS_AT_ONCE;
+        Rows by = empty_rows(tokens * group, dim, scratch);
+        float *query = scratch;
+        for (size_t i = 0; i < tokens * group; i++, query += dim) {
+            size_t row = (head * group + i % group) * shape.tokens + token + i / group;
+            for (size_t k = 0; k < dim; k++) {
+                float x = (float)queries[row * dim + k] - 128.0f;
+                if (rest) x += ((float)rest[row * dim + k] - 128.0f) * (1.0f / 254.0f);
+                query[k] = x * query_scale[row] * unit;
+            }
+        }
+        attend_block(tokens, group, dim, by, sight, token, (Items){keys + head * cells * dim, 1},
+                     key_scale + head * cells, (Items){values + head * cells * dim, 1}, value_scale);
+        for (size_t i = 0; i < tokens * group; i++) {
+            float *y = mixed + ((head * group + i % group) * shape.tokens + token + i / group) * dim;
+            float once = by.sum[i] > 0.0f ? 1.0f / by.sum[i] : 0.0f;
+            for (size_t k = 0; k < dim; k++) y[k] = by.mixed[i * dim + k] * once;
+        }
+    }
+}
+
+VECTORIZED void attend_floats(size_t from, size_t to, Shape shape, Sight sight, const float *restrict queries,
+                              const float *restrict keys, const float *restrict values, float *restrict scratch,
+                              float *restrict mixed) {
+    size_t dim = shape.dim, cells = sight.cells, group = shape.group, width = shape.kv_heads * group * dim;
+    float unit = 1.0f / sqrtf((float)dim);
+    for (size_t at = from; at < to; at++) {
+        size_t token = at / shape.kv_heads * TOKENS_AT_ONCE, head = at % shape.kv_heads;
+        size_t tokens = shape.tokens - token < TOKENS_AT_ONCE ? shape.tokens - token : TOKENS_AT_ONCE;
+        Rows by = empty_rows(tokens * group, dim, scratch);
+        for (size_t i = 0; i < tokens * group; i++) {
+            const float *query = queries + (token + i / group) * width + (head * group + i % group) * dim;
+            for (size_t k = 0; k < dim; k++) scratch[i * dim + k] = query[k] * unit;
+        }
+        attend_block(tokens, group, dim, by, sight, token, (Items){keys + head * cells * dim, 0}, NULL,
+                     (Items){values + head * cells * dim, 0}, NULL);
+        for (size_t i = 0; i < tokens * group; i++) {
+            float *y = mixed + (token + i / group) * width + (head * group + i % group) * dim;
+            float once = by.sum[i] > 0.0f ? 1.0f / by.sum[i] : 0.0f;
+            for (size_t k = 0; k < dim; k++) y[k] = by.mixed[i * dim + k] * once;
+        }
+    }
+}

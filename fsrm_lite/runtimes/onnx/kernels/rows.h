@@ -43,6 +43,14 @@ typedef struct {
     size_t parts;
 } Factor;
 
+/* Which cells of a pool of keys and values each token attends to: several segments per token, each from its first cell
+ * up to but not including its last. */
+typedef struct {
+    size_t cells; /* of the pool */
+    size_t segments;
+    const int64_t *bounds; /* [tokens, segments, 2] */
+} Sight;
+
 /* Floats of scratch memory that the rotations need for each value of a head. */
 enum { SCRATCH_PER_DIM = 10 };
 
@@ -96,6 +104,25 @@ void softmax_quantize(size_t from, size_t to, size_t heads, size_t tokens, size_
  * results are quantized [tokens, heads * dim] and largest [tokens]. scratch holds 2 * heads * dim floats. */
 void quantize_mixed(size_t from, size_t to, Shape shape, const float *mixed, const float *scale, Factor factor,
                     float *scratch, uint8_t *quantized, float *largest, uint8_t *rest);
+
+/* So many tokens attend together; each such block of them is a unit of each head's work. */
+enum { TOKENS_AT_ONCE = 8 };
+
+/* Floats of scratch memory that attention needs, for rows of queries of dim values. */
+#define ATTEND_SCRATCH(rows, dim) ((rows) * (2 * (dim) + 64 + 2))
+
+/* Attention of queries [kv_heads, group * tokens, dim], quantized with query_scale [kv_heads, group * tokens], and rest
+ * if not NULL, to keys [kv_heads, cells, dim] with key_scale [kv_heads, cells], and values [kv_heads, cells, dim] with
+ * value_scale [cells]. There are kv_heads units for each TOKENS_AT_ONCE tokens. The result is mixed
+ * [kv_heads, group * tokens, dim]; it is zero where a token sees no cell. scratch holds ATTEND_SCRATCH floats for the
+ * rows of a unit, group * TOKENS_AT_ONCE. */
+void attend_bytes(size_t from, size_t to, Shape shape, Sight sight, const uint8_t *queries, const float *query_scale,
+                  const uint8_t *rest, const uint8_t *keys, const float *key_scale, const uint8_t *values,
+                  const float *value_scale, float *scratch, float *mixed);
+
+/* The same in float: queries and mixed are [tokens, kv_heads * group * dim], keys and values [kv_heads, cells, dim]. */
+void attend_floats(size_t from, size_t to, Shape shape, Sight sight, const float *queries, const float *keys,
+                   const float *values, float *scratch, float *mixed);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop
