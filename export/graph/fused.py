@@ -249,8 +249,8 @@ def attend_bytes(
             (_centred(graph, keys), present[1]),
             (_centred(graph, present[2]), present[3]),
         ]
-        floats = [graph.add("Mul", [x, graph.add("Mul", [scale, step])]) for x, scale in parts]
-        return [*present, _attend(graph, arch, *floats, _seen(graph, arch, segments, present[3]))]
+        q, k, v = (graph.add("Mul", [x, graph.add("Mul", [scale, step])]) for x, scale in parts)
+        return [*present, _attend(graph, arch, q, k, v, _seen(graph, arch, segments, present[3]))]
 
     assert q.scale is not None
     inputs = [q.name, q.scale, *keys_values, cells, segments, *([] if q.rest is None else [q.rest])]

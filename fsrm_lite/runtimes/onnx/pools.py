@@ -73,21 +73,21 @@ class CellPool:
     ) -> NDArray[np.float32]:
         """See ``Pool``. Many tokens of one stream are read as a prompt is, all others written into their cells."""
         few = np.bincount(streams)[streams] <= _FEW
-        parts = [(self._write, np.flatnonzero(few))]
-        parts += [(self._read, np.flatnonzero(streams == stream)) for stream in np.unique(streams[~few])]
-        logits = np.empty((len(rows), self._graph.vocab_size), np.float32)
         before = self.lengths.copy()
         try:
+            if few.all():
+                return self._write(tokens, positions, streams, rows, options)
+            parts = [(self._write, np.flatnonzero(few))] if few.any() else []
+            parts += [(self._read, np.flatnonzero(streams == stream)) for stream in np.unique(streams[~few])]
+            logits = np.empty((len(rows), self._graph.vocab_size), np.float32)
             for compute, part in parts:
-                if len(part):
-                    wanted = np.flatnonzero(np.isin(part, rows))
-                    made = compute(tokens[part], positions[part], streams[part], wanted.tolist(), options)
-                    logits[np.isin(rows, part)] = made
+                wanted = np.flatnonzero(np.isin(part, rows)).tolist()
+                logits[np.isin(rows, part)] = compute(tokens[part], positions[part], streams[part], wanted, options)
+            return logits
         except BaseException:
             for stream in np.unique(streams).tolist():
                 self._cells.cut(stream, int(before[stream]))
             raise
-        return logits
 
     def _write(
         self,
@@ -98,12 +98,10 @@ class CellPool:
         options: Any,  # noqa: ANN401
     ) -> NDArray[np.float32]:
         """Compute tokens in their cells."""
-        owners, counts = np.unique(streams, return_counts=True)
-        cells = np.zeros(len(tokens), np.int64)
-        for stream, count in zip(owners.tolist(), counts.tolist(), strict=True):
-            cells[streams == stream] = self._cells.add(stream, count)
+        owners = streams.tolist()
+        cells = np.concatenate([self._cells.add(stream, 1) for stream in owners])
         self._make_room()
-        seen = [self._cells.segments(s, p + 1) for s, p in zip(streams.tolist(), positions.tolist(), strict=True)]
+        seen = [self._cells.segments(s, p + 1) for s, p in zip(owners, positions.tolist(), strict=True)]
         segments = np.zeros((len(tokens), max(map(len, seen)), 2), np.int64)
         for row, parts in zip(segments, seen, strict=True):
             row[: len(parts)] = parts
