@@ -96,15 +96,21 @@ class Steps:
 
 
 @contextmanager
-def counted(owner: Any, name: str, rows: Callable[..., int]) -> Iterator[Steps]:  # noqa: ANN401 - a module or class
+def counted(
+    owner: Any,  # noqa: ANN401 - a module or class
+    name: str,
+    rows: Callable[..., int],
+    steps: Steps | None = None,
+) -> Iterator[Steps]:
     """Yield what is counted of every call of the function ``name`` of ``owner`` within the block.
 
     Args:
         owner: The module or class that has the function.
         name: The function's name.
         rows: Returns the number of tokens that a call computes, given the call's arguments.
+        steps: Where to count; None for a count of its own.
     """
-    steps = Steps()
+    steps = steps or Steps()
     function = getattr(owner, name)
 
     def timed(*args: Any, **named: Any) -> Any:  # noqa: ANN401
@@ -128,11 +134,16 @@ def llama_steps() -> AbstractContextManager[Steps]:
     return counted(load_llama(), "llama_decode", lambda context, batch: batch.n_tokens)
 
 
-def graph_steps() -> AbstractContextManager[Steps]:
-    """Return a block in which every run of a fast graph is counted."""
+@contextmanager
+def graph_steps() -> Iterator[Steps]:
+    """Yield what is counted of every run of a fast graph within the block: those that read and those that write."""
     from fsrm_lite.runtimes.onnx.graph import Graph
 
-    return counted(Graph, "run", lambda graph, outputs, *, ids, **others: len(ids))
+    def rows(graph: Graph, first: Any, *, ids: Any, **others: Any) -> int:  # noqa: ANN401 - as in both functions
+        return len(ids)
+
+    with counted(Graph, "run", rows) as steps, counted(Graph, "write", rows, steps):
+        yield steps
 
 
 RUNTIMES: dict[str, Callable[[], AbstractContextManager[Steps]]] = {

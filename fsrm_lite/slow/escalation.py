@@ -149,9 +149,11 @@ class SlowPath:
         half = self.half
         if half is not self._bundle and self._engine != "onnx" and half.has("slow") and why_not() is None:
             return EngineChoice("llama.cpp", "the judge has a GGUF file of its own")
+        graph = self._graph()
         return choose_engine(
             self._engine,
-            can_think=self._graph_can_think(),
+            can_think=graph is not None and graph.can_think,
+            in_place=graph is not None and graph.writes_in_place,
             has_gguf=half.has("slow"),
             why_no_llama=why_not,
         )

@@ -10,31 +10,38 @@ from fsrm_lite.slow.engines import choose_engine
 MISSING = "llama-cpp-python is not installed"
 
 
-def chosen(asked, graph, gguf, missing):
+def chosen(asked, graph, in_place, gguf, missing):
     try:
         return choose_engine(
-            asked, can_think=graph, has_gguf=gguf, why_no_llama=lambda: MISSING if missing else None
+            asked,
+            can_think=graph,
+            in_place=in_place,
+            has_gguf=gguf,
+            why_no_llama=lambda: MISSING if missing else None,
         ).engine
     except (BundleError, JudgeUnavailableError) as error:
         return type(error)
 
 
 def test_every_combination_has_one_answer():
-    for graph, gguf, missing in itertools.product((True, False), repeat=3):
+    for graph, in_place, gguf, missing in itertools.product((True, False), repeat=4):
         usable = gguf and not missing
         without = BundleError if not gguf else JudgeUnavailableError
-        assert chosen("onnx", graph, gguf, missing) == ("onnx" if graph else BundleError)
-        assert chosen("llama.cpp", graph, gguf, missing) == ("llama.cpp" if usable else without)
-        expected = "llama.cpp" if usable else "onnx" if graph else without
-        assert chosen("auto", graph, gguf, missing) == expected
+        assert chosen("onnx", graph, in_place, gguf, missing) == ("onnx" if graph else BundleError)
+        assert chosen("llama.cpp", graph, in_place, gguf, missing) == ("llama.cpp" if usable else without)
+        faster = graph and in_place
+        expected = "llama.cpp" if usable and not faster else "onnx" if graph else without
+        assert chosen("auto", graph, in_place, gguf, missing) == expected
 
 
 def test_llama_is_not_tried_where_it_does_not_matter():
     def never():
         raise AssertionError("this may take a second")
 
-    assert choose_engine("onnx", can_think=True, has_gguf=True, why_no_llama=never).why == "asked for"
-    assert choose_engine("auto", can_think=True, has_gguf=False, why_no_llama=never).engine == "onnx"
+    assert choose_engine("onnx", can_think=True, in_place=True, has_gguf=True, why_no_llama=never).why == "asked for"
+    for in_place in (True, False):
+        made = choose_engine("auto", can_think=True, in_place=in_place, has_gguf=in_place, why_no_llama=never)
+        assert made.engine == "onnx"
 
 
 def test_a_gguf_that_is_not_needed_is_not_touched(rm, tmp_path):
@@ -48,4 +55,4 @@ def test_a_gguf_that_is_not_needed_is_not_touched(rm, tmp_path):
 @pytest.mark.parametrize(("graph", "advice"), [(True, "judge_engine='onnx'"), (False, "export it again")])
 def test_a_bundle_without_a_gguf_says_what_to_do(graph, advice):
     with pytest.raises(BundleError, match=advice):
-        choose_engine("llama.cpp", can_think=graph, has_gguf=False, why_no_llama=lambda: None)
+        choose_engine("llama.cpp", can_think=graph, in_place=False, has_gguf=False, why_no_llama=lambda: None)
