@@ -33,7 +33,7 @@ CPU_FLAGS = (
 )
 """Instruction sets that speed up products of int8 or bf16 matrices on some processors."""
 
-_ENGINE_RULE = ", by default llama.cpp where llama-cpp-python can be used"
+_ENGINE_RULE = ", by default ONNX Runtime where keys and values stay in place, else llama.cpp"
 
 
 @click.command()

@@ -52,7 +52,7 @@ def choose_engine(
             )
         if asked == "onnx":
             return EngineChoice("onnx", "asked for")
-        return EngineChoice("onnx", "it is the faster one" if has_gguf else "the bundle has no GGUF file")
+        return EngineChoice("onnx", "keys and values stay in place" if has_gguf else "the bundle has no GGUF file")
     if not has_gguf:
         raise BundleError(
             "this bundle has no GGUF file for llama.cpp; "

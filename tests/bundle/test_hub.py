@@ -13,6 +13,7 @@ from helpers.hub import COMMIT, serve
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.errors import BundleError, ExportError
 from fsrm_lite.export.hub import push_bundle
+from fsrm_lite.runtimes.onnx.kernels import library
 
 
 @pytest.fixture
@@ -75,18 +76,27 @@ def test_from_pretrained_fetches_the_judge_when_the_gate_first_fires(hub, cache,
     from fsrm_lite import FastSlowRM
 
     hub.folder = Bundle.open().root
-    with FastSlowRM.from_pretrained("org/name", revision="main", cache_dir=cache, threads=1) as rm:
+    options = {"revision": "main", "cache_dir": cache, "threads": 1, "judge_engine": "llama.cpp"}
+    with FastSlowRM.from_pretrained("org/name", **options) as rm:
         fast = rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="never")
         assert "slow/model.gguf" not in hub.files_asked()
         slow = rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always")
         assert hub.files_asked()[-1] == "slow/model.gguf"
     assert (fast.route, slow.route) == ("fast", "slow")
     attempts = no_sockets()
-    with FastSlowRM.from_pretrained(
-        "org/name", revision="main", cache_dir=cache, local_files_only=True, threads=1
-    ) as rm:
+    with FastSlowRM.from_pretrained("org/name", local_files_only=True, **options) as rm:
         assert rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always") == slow
     assert attempts == []
+
+
+@pytest.mark.skipif(library() is None, reason="the operators are not built, or switched off")
+def test_a_fast_file_that_thinks_needs_no_second_file(hub, cache):
+    from fsrm_lite import FastSlowRM
+
+    hub.folder = Bundle.open().root
+    with FastSlowRM.from_pretrained("org/name", cache_dir=cache, threads=1) as rm:
+        assert rm.score("What is 2 + 3?", "2 + 3 = 5.", judge="always").route == "slow"
+    assert "slow/model.gguf" not in hub.files_asked()
 
 
 def test_cached_files_need_no_socket(hub, cache, no_sockets):

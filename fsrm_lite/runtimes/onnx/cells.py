@@ -1,8 +1,8 @@
 """Which cells of a pool hold the tokens of each stream; no model is in here.
 
-A *pool* is memory for the keys and values of many tokens, one *cell* per token. The tokens of a stream lie in a few
-*runs* of neighbouring cells. A stream that is copied shares the runs of the other one; what either adds afterwards goes
-to a run of its own.
+A *pool* is memory for the keys and values of many tokens, one *cell* per token. The tokens of a stream lie in *runs* of
+neighbouring cells. A stream that is copied shares the runs of the other one; what either adds afterwards goes to a run
+of its own. Runs are short, so that the pool is little larger than what the streams hold.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+RUN_CELLS = 256
+"""Cells of a run: a whole number of the tiles that attention goes through."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,13 +34,13 @@ class Cells:
     """Gives cells to streams.
 
     Attributes:
-        size: Cells that the pool must have.
+        size: Cells that the pool must have; it never falls.
         lengths: int32 [streams], how many tokens each stream has.
     """
 
     def __init__(self, streams: int, cells: int) -> None:
         """Begin with empty streams, each of which may come to hold ``cells`` tokens."""
-        self.size = streams * cells
+        self.size = 0
         self.lengths = np.zeros(streams, np.int32)
         self._cells = cells
         self._of: list[list[_Run]] = [[] for _ in range(streams)]
@@ -51,10 +54,10 @@ class Cells:
             last = runs[-1] if runs else None
             mine = last.held[stream] if last is not None else 0
             if last is None or mine < last.used or last.start + mine == last.end:
-                last, mine = self._new_run(self._cells - int(self.lengths[stream])), 0
+                last, mine = self._new_run(stream, min(RUN_CELLS, self._cells - int(self.lengths[stream]))), 0
                 runs.append(last)
             taken = min(left, last.end - last.start - mine)
-            parts.append(np.arange(last.start + mine, last.start + mine + taken))
+            parts.append(np.arange(last.start + mine, last.start + mine + taken, dtype=np.int64))
             last.held[stream] = mine + taken
             self.lengths[stream] += taken
             left -= taken
@@ -85,7 +88,8 @@ class Cells:
 
     def cut(self, stream: int, length: int) -> None:
         """Take the tokens of a stream from position ``length`` on away."""
-        runs, left = self._of[stream], int(self.lengths[stream])
+        runs = self._of[stream]
+        left = sum(run.held[stream] for run in runs)  # what an interrupted ``add`` left, too
         self.lengths[stream] = min(left, length)
         while left > length:
             run = runs[-1]
@@ -99,13 +103,13 @@ class Cells:
             if not run.held:
                 self._runs.remove(run)
 
-    def _new_run(self, count: int) -> _Run:
-        """Return a run of ``count`` cells that no stream has: in the first gap that is large enough, or behind all."""
+    def _new_run(self, stream: int, count: int) -> _Run:
+        """Return a run of ``count`` cells for a stream: in the first gap that is large enough, or behind all others."""
         starts = [0, *(run.end for run in self._runs)]
         ends = [*(run.start for run in self._runs), starts[-1] + count]
         gaps = enumerate(zip(starts, ends, strict=True))
         place, start = next((i, first) for i, (first, last) in gaps if last - first >= count)
-        made = _Run(start, start + count)
+        made = _Run(start, start + count, {stream: 0})
         self._runs.insert(place, made)
         self.size = max(self.size, made.end)
         return made

@@ -237,7 +237,7 @@ class Graph:
             "bias": np.zeros((len(ids), 0), np.float32),
             "wanted": np.array(rows or (0,), np.int64),
             "carry": np.zeros((0, self.hidden_size), np.float32),
-            "head_rows": np.arange(len(rows)),
+            "head_rows": np.arange(len(rows), dtype=np.int64),
             "distribution": np.array(False),
             "writing": np.array(True),
             "cells": cells,

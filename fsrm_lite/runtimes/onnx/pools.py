@@ -18,6 +18,7 @@ from fsrm_lite.runtimes.onnx.graph import Graph, value
 from fsrm_lite.runtimes.onnx.packing import MASKED
 
 _WASTE = 4  # a joined pool is tidied up when one cell in so many belongs to no stream any more
+_GROWTH = 1.25  # a pool of cells that has become too small grows at least by this factor
 _FEW = 32  # tokens of one stream that are written into their cells at once; more are read as a prompt is
 
 Ints = NDArray[np.int32]
@@ -54,14 +55,14 @@ class Pool(Protocol):
 
 
 class CellPool:
-    """Keys and values that stay in their cells. Memory is taken as cells are first used."""
+    """Keys and values that stay in their cells. The arrays grow as cells come to be needed."""
 
     def __init__(self, graph: Graph, streams: int, cells: int) -> None:
         self._graph = graph
         self._cells = Cells(streams, cells)
         self.lengths = self._cells.lengths
         self._arrays: list[NDArray[Any]] = []
-        self._make_room()
+        self._values: list[Any] = []
 
     def compute(
         self,
@@ -154,24 +155,23 @@ class CellPool:
 
     def _make_room(self) -> None:
         """Enlarge the arrays of the pool where its cells have become more than they hold."""
-        graph, size = self._graph, self._cells.size
-        held = self._arrays[0].shape[graph.token_axes[0]] if self._arrays else 0
-        if size <= held:
+        axes, needed = self._graph.token_axes, self._cells.size
+        held = [array.shape[axis] for array, axis in zip(self._arrays, axes, strict=False)]
+        if not needed or (held and needed <= min(held) == max(held)):
             return
-        size = max(size, 2 * held)
-        arrays, values = [], []
-        for i, (empty, axis) in enumerate(zip(graph.empty, graph.token_axes, strict=True)):
+        size = max([needed, *held]) if len(held) < len(axes) else max([needed, int(_GROWTH * min(held)), *held])
+        # One after another, so that only one of them is in memory twice. If that fails, the next call goes on with it.
+        for i, (empty, axis) in enumerate(zip(self._graph.empty, axes, strict=True)):
             shape = list(empty.shape())
             shape[axis] = size
             # The values of one cell lie side by side, also where the graph that reads has its tokens as the last axis.
             last = axis == len(shape) - 1
             memory = np.zeros([*shape[:-2], shape[-1], shape[-2]] if last else shape, empty.numpy().dtype)
             array = memory.swapaxes(-1, -2) if last else memory
-            if self._arrays:
-                array[_along(axis, 0, held)] = self._arrays[i]
-            arrays.append(array)
-            values.append(value(memory.reshape(shape)))
-        self._arrays, self._values = arrays, values
+            if i < len(held):
+                array[_along(axis, 0, held[i])] = self._arrays[i]
+            self._arrays[i : i + 1] = [array]
+            self._values[i : i + 1] = [value(memory.reshape(shape))]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``Pool``."""

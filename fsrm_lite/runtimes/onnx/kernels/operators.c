@@ -345,17 +345,14 @@ static OrtStatusPtr prepare_mixed(Work *work, OrtKernelContext *context, int64_t
 }
 
 /* Reads the cells [S] of new tokens and the segments [N, K, 2] that query tokens attend to, both int64, from the inputs
- * with the numbers cells and cells + 1. They must lie within a pool. Sets the sight and the most cells that a token
- * sees. */
-static OrtStatusPtr read_sight(Work *work, size_t cells, int64_t new_tokens, int64_t tokens, int64_t pool,
-                               size_t *seen) {
+ * with the numbers cells and cells + 1. They must lie within a pool. Sets the sight. */
+static OrtStatusPtr read_sight(Work *work, size_t cells, int64_t new_tokens, int64_t tokens, int64_t pool) {
     int64_t segments = work->in[cells + 1].rank == 3 ? work->in[cells + 1].shape[1] : 0;
     const int64_t *places = work->in[cells].data, *bounds = work->in[cells + 1].data;
     if (!FITS(work, cells, new_tokens) || segments < 1 || !FITS(work, cells + 1, tokens, segments, 2))
         return misfit(work);
     for (int64_t i = 0; i < new_tokens; i++)
         if (places[i] < 0 || places[i] >= pool) return refuse(work->label, "a cell lies outside the pool");
-    *seen = 0;
     for (int64_t token = 0; token < tokens; token++) {
         size_t own = 0;
         for (int64_t i = 0; i < segments; i++, bounds += 2) {
@@ -364,19 +361,17 @@ static OrtStatusPtr read_sight(Work *work, size_t cells, int64_t new_tokens, int
             own += bounds[1] - bounds[0];
         }
         if (own > (size_t)pool) return refuse(work->label, "a token's segments overlap");
-        *seen = own > *seen ? own : *seen;
     }
     work->sight = (Sight){pool, segments, work->in[cells + 1].data};
     return NULL;
 }
 
-/* The work of attention, where no token sees more than so many cells. */
-static void work_in_blocks(Work *work, size_t seen) {
+/* Divides the work of attention; a block of tokens is work enough for a task. */
+static void work_in_blocks(Work *work) {
     Shape shape = work->shape;
-    size_t rows = TOKENS_AT_ONCE * shape.group;
     work->units = (shape.tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE * shape.kv_heads;
-    work->width = 2 * rows * shape.dim * (seen + 1);
-    work->scratch_values = ATTEND_SCRATCH(rows, shape.dim);
+    work->units_per_task = 1;
+    work->scratch_values = ATTEND_SCRATCH(TOKENS_AT_ONCE * shape.group, shape.dim);
 }
 
 /* Puts new items into the cells of a pool of rows, each of which has as many items as the pool has cells. The pool is
@@ -423,14 +418,13 @@ static OrtStatusPtr prepare_attend_bytes(Work *work, OrtKernelContext *context, 
     const Tensor *in = work->in;
     int64_t kv_heads = in[0].shape[0], rows = in[0].shape[1], dim = in[0].shape[2], fresh = in[10].shape[0];
     int64_t tokens = in[11].shape[0], cells = in[9].shape[0];
-    size_t seen;
     if (!FITS(work, 0, kv_heads, rows, dim) || !FITS(work, 1, kv_heads, rows, 1) ||
         !FITS(work, 2, kv_heads, dim, fresh) || !FITS(work, 3, kv_heads, 1, fresh) ||
         !FITS(work, 4, kv_heads, fresh, dim) || !FITS(work, 5, fresh, 1) || !FITS(work, 6, kv_heads, dim, cells) ||
         !FITS(work, 7, kv_heads, 1, cells) || !FITS(work, 8, kv_heads, cells, dim) || !FITS(work, 9, cells, 1) ||
-        rows % tokens || (work->inputs == 13 && !FITS(work, 12, kv_heads, rows, dim)))
+        tokens < 1 || rows % tokens || (work->inputs == 13 && !FITS(work, 12, kv_heads, rows, dim)))
         return misfit(work);
-    TRY(read_sight(work, 10, fresh, tokens, cells, &seen));
+    TRY(read_sight(work, 10, fresh, tokens, cells));
     MAKE(work, context, 0, kv_heads, dim, cells);
     MAKE(work, context, 1, kv_heads, 1, cells);
     MAKE(work, context, 2, kv_heads, cells, dim);
@@ -441,7 +435,7 @@ static OrtStatusPtr prepare_attend_bytes(Work *work, OrtKernelContext *context, 
     append(work, 8, 2, kv_heads, dim, 4, fresh * dim, dim, 10);
     append(work, 9, 3, 1, sizeof(float), 5, 0, sizeof(float), 10);
     work->shape = (Shape){tokens, kv_heads, rows / tokens, dim};
-    work_in_blocks(work, seen);
+    work_in_blocks(work);
     work->run = run_attend_bytes;
     return NULL;
 }
@@ -459,13 +453,14 @@ static OrtStatusPtr prepare_attend_floats(Work *work, OrtKernelContext *context,
     const Tensor *in = work->in;
     if (in[0].rank != 3 || in[3].rank != 4) return misfit(work);
     int64_t tokens = in[0].shape[1], width = in[0].shape[2], fresh = in[2].shape[0];
-    int64_t kv_heads = in[3].shape[1], cells = in[3].shape[2], dim = in[3].shape[3], group = width / dim / kv_heads;
-    size_t seen;
+    int64_t kv_heads = in[3].shape[1], cells = in[3].shape[2], dim = in[3].shape[3];
+    if (kv_heads < 1 || dim < 1) return misfit(work);
+    int64_t group = width / dim / kv_heads;
     if (group < 1 || group * kv_heads * dim != width || !FITS(work, 0, 1, tokens, width) ||
         !FITS(work, 1, 1, fresh, kv_heads * dim) || !FITS(work, 2, fresh, kv_heads * dim) ||
         !FITS(work, 3, 1, kv_heads, cells, dim) || !FITS(work, 4, 1, kv_heads, cells, dim))
         return misfit(work);
-    TRY(read_sight(work, 5, fresh, tokens, cells, &seen));
+    TRY(read_sight(work, 5, fresh, tokens, cells));
     MAKE(work, context, 0, 1, kv_heads, cells, dim);
     MAKE(work, context, 1, 1, kv_heads, cells, dim);
     MAKE(work, context, 2, tokens, width);
@@ -473,7 +468,7 @@ static OrtStatusPtr prepare_attend_floats(Work *work, OrtKernelContext *context,
     append(work, 3, 0, kv_heads, size, 1, size, kv_heads * size, 5);
     append(work, 4, 1, kv_heads, size, 2, size, kv_heads * size, 5);
     work->shape = (Shape){tokens, kv_heads, group, dim};
-    work_in_blocks(work, seen);
+    work_in_blocks(work);
     work->run = run_attend_floats;
     return NULL;
 }
