@@ -44,7 +44,7 @@ def test_judge_is_loaded_at_the_first_escalation_and_not_before():
     program = """
 import sys
 from fsrm_lite import FastSlowRM, GateSpec
-rm = FastSlowRM.from_pretrained(threads=1, gate=GateSpec(intuition_threshold=0.0))
+rm = FastSlowRM.from_pretrained(threads=1, judge_engine="llama.cpp", gate=GateSpec(intuition_threshold=0.0))
 fast = rm.score("What is 2 + 3?", "The answer is 5.")
 before = "llama_cpp" in sys.modules
 slow = rm.score("What is 2 + 3?", "The answer is 5.", judge="always")
