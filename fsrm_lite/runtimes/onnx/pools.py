@@ -54,6 +54,31 @@ class Pool(Protocol):
         """Take the tokens of a stream from position ``length`` on away."""
 
 
+def _run(
+    graph: Graph,
+    tokens: Ints,
+    positions: Ints,
+    bias: NDArray[np.float32],
+    past: Sequence[Any],
+    rows: Sequence[int],
+    options: Any,  # noqa: ANN401
+) -> tuple[list[Any], NDArray[np.float32]]:
+    """Compute tokens behind a past; returns the present keys and values, and the logits behind ``rows``."""
+    present = graph.run(
+        [*graph.present_names, *(["logits"] if rows else [])],
+        ids=tokens,
+        positions=positions,
+        bias=bias,
+        past=past,
+        wanted=rows or (0,),
+        head_rows=range(len(rows)),
+        distribution=False,
+        options=options,
+    )
+    logits = present.pop().numpy() if rows else np.zeros((0, graph.vocab_size), np.float32)
+    return present, logits
+
+
 class CellPool:
     """Keys and values that stay in their cells. The arrays grow as cells come to be needed."""
 
@@ -135,18 +160,7 @@ class CellPool:
             ]
         bias = np.zeros((count, start + count), np.float32)
         bias[:, start:] = np.where(np.tri(count, dtype=bool), np.float32(0.0), np.float32(MASKED))
-        present = graph.run(
-            [*graph.present_names, *(["logits"] if rows else [])],
-            ids=tokens,
-            positions=positions,
-            bias=bias,
-            past=past,
-            wanted=rows or (0,),
-            head_rows=range(len(rows)),
-            distribution=False,
-            options=options,
-        )
-        logits = present.pop().numpy() if rows else np.zeros((0, graph.vocab_size), np.float32)
+        present, logits = _run(graph, tokens, positions, bias, past, rows, options)
         cells = self._cells.add(stream, count)
         self._make_room()
         for array, made, axis in zip(self._arrays, present, graph.token_axes, strict=True):
@@ -157,9 +171,9 @@ class CellPool:
         """Enlarge the arrays of the pool where its cells have become more than they hold."""
         axes, needed = self._graph.token_axes, self._cells.size
         held = [array.shape[axis] for array, axis in zip(self._arrays, axes, strict=False)]
-        if not needed or (held and needed <= min(held) == max(held)):
+        if len(held) == len(axes) and needed <= min(held) == max(held):
             return
-        size = max([needed, *held]) if len(held) < len(axes) else max([needed, int(_GROWTH * min(held)), *held])
+        size = max([needed, int(_GROWTH * min(held, default=0)), *held])
         # One after another, so that only one of them is in memory twice. If that fails, the next call goes on with it.
         for i, (empty, axis) in enumerate(zip(self._graph.empty, axes, strict=True)):
             shape = list(empty.shape())
@@ -220,18 +234,7 @@ class JoinedPool:
         bias[:, :width] = held.take(seen, axis=1) if apart else held
         new = (streams[:, None] == streams) & (np.arange(count)[:, None] >= np.arange(count))
         bias[:, width:] = np.where(new, np.float32(0.0), np.float32(MASKED))
-        present = graph.run(
-            [*graph.present_names, *(["logits"] if rows else [])],
-            ids=tokens,
-            positions=positions,
-            bias=bias,
-            past=past,
-            wanted=rows or (0,),
-            head_rows=range(len(rows)),
-            distribution=False,
-            options=options,
-        )
-        logits: NDArray[np.float32] = present.pop().numpy() if rows else np.zeros((0, graph.vocab_size), np.float32)
+        present, logits = _run(graph, tokens, positions, bias, past, rows, options)
         if apart and self._size:
             present = [
                 value(np.concatenate([kept.numpy(), made.numpy().take(range(width, width + count), axis)], axis))
