@@ -83,7 +83,11 @@ def judge_all(
         ):
             items.append(
                 LabelledItem.from_comparison(
-                    content_key(texts[0], texts[1:]), comparison, label, subset=pair.problem.family
+                    content_key(texts[0], texts[1:]),
+                    comparison,
+                    label,
+                    group=pair.problem.key,  # problems of one structure are right or wrong together
+                    subset=pair.problem.family,
                 )
             )
         if progress is not None:
