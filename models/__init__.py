@@ -12,8 +12,9 @@
 ``rounds``       training on own samples, in rounds
 ``reinforce``    reinforcement of the slow verdict
 ``lists``        lists of own samples, from which the gate for the best of N is calibrated
+``recipe``       all parts of the training and the release, one after the other
 ``release``      from a trained checkpoint to the embedded bundle; ``figures`` measures the finished model
 ===============  ====================================================================================
 
-``recipes/`` holds data files: how public models are asked (see ``fsrm_lite.export.recipes``).
+``recipes/`` is about other models, and holds data files: how public ones are asked (see ``fsrm_lite.export.recipes``).
 """

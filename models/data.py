@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.manifest import Manifest
 from fsrm_lite.models.problems import Problem, make_problem
-from fsrm_lite.models.responses import Response, right_response, thought, wrong_response
+from fsrm_lite.models.responses import Response, right_response, right_texts, thought, wrong_response
 
 SPEC = Path(__file__).with_name("spec.json")
 ROW_TOKENS = 320
@@ -65,6 +65,8 @@ class Batch:
         label_at: Row and column of each token that is followed by a label of the fast prompt, int64, shape [F, 2].
             Entries 2k and 2k + 1 belong to the chosen and the rejected response of one problem.
         labels: The ids of these labels, int64, shape [F].
+        on_path: Process labels, int8, shape [R, L]: for a token of a response in the fast prompt ``ON_PATH`` or
+            ``OFF_PATH``, 0 for all others.
     """
 
     ids: NDArray[np.int64]
@@ -73,10 +75,25 @@ class Batch:
     weights: NDArray[np.float32]
     label_at: NDArray[np.int64]
     labels: NDArray[np.int64]
+    on_path: NDArray[np.int8]
 
 
-Example = tuple[list[int], list[float]]
-"""One example: its token ids, and the loss weight of predicting the token behind each."""
+class Example(NamedTuple):
+    """One example.
+
+    Attributes:
+        ids: Its token ids.
+        weights: For each token the loss weight of predicting the one behind it.
+        on_path: For each token its process label; empty where no token has one.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    on_path: Sequence[int] = ()
+
+
+ON_PATH, OFF_PATH = 1, -1
+"""Process labels. Up to this token a response is the beginning of a known right one, or it no longer is."""
 
 MIX = ("fast", "fast", "slow_pair", "fast", "solve", "fast", "slow_pair", "slow_point")
 """The kinds of examples, in the order in which they are drawn until a batch is full.
@@ -126,6 +143,7 @@ class Packer:
         shape = (rows, ROW_TOKENS)
         self._ids, self._segments, self._positions = (np.zeros(shape, np.int64) for _ in range(3))
         self._weights = np.zeros(shape, np.float32)
+        self._on_path = np.zeros(shape, np.int8)
         self._used = [0] * rows
         self._label_at: list[tuple[int, int]] = []
 
@@ -141,17 +159,19 @@ class Packer:
         """
         used = self._used.copy()
         places = []
-        for ids, weights in examples:
-            row = next((r for r, n in enumerate(used) if n + len(ids) <= ROW_TOKENS), None)
+        for example in examples:
+            length = len(example.ids)
+            row = next((r for r, n in enumerate(used) if n + length <= ROW_TOKENS), None)
             if row is None:
                 return False
-            places.append((row, used[row], ids, weights))
-            used[row] += len(ids)
+            places.append((row, used[row], example))
+            used[row] += length
         self._used = used
-        for row, start, ids, weights in places:
+        for row, start, (ids, weights, on_path) in places:
             span = slice(start, start + len(ids))
             self._ids[row, span], self._weights[row, span] = ids, weights
             self._segments[row, span], self._positions[row, span] = start + 1, np.arange(len(ids))
+            self._on_path[row, start : start + len(on_path)] = on_path
             self._label_at += [(row, start + len(ids) - 2)] if labelled else []
         return True
 
@@ -159,7 +179,7 @@ class Packer:
         """Return the batch."""
         label_at = np.array(self._label_at, dtype=np.int64).reshape(-1, 2)
         labels = self._ids[label_at[:, 0], label_at[:, 1] + 1]
-        return Batch(self._ids, self._segments, self._positions, self._weights, label_at, labels)
+        return Batch(self._ids, self._segments, self._positions, self._weights, label_at, labels, self._on_path)
 
 
 class BatchMaker:
@@ -209,7 +229,7 @@ class BatchMaker:
         }[kind]
         while True:
             examples = make(rng)
-            if max(len(ids) for ids, _ in examples) <= ROW_TOKENS:
+            if max(len(example.ids) for example in examples) <= ROW_TOKENS:
                 return examples
 
     def _fast_pair(self, rng: random.Random) -> list[Example]:
@@ -219,15 +239,23 @@ class BatchMaker:
         ]
 
     def _fast(self, problem: Problem, response: Response) -> Example:
+        """Return an example of the fast prompt, its last token the label."""
         ids = self._encoder.pointwise_fast(problem.question, response.text)
+        # Which tokens are the response's? Those that differ when another response stands in the same prompt.
+        other = self._encoder.pointwise_fast(problem.question, "?")
+        start = common_prefix(ids, other)
+        stop = len(ids) - common_prefix(ids[::-1], other[::-1])
         weights = [0.0] * len(ids)
+        agreed = stop  # up to here the response agrees with one that is right
         if response.correct:
-            # Which tokens are the response's? Those that differ when another response stands in the same prompt.
-            other = self._encoder.pointwise_fast(problem.question, "?")
-            start = _common_prefix(ids, other)
-            stop = len(ids) - _common_prefix(ids[::-1], other[::-1])
             weights[start - 1 : stop - 1] = [RESPONSE_WEIGHT] * (stop - start)
-        return [*ids, self._yes if response.correct else self._no], [*weights, 0.0]
+        else:
+            known = (self._encoder.pointwise_fast(problem.question, text) for text in right_texts(problem))
+            agreed = max(start, min(stop, max(common_prefix(ids, prompt) for prompt in known)))
+        on_path = (
+            [0] * start + [ON_PATH] * (agreed - start) + [OFF_PATH] * (stop - agreed) + [0] * (len(ids) + 1 - stop)
+        )
+        return Example([*ids, self._yes if response.correct else self._no], [*weights, 0.0], on_path)
 
     def _solve(self, rng: random.Random) -> list[Example]:
         problem = make_problem(rng, "train")
@@ -279,10 +307,11 @@ class BatchMaker:
         weights = [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt)) + [0.0]
         if text[-1] in (*self._choice_ids("pairwise_slow"), self._yes, self._no):
             weights[len(prompt) + len(text) - 2] = VERDICT_WEIGHT
-        return ids, weights
+        return Example(ids, weights)
 
 
-def _common_prefix(a: list[int], b: list[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the number of equal items at the beginning of two sequences."""
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1

@@ -1,6 +1,6 @@
-"""What the model itself writes, as training data: sampled solutions, labelled by their answers.
+"""What the model itself writes, as training data: sampled solutions, labelled by their answers and workings.
 
-No human labels are needed: the plan behind a problem knows its answer. (Behaviour data in the sense of DRR,
+No human labels are needed: the plan behind a problem knows both. (Behaviour data in the sense of DRR,
 arXiv 2501.01457: a critic learns from the traces of the reasoner that it is to judge.)
 """
 
@@ -25,7 +25,7 @@ from fsrm_lite.files import whole_file
 from fsrm_lite.gate import sigmoid
 from fsrm_lite.models.data import MIX, UNDECIDED_SHARE, BatchMaker, Example, training_manifest
 from fsrm_lite.models.problems import Problem
-from fsrm_lite.models.responses import Response, labelled
+from fsrm_lite.models.responses import Response, labelled, right_texts
 from fsrm_lite.slow.judge import Judge
 
 MAX_TOKENS = 160
@@ -47,7 +47,7 @@ class Samples:
 
     Attributes:
         problem: The problem.
-        right: Solutions with the right answer.
+        right: Solutions with the right answer behind a right working.
         wrong: Solutions with a wrong answer, or without one.
         right_weights: How often each right one is drawn, in proportion; None draws all alike.
         wrong_weights: The same of the wrong ones.
@@ -126,11 +126,16 @@ def write_samples(path: Path, solutions: Sequence[Sequence[str]]) -> None:
 
 
 def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
-    """Return the samples of a file that ``write_samples`` wrote, of problems with both right and wrong solutions."""
+    """Return the samples of a file that ``write_samples`` wrote, of problems with both right and wrong solutions.
+
+    A solution whose answer is right and whose working is not is neither: a model that learned from it would write more
+    of the kind, and a score that learned to like it would not see where a working goes wrong.
+    """
     samples = []
     for problem, line in zip(problems, path.read_text().splitlines(), strict=True):
         responses = [labelled(problem, text) for text in dict.fromkeys(json.loads(line)) if text]
-        right = tuple(r for r in responses if r is not None and r.correct)
+        known = right_texts(problem)
+        right = tuple(r for r in responses if r is not None and r.correct and r.text in known)
         wrong = tuple(r for r in responses if r is not None and not r.correct)
         if right and wrong:
             samples.append(Samples(problem, right, wrong))

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-LOSSES = {"lm": "next token (thoughts, answers)", "label": "first-token label", "rank": "Bradley-Terry"}
+LOSSES = {
+    "lm": "next token (thoughts, answers)",
+    "label": "first-token label",
+    "rank": "Bradley-Terry",
+    "process": "process labels",
+}
 SHARES = {
     "fast": "fast: chosen above rejected",
     "fast_visible": "fast, visible errors",
@@ -39,7 +44,8 @@ def training_curves(metrics: Sequence[Path], out: Path) -> None:
     steps = [row["step"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, title in LOSSES.items():
-        left.plot(steps, [row[name] for row in rows], label=title)
+        if all(name in row for row in rows):
+            left.plot(steps, [row[name] for row in rows], label=title)
     left.set(title="loss", xlabel="step", yscale="log")
     for name, title in SHARES.items():
         if all(name in row for row in rows):

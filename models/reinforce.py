@@ -1,6 +1,6 @@
 """Reinforces the slow verdict: the judge thinks freely, and right verdicts are made likelier than wrong ones.
 
-    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-3 --out checkpoints/fsrm-tiny-own/reinforced
+    python -m fsrm_lite.models.reinforce checkpoints/fsrm-tiny-own/round-2 --out checkpoints/fsrm-tiny-own/reinforced
 
 This is group-relative policy optimization (GRPO, arXiv 2402.03300); F/S-RM's training (arXiv 2603.20212) ends with such
 a step. For each pair, in both orders, a group of thoughts is sampled at temperature 1. A thought is rewarded with +1 if
@@ -35,9 +35,9 @@ from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, jud
 from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
 from fsrm_lite.models.rounds import CHECK_PROBLEMS, OWN_SHARE, ROUNDS
-from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer, hidden_states, learning_rate
+from fsrm_lite.models.train import ROWS, Settings, Trainer, hidden_states, learning_rate
 
-TURNS, PAIRS, THOUGHTS = 6, 400, 8
+TURNS, PAIRS, THOUGHTS = 4, 400, 8
 """Turns of sampling and learning, pairs in each turn, and thoughts about each order of a pair."""
 
 CHECK_PAIRS, CHECK_THOUGHTS = 200, 4
@@ -144,7 +144,7 @@ def batches_of(
                 ending = [stop] if len(ids) < THINKING_TOKENS else []
                 written = len(ids) + len(ending)
                 weights = [0.0] * (len(prompt) - 1) + [value] * written + [0.0]
-                examples.append(([*prompt, *ids, *ending], weights))
+                examples.append(Example([*prompt, *ids, *ending], weights))
     rng.shuffle(examples)
     packer, filled = Packer(rows), False
     for example in examples:
@@ -179,16 +179,17 @@ def learn(trainer: Trainer, batch: Batch) -> None:
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--turns", default=TURNS, show_default=True)
-def main(checkpoint: Path, out: Path, turns: int) -> None:
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+def main(checkpoint: Path, out: Path, turns: int, device: str) -> None:
     """Reinforce the verdicts of CHECKPOINT, the last round's folder, whose neighbours hold the samples."""
     samples: list[Samples] = []
     for number in range(1, len(ROUNDS) + 1):
         path = checkpoint.parent / f"round-{number}" / "train.jsonl"
         samples += read_samples(path, problems_of("train", ROUNDS[number - 1].problems, number))
     settings = Settings(seed=99, steps=turns, learning_rate=LEARNING_RATE, warmup=10)
-    trainer = Trainer(out, settings, "cpu", start=checkpoint)
+    trainer = Trainer(out, settings, device, start=checkpoint)
     encoder = encoder_of(checkpoint)
-    maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, CPU_ROWS, samples, OWN_SHARE)
+    maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, ROWS, samples, OWN_SHARE)
     number = len(ROUNDS)
     checked = read_samples(
         checkpoint.parent / f"round-{number}" / "check.jsonl", problems_of("calibration", CHECK_PROBLEMS, number)
@@ -204,13 +205,17 @@ def main(checkpoint: Path, out: Path, turns: int) -> None:
 
     trainer.export_ready()
     told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    if not told:
-        tell({"turn": 0, **check(out, encoder, pairs)})
-    for turn in range(max((line["turn"] for line in told), default=0), turns):
+    done = max((line["turn"] for line in told), default=0)
+    if trainer.step > sum(line.get("steps", 0) for line in told):  # the last turn was saved, and then interrupted
+        done += 1
+        tell({"turn": done, "steps": trainer.step - sum(line.get("steps", 0) for line in told)})
+    if not any(line["turn"] == done and "own_verdicts" in line for line in told):
+        tell({"turn": done, **check(out, encoder, pairs)})
+    for turn in range(done, turns):
         rng = random.Random(f"reinforce-{turn}")
         prompts, thoughts, rewards = think(out, encoder, list(drawn_pairs(rng, samples, PAIRS)), THOUGHTS, seed=turn)
         stop = trainer.manifest.stop_ids[0]
-        parts = list(batches_of(prompts, thoughts, advantages(rewards), stop, CPU_ROWS, rng))
+        parts = list(batches_of(prompts, thoughts, advantages(rewards), stop, ROWS, rng))
         # How many steps there will be is known only now: as many in each turn to come as in this one.
         trainer.settings = replace(trainer.settings, steps=trainer.step + (turns - turn) * len(parts))
         for batch in tqdm(parts, desc=f"turn {turn + 1} of {turns}", unit="step", mininterval=5):

@@ -79,6 +79,14 @@ def wrong_response(problem: Problem, rng: random.Random, form: str | None = None
         error = None  # this error cannot happen in this plan: draw another one
 
 
+def right_texts(problem: Problem) -> list[str]:
+    """Return all texts that ``right_response`` may write, in every form."""
+    derivation = problem.plan.derive()
+    claims = {f"{derivation.answer} {problem.unit}".strip(), derivation.answer}
+    bare = [text for claim in sorted(claims) for text in _bare_texts(claim)]
+    return [*bare, *(_written(derivation, max(claims, key=len), form) for form in ("terse", "worked"))]
+
+
 def thought(problem: Problem, claims: tuple[str, ...]) -> str:
     """Return the judge's thought about one or two responses.
 
@@ -126,9 +134,19 @@ def _write(derivation: Derivation, unit: str, form: str, rng: random.Random) -> 
     if form == "bare":
         if unit and rng.random() < 0.25:
             claim = derivation.answer
-        return rng.choice((claim, f"{claim}.", f"The answer is {claim}.")), claim
+        return rng.choice(_bare_texts(claim)), claim
+    return _written(derivation, claim, form), claim
+
+
+def _bare_texts(claim: str) -> tuple[str, ...]:
+    """Return the ways to give an answer without any work."""
+    return claim, f"{claim}.", f"The answer is {claim}."
+
+
+def _written(derivation: Derivation, claim: str, form: str) -> str:
+    """Return the text of a terse or a worked response."""
     working = f"{derivation.terse}." if form == "terse" else " ".join(f"{line}." for line in derivation.lines)
-    return f"{working} The answer is {claim}.", claim
+    return f"{working} The answer is {claim}."
 
 
 def _visible(problem: Problem, kind: str, form: str, rng: random.Random) -> Response:

@@ -27,7 +27,7 @@ from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.models.checks import fast_scores, pick_checks
 from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, read_samples, solve, weighted, write_samples
 from fsrm_lite.models.problems import Problem, problems_of
-from fsrm_lite.models.train import CPU_ROWS, Settings, Trainer
+from fsrm_lite.models.train import READY, ROWS, Settings, Trainer
 
 SOLUTIONS = 8
 """Solutions of each training problem."""
@@ -48,13 +48,15 @@ class Round:
     problems: int
 
 
-ROUNDS = (Round(500, 1e-3, 2500), Round(1100, 8e-4, 2500), Round(1500, 8e-4, 6000))
+ROUNDS = (Round(700, 1e-3, 2500), Round(1500, 8e-4, 6000))
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""
 
 
-def run_round(number: int, start: Path, out: Path, samples: list[Samples], workers: int) -> list[Samples]:
+def run_round(
+    number: int, start: Path, out: Path, samples: list[Samples], workers: int, device: str = "cpu"
+) -> list[Samples]:
     """Run round ``number`` (from 1) from the checkpoint ``start`` in the folder ``out``, or what is left of it.
 
     Returns:
@@ -62,7 +64,7 @@ def run_round(number: int, start: Path, out: Path, samples: list[Samples], worke
     """
     this = ROUNDS[number - 1]
     settings = Settings(seed=number, steps=this.steps, learning_rate=this.learning_rate, warmup=WARMUP)
-    trainer = Trainer(out, settings, "cpu", start=start)
+    trainer = Trainer(out, settings, device, start=start)
     encoder = PromptEncoder(trainer.tokenizer_path, trainer.manifest)
     train, check = problems_of("train", this.problems, number), problems_of("calibration", CHECK_PROBLEMS, number)
     for name, problems, n in (("train", train, SOLUTIONS), ("check", check, CHECK_SOLUTIONS)):
@@ -75,17 +77,15 @@ def run_round(number: int, start: Path, out: Path, samples: list[Samples], worke
         return pick_checks(model, encoder, check, checked)
 
     def score(texts: list[tuple[str, str]]) -> list[float]:
-        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).to(device)
         with torch.no_grad():
             scores: list[float] = fast_scores(model, encoder, texts).tolist()
         return scores
 
-    if not (out / "model.safetensors").exists():  # the last thing that a round writes
+    if not (out / READY).exists():
         # Ask the model that the round starts from, so that a run that goes on draws as before.
         hard = weighted(samples, score)
-        maker = OwnBatchMaker(
-            trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, CPU_ROWS, hard, OWN_SHARE
-        )
+        maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, ROWS, hard, OWN_SHARE)
         try:
             trainer.train(maker, workers, measure)
         except KeyboardInterrupt:
@@ -104,7 +104,8 @@ def sample(path: Path, checkpoint: Path, problems: list[Problem], n: int, seed: 
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder with a folder for each round.")
 @click.option("--workers", default=-1, help="Processes that make batches; default: one fewer than the cores.")
-def main(checkpoint: Path, out: Path, workers: int) -> None:
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+def main(checkpoint: Path, out: Path, workers: int, device: str) -> None:
     """Train CHECKPOINT on its own solutions; the result is in the last round's folder under OUT."""
     if workers < 0:
         workers = min(12, (os.cpu_count() or 1) - 1)
@@ -114,7 +115,7 @@ def main(checkpoint: Path, out: Path, workers: int) -> None:
     try:
         for number in range(1, len(ROUNDS) + 1):
             click.echo(f"round {number} of {len(ROUNDS)}", err=True)
-            samples = run_round(number, start, out / f"round-{number}", samples, workers)
+            samples = run_round(number, start, out / f"round-{number}", samples, workers, device)
             start = out / f"round-{number}"
     except KeyboardInterrupt:
         raise click.ClickException("interrupted; run the same command to go on") from None

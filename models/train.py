@@ -7,9 +7,11 @@ and solve a problem.
 
 The losses follow the description of F/S-RM (arXiv 2603.20212). For the first token they are a Bradley-Terry loss (the
 chosen response must score above the rejected one) and the cross-entropy of the label; for thoughts, verdicts and
-answers the cross-entropy of the next token. Training runs on a GPU if there is one, otherwise on the CPU with smaller
-batches; compiled, and in bf16 where the processor has instructions for it. It can be interrupted at any time; the same
-command continues where it stopped.
+answers the cross-entropy of the next token. To these come process labels: at every token of a response that is scored,
+a probe reads from the hidden state whether the response so far is the beginning of a right one. So the model learns
+where a response goes wrong, and not only that it does. Training runs on a GPU if there is one, otherwise on the CPU;
+compiled, and in bf16 where the processor has instructions for it. It can be interrupted at any time; the same command
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,13 +40,19 @@ from fsrm_lite.models.data import SPEC, Batch, BatchMaker, template_texts, train
 from fsrm_lite.models.muon import Muon
 from fsrm_lite.models.tokenizer import train_tokenizer
 
-CPU_ROWS, GPU_ROWS = 24, 192
-"""Packed rows per step, of 320 tokens each. On a CPU a small model learns more per minute from small batches."""
+ROWS = 24
+"""Packed rows per step, of 320 tokens each. A small model learns more per minute from small batches."""
 
-STEPS = 5800
-"""Training steps. On a CPU they are 45 million tokens, and take about an hour on two idle cores with AMX."""
+STEPS = 6500
+"""Training steps: 50 million tokens."""
 
 CHECK_EVERY = 250
+
+PROBE = "process_probe.pt"
+"""File of the probe of the process labels, beside the model's weights; only a training that goes on reads it."""
+
+READY = "fsrm.json"
+"""The last file of a finished training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +109,31 @@ def model_config(tokenizer: Tokenizer) -> Qwen3Config:
     )
 
 
-def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[int, int]) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """Return the three losses of a batch.
+def losses_of(
+    model: Qwen3ForCausalLM,
+    trunk: Any,  # noqa: ANN401 - compiled or not
+    probe: torch.nn.Linear,
+    batch: Batch,
+    yes_no: tuple[int, int],
+) -> dict[str, torch.Tensor]:
+    """Return the losses of a batch.
 
     Args:
         model: The model.
         trunk: ``model.model``, compiled or not.
+        probe: Reads from the hidden state of a response's token whether the response is still on a right path.
         batch: Packed examples. A token attends only to its own example.
         yes_no: Ids of the two labels.
 
     Returns:
         ``lm``, the weighted cross-entropy of the next token; ``rank``, the Bradley-Terry loss of the score logits of
-        chosen and rejected responses; ``label``, the cross-entropy of the label as the first token.
+        chosen and rejected responses; ``label``, the cross-entropy of the label as the first token; ``process``, the
+        cross-entropy of the process labels.
     """
     device = next(model.parameters()).device
-    ids, weights, label_at, labels = (
-        torch.as_tensor(getattr(batch, name), device=device) for name in ("ids", "weights", "label_at", "labels")
+    ids, weights, label_at, labels, on_path = (
+        torch.as_tensor(getattr(batch, name), device=device)
+        for name in ("ids", "weights", "label_at", "labels", "on_path")
     )
     hidden = hidden_states(trunk, batch, device)
     row, column = torch.nonzero(weights, as_tuple=True)
@@ -124,10 +141,12 @@ def losses_of(model: Qwen3ForCausalLM, trunk: Any, batch: Batch, yes_no: tuple[i
     ce = F.cross_entropy(model.lm_head(hidden[row, column]).float(), ids[row, column + 1], reduction="none")
     logits = model.lm_head(hidden[label_at[:, 0], label_at[:, 1]]).float()
     score = logits[:, yes_no[0]] - logits[:, yes_no[1]]
+    signs = on_path[on_path != 0]
     return {
         "lm": (ce * weight).sum() / weight.sum(),
         "rank": -F.logsigmoid(score[0::2] - score[1::2]).mean(),
         "label": F.cross_entropy(logits, labels),
+        "process": -F.logsigmoid(probe(hidden[on_path != 0]).float().squeeze(-1) * signs).mean(),
     }
 
 
@@ -151,10 +170,13 @@ def learning_rate(step: int, settings: Settings) -> float:
     return settings.learning_rate * warm * max(0.0, 1.0 - step / settings.steps)
 
 
-def has_bf16(device: str) -> bool:
-    """Return whether the device computes in bf16 itself; a processor without instructions for it emulates it slowly."""
+def wants_bf16(device: str) -> bool:
+    """Return whether to compute in bf16: on processors with instructions for it, since others emulate it slowly.
+
+    A GPU computes so small a model fast enough in float32.
+    """
     if device != "cpu":
-        return True
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
@@ -175,7 +197,8 @@ class Trainer:
             compiled: Compile the model.
         """
         self.out, self.settings, self.device = out, settings, device
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
+        torch.set_float32_matmul_precision("high")  # a GPU then uses its matrix units; a CPU computes as before
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=wants_bf16(device))
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer_path = out / "tokenizer.json"
         if not self.tokenizer_path.exists():
@@ -190,15 +213,20 @@ class Trainer:
             self.model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32).to(device)
         else:
             self.model = Qwen3ForCausalLM(model_config(tokenizer)).to(device)
+        self.probe = torch.nn.Linear(self.model.config.hidden_size, 1).to(device)
+        if start is not None and (start / PROBE).exists():
+            self.probe.load_state_dict(torch.load(start / PROBE, map_location=device, weights_only=True))
         self.trunk = torch.compile(self.model.model, dynamic=False) if compiled else self.model.model
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
+        rest += self.probe.parameters()
         adamw = torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         # Muon needs about half the tokens that AdamW needs here. Its step is scaled to AdamW's size, so that both can
         # use the same learning rate.
         muon = Muon(matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizers = [adamw, muon]
         self.step = 0
+        self.losses: dict[str, float] = {}  # of the last step
         self._resume()
 
     def _resume(self) -> None:
@@ -206,10 +234,13 @@ class Trainer:
         path = self.out / "state.pt"
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
+            if "probe" not in state:
+                raise click.ClickException(f"{path} is of a training without process labels; name another folder")
             self.model.load_state_dict(state["model"])
+            self.probe.load_state_dict(state["probe"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            self.step = state["step"]
+            self.step, self.losses = state["step"], state["losses"]
             saved = Settings(**state["settings"])
             self.settings = replace(saved, steps=self.settings.steps)
 
@@ -217,17 +248,25 @@ class Trainer:
         """Write the checkpoint. If that is interrupted, the earlier one stays as it was."""
         state = {
             "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
+            "losses": self.losses,
             "settings": asdict(self.settings),
         }
         with whole_file(self.out / "state.pt") as path:
             torch.save(state, path)
 
     def export_ready(self) -> None:
-        """Write the Hugging Face checkpoint that ``fsrm-lite export`` reads, with the spec beside it."""
+        """Write the Hugging Face checkpoint that ``fsrm-lite export`` reads, with the spec beside it.
+
+        The spec is written last: where it is, the rest is whole.
+        """
+        with whole_file(self.out / PROBE) as path:
+            torch.save(self.probe.state_dict(), path)
         self.model.save_pretrained(self.out)
-        (self.out / "fsrm.json").write_text(SPEC.read_text())
+        with whole_file(self.out / READY) as path:
+            path.write_text(SPEC.read_text())
 
     def train(
         self, maker: BatchMaker, workers: int, check: Callable[[Qwen3ForCausalLM], dict[str, float]] | None = None
@@ -241,11 +280,19 @@ class Trainer:
         """
         progress = tqdm(total=self.settings.steps, initial=self.step, desc="train", unit="step", mininterval=5)
         for batch in self._batches(maker, workers):
-            losses = self.update(batch)
+            self.update(batch)
             progress.update()
-            if self.step % CHECK_EVERY == 0 or self.step == self.settings.steps:
-                self._check({name: float(value.detach()) for name, value in losses.items()}, progress, check)
+            if self.step % CHECK_EVERY == 0:
+                self._check(progress, check)
+        if self._last_measured() != self.step:
+            self._check(progress, check)
         self.export_ready()
+
+    def _last_measured(self) -> int:
+        """Return the last step in ``metrics.jsonl``; 0 if there is none."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
 
     def _batches(self, maker: BatchMaker, workers: int) -> Iterator[Batch]:
         """Return the batches of the steps that are still to be done."""
@@ -259,8 +306,8 @@ class Trainer:
         )
         return iter(loader)
 
-    def update(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Take one step and return its losses."""
+    def update(self, batch: Batch) -> None:
+        """Take one step; its losses are then in ``losses``."""
         rate = learning_rate(self.step, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -268,28 +315,27 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         yes, no = (label.id for label in self.manifest.labels)
         with self.autocast:
-            losses = losses_of(self.model, self.trunk, batch, (yes, no))
-        (losses["rank"] + 0.5 * losses["label"] + losses["lm"]).backward()
+            losses = losses_of(self.model, self.trunk, self.probe, batch, (yes, no))
+        (losses["rank"] + 0.5 * losses["label"] + losses["process"] + losses["lm"]).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return losses
+        self.losses = {name: float(value.detach()) for name, value in losses.items()}
 
     def _check(
         self,
-        losses: dict[str, float],
         progress: Any,  # noqa: ANN401 - a tqdm bar
         check: Callable[[Qwen3ForCausalLM], dict[str, float]] | None,
     ) -> None:
         """Measure the model on the calibration split, add a line to ``metrics.jsonl``, and save a checkpoint."""
         self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.no_grad():
             figures = held_out_checks(self.model, self.tokenizer_path, self.manifest)
             figures |= check(self.model) if check is not None else {}
         self.model.train()
         with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **losses, **figures}) + "\n")
+            file.write(json.dumps({"step": self.step, **self.losses, **figures}) + "\n")
         progress.set_postfix(fast=f"{figures['fast']:.3f}", slow=f"{figures['slow_exact']:.3f}")
         self.save()
 
@@ -319,8 +365,7 @@ def main(out: Path, steps: int, seed: int, learning_rate: float, workers: int, d
     trainer = Trainer(out, Settings(seed, steps, learning_rate), device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job saves its state like an interrupted one
     try:
-        rows = GPU_ROWS if device == "cuda" else CPU_ROWS
-        trainer.train(BatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, rows), workers)
+        trainer.train(BatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, ROWS), workers)
     except KeyboardInterrupt:
         trainer.save()
         raise click.ClickException(f"interrupted at step {trainer.step}; run the same command to go on") from None

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from fsrm_lite.models.data import template_texts, training_manifest
 from fsrm_lite.models.problems import make_problem, problems_of
-from fsrm_lite.models.responses import agrees, claim_of, labelled, right_response, wrong_response
+from fsrm_lite.models.responses import agrees, claim_of, labelled, right_response, right_texts, wrong_response
 from fsrm_lite.models.tokenizer import train_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -73,6 +73,17 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert [r.text for r in found.wrong] == ["The answer is 99."]
 
 
+def test_a_right_answer_behind_a_wrong_working_is_neither_right_nor_wrong(tmp_path):
+    (problem,) = problems_of("train", 1, seed=1)
+    good = right_texts(problem)[-1]
+    odd = f"1 + 1 = 3. The answer is {problem.answer}."
+    assert labelled(problem, odd).correct  # by its answer, as the figures count
+    own_samples.write_samples(tmp_path / "train.jsonl", [[odd, good, "The answer is 99."]])
+    (found,) = own_samples.read_samples(tmp_path / "train.jsonl", [problem])
+    assert [r.text for r in found.right] == [good]
+    assert [r.text for r in found.wrong] == ["The answer is 99."]
+
+
 def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
     manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
     problem = make_problem(random.Random(5), "train")
@@ -104,8 +115,8 @@ def test_a_share_of_solved_problems_has_its_own_right_solutions(tokenizer_path):
         maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, share)
         rng = random.Random(7)
         found = [maker._examples("solve", rng)[0] for _ in range(20)]
-        seen[share] = {tokenizer.decode(ids) for ids, _ in found}
-        assert all(any(weights) for _, weights in found)  # it is learned
+        seen[share] = {tokenizer.decode(example.ids) for example in found}
+        assert all(any(example.weights) for example in found)  # it is learned
     assert len(seen[1.0]) == 1
     assert f"qq The answer is {problem.answer}." in next(iter(seen[1.0]))
     assert len(seen[0.0]) > 10
@@ -120,7 +131,7 @@ def test_a_share_of_own_pairs_shows_answers_alone(kind, tokenizer_path):
     samples = [own_samples.Samples(problem, (right,), (wrong,))]
     maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
     rng = random.Random(0)
-    texts = [[maker._encoder.decode(ids) for ids, _ in maker._examples(kind, rng)] for _ in range(400)]
+    texts = [[maker._encoder.decode(example.ids) for example in maker._examples(kind, rng)] for _ in range(400)]
     alone = ["qq" not in "".join(pair) and "zz" not in "".join(pair) for pair in texts]
     assert abs(sum(alone) / len(texts) - own_samples.BARE_SHARE) < 0.06
 
@@ -156,7 +167,7 @@ def test_muon_takes_the_step_of_torchs_own():
 
 @pytest.mark.slow
 def test_an_interrupted_round_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    from fsrm_lite.models.train import Settings, Trainer
+    from fsrm_lite.models.train import PROBE, Settings, Trainer
 
     start = tmp_path / "start"
     trainer = Trainer(start, Settings(seed=1, steps=1), "cpu", compiled=False)
@@ -164,7 +175,7 @@ def test_an_interrupted_round_goes_on_to_the_same_weights(tmp_path, monkeypatch)
     monkeypatch.setattr(rounds, "SOLUTIONS", 2)
     monkeypatch.setattr(rounds, "CHECK_PROBLEMS", 2)
     monkeypatch.setattr(rounds, "CHECK_SOLUTIONS", 2)
-    monkeypatch.setattr(rounds, "CPU_ROWS", 2)
+    monkeypatch.setattr(rounds, "ROWS", 2)
     monkeypatch.setattr(rounds, "ROUNDS", (rounds.Round(4, 1e-3, 4),))
 
     class Plain(Trainer):
@@ -199,7 +210,10 @@ def test_an_interrupted_round_goes_on_to_the_same_weights(tmp_path, monkeypatch)
     assert len(samples) == 4
     states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "halves")]
     assert states[0]["step"] == states[1]["step"] == 4
-    assert all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"])
+    for part in ("model", "probe"):
+        assert all(torch.equal(states[0][part][name], states[1][part][name]) for name in states[0][part])
+    begun = torch.load(start / PROBE, weights_only=True)["weight"]
+    assert 0 < (states[0]["probe"]["weight"] - begun).abs().max() < 0.05  # the probe goes on from where it was
     metrics = json.loads((tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"own_pairs", "pick_1", "pick_2", "fast", "slow_exact"} <= set(metrics)
     assert np.isfinite(metrics["own_pairs"])

@@ -15,10 +15,19 @@ from tokenizers import Tokenizer
 from fsrm_lite import FastSlowRM
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
-from fsrm_lite.models.data import ROW_TOKENS, BatchMaker, held_out, pair_row, template_texts, training_manifest
+from fsrm_lite.models.data import (
+    OFF_PATH,
+    ON_PATH,
+    ROW_TOKENS,
+    BatchMaker,
+    held_out,
+    pair_row,
+    template_texts,
+    training_manifest,
+)
 from fsrm_lite.models.plans import ERRORS, LARGEST
 from fsrm_lite.models.problems import FAMILIES, make_problem, split_of
-from fsrm_lite.models.responses import FORMS, VISIBLE, agrees, right_response, thought, wrong_response
+from fsrm_lite.models.responses import FORMS, VISIBLE, agrees, right_response, right_texts, thought, wrong_response
 from fsrm_lite.models.tokenizer import CONTROL, THINKING, VOCAB_SIZE, train_tokenizer
 
 
@@ -65,6 +74,7 @@ def test_right_responses_agree_with_the_answer(seed, form):
     assert response.correct
     assert agrees(response.claim, p)
     assert response.claim in response.text
+    assert response.text in right_texts(p)
 
 
 @given(st.integers(0, 2**32), st.sampled_from(FORMS), st.sampled_from((*VISIBLE, *ERRORS, None)))
@@ -122,6 +132,35 @@ def test_batches_are_deterministic_and_packed_without_mixing(tokenizer_path):
             assert batch.ids[row][inside][0] == start
             assert batch.positions[row][inside].tolist() == list(range(inside.sum()))
             assert batch.weights[row][inside][-1] == 0.0  # an example's last token does not predict the next example
+
+
+def test_process_labels_say_from_which_token_on_a_response_is_wrong(tokenizer_path):
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    maker = BatchMaker(tokenizer_path, training_manifest(tokenizer), seed=3, rows=6)
+    begun, worked = 0, 0
+    for seed in range(80):
+        p, rng = problem(seed), random.Random(seed)
+        known = right_texts(p)
+        for response in (right_response(p, rng), wrong_response(p, rng)):
+            example = maker._fast(p, response)
+            assert len(example.ids) == len(example.weights) == len(example.on_path)
+            places = [i for i, sign in enumerate(example.on_path) if sign]
+            assert places == list(range(places[0], places[-1] + 1))
+            assert tokenizer.decode(example.ids[places[0] : places[-1] + 1]).strip() in response.text
+            signs = [example.on_path[i] for i in places]
+            if response.correct:
+                assert set(signs) == {ON_PATH}
+            elif OFF_PATH in signs:  # a response that only lacks its answer is right as far as it goes
+                first = places[signs.index(OFF_PATH)]
+                assert set(signs[signs.index(OFF_PATH) :]) == {OFF_PATH}
+                prompts = [maker._encoder.pointwise_fast(p.question, text) for text in known]
+                # A number can begin with a token of the space before it, which a name does not have.
+                assert first == places[0] or any(prompt[:first] == example.ids[:first] for prompt in prompts)
+                assert not any(prompt[: first + 1] == example.ids[: first + 1] for prompt in prompts)
+            if not response.correct and response.form == "worked" and response.error not in ("offtopic", "missing"):
+                begun, worked = begun + (ON_PATH in signs), worked + 1
+    assert worked >= 10
+    assert begun > 0.8 * worked  # most workings begin well
 
 
 def test_verdict_stands_behind_the_trained_form(tokenizer_path):
