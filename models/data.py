@@ -243,15 +243,15 @@ class BatchMaker:
         ids = self._encoder.pointwise_fast(problem.question, response.text)
         # Which tokens are the response's? Those that differ when another response stands in the same prompt.
         other = self._encoder.pointwise_fast(problem.question, "?")
-        start = common_prefix(ids, other)
-        stop = len(ids) - common_prefix(ids[::-1], other[::-1])
+        start = _common_prefix(ids, other)
+        stop = len(ids) - _common_prefix(ids[::-1], other[::-1])
         weights = [0.0] * len(ids)
         agreed = stop  # up to here the response agrees with one that is right
         if response.correct:
             weights[start - 1 : stop - 1] = [RESPONSE_WEIGHT] * (stop - start)
         else:
             known = (self._encoder.pointwise_fast(problem.question, text) for text in right_texts(problem))
-            agreed = max(start, min(stop, max(common_prefix(ids, prompt) for prompt in known)))
+            agreed = max(start, min(stop, max(_common_prefix(ids, prompt) for prompt in known)))
         on_path = (
             [0] * start + [ON_PATH] * (agreed - start) + [OFF_PATH] * (stop - agreed) + [0] * (len(ids) + 1 - stop)
         )
@@ -310,8 +310,7 @@ class BatchMaker:
         return Example(ids, weights)
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of equal items at the beginning of two sequences."""
+def _common_prefix(a: list[int], b: list[int]) -> int:
     n = 0
     while n < min(len(a), len(b)) and a[n] == b[n]:
         n += 1

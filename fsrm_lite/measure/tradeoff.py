@@ -115,7 +115,6 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
     Raises:
         CalibrationError: If the judge was not asked about every item.
     """
-    _slow(sample)
     for point in front:
         if loses_at_most(loss, point.gate, sample, confidence):
             return point
