@@ -125,7 +125,9 @@ def own_pairs(rm: FastSlowRM, split: str, count: int, seed: int = 0) -> list[Pai
 
 
 def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
-    """Return the figures in ``NAMES``, each ``{"value", "low", "high"}`` (bootstrap over pairs, 1,000 resamples).
+    """Return the figures in ``NAMES``, each ``{"value", "low", "high"}`` (bootstrap, 1,000 resamples).
+
+    What is drawn are problem structures with all their pairs, since the pairs of one are right or wrong together.
 
     Args:
         sample: The pairs, each with the judge's answer.
@@ -160,7 +162,8 @@ def figures(sample: Sample, gate: GateSpec) -> dict[str, dict[str, float]]:
             "auroc_distribution": auroc(confidences["distribution"][chosen], sample.fast_correct[chosen]),
         }
 
-    return {name: asdict(interval) for name, interval in bootstrap(statistics, len(sample)).items()}
+    intervals = bootstrap(statistics, len(sample), groups=sample.groups.tolist())
+    return {name: asdict(interval) for name, interval in intervals.items()}
 
 
 def breakdown(pairs: Sequence[Pair], items: Sequence[LabelledItem], gate: GateSpec) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ class Muon(torch.optim.Optimizer):
 
     It computes what ``torch.optim.Muon`` computes with ``adjust_lr_fn="match_rms_adamw"``: the step is scaled to the
     size of AdamW's, so that both can use one learning rate. Torch's own works in bfloat16, which processors without
-    instructions for it emulate: there it took two thirds of a training step. This one works in float32 and takes all
-    matrices of one shape together.
+    instructions for it emulate: there it took two thirds of a training step. This one works in float32, or
+    within ``torch.autocast`` in that one's type, and takes all matrices of one shape together.
     """
 
     def __init__(

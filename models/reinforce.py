@@ -170,9 +170,7 @@ def learn(trainer: Trainer, batch: Batch) -> None:
         hidden = hidden_states(trainer.trunk, batch, device)[row, column]
         ce = F.cross_entropy(trainer.model.lm_head(hidden).float(), ids[row, column + 1], reduction="none")
         (ce * weights[row, column]).mean().backward()
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-    for optimizer in trainer.optimizers:
-        optimizer.step()
+    trainer.optimize()
 
 
 @click.command()

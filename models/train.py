@@ -317,11 +317,16 @@ class Trainer:
         with self.autocast:
             losses = losses_of(self.model, self.trunk, self.probe, batch, (yes, no))
         (losses["rank"] + 0.5 * losses["label"] + losses["process"] + losses["lm"]).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimize()
         self.step += 1
         self.losses = {name: float(value.detach()) for name, value in losses.items()}
+
+    def optimize(self) -> None:
+        """Change the weights by their gradients."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        with self.autocast:  # Muon's products in bf16 where that is fast: a sixth of a step's time with AMX
+            for optimizer in self.optimizers:
+                optimizer.step()
 
     def _check(
         self,

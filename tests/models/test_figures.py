@@ -45,3 +45,15 @@ def test_without_weights_the_table_has_the_votes_alone_and_the_errors_of_both():
     assert "votes alone" not in text
     both = int((~sample.fast_correct & ~sample.slow_correct).sum())
     assert f"the votes get {both} wrong too, " in text
+
+
+def test_the_intervals_are_those_of_problem_structures_and_not_of_their_pairs():
+    def width(group):
+        """Of the fast accuracy's interval, where each item stands there ten times."""
+        items = [
+            dataclasses.replace(x, key=f"{i} {k}", group=group(i, k)) for i, x in enumerate(ITEMS) for k in range(10)
+        ]
+        found = figures(Sample.of(items), GateSpec(0.5))["fast"]
+        return found["high"] - found["low"]
+
+    assert width(lambda i, k: f"structure {i}") > 2 * width(lambda i, k: f"structure {i} {k}")
