@@ -295,18 +295,24 @@ class BatchMaker:
             raise ValueError(f"template {template} has no verdict form")
         closing = self._encoder.encode_template(verdict.close + verdict.prefix)
         return self._written(
-            prompt, [*self._encoder.encode_text(rationale), *closing, choice], self._encoder.encode_text(verdict.suffix)
+            prompt,
+            [*self._encoder.encode_text(rationale), *closing, choice],
+            self._encoder.encode_text(verdict.suffix),
+            last_weight=VERDICT_WEIGHT,
         )
 
-    def _written(self, prompt: list[int], text: list[int], suffix: list[int]) -> Example:
-        """Return an example of a text that the model is to write after a prompt.
+    def _written(self, prompt: list[int], text: list[int], suffix: list[int], last_weight: float = 1.0) -> Example:
+        """Return an example of a text that the model is to write after a prompt, and a suffix behind it.
 
-        Where the text ends with a verdict, that last token has more weight; the suffix follows behind it.
+        Args:
+            prompt: Token ids of the prompt.
+            text: Token ids of the text.
+            suffix: Token ids behind it.
+            last_weight: Loss weight of the text's last token, which may be a verdict.
         """
         ids = [*prompt, *text, *suffix, self._manifest.stop_ids[0]]
         weights = [0.0] * (len(prompt) - 1) + [1.0] * (len(ids) - len(prompt)) + [0.0]
-        if text[-1] in (*self._choice_ids("pairwise_slow"), self._yes, self._no):
-            weights[len(prompt) + len(text) - 2] = VERDICT_WEIGHT
+        weights[len(prompt) + len(text) - 2] = last_weight
         return Example(ids, weights)
 
 

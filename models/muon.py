@@ -1,4 +1,4 @@
-"""Muon, the optimizer of the model's matrices, in float32."""
+"""Muon, the optimizer of the model's matrices."""
 
 from __future__ import annotations
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +33,10 @@ MAX_TOKENS = 160
 """Longest solution, in tokens. The longest right one has about 120."""
 
 EASY_WEIGHT = 0.1
-"""Weight of a solution that the model scores rightly beyond doubt; one that it scores wrongly has ten times as much."""
+"""Weight of a solution that the model scores rightly beyond doubt; one scored wrongly beyond doubt has 1 more."""
+
+EASY_PROBLEM = 0.3
+"""The same of a problem all of whose right solutions the model scores above all wrong ones."""
 
 BARE_SHARE = 0.15
 """Share of the drawn pairs of own solutions that show their answers alone."""
@@ -47,23 +51,26 @@ class Samples:
 
     Attributes:
         problem: The problem.
-        right: Solutions with the right answer behind a right working.
+        right: Solutions with the right answer behind a right working; where the model wrote none, the known ones.
         wrong: Solutions with a wrong answer, or without one.
-        right_weights: How often each right one is drawn, in proportion; None draws all alike.
-        wrong_weights: The same of the wrong ones.
+        odd: Solutions with the right answer behind another working. Only the judge learns from them, who looks at the
+            answers: a model that learned to write them would write more of the kind, and a score that learned to like
+            them would not see where a working goes wrong.
+        weights: How often each text is drawn, in proportion; 1 where it has no weight.
+        weight: How often the problem is drawn, in proportion.
     """
 
     problem: Problem
     right: tuple[Response, ...]
     wrong: tuple[Response, ...]
-    right_weights: tuple[float, ...] | None = None
-    wrong_weights: tuple[float, ...] | None = None
+    odd: tuple[Response, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 1.0
 
-    def draw(self, rng: random.Random, right: bool) -> Response:
-        """Return one of the right or of the wrong solutions."""
-        if right:
-            return rng.choices(self.right, self.right_weights)[0]
-        return rng.choices(self.wrong, self.wrong_weights)[0]
+    def draw(self, rng: random.Random, right: bool, *, judged: bool = False) -> Response:
+        """Return one of the right or of the wrong solutions; for the judge one of the odd ones is right, too."""
+        responses = self.wrong if not right else (*self.right, *self.odd) if judged else self.right
+        return rng.choices(responses, [self.weights.get(response.text, 1.0) for response in responses])[0]
 
 
 def solve(
@@ -126,41 +133,43 @@ def write_samples(path: Path, solutions: Sequence[Sequence[str]]) -> None:
 
 
 def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
-    """Return the samples of a file that ``write_samples`` wrote, of problems with both right and wrong solutions.
-
-    A solution whose answer is right and whose working is not is neither: a model that learned from it would write more
-    of the kind, and a score that learned to like it would not see where a working goes wrong.
-    """
+    """Return the samples of a file that ``write_samples`` wrote, of the problems that were also solved wrongly."""
     samples = []
     for problem, line in zip(problems, path.read_text().splitlines(), strict=True):
         responses = [labelled(problem, text) for text in dict.fromkeys(json.loads(line)) if text]
         known = right_texts(problem)
-        right = tuple(r for r in responses if r is not None and r.correct and r.text in known)
+        answered = [r for r in responses if r is not None and r.correct]
+        right = tuple(r for r in answered if r.text in known)
+        odd = tuple(r for r in answered if r.text not in known)
         wrong = tuple(r for r in responses if r is not None and not r.correct)
-        if right and wrong:
-            samples.append(Samples(problem, right, wrong))
+        if not right:
+            written = (labelled(problem, text) for text in dict.fromkeys(known[-2:]))  # in one line, and step by step
+            right = tuple(r for r in written if r is not None)
+        if wrong:
+            samples.append(Samples(problem, right, wrong, odd))
     return samples
 
 
 def weighted(samples: Sequence[Samples], score: Callable[[list[tuple[str, str]]], Sequence[float]]) -> list[Samples]:
-    """Return samples of which the hard ones are drawn most: wrong solutions that score high, right ones that score low.
+    """Return samples of which the hard ones are drawn most.
 
-    In best-of-N a wrong solution matters if its score is the highest, and there are few of those.
+    In best-of-N a wrong solution matters if its score is the highest, and there are few of those. Hard are wrong
+    solutions that score high, right ones that score low, and problems whose wrong solutions score above right ones.
 
     Args:
         samples: The samples.
         score: Returns the model's score logits of pairs of question and response.
     """
-    texts = [(own.problem.question, r.text) for own in samples for r in (*own.right, *own.wrong)]
+    texts = [(own.problem.question, r.text) for own in samples for r in (*own.right, *own.odd, *own.wrong)]
     logits = iter(score(texts))
-    return [
-        replace(
-            own,
-            right_weights=tuple(EASY_WEIGHT + sigmoid(-next(logits)) for _ in own.right),
-            wrong_weights=tuple(EASY_WEIGHT + sigmoid(next(logits)) for _ in own.wrong),
-        )
-        for own in samples
-    ]
+    found = []
+    for own in samples:
+        right, odd, wrong = ({r.text: next(logits) for r in kind} for kind in (own.right, own.odd, own.wrong))
+        weights = {text: EASY_WEIGHT + sigmoid(-logit) for text, logit in (right | odd).items()}
+        weights |= {text: EASY_WEIGHT + sigmoid(logit) for text, logit in wrong.items()}
+        above = [sigmoid(w - r) for r in right.values() for w in wrong.values()]
+        found.append(replace(own, weights=weights, weight=EASY_PROBLEM + sum(above) / len(above)))
+    return found
 
 
 class OwnBatchMaker(BatchMaker):
@@ -186,11 +195,12 @@ class OwnBatchMaker(BatchMaker):
         """
         super().__init__(tokenizer_path, manifest, seed, rows)
         self._samples, self._share = samples, share
+        self._cumulative = list(accumulate(own.weight for own in samples))
 
     def _fast_pair(self, rng: random.Random) -> list[Example]:
         if rng.random() >= self._share:
             return super()._fast_pair(rng)
-        own = rng.choice(self._samples)
+        own = self._drawn_problem(rng)
         return [self._fast(own.problem, response) for response in self._draw(own, (True, False), rng)]
 
     def _solve(self, rng: random.Random) -> list[Example]:
@@ -204,17 +214,22 @@ class OwnBatchMaker(BatchMaker):
     def _slow_pair(self, rng: random.Random) -> list[Example]:
         if rng.random() >= self._share:
             return super()._slow_pair(rng)
-        own = rng.choice(self._samples)
+        own = self._drawn_problem(rng)
         first_right = rng.random() < 0.5
         rights = (first_right, not first_right)
         if rng.random() < UNDECIDED_SHARE:
             rights = (rights[0], rights[0])
-        a, b = self._draw(own, rights, rng)
+        a, b = self._draw(own, rights, rng, judged=True)
         return [self._judged_pair(own.problem, a, b, first_right)]
 
-    def _draw(self, own: Samples, rights: tuple[bool, bool], rng: random.Random) -> list[Response]:
+    def _drawn_problem(self, rng: random.Random) -> Samples:
+        return rng.choices(self._samples, cum_weights=self._cumulative)[0]
+
+    def _draw(
+        self, own: Samples, rights: tuple[bool, bool], rng: random.Random, *, judged: bool = False
+    ) -> list[Response]:
         """Return two solutions of one problem, the answers of both alone in ``BARE_SHARE`` of the cases."""
-        drawn = [own.draw(rng, right) for right in rights]
+        drawn = [own.draw(rng, right, judged=judged) for right in rights]
         if rng.random() < BARE_SHARE and all(response.claim for response in drawn):
             return [replace(response, text=response.claim, form="bare") for response in drawn]
         return drawn

@@ -7,7 +7,7 @@ a step. For each pair, in both orders, a group of thoughts is sampled at tempera
 it ends with the right verdict behind its close and with -1 otherwise, and counts by how far its reward lies above the
 mean of its group. Groups whose thoughts are all right or all wrong teach nothing and are left out. Between two such
 steps there is one ordinary step on all abilities, so that none is lost. Nothing is clipped: each thought is used once,
-by the model that wrote it or by one that is a few steps further. Before the first turn and behind each, the share of
+by the model that wrote it or by one that is a turn further at most. Before the first turn and behind each, the share of
 right verdicts is measured on pairs of the calibration split. A run that was interrupted goes on behind its last whole
 turn.
 """
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fsrm_lite.bundle.encoder import PromptEncoder
-from fsrm_lite.models.data import Batch, Example, Packer, held_out
+from fsrm_lite.models.data import ROW_TOKENS, Batch, Example, Packer, held_out
 from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, judge_of, read_samples
 from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
@@ -68,7 +68,7 @@ def drawn_pairs(rng: random.Random, samples: Sequence[Samples], count: int) -> I
     for i in range(count):
         if i % 2:
             own = rng.choice(samples)
-            yield own.problem.question, own.draw(rng, True).text, own.draw(rng, False).text
+            yield own.problem.question, own.draw(rng, True, judged=True).text, own.draw(rng, False).text
         else:
             problem = make_problem(rng, "train")
             yield problem.question, right_response(problem, rng).text, wrong_response(problem, rng).text
@@ -108,7 +108,9 @@ def check_pairs(samples: Sequence[Samples]) -> dict[str, list[tuple[str, str, st
     own = rng.choices(samples, k=CHECK_PAIRS)
     return {
         "written": [(pair.problem.question, pair.chosen.text, pair.rejected.text) for pair in written],
-        "own": [(one.problem.question, one.draw(rng, True).text, one.draw(rng, False).text) for one in own],
+        "own": [
+            (one.problem.question, one.draw(rng, True, judged=True).text, one.draw(rng, False).text) for one in own
+        ],
     }
 
 
@@ -135,16 +137,15 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Yield packed batches of the thoughts whose advantage is not zero, which is the weight of their tokens.
 
-    A thought that was cut off by its budget has no stop token to learn.
+    A thought that was cut off by its budget has no stop token to learn; what is longer than a row is cut off there.
     """
     examples: list[Example] = []
     for prompt, group, values in zip(prompts, thoughts, advantage.tolist(), strict=True):
         for ids, value in zip(group, values, strict=True):
             if value and ids:
                 ending = [stop] if len(ids) < THINKING_TOKENS else []
-                written = len(ids) + len(ending)
-                weights = [0.0] * (len(prompt) - 1) + [value] * written + [0.0]
-                examples.append(Example([*prompt, *ids, *ending], weights))
+                text = [*prompt, *ids, *ending][:ROW_TOKENS]
+                examples.append(Example(text, [0.0] * (len(prompt) - 1) + [value] * (len(text) - len(prompt)) + [0.0]))
     rng.shuffle(examples)
     packer, filled = Packer(rows), False
     for example in examples:

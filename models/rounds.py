@@ -4,8 +4,8 @@
 
 A score that has only seen written-in errors is wrong about its own samples: among many it prefers the mistake that
 looks most like its own work. So each round lets the current model solve training problems, labels the solutions by
-their answers, and trains all abilities on; a share of the pairs are its own right and wrong solutions of one problem,
-the rest is as before. The next round starts from the result, with new samples beside the old ones.
+their answers and workings, and trains all abilities on; a share of the pairs are its own right and wrong solutions of
+one problem, the rest is as before. The next round starts from the result, with new samples beside the old ones.
 
 A run can be interrupted at any time; the same command goes on where it stopped.
 """

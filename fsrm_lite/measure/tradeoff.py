@@ -60,11 +60,10 @@ def operate(gate: GateSpec, sample: Sample) -> OperatingPoint:
     return OperatingPoint(gate, float(right.mean()), float((slow_tokens * up).mean()), float(up.mean()))
 
 
-def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
-    """Return the gates that no other one beats on both accuracy and tokens, cheapest first.
+def operating_points(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
+    """Return all gates that are tried: every pair of thresholds on a grid of quantiles, and always slow.
 
-    Every pair of thresholds on a grid of quantiles is tried, with both rules of the gate ("any" and "all"), and always
-    slow as well.
+    Each pair is tried under both rules of the gate ("any" and "all").
 
     Args:
         sample: The items.
@@ -73,12 +72,18 @@ def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
     Raises:
         CalibrationError: If the judge was not asked about every item.
     """
-    _slow(sample)
-    points = [operate(GateSpec(0.0, 0.0, "any", temperature, always=True), sample)]
-    points += _grid(sample, temperature, "any") + _grid(sample, temperature, "all")
-    points.sort(key=lambda p: (p.tokens, -p.accuracy))
+    always = operate(GateSpec(0.0, 0.0, "any", temperature, always=True), sample)
+    return [always, *_grid(sample, temperature, "any"), *_grid(sample, temperature, "all")]
+
+
+def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
+    """Return the gates that no other one beats on both accuracy and tokens, cheapest first; see ``operating_points``.
+
+    Raises:
+        CalibrationError: If the judge was not asked about every item.
+    """
     front: list[OperatingPoint] = []
-    for point in points:
+    for point in sorted(operating_points(sample, temperature), key=lambda p: (p.tokens, -p.accuracy)):
         if not front or point.accuracy > front[-1].accuracy + 1e-12:
             front.append(point)
     return front

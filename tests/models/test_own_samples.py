@@ -66,14 +66,18 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert problems == problems_of("train", 3, seed=1) != problems_of("train", 3, seed=2)
     good = f"The answer is {problems[0].answer}."
     path = tmp_path / "train.jsonl"
-    own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], []])
-    (found,) = own_samples.read_samples(path, problems)
+    own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], [good]])
+    found, unsolved = own_samples.read_samples(path, [*problems[:2], problems[0]])
     assert found.problem == problems[0]
     assert [r.text for r in found.right] == [good]
     assert [r.text for r in found.wrong] == ["The answer is 99."]
+    assert unsolved.problem == problems[1]  # what it never solves is learned from the known solutions
+    assert unsolved.right
+    assert {r.text for r in unsolved.right} <= set(right_texts(problems[1]))
+    assert all(r.correct for r in unsolved.right)
 
 
-def test_a_right_answer_behind_a_wrong_working_is_neither_right_nor_wrong(tmp_path):
+def test_only_the_judge_learns_that_an_answer_behind_a_wrong_working_is_right(tmp_path, tokenizer_path):
     (problem,) = problems_of("train", 1, seed=1)
     good = right_texts(problem)[-1]
     odd = f"1 + 1 = 3. The answer is {problem.answer}."
@@ -81,7 +85,31 @@ def test_a_right_answer_behind_a_wrong_working_is_neither_right_nor_wrong(tmp_pa
     own_samples.write_samples(tmp_path / "train.jsonl", [[odd, good, "The answer is 99."]])
     (found,) = own_samples.read_samples(tmp_path / "train.jsonl", [problem])
     assert [r.text for r in found.right] == [good]
+    assert [r.text for r in found.odd] == [odd]
     assert [r.text for r in found.wrong] == ["The answer is 99."]
+    manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
+    maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, [found], 1.0)
+    rng = random.Random(0)
+    seen = {
+        kind: "".join(maker._encoder.decode(e.ids) for _ in range(30) for e in maker._examples(kind, rng))
+        for kind in ("fast", "solve", "slow_pair")
+    }
+    assert {kind: odd in text for kind, text in seen.items()} == {"fast": False, "solve": False, "slow_pair": True}
+
+
+def test_the_hard_solutions_of_hard_problems_are_drawn_most():
+    easy, hard = (
+        own_samples.Samples(problem, (labelled(problem, f"The answer is {problem.answer}."),), wrong)
+        for problem in problems_of("train", 2, seed=1)
+        for wrong in [tuple(labelled(problem, f"The answer is {n}.") for n in (97, 99))]
+    )
+    logits = iter([6.0, -6.0, -6.0, -1.0, 4.0, -4.0])  # of each problem the right one and two wrong ones
+    easy, hard = own_samples.weighted([easy, hard], lambda texts: [next(logits) for _ in texts])
+    assert easy.weight == pytest.approx(own_samples.EASY_PROBLEM, abs=0.01)
+    assert hard.weight == pytest.approx(own_samples.EASY_PROBLEM + 0.5, abs=0.06)  # one of two is above the right one
+    rng = random.Random(0)
+    drawn = [hard.draw(rng, False).text for _ in range(300)]
+    assert drawn.count("The answer is 97.") > 4 * drawn.count("The answer is 99.")
 
 
 def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
@@ -93,12 +121,15 @@ def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
     maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 1.0)
     monkeypatch.setattr(own_samples, "BARE_SHARE", 0.0)
     batch = maker.batch(0)
-    seen = {tuple(batch.ids[row][: column + 2].tolist()) for row, column in batch.label_at.tolist()}
     expected = {
         (*maker._encoder.pointwise_fast(problem.question, r.text), manifest.labels[0 if r.correct else 1].id)
         for r in (right, wrong)
     }
-    assert {row[-len(e) :] for row in seen for e in expected} >= expected
+    seen = set()
+    for row, column in batch.label_at.tolist():
+        whole = tuple(batch.ids[row][: column + 2].tolist())
+        seen |= {e for e in expected if whole[-len(e) :] == e} or {whole}
+    assert seen == expected
     assert batch.labels.tolist() == [label.id for label in manifest.labels] * (len(batch.labels) // 2)
     plain = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, samples, 0.0).batch(0)
     assert len(plain.labels) != len(batch.labels)

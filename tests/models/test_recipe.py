@@ -157,6 +157,9 @@ def test_process_labels_say_from_which_token_on_a_response_is_wrong(tokenizer_pa
                 # A number can begin with a token of the space before it, which a name does not have.
                 assert first == places[0] or any(prompt[:first] == example.ids[:first] for prompt in prompts)
                 assert not any(prompt[: first + 1] == example.ids[: first + 1] for prompt in prompts)
+            else:
+                prompts = [maker._encoder.pointwise_fast(p.question, text) for text in known]
+                assert any(prompt[: places[-1] + 1] == example.ids[: places[-1] + 1] for prompt in prompts)
             if not response.correct and response.form == "worked" and response.error not in ("offtopic", "missing"):
                 begun, worked = begun + (ON_PATH in signs), worked + 1
     assert worked >= 10

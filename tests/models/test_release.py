@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.tradeoff import cheapest_within, operate, pareto
-from fsrm_lite.models.release import CONFIDENCE, LOSS, gate_for_each
+from fsrm_lite.models.release import CONFIDENCE, LOSS, gate_for_each, weights_for_each
 
 N = 2000
 """Pairs of each kind."""
@@ -32,4 +32,38 @@ def test_the_gate_does_not_pay_on_one_kind_of_pairs_what_it_gains_on_the_other()
     careless = cheapest_within(pareto(together), together, LOSS, CONFIDENCE).gate
     assert lost(careless, together) <= LOSS
     assert lost(careless, kinds[1]) > LOSS
-    assert max(lost(gate_for_each(kinds, together), kind) for kind in kinds) <= LOSS
+    assert max(lost(gate_for_each(together, first), kind) for kind in kinds) <= LOSS
+
+
+def test_the_gate_is_cheap_where_the_fast_path_knows_what_it_knows():
+    first = np.arange(2 * N) < N
+    logit = np.random.default_rng(2).normal(0, 4, 2 * N)
+    unsure = np.abs(logit) < 1
+    items = Sample.of(make_items(2 * N, seed=11))
+    # Unsure answers are wrong; the judge is right about all of them and about all but a few of the others.
+    known = replace(
+        items,
+        logit=logit,
+        toward=np.abs(logit),
+        fast_correct=~unsure,
+        slow_correct=unsure | (np.arange(2 * N) % 50 > 0),
+    )
+    gate = gate_for_each(known, first)
+    found = operate(gate, known)
+    assert not gate.always
+    assert unsure.mean() - 0.01 < found.escalated < unsure.mean() + 0.05
+    assert found.accuracy > 0.98
+
+
+def test_weights_are_not_kept_that_help_one_kind_of_pairs_at_the_cost_of_the_other():
+    first = np.arange(2 * N) < N
+    rng = np.random.default_rng(3)
+    fast, votes = (rng.normal(1, 2, 2 * N) for _ in range(2))
+    items = Sample.of(make_items(2 * N, seed=11))
+
+    def judged(fast):
+        return replace(items, toward=fast, fast_correct=fast > 0, slow_toward=votes, slow_correct=votes > 0)
+
+    assert weights_for_each(judged(fast), first) is not None
+    harmful = np.where(first, 3 * fast, rng.normal(-0.5, 2, 2 * N))  # of the second kind the fast score is misleading
+    assert weights_for_each(judged(harmful), first) is None
