@@ -36,7 +36,7 @@ EASY_WEIGHT = 0.1
 """Weight of a solution that the model scores rightly beyond doubt; one scored wrongly beyond doubt has 1 more."""
 
 EASY_PROBLEM = 0.3
-"""The same of a problem all of whose right solutions the model scores above all wrong ones."""
+"""Weight of a problem whose right solutions the model scores above all wrong ones; where all are below, 1 more."""
 
 BARE_SHARE = 0.15
 """Share of the drawn pairs of own solutions that show their answers alone."""
@@ -51,7 +51,7 @@ class Samples:
 
     Attributes:
         problem: The problem.
-        right: Solutions with the right answer behind a right working; where the model wrote none, the known ones.
+        right: Solutions with the right answer behind a right working; where the model wrote none, known ones.
         wrong: Solutions with a wrong answer, or without one.
         odd: Solutions with the right answer behind another working. Only the judge learns from them, who looks at the
             answers: a model that learned to write them would write more of the kind, and a score that learned to like
@@ -132,8 +132,14 @@ def write_samples(path: Path, solutions: Sequence[Sequence[str]]) -> None:
         draft.write_text("".join(json.dumps(texts) + "\n" for texts in solutions))
 
 
-def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
-    """Return the samples of a file that ``write_samples`` wrote, of the problems that were also solved wrongly."""
+def read_samples(path: Path, problems: Sequence[Problem], *, solved: bool = False) -> list[Samples]:
+    """Return the samples of a file that ``write_samples`` wrote, of the problems with wrong solutions.
+
+    Args:
+        path: The file.
+        problems: The problems that it is about.
+        solved: Take only the problems with a right answer, too. Else those without one come with known solutions.
+    """
     samples = []
     for problem, line in zip(problems, path.read_text().splitlines(), strict=True):
         responses = [labelled(problem, text) for text in dict.fromkeys(json.loads(line)) if text]
@@ -145,7 +151,7 @@ def read_samples(path: Path, problems: Sequence[Problem]) -> list[Samples]:
         if not right:
             written = (labelled(problem, text) for text in dict.fromkeys(known[-2:]))  # in one line, and step by step
             right = tuple(r for r in written if r is not None)
-        if wrong:
+        if wrong and (answered or not solved):
             samples.append(Samples(problem, right, wrong, odd))
     return samples
 
@@ -160,13 +166,14 @@ def weighted(samples: Sequence[Samples], score: Callable[[list[tuple[str, str]]]
         samples: The samples.
         score: Returns the model's score logits of pairs of question and response.
     """
-    texts = [(own.problem.question, r.text) for own in samples for r in (*own.right, *own.odd, *own.wrong)]
+    texts = [(own.problem.question, r.text) for own in samples for r in (*own.right, *own.wrong)]
     logits = iter(score(texts))
     found = []
     for own in samples:
-        right, odd, wrong = ({r.text: next(logits) for r in kind} for kind in (own.right, own.odd, own.wrong))
-        weights = {text: EASY_WEIGHT + sigmoid(-logit) for text, logit in (right | odd).items()}
+        right, wrong = ({r.text: next(logits) for r in kind} for kind in (own.right, own.wrong))
+        weights = {text: EASY_WEIGHT + sigmoid(-logit) for text, logit in right.items()}
         weights |= {text: EASY_WEIGHT + sigmoid(logit) for text, logit in wrong.items()}
+        weights |= dict.fromkeys((r.text for r in own.odd), EASY_WEIGHT)
         above = [sigmoid(w - r) for r in right.values() for w in wrong.values()]
         found.append(replace(own, weights=weights, weight=EASY_PROBLEM + sum(above) / len(above)))
     return found
@@ -204,7 +211,10 @@ class OwnBatchMaker(BatchMaker):
         return [self._fast(own.problem, response) for response in self._draw(own, (True, False), rng)]
 
     def _solve(self, rng: random.Random) -> list[Example]:
-        """Return an example of solving: a right solution of its own makes the likely right ones likelier still."""
+        """Return an example of solving: a right solution of its own makes the likely right ones likelier still.
+
+        A problem that it did not solve is answered by a known solution.
+        """
         if rng.random() >= self._share:
             return super()._solve(rng)
         own = rng.choice(self._samples)

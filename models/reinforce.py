@@ -64,7 +64,7 @@ def advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def drawn_pairs(rng: random.Random, samples: Sequence[Samples], count: int) -> Iterator[tuple[str, str, str]]:
-    """Yield questions with a right and a wrong response; every other pair is the model's own."""
+    """Yield questions with a right and a wrong response; every other pair is one of the samples."""
     for i in range(count):
         if i % 2:
             own = rng.choice(samples)
@@ -191,7 +191,9 @@ def main(checkpoint: Path, out: Path, turns: int, device: str) -> None:
     maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, 99, ROWS, samples, OWN_SHARE)
     number = len(ROUNDS)
     checked = read_samples(
-        checkpoint.parent / f"round-{number}" / "check.jsonl", problems_of("calibration", CHECK_PROBLEMS, number)
+        checkpoint.parent / f"round-{number}" / "check.jsonl",
+        problems_of("calibration", CHECK_PROBLEMS, number),
+        solved=True,
     )
     pairs = check_pairs(checked)
     log = out / "reinforce.jsonl"

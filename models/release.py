@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ from fsrm_lite.bundle.files import write_manifest
 from fsrm_lite.export import export_checkpoint
 from fsrm_lite.export.card import model_card
 from fsrm_lite.gate import AnswerWeights, GateSpec
-from fsrm_lite.measure.calibration import SEARCH_SHARE, split
+from fsrm_lite.measure.calibration import split
 from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.labelled_lists import ListRow, collect_lists
 from fsrm_lite.measure.list_calibration import calibrate_lists
 from fsrm_lite.measure.risk_control import ALWAYS
 from fsrm_lite.measure.together import weigh
-from fsrm_lite.measure.tradeoff import loses_at_most, operate, operating_points
+from fsrm_lite.measure.tradeoff import loss_bound, operating_points
 from fsrm_lite.models.data import held_out, rows_of
 from fsrm_lite.models.figures import TEST_PAIRS, judge_all, measure, own_pairs, table
 from fsrm_lite.models.lists import own_lists
@@ -91,35 +92,32 @@ def choose_gate(bundle: Path, *, threads: int | None, count: int, lists: int = L
 def weights_for_each(judged: Sample, written: NDArray[np.bool_]) -> AnswerWeights | None:
     """Return the weights of fast path and votes after thinking, or None where the votes alone are to answer.
 
-    They are fitted on one half of the pairs and kept if the other half is answered no worse with them, by either kind
-    of pairs.
+    They are fitted on one part of the problem structures and kept if the pairs of the other part are answered no worse
+    with them, of either kind.
 
     Args:
         judged: The pairs.
         written: Whether a pair has a written-in error, bool, shape [n]; the others are own samples.
     """
-    tuning, testing = split(judged, SEARCH_SHARE)
-    together = weigh(tuning, testing)
-    if together is not None:
-        click.echo(json.dumps({"together": together.report}, indent=2), err=True)
-    if together is None or together.weights is None:
+    together = weigh(*split(judged, TUNING))
+    if together is None:
         return None
-    right = judged.answered_by(together.weights).slow_correct
-    alone = judged.slow_correct
-    assert right is not None
-    assert alone is not None
-    tested = np.isin(judged.groups, testing.groups)
-    worse = any(right[tested & kind].sum() < alone[tested & kind].sum() for kind in (written, ~written))
-    return None if worse else together.weights
+    _, tested = parts_of(judged, written)
+    votes, both = ([right_of(kind.answered_by(w)) for kind in tested] for w in (None, together.weights))
+    kept = together.weights if all(b >= v for v, b in zip(votes, both, strict=True)) else None
+    report = {**together.report, "kept": kept is not None, "right": {"votes": votes, "both": both}}
+    click.echo(json.dumps({"together": report}, indent=2), err=True)
+    return kept
 
 
 def gate_for_each(judged: Sample, written: NDArray[np.bool_]) -> GateSpec:
     """Return a cheap gate that keeps within the loss on either kind of pairs.
 
-    On one part of the problem structures the gates are lined up: a gate comes into the line if no cheaper one has as
-    small a loss on the kind on which it loses most. On the other part the walk begins at the dearest and goes on to
-    cheaper ones as long as each is shown to keep within the loss, on either kind. It ends at the first that is not, so
-    that nothing need be corrected for how many were tried: as in ``fsrm_lite.measure.risk_control``.
+    How much a gate may lose is said by the bound of its loss, on the kind of pairs where that is larger. On one part of
+    the problem structures the gates are lined up, from dear ones that may lose little to cheap ones that may lose much.
+    On the other part the walk goes along this line as long as each gate is shown to keep within the loss. It ends at
+    the first that is not, so that nothing need be corrected for how many were tried: as in
+    ``fsrm_lite.measure.risk_control``.
 
     Args:
         judged: The pairs, with the answers that slow thinking gives.
@@ -128,25 +126,45 @@ def gate_for_each(judged: Sample, written: NDArray[np.bool_]) -> GateSpec:
     Returns:
         The last gate that passed; always slow if none did.
     """
-    tuning, testing = split(judged, TUNING)
-    tuned, tested = (
-        [judged.take(np.isin(judged.groups, part.groups) & kind) for kind in (written, ~written)]
-        for part in (tuning, testing)
-    )
-    slow = [operate(ALWAYS, kind).accuracy for kind in tuned]
+    tuned, tested = parts_of(judged, written)
+
+    def may_lose(gate: GateSpec, kinds: Sequence[Sample]) -> float:
+        return max(loss_bound(gate, kind, CONFIDENCE) for kind in kinds)
+
     line: list[GateSpec] = []
     least = np.inf
+    tuning, _ = split(judged, TUNING)
     for point in sorted(operating_points(tuning), key=lambda p: (p.tokens, -p.accuracy)):
-        loss = max(best - operate(point.gate, kind).accuracy for best, kind in zip(slow, tuned, strict=True))
-        if loss < least:
+        bound = may_lose(point.gate, tuned)
+        if bound < least:
             line.append(point.gate)
-            least = loss
+            least = bound
     chosen = ALWAYS
     for gate in reversed(line):
-        if not all(loses_at_most(LOSS, gate, kind, CONFIDENCE) for kind in tested):
+        if may_lose(gate, tested) > LOSS:
             break
         chosen = gate
     return chosen
+
+
+def parts_of(judged: Sample, written: NDArray[np.bool_]) -> tuple[list[Sample], list[Sample]]:
+    """Return the pairs of the tuning and of the testing structures, each by kind: written-in errors, own samples."""
+    parts = split(judged, TUNING)
+    tuned, tested = (
+        [judged.take(np.isin(judged.groups, part.groups) & kind) for kind in (written, ~written)] for part in parts
+    )
+    return tuned, tested
+
+
+def right_of(sample: Sample) -> int:
+    """Return how many pairs slow thinking answers rightly.
+
+    Raises:
+        ValueError: If the judge was not asked about every pair.
+    """
+    if sample.slow_correct is None:
+        raise ValueError("every pair must have been judged slowly")
+    return int(sample.slow_correct.sum())
 
 
 def release(

@@ -104,8 +104,8 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
     """Return the cheapest point of a front that loses at most ``loss`` of the accuracy of always slow.
 
     Of many points, the cheapest one that just looks good enough owes that partly to chance (the winner's curse). So a
-    margin is demanded, that of ``loses_at_most``. Its bound holds for one gate, but many are looked at here, so the
-    loss is exceeded more often than ``confidence`` says. For a guarantee there is
+    margin is demanded, that of ``loss_bound``. The bound holds for one gate, but many are looked at here, so the loss
+    is exceeded more often than ``confidence`` says. For a guarantee there is
     ``fsrm_lite.measure.risk_control.control_risk``.
 
     Args:
@@ -121,20 +121,18 @@ def cheapest_within(front: Sequence[OperatingPoint], sample: Sample, loss: float
         CalibrationError: If the judge was not asked about every item.
     """
     for point in front:
-        if loses_at_most(loss, point.gate, sample, confidence):
+        if loss_bound(point.gate, sample, confidence) <= loss:
             return point
     return operate(GateSpec(1.0, 1.0, "any", always=True), sample)
 
 
-def loses_at_most(loss: float, gate: GateSpec, sample: Sample, confidence: float) -> bool:
-    """Return whether a gate loses at most ``loss`` of the accuracy of always slow, with a margin.
+def loss_bound(gate: GateSpec, sample: Sample, confidence: float) -> float:
+    """Return an upper bound of the accuracy that a gate loses against always slow.
 
-    The mean difference between the gate and always slow, item by item, must be at least ``-loss`` by its normal lower
-    bound at ``confidence``. One lost item is added, because few items prove little, and the items of a group count as
-    varying together.
+    It is the normal bound of the mean difference, item by item. One lost item is added, because few items prove little,
+    and the items of a group count as varying together.
 
     Args:
-        loss: Accuracy that may be lost, for example 0.005; at least 0.
         gate: The gate.
         sample: The items.
         confidence: Level of the bound, in (0, 1).
@@ -146,9 +144,9 @@ def loses_at_most(loss: float, gate: GateSpec, sample: Sample, confidence: float
     names, member = np.unique(sample.groups, return_inverse=True)
     group = np.append(member, len(names))  # the added lost item is a group of its own
     right = np.where(escalations(gate, sample), slow_correct, sample.fast_correct)
-    gain = np.append(right.astype(np.float64) - slow_correct, -1.0)
-    spread = np.bincount(group, gain - gain.mean())
-    return bool(gain.mean() - NormalDist().inv_cdf(confidence) * (spread @ spread) ** 0.5 / len(gain) >= -loss)
+    loss = np.append(slow_correct - right.astype(np.float64), 1.0)
+    spread = np.bincount(group, loss - loss.mean())
+    return float(loss.mean() + NormalDist().inv_cdf(confidence) * (spread @ spread) ** 0.5 / len(loss))
 
 
 def _grid(sample: Sample, temperature: float, combine: Literal["any", "all"]) -> list[OperatingPoint]:

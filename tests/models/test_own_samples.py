@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert unsolved.right
     assert {r.text for r in unsolved.right} <= set(right_texts(problems[1]))
     assert all(r.correct for r in unsolved.right)
+    assert own_samples.read_samples(path, [*problems[:2], problems[0]], solved=True) == [found]
 
 
 def test_only_the_judge_learns_that_an_answer_behind_a_wrong_working_is_right(tmp_path, tokenizer_path):
@@ -97,7 +99,7 @@ def test_only_the_judge_learns_that_an_answer_behind_a_wrong_working_is_right(tm
     assert {kind: odd in text for kind, text in seen.items()} == {"fast": False, "solve": False, "slow_pair": True}
 
 
-def test_the_hard_solutions_of_hard_problems_are_drawn_most():
+def test_the_hard_solutions_of_hard_problems_are_drawn_most(tokenizer_path):
     easy, hard = (
         own_samples.Samples(problem, (labelled(problem, f"The answer is {problem.answer}."),), wrong)
         for problem in problems_of("train", 2, seed=1)
@@ -110,6 +112,12 @@ def test_the_hard_solutions_of_hard_problems_are_drawn_most():
     rng = random.Random(0)
     drawn = [hard.draw(rng, False).text for _ in range(300)]
     assert drawn.count("The answer is 97.") > 4 * drawn.count("The answer is 99.")
+    manifest = training_manifest(Tokenizer.from_file(str(tokenizer_path)))
+    hardest = replace(hard, weight=100 * easy.weight)
+    maker = own_samples.OwnBatchMaker(tokenizer_path, manifest, 3, 6, [easy, hardest], 1.0)
+    for kind in ("fast", "slow_pair"):
+        texts = [maker._encoder.decode(maker._examples(kind, rng)[0].ids) for _ in range(100)]
+        assert sum(hard.problem.question in text for text in texts) > 90
 
 
 def test_a_batch_of_own_pairs_has_only_them(tokenizer_path, monkeypatch):
