@@ -2,8 +2,9 @@
 
 A problem has a question, a plan that solves it, and a key that names its structure: its family and numbers, but not the
 names of people and things. The splits train, calibration and test have no structure in common. So a test problem does
-not occur in training, not even with other people and things. The family ``ordering`` is an exception: it has no
-numbers, so the people in their order are its structure.
+not occur in training, not even with other people and things. There are two exceptions. The family ``ordering`` has no
+numbers, so the people in their order are its structure. And a sum such as "2 + 3 + 4" is written alike whether it is
+added from the left or from the right, which are two structures; about one problem in a hundred is one.
 """
 
 from __future__ import annotations
