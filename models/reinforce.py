@@ -8,8 +8,9 @@ it ends with the right verdict behind its close and with -1 otherwise, and count
 mean of its group. Groups whose thoughts are all right or all wrong teach nothing and are left out. Between two such
 steps there is one ordinary step on all abilities, so that none is lost. Nothing is clipped: each thought is used once,
 by the model that wrote it or by one that is a turn further at most. Before the first turn and behind each, the share of
-right verdicts is measured on pairs of the calibration split. A run that was interrupted goes on behind its last whole
-turn.
+right verdicts is measured on pairs of the calibration split. If it is no larger behind the last turn than before the
+first, the weights of the beginning are the result: reinforcement did not pay. A run that was interrupted goes on behind
+its last whole turn.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 import click
@@ -35,7 +37,7 @@ from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, encoder_of, jud
 from fsrm_lite.models.problems import make_problem, problems_of
 from fsrm_lite.models.responses import right_response, wrong_response
 from fsrm_lite.models.rounds import CHECK_PROBLEMS, OWN_SHARE, ROUNDS
-from fsrm_lite.models.train import ROWS, Settings, Trainer, hidden_states, learning_rate
+from fsrm_lite.models.train import PROBE, ROWS, Settings, Trainer, hidden_states, learning_rate
 
 TURNS, PAIRS, THOUGHTS = 4, 400, 8
 """Turns of sampling and learning, pairs in each turn, and thoughts about each order of a pair."""
@@ -226,6 +228,20 @@ def main(checkpoint: Path, out: Path, turns: int, device: str) -> None:
         trainer.save()
         tell({"turn": turn + 1, "steps": len(parts), "right": float((rewards > 0).mean())})
         tell({"turn": turn + 1, **check(out, encoder, pairs)})
+    if not paid([json.loads(line) for line in log.read_text().splitlines()]):
+        for name in ("model.safetensors", PROBE):
+            copyfile(checkpoint / name, out / name)
+        click.echo("it did not pay: the result is the model as it was before", err=True)
+
+
+def paid(told: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether more verdicts are right in the last check than in the first, on both kinds of pairs together.
+
+    Args:
+        told: The lines of the log.
+    """
+    checks = [line["written_verdicts"] + line["own_verdicts"] for line in told if "own_verdicts" in line]
+    return checks[-1] > checks[0]
 
 
 if __name__ == "__main__":

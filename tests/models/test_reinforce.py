@@ -56,3 +56,16 @@ def test_a_thought_is_rewarded_by_the_verdict_that_it_ends_with_in_both_orders(r
     assert rewards.tolist() == [[1, -1, -1, -1], [-1, 1, -1, -1]] * 2
     figures = reinforce.check(None, rm.judge_encoder, {"own": pairs})
     assert figures == {"own_verdicts": 0.25, "own_majority": 0.0}
+
+
+def test_reinforcement_pays_if_more_verdicts_are_right_than_before():
+    def told(*own):
+        return [
+            line
+            for turn, share in enumerate(own)
+            for line in ({"turn": turn, "steps": 20}, {"turn": turn, "written_verdicts": 0.9, "own_verdicts": share})
+        ]
+
+    assert reinforce.paid(told(0.91, 0.90, 0.92))
+    assert not reinforce.paid(told(0.91, 0.93, 0.91))
+    assert not reinforce.paid(told(0.91))
