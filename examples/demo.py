@@ -1,8 +1,9 @@
 """What ``make demo`` runs: ranks candidate answers with the embedded model, and shows which part decided what, and why.
 
 The embedded model writes the candidates itself, at a temperature at which some of them are wrong. The first three
-questions are chosen to show what the gate is for: there the candidate with the best fast score is wrong. In the last
-one the fast path is sure enough, and nothing is thought about.
+questions are chosen to show what the gate is for: there the candidate with the best fast score is wrong. In the first
+of them the scores of the candidates with another answer outweigh it, in the other two the judge does. In the last
+question the best score is right, and nothing is thought about.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections import Counter
 from fsrm_lite import FastSlowRM
 
 QUESTIONS = (
-    "Work out (12 - 7 - 4) * 2.",
-    "One of the books costs 2 coins and one of the apples costs 2 coins. Tom buys 4 books and 1 apples. "
-    "Tom has 12 coins. How many coins are left for Tom?",
-    "Ian has 11 eggs. Cal has 9 more than Ian. Raj has 1 more than Cal. Sue has 2 fewer than Raj. "
-    "How many eggs does Sue have?",
+    "One of the stamps costs 6 coins and one of the shells costs 1 coins. Eli buys 2 stamps and 2 shells. "
+    "Eli has 21 coins. How many coins are left for Eli?",
+    "One of the kites costs 6 coins and one of the dolls costs 1 coins. Dora buys 2 kites and 1 dolls. "
+    "Dora has 23 coins. How many coins are left for Dora?",
+    "Ned is slower than Eli. Kim is faster than Joy. Eli is slower than Joy. Who is the fastest?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
 )
@@ -55,7 +56,7 @@ def show(rm: FastSlowRM, question: str, responses: list[str]) -> None:
             f"{score.intuition_confidence:5.3f}, {score.distribution_confidence:5.3f}  {counts[response]} x {response}"
         )
     if not selection.comparisons:
-        print("\n  The gate did not fire: the fast scores decide alone.")
+        print("\n  The gate did not fire: the fast scores decide alone, those of one answer together.")
     for match in selection.comparisons:
         a, b = match.pair or (0, 1)
         print(f"\n  [{a}] against [{b}]: {'; '.join(match.reasons)}")
