@@ -54,7 +54,7 @@ def parity_table(parity: Mapping[str, Any]) -> str:
         + " |",
         "|---|" + "---:|" * len(columns),
     ]
-    # Reports of before near ties were told apart, as the embedded model's, count all pairs.
+    # Reports of before near ties were told apart count all pairs.
     all_pairs = any("clear_pairs" not in parity[kind] for kind in columns)
     for title, key, form, bound in _ROWS:
         if all_pairs:
@@ -105,7 +105,7 @@ def parity_summary(parity: Mapping[str, Any]) -> str:
         text += "," if few else ""
         text += f" and {thoughts['chains']} chains of thought of at most {thoughts['thinking_tokens']} tokens"
     fast = parity["fast"]
-    near_ties = fast["pairs"] - fast.get("clear_pairs", fast["pairs"])  # the embedded model's report does not tell
+    near_ties = fast["pairs"] - fast.get("clear_pairs", fast["pairs"])  # an older report does not tell
     if near_ties:
         text += (
             f"; {near_ties} pairs are near ties: in the checkpoint itself, their two scores are closer than the"

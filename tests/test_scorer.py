@@ -370,7 +370,8 @@ def test_alone_and_in_company_the_scores_differ_by_no_more_than_is_said(rm):
 
 def test_with_weights_both_paths_answer_together_and_without_them_nothing_changes(rm):
     asked = [(QUESTION, RIGHT, WRONG), (QUESTION, WRONG, RIGHT)]
-    alone = rm.compare_many(asked, judge="always")
+    with FastSlowRM(rm.bundle, gate=replace(rm.gate.spec, weights=None)) as model:
+        alone = model.compare_many(asked, judge="always")
     with FastSlowRM(rm.bundle, gate=replace(rm.gate.spec, weights=AnswerWeights(0.6, 2.0))) as model:
         both = model.compare_many(asked, judge="always")
         fast = model.compare(QUESTION, RIGHT, WRONG, judge="never")
