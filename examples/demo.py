@@ -16,8 +16,8 @@ from fsrm_lite import FastSlowRM
 QUESTIONS = (
     "One of the stamps costs 6 coins and one of the shells costs 1 coins. Eli buys 2 stamps and 2 shells. "
     "Eli has 21 coins. How many coins are left for Eli?",
-    "One of the kites costs 6 coins and one of the dolls costs 1 coins. Dora buys 2 kites and 1 dolls. "
-    "Dora has 23 coins. How many coins are left for Dora?",
+    "Mia has 8 beads. Then Mia sells 5. Then Mia sells 3. Mia buys 1. Then Mia finds 2 more. Then Mia buys 5. "
+    "How many beads does Mia have now?",
     "Ned is slower than Eli. Kim is faster than Joy. Eli is slower than Joy. Who is the fastest?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
