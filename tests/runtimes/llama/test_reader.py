@@ -39,13 +39,23 @@ def reader(gguf_path):
     reader.close()
 
 
-def direct(gguf_path, ids):
-    """The logits that llama-cpp-python itself gives."""
+def direct(gguf_path, ids, monkeypatch):
+    """The logits that llama-cpp-python itself gives, without AMX, which this package leaves off too."""
     import llama_cpp
 
     from fsrm_lite.runtimes.llama.engine import load_llama
 
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        defaults = llama_cpp.llama_cpp.llama_model_default_params
+
+        def without_amx():
+            params = defaults()
+            params.use_extra_bufts = False
+            return params
+
+        monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", without_amx)
     model = llama_cpp.Llama(str(gguf_path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
+    monkeypatch.undo()
     load_llama()  # quiet again
     model.eval(ids)
     logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (model.n_vocab(),)).copy()
@@ -53,9 +63,9 @@ def direct(gguf_path, ids):
     return logits
 
 
-def test_a_sequence_alone_has_the_bits_of_llama_cpp_python(reader, gguf_path):
+def test_a_sequence_alone_has_the_bits_of_llama_cpp_python(reader, gguf_path, monkeypatch):
     for ids in sequences():
-        logits = direct(gguf_path, ids)
+        logits = direct(gguf_path, ids, monkeypatch)
         (reading,) = reader.read([ids])
         assert reading.label_logits == tuple(logits[LABELS].tolist())
         p = np.exp(logits.astype(np.float64) - reading.log_mass)
