@@ -149,11 +149,11 @@ REAL = Path(os.environ.get("FSRM_REAL", ROOT / ".bench" / "real"))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not list(REAL.glob("*.gguf")), reason="no real model here; see make real")
-def test_a_real_quantized_model_has_the_bits_of_llama_cpp_python():
+def test_a_real_quantized_model_has_the_bits_of_llama_cpp_python(monkeypatch):
     path = next(REAL.glob("*.gguf"))
     reader = LlamaReader(path, [10539, 5230], threads=1)
     for length in (5, 61):
         ids = np.random.default_rng(length).integers(3, 49_000, length).tolist()
         (reading,) = reader.read([ids])
-        assert reading.label_logits == tuple(direct(path, ids)[[10539, 5230]].tolist())
+        assert reading.label_logits == tuple(direct(path, ids, monkeypatch)[[10539, 5230]].tolist())
     reader.close()
