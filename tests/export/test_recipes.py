@@ -440,6 +440,7 @@ def test_a_scalar_head_whose_padding_ends_its_texts_is_refused(tmp_path):
         open_source(folder, fragment(find_recipe("scalar"), "m"), None)
 
 
+@needs_tokenizers
 @pytest.mark.slow
 def test_a_scalar_head_gives_the_reward_of_transformers(rows, tmp_path):
     import torch

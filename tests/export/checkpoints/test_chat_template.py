@@ -298,6 +298,7 @@ def test_a_name_is_refused_where_the_template_writes_it_and_every_key_where_it_w
         forms.pieces([{"role": "user", "content": "q", "weight": 3}])
 
 
+@needs_tokenizers
 @pytest.mark.parametrize("source", [LABELLED, WHOLE, NAMED, DEFAULT_SYSTEM])
 def test_a_template_of_ours_is_written_as_transformers_writes_it(source):
     tokenizer = transformers_tokenizer("qwen3")
