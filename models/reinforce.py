@@ -199,15 +199,16 @@ def main(checkpoint: Path, out: Path, turns: int, device: str) -> None:
     )
     pairs = check_pairs(checked)
     log = out / "reinforce.jsonl"
+    told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def tell(figures: dict[str, float]) -> None:
         """Write a line of figures to the log and to the terminal."""
+        told.append(figures)
         with log.open("a") as file:
             file.write(json.dumps(figures) + "\n")
         click.echo(json.dumps(figures), err=True)
 
     trainer.export_ready()
-    told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = max((line["turn"] for line in told), default=0)
     if trainer.step > sum(line.get("steps", 0) for line in told):  # the last turn was saved, and then interrupted
         done += 1
@@ -228,7 +229,7 @@ def main(checkpoint: Path, out: Path, turns: int, device: str) -> None:
         trainer.save()
         tell({"turn": turn + 1, "steps": len(parts), "right": float((rewards > 0).mean())})
         tell({"turn": turn + 1, **check(out, encoder, pairs)})
-    if not paid([json.loads(line) for line in log.read_text().splitlines()]):
+    if not paid(told):
         for name in ("model.safetensors", PROBE):
             copyfile(checkpoint / name, out / name)
         click.echo("it did not pay: the result is the model as it was before", err=True)

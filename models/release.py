@@ -99,10 +99,11 @@ def weights_for_each(judged: Sample, written: NDArray[np.bool_]) -> AnswerWeight
         judged: The pairs.
         written: Whether a pair has a written-in error, bool, shape [n]; the others are own samples.
     """
-    together = weigh(*split(judged, TUNING))
+    tuning, testing = split(judged, TUNING)
+    together = weigh(tuning, testing)
     if together is None:
         return None
-    _, tested = parts_of(judged, written)
+    tested = by_kind(judged, written, testing)
     votes, both = ([right_of(kind.answered_by(w)) for kind in tested] for w in (None, together.weights))
     kept = together.weights if all(b >= v for v, b in zip(votes, both, strict=True)) else None
     report = {**together.report, "kept": kept is not None, "right": {"votes": votes, "both": both}}
@@ -126,15 +127,15 @@ def gate_for_each(judged: Sample, written: NDArray[np.bool_]) -> GateSpec:
     Returns:
         The last gate that passed; always slow if none did.
     """
-    tuned, tested = parts_of(judged, written)
+    tuning, testing = split(judged, TUNING)
+    tuned, tested = by_kind(judged, written, tuning), by_kind(judged, written, testing)
 
     def may_lose(gate: GateSpec, kinds: Sequence[Sample]) -> float:
         return max(loss_bound(gate, kind, CONFIDENCE) for kind in kinds)
 
     line: list[GateSpec] = []
     least = np.inf
-    tuning, _ = split(judged, TUNING)
-    for point in sorted(operating_points(tuning), key=lambda p: (p.tokens, -p.accuracy)):
+    for point in operating_points(tuning):
         bound = may_lose(point.gate, tuned)
         if bound < least:
             line.append(point.gate)
@@ -147,13 +148,10 @@ def gate_for_each(judged: Sample, written: NDArray[np.bool_]) -> GateSpec:
     return chosen
 
 
-def parts_of(judged: Sample, written: NDArray[np.bool_]) -> tuple[list[Sample], list[Sample]]:
-    """Return the pairs of the tuning and of the testing structures, each by kind: written-in errors, own samples."""
-    parts = split(judged, TUNING)
-    tuned, tested = (
-        [judged.take(np.isin(judged.groups, part.groups) & kind) for kind in (written, ~written)] for part in parts
-    )
-    return tuned, tested
+def by_kind(judged: Sample, written: NDArray[np.bool_], part: Sample) -> list[Sample]:
+    """Return those of the pairs whose structures are in a part, by kind: with written-in errors, own samples."""
+    inside = np.isin(judged.groups, part.groups)
+    return [judged.take(inside & kind) for kind in (written, ~written)]
 
 
 def right_of(sample: Sample) -> int:

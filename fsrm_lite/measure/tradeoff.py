@@ -61,9 +61,10 @@ def operate(gate: GateSpec, sample: Sample) -> OperatingPoint:
 
 
 def operating_points(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
-    """Return all gates that are tried: every pair of thresholds on a grid of quantiles, and always slow.
+    """Return all gates that are tried, cheapest first; of those that cost the same, the most accurate first.
 
-    Each pair is tried under both rules of the gate ("any" and "all").
+    Every pair of thresholds on a grid of quantiles is tried, with both rules of the gate ("any" and "all"), and always
+    slow as well.
 
     Args:
         sample: The items.
@@ -72,18 +73,23 @@ def operating_points(sample: Sample, temperature: float = 1.0) -> list[Operating
     Raises:
         CalibrationError: If the judge was not asked about every item.
     """
-    always = operate(GateSpec(0.0, 0.0, "any", temperature, always=True), sample)
-    return [always, *_grid(sample, temperature, "any"), *_grid(sample, temperature, "all")]
+    points = [operate(GateSpec(0.0, 0.0, "any", temperature, always=True), sample)]
+    points += _grid(sample, temperature, "any") + _grid(sample, temperature, "all")
+    return sorted(points, key=lambda p: (p.tokens, -p.accuracy))
 
 
 def pareto(sample: Sample, temperature: float = 1.0) -> list[OperatingPoint]:
-    """Return the gates that no other one beats on both accuracy and tokens, cheapest first; see ``operating_points``.
+    """Return the gates that no other one beats on both accuracy and tokens, cheapest first.
+
+    Args:
+        sample: The items.
+        temperature: Of the intuition confidence, > 0.
 
     Raises:
         CalibrationError: If the judge was not asked about every item.
     """
     front: list[OperatingPoint] = []
-    for point in sorted(operating_points(sample, temperature), key=lambda p: (p.tokens, -p.accuracy)):
+    for point in operating_points(sample, temperature):
         if not front or point.accuracy > front[-1].accuracy + 1e-12:
             front.append(point)
     return front

@@ -78,7 +78,7 @@ def test_best_of_n(run):
 
 def test_reward_function(run):
     rewards = [float(line.split()[0]) for line in run("reward_function")]
-    assert rewards[0] > 0.5 > 0.1 > rewards[1]
+    assert rewards[0] > 0.8 > 0.1 > rewards[1]
     assert rewards[2] == 0
 
 

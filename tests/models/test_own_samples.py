@@ -67,8 +67,8 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert problems == problems_of("train", 3, seed=1) != problems_of("train", 3, seed=2)
     good = f"The answer is {problems[0].answer}."
     path = tmp_path / "train.jsonl"
-    own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], [good]])
-    found, unsolved = own_samples.read_samples(path, [*problems[:2], problems[0]])
+    own_samples.write_samples(path, [[good, good, "The answer is 99.", ""], ["The answer is 99."], [], [good]])
+    found, unsolved = own_samples.read_samples(path, [*problems, problems[0]])
     assert found.problem == problems[0]
     assert [r.text for r in found.right] == [good]
     assert [r.text for r in found.wrong] == ["The answer is 99."]
@@ -76,7 +76,7 @@ def test_samples_are_read_as_they_were_written_and_repeated_ones_count_once(tmp_
     assert unsolved.right
     assert {r.text for r in unsolved.right} <= set(right_texts(problems[1]))
     assert all(r.correct for r in unsolved.right)
-    assert own_samples.read_samples(path, [*problems[:2], problems[0]], solved=True) == [found]
+    assert own_samples.read_samples(path, [*problems, problems[0]], solved=True) == [found]
 
 
 def test_only_the_judge_learns_that_an_answer_behind_a_wrong_working_is_right(tmp_path, tokenizer_path):

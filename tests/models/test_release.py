@@ -15,7 +15,7 @@ from fsrm_lite.measure.labelled import Sample
 from fsrm_lite.measure.together import weigh
 from fsrm_lite.measure.tradeoff import OperatingPoint, cheapest_within, operate, pareto
 from fsrm_lite.models import release
-from fsrm_lite.models.release import CONFIDENCE, LOSS, TUNING, gate_for_each, parts_of, weights_for_each
+from fsrm_lite.models.release import CONFIDENCE, LOSS, TUNING, by_kind, gate_for_each, weights_for_each
 
 N = 2000
 """Pairs of each kind."""
@@ -77,7 +77,7 @@ def test_what_a_gate_is_tested_on_has_no_structure_of_what_lined_it_up():
     first = np.arange(2 * N) < N
     items = Sample.of(make_items(2 * N, seed=11))
     shared = replace(items, groups=np.array([f"structure {i % (N // 4)}" for i in range(2 * N)]))
-    tuned, tested = parts_of(shared, first)
+    tuned, tested = (by_kind(shared, first, part) for part in split(shared, TUNING))
     assert [len(a) + len(b) for a, b in zip(tuned, tested, strict=True)] == [N, N]
     assert not {g for kind in tuned for g in kind.groups} & {g for kind in tested for g in kind.groups}
 
@@ -90,7 +90,7 @@ def test_the_walk_ends_at_the_first_gate_that_fails(monkeypatch):
     failing, seen = 0.8, []
 
     def bound(gate, sample, confidence):
-        tested = sample.groups[0] in {g for kind in parts_of(items, first)[1] for g in kind.groups}
+        tested = sample.groups[0] in set(split(items, TUNING)[1].groups)
         if tested:
             seen.append(gate.intuition_threshold)
             return LOSS + (0.001 if gate.intuition_threshold == failing else -0.001)
