@@ -33,13 +33,15 @@ _LONGEST_NUMBER = 50  # digits before or behind the point
 _NUMBER = r"[-+\u2212]?[$\u20ac\u00a3\u00a5]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _HASHES = re.compile(r"####\s*(.+)")  # the form of GSM8K's reference solutions
 _PHRASE = re.compile(r"\banswer\s*(?:is|:|=)\s*(?:is\s*)?(.+)", re.IGNORECASE)
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_BRACE = re.compile(r"[{}]")
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 _CLAUSE_END = re.compile(r"[.!?](?=\s|$)|[,;]\s+(?=[^\W\d])|\n|\s(?=(?:because|since|as|so|which)\s)")
 _FILLER = re.compile(r"(?:(?:about|approximately|around|exactly|simply|just|only|probably|maybe|equal to)\s+)+", re.I)
 _WORDS = r"[^\W\d_]{2,}(?:['\u2019./\s-]+[^\W\d_]+)*"  # words behind an answer: its unit, or what is counted
 _PLAIN = re.compile(rf"({_NUMBER})(?:\s*(?:\\?%|\u00b0))?(?:\s*{_WORDS})?")
 _UNIT = re.compile(rf"\s+{_WORDS}$")
-_LATEX_UNIT = re.compile(r"(?:\\[,; ]|\s)*\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}\s*$")
+_LATEX_UNIT = re.compile(r"(?<!\s)(?<!\\[,; ])(?:\\[,; ]|\s)*\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}\s*$")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?(?:\s*[ap]\.?m\.?)?", re.IGNORECASE)
 _MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+/\d+|\\d?frac\s*\{\d+\}\s*\{\d+\})")
 _MATHEMATICAL = re.compile(r"[\d\\^=+<>\u221a\u03c0\u221e]")
@@ -52,7 +54,7 @@ _NO_UNIT = re.compile(
 """Words behind a number that change what it says, so that it is not the whole answer."""
 
 # Mathematics in unmarked text, from its first digit to its last.
-_RUN = re.compile(r"[-+(\[$\u2212]*\d(?:(?:[\d\s.,/:^*+()\[\]-]|(?<=\d)[eE](?=[-+]?\d))*[\d)\]%])?")
+_RUN = re.compile(r"(?<![-+(\[$\u2212])[-+(\[$\u2212]*\d(?:(?:[\d\s.,/:^*+()\[\]-]|(?<=\d)[eE](?=[-+]?\d))*[\d)\]%])?")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[,;]\s+(?=[^\W\d])|[=\n]")
 
 
@@ -175,9 +177,9 @@ def agrees(text: str, reference: str, extractor: Extractor) -> bool:
 def _marked(text: str) -> str | None:
     """Return what the last answer mark marks; None without a mark."""
     text = _after_thought(text)
-    boxes = [box for box in _boxes(text) if box.strip()]
-    if boxes:
-        return f"${boxes[-1].strip()}$"  # a formula from end to end, in which "5!" is no exclamation
+    box = _last_box(text)
+    if box is not None:
+        return f"${box}$"  # a formula from end to end, in which "5!" is no exclamation
     for pattern in (_HASHES, _PHRASE):
         found: list[str] = pattern.findall(text)
         if found and found[-1].strip():
@@ -185,17 +187,24 @@ def _marked(text: str) -> str | None:
     return None
 
 
-def _boxes(text: str) -> list[str]:
-    """Return what stands in each box, up to the brace that closes it."""
-    found = []
-    for start in re.finditer(r"\\f?boxed\s*\{", text):
-        depth = 1
-        for position in range(start.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                found.append(text[start.end() : position])
-                break
-    return found
+def _last_box(text: str) -> str | None:
+    """Return what stands in the last box that is closed and not empty; None if there is no such box.
+
+    The text is passed once, whatever it holds: a stranger wrote it.
+    """
+    boxes = {mark.end() - 1 for mark in _BOX.finditer(text)}  # where the brace of each stands
+    if not boxes:
+        return None
+    closed, still_open = list[tuple[int, int]](), list[int]()
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            still_open.append(brace.start())
+        elif still_open:
+            closed.append((still_open.pop(), brace.start()))
+    for start, end in sorted(closed, reverse=True):
+        if start in boxes and (inside := text[start + 1 : end].strip()):
+            return inside
+    return None
 
 
 def _after_thought(text: str) -> str:
@@ -207,10 +216,14 @@ def _clause(text: str) -> str:
     """Return the beginning of a marked answer up to where an explanation follows, without what surrounds a formula."""
     text = text.strip()
     formula = len(text) > 1 and text[0] == text[-1] == "$"
+    excess = {"(": 0, "[": 0, "{": 0}  # of opening brackets over closing ones, up to ``passed``
+    passed = 0
     for end in () if formula else _CLAUSE_END.finditer(text):
-        before = text[: end.start()]
-        if before.strip() and all(before.count(a) <= before.count(b) for a, b in ("()", "[]", "{}")):
-            text = before
+        piece = text[passed : end.start()]
+        excess = {a: excess[a] + piece.count(a) - piece.count(b) for a, b in ("()", "[]", "{}")}
+        passed = end.start()
+        if passed > 0 and max(excess.values()) <= 0:
+            text = text[:passed]
             break
     text = text.replace("\\$", "$").replace("\\(", "").replace("\\)", "").replace("\\!", "").replace("\\left", "")
     text = text.replace("\\right", "").strip(" *`_\"'").lstrip(":=").strip().removesuffix(".")
@@ -232,6 +245,8 @@ def _value(clause: str) -> str | None:
         return _canonical_number(plain[1])
     if _CLOCK.fullmatch(body):
         return "".join(body.lower().replace(".", "").split())
+    if len(body) > _LONGEST_FORMULA:
+        return None
     return _mathematics(body if _NO_UNIT.search(body) else _UNIT.sub("", body))
 
 

@@ -33,6 +33,9 @@ PRIOR_PRECISION = 0.1
 Its standard deviation is 3.2 nats or 550 Elo points. Without it the strength of an unbeaten player would be infinite.
 """
 
+LEAST_PRECISION = 1e-9
+"""The least precision of the prior. With less, rounding makes the equations for the strengths unsolvable."""
+
 _WORTH_PLAYING = 0.5  # share of the best game's worth, see informative_pairs()
 _MAX_RANGE_STEP = 0.69  # see strengths()
 _ITERATIONS = 200
@@ -119,16 +122,16 @@ def bradley_terry(players: int, games: Iterable[Game], *, precision: float = PRI
     Args:
         players: Number of players; some may have no game.
         games: Any number of games; the same two players may meet more than once.
-        precision: Precision of the prior, per nat squared, > 0.
+        precision: Precision of the prior, per nat squared, at least ``LEAST_PRECISION``.
 
     Returns:
         The strengths and how certain they are.
 
     Raises:
-        InputError: If a game is malformed, or the precision is not a finite number above 0.
+        InputError: If a game is malformed, or the precision is below ``LEAST_PRECISION`` or not finite.
     """
-    if not (precision > 0 and math.isfinite(precision)):
-        raise InputError(f"precision is {precision!r}, expected a finite number above 0")
+    if not (precision >= LEAST_PRECISION and math.isfinite(precision)):
+        raise InputError(f"precision is {precision!r}, expected a finite number of at least {LEAST_PRECISION:g}")
     wins = win_matrix(players, games)
     mean = strengths(wins, precision=precision)
     total = wins + wins.T

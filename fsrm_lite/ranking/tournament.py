@@ -31,7 +31,7 @@ from fsrm_lite.errors import InputError, JudgeError, MisuseError
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import LOGIT_LIMIT, Gate, ListDecision, ListSpec
 from fsrm_lite.ranking.answers import Extractor, final_or_text, find_extractor
-from fsrm_lite.ranking.ratings import PRIOR_PRECISION, Game, bradley_terry, informative_pairs
+from fsrm_lite.ranking.ratings import LEAST_PRECISION, PRIOR_PRECISION, Game, bradley_terry, informative_pairs
 from fsrm_lite.types import Comparison, JudgePolicy, Rating, Score, Selection, Strategy, TournamentSettings
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -75,7 +75,7 @@ class TournamentOptions:
             ``reasons`` of each comparison and the log say so.
         budget: For "elo": most matches to play. They are chosen round by round, those that tell most first. None plays
             everyone against everyone.
-        precision: For "elo": precision of the prior on strengths, per nat squared, > 0; see
+        precision: For "elo": precision of the prior on strengths, per nat squared, at least ``LEAST_PRECISION``; see
             ``fsrm_lite.ranking.ratings``.
         extractor: For "majority": function (or its name) from a response to its final answer; see
             ``fsrm_lite.ranking.answers``.
@@ -109,7 +109,12 @@ class TournamentOptions:
             "a whole number of at least 0 games, or None for all",
         )
         precision = self.precision
-        expect(is_number(precision) and precision > 0.0, "precision", precision, "a finite number above 0")
+        expect(
+            is_number(precision) and precision >= LEAST_PRECISION,
+            "precision",
+            precision,
+            f"a finite number of at least {LEAST_PRECISION:g}",
+        )
 
 
 def select(
@@ -251,7 +256,8 @@ class _Field:
             return comparison
         share = dict(zip(self.teams, self.decision.shares, strict=False))
         first, second = (share[i] for i in comparison.pair)
-        p_first = first / (first + second)
+        both = first + second
+        p_first = first / both if both > 0.0 else 0.5  # far behind the best team, shares round to 0
         winner = int(p_first < 0.5)
         rationale = next((vote.rationale for vote in votes if vote.winner == winner), None)
         return replace(comparison, winner=winner, p_first=p_first, rationale=rationale, combined=False)
@@ -341,7 +347,8 @@ def _majority(tournament: _Field) -> _Result:
     Of answers with equal votes, the one seen first comes first. Captains with the same answer come in seed order.
     """
     extract = find_extractor(tournament.options.extractor)
-    answers = [None if i in tournament.unread else extract(r) for i, r in enumerate(tournament.responses)]
+    lost = {i for captain in tournament.blank for i in tournament.teams[captain]}
+    answers = [None if i in lost else extract(r) for i, r in enumerate(tournament.responses)]
     votes: dict[str, float] = {}
     for answer, score in zip(answers, tournament.scores, strict=True):
         if answer is not None:

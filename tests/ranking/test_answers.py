@@ -178,3 +178,31 @@ def test_find_extractor_by_name_path_or_function():
 def test_find_extractor_says_what_is_wrong(name, match):
     with pytest.raises(InputError, match=match):
         find_extractor(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{" * 200_000, None),
+        ("\\boxed{" * 100_000 + "}" * 100_000, None),
+        ("\\boxed{7}" + "\\boxed{" * 100_000, "7"),
+        ("The answer is 5" + " " * 400_000 + "x y", None),
+        ("The answer is x^2 " + "cm " * 100_000 + "!", None),
+        ("The answer is (" + "a. " * 100_000, None),
+        ("there are many more of 5" + "-" * 400_000, "5"),
+        ("\\, " * 100_000 + "is what I think of 5 now", "5"),
+    ],
+    ids=[
+        "open boxes",
+        "boxes in boxes",
+        "a box, then open ones",
+        "spaces",
+        "words",
+        "an open bracket",
+        "signs",
+        "gaps",
+    ],
+)
+def test_numeric_reads_a_long_text_of_any_kind_in_time_that_grows_with_its_length(text, answer):
+    # Any part of the reading that is quadratic takes hours on these.
+    assert numeric(text) == answer

@@ -12,6 +12,7 @@ from fsrm_lite.errors import InputError
 from fsrm_lite.gate import sigmoid
 from fsrm_lite.ranking.ratings import (
     ELO_PER_NAT,
+    LEAST_PRECISION,
     bradley_terry,
     informative_pairs,
     strengths,
@@ -125,3 +126,11 @@ def test_informative_pairs_little_worth_waits():
     posterior = bradley_terry(8, [(0, 1, 1.0), (2, 3, 1.0), (4, 5, 1.0), (6, 7, 1.0)])
     played = {frozenset(pair) for pair in ((0, 1), (2, 3), (4, 5), (6, 7))}
     assert informative_pairs(posterior, played, list(range(8)), 9) == [(0, 2), (4, 6)]
+
+
+def test_the_least_precision_can_be_solved_and_less_is_refused():
+    games = [(a, b, 1.0) for a in range(6) for b in range(a + 1, 6)]
+    rated = bradley_terry(6, games, precision=LEAST_PRECISION).ratings()
+    assert [r.rating for r in rated] == sorted((r.rating for r in rated), reverse=True)
+    with pytest.raises(InputError, match="at least 1e-09"):
+        bradley_terry(6, games, precision=LEAST_PRECISION / 2)

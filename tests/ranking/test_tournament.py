@@ -437,3 +437,16 @@ def test_gated_lists_empty_responses_come_last_and_all_empty_is_no_error():
     )
     assert selection.ranking == (1, 3, 0, 2)
     assert select("gated", [BLANK_SCORE] * 2, ["", " "], lists_gate(1.0), refusing).ranking == (0, 1)
+
+
+def test_gated_lists_teams_whose_shares_round_to_zero_are_even():
+    texts_ = [f"The answer is {i}." for i in range(4)]
+    selection = select("gated", scores_of([20, -10, -12, -14]), texts_, lists_gate(1.0, 0.1, 3.0), failing,
+                       on_judge_error="fast")  # fmt: skip
+    assert selection.index == 0
+    assert {match.p_first for match in selection.comparisons if 0 not in match.pair} <= {0.5}
+
+
+def test_majority_empty_responses_have_no_vote_whatever_the_extractor_says():
+    scores = [BLANK_SCORE, BLANK_SCORE, *scores_of([-2.0])]
+    assert select("majority", scores, ["", "  ", "42"], gate_of(), refusing, extractor=str.strip).index == 2
