@@ -182,10 +182,11 @@ def weighted(samples: Sequence[Samples], score: Callable[[list[tuple[str, str]]]
 class OwnBatchMaker(BatchMaker):
     """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``.
 
-    More of them are fast pairs than there, since the fast score has most to learn from them.
+    More of them are fast pairs than there, since the fast score has most to learn from them, and more are problems to
+    solve: a model that writes more right solutions makes every way of choosing among them better.
     """
 
-    mix = (*MIX[:4], "fast", *MIX[4:7], "fast", *MIX[7:], "fast")
+    mix = (*MIX[:4], "fast", *MIX[4:7], "fast", "solve", *MIX[7:], "fast")
 
     def __init__(
         self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int, samples: Sequence[Samples], share: float

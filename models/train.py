@@ -43,8 +43,8 @@ from fsrm_lite.models.tokenizer import train_tokenizer
 ROWS = 24
 """Packed rows per step, of 320 tokens each. A small model learns more per minute from small batches."""
 
-STEPS = 6500
-"""Training steps: 50 million tokens."""
+STEPS = 13_000
+"""Training steps: 100 million tokens."""
 
 CHECK_EVERY = 250
 
@@ -65,6 +65,7 @@ class Settings:
         learning_rate: Highest learning rate, after the warm-up.
         weight_decay: Of the matrices.
         warmup: Steps in which the learning rate rises to its highest.
+        restart: Step at which the learning rate has fallen to zero a first time and begins anew; 0 for no such step.
     """
 
     seed: int = 0
@@ -72,6 +73,7 @@ class Settings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 200
+    restart: int = 0
 
 
 class Batches(Dataset[Batch]):
@@ -165,9 +167,13 @@ def hidden_states(trunk: Any, batch: Batch, device: torch.device) -> torch.Tenso
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Return the learning rate of a step: a linear warm-up times a linear decay to zero at the last step."""
+    """Return the learning rate of a step: a linear warm-up times a linear decay to zero at the last step.
+
+    With a restart it falls to zero at that step already, and goes on from there as if it had not.
+    """
     warm = min(1.0, (step + 1) / settings.warmup)
-    return settings.learning_rate * warm * max(0.0, 1.0 - step / settings.steps)
+    end = settings.restart if step < settings.restart < settings.steps else settings.steps
+    return settings.learning_rate * warm * max(0.0, 1.0 - step / end)
 
 
 def wants_bf16(device: str) -> bool:
@@ -364,10 +370,14 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the batch made by the worker
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(out: Path, steps: int, seed: int, learning_rate: float, workers: int, device: str) -> None:
-    """Train, or go on training, the model in OUT."""
+    """Train, or go on training, the model in OUT.
+
+    The learning rate falls to zero twice: at half of the steps, so that there is a finished model early, and at the
+    end.
+    """
     if workers < 0:
         workers = min(12, (os.cpu_count() or 1) - 1)
-    trainer = Trainer(out, Settings(seed, steps, learning_rate), device)
+    trainer = Trainer(out, Settings(seed, steps, learning_rate, restart=steps // 2), device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job saves its state like an interrupted one
     try:
         trainer.train(BatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, ROWS), workers)

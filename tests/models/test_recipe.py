@@ -239,3 +239,17 @@ def test_learning_rate_stays_within_its_schedule(step):
     rate = train.learning_rate(step, train.Settings(steps=1000, learning_rate=2.0))
     assert 0.0 <= rate <= 2.0
     assert step < 1000 or rate == 0.0
+
+
+def test_learning_rate_falls_to_zero_twice_with_a_restart():
+    train = pytest.importorskip("fsrm_lite.models.train")
+    rates = [
+        train.learning_rate(step, train.Settings(steps=1000, learning_rate=2.0, restart=500))
+        for step in (300, 499, 500, 750, 1000)
+    ]
+    assert rates == pytest.approx([0.8, 0.004, 1.0, 0.5, 0.0])
+
+
+def test_a_run_that_is_cut_short_of_its_restart_ends_at_a_rate_of_zero():
+    train = pytest.importorskip("fsrm_lite.models.train")
+    assert train.learning_rate(400, train.Settings(steps=400, restart=500)) == 0.0
