@@ -488,6 +488,9 @@ class FastSlowRM:
                 encoded[i] = self._encoded(i, prompt, candidates[i])
             except ContextOverflowError as error:
                 unread[i] = error
+        if not single:
+            unread = self.fast.unpaired(encoded)
+            encoded = {i: response for i, response in encoded.items() if i not in unread}
         if unread and not encoded:
             raise next(iter(unread.values()))
         scores = [BLANK_SCORE] * len(candidates)
@@ -497,10 +500,13 @@ class FastSlowRM:
         for i, why in unread.items():
             scores[i] = too_long_score(str(why))
 
+        read_fast: dict[tuple[int, int], Comparison] = {}  # the matches of a model that reads pairs
+
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
             texts = [(encoded[a], encoded[b]) for a, b in pairs]
             if not single:
-                games = self.fast.compare(texts, self.gate)
+                games = self._games(texts)
+                read_fast.update(zip(pairs, (comparison for comparison, _ in games), strict=True))
                 return self._think_about(texts, games, [_thinks(policy, d) for _, d in games], settings, policy)
             # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
             fast = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
@@ -508,7 +514,17 @@ class FastSlowRM:
 
         texts = [_text(response) for response in candidates]
         everyone: JudgePolicy = policy if single else "always"  # without scores nobody is ahead before the matches
-        selection = select(strategy, scores, texts, self.gate, play, judge=everyone, unread=unread, **tournament)  # type: ignore[arg-type]
+        selection = select(
+            strategy,
+            scores,
+            texts,
+            self.gate,
+            play,
+            judge=everyone,
+            unread=unread,
+            decide_fast=None if single else read_fast.__getitem__,
+            **tournament,  # type: ignore[arg-type]
+        )
         return selection if single else replace(selection, scores=())
 
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
@@ -614,6 +630,23 @@ class FastSlowRM:
         except InputError as error:
             raise type(error)(f"item {number}: {error}") from error
 
+    def _games(self, pairs: Sequence[tuple[EncodedResponse, EncodedResponse]]) -> list[tuple[Comparison, Decision]]:
+        """Read matches between candidates of a model that reads pairs.
+
+        A pair that is too long for it is for the judge, who may have more room; without him the shorter one goes on.
+        """
+        fits = [self.fast.pair_fits(*pair) for pair in pairs]
+        read = iter(self.fast.compare([pair for pair, fit in zip(pairs, fits, strict=True) if fit], self.gate))
+        games = []
+        for (first, second), fit in zip(pairs, fits, strict=True):
+            if fit:
+                games.append(next(read))
+            else:
+                shorter = int(len(second.text) < len(first.text))
+                decision = Decision(True, 0.0, None, ("the pair is too long to be read fast",))
+                games.append((Comparison(shorter, 0.5, 0.0, None, reasons=decision.reasons), decision))
+        return games
+
     def _think_about(
         self,
         pairs: list[tuple[EncodedResponse, EncodedResponse]],
@@ -663,7 +696,7 @@ def _reasons(decision: Decision) -> tuple[str, ...]:
 
 
 def _text(response: Response) -> str:
-    return response.text if isinstance(response, EncodedResponse) else response
+    return response.whole if isinstance(response, EncodedResponse) else response
 
 
 def _is_blank(response: Response) -> bool:

@@ -233,6 +233,18 @@ def test_long_text_is_an_error_unless_cutting_was_asked_for(rm):
         assert len(model.encode(QUESTION, long).text) < len(long)
 
 
+def test_a_response_that_is_cut_still_answers_what_its_end_says(rm):
+    long = "12 + 5 = 17. " * 200 + "The answer is 17."
+    responses = ["The answer is 16.", long, "The answer is 17."]
+    with FastSlowRM(rm.bundle, threads=1, truncate=True, judge="never") as model:
+        encoded = [model.encode(QUESTION, text) for text in responses]
+        assert encoded[1].text != encoded[1].whole == long
+        for strategy in ("majority", "gated"):
+            chosen = model.best_of_n(QUESTION, encoded, strategy=strategy)
+            assert chosen.ranking == model.best_of_n(QUESTION, responses, strategy=strategy).ranking
+            assert chosen.ranking[1] != 0  # the two that say the same stand next to each other
+
+
 def test_what_is_too_long_for_the_judge_alone_stays_fast(rm):
     long = "12 + 5 = 17. " * 28
     with FastSlowRM(rm.bundle, threads=1, gate=GateSpec(always=True)) as model:

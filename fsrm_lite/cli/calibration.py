@@ -284,18 +284,20 @@ def _choose_list_rule(
 
 def _plan(items: list[Any], goal: Goal, coverage: float | None, as_json: bool) -> str:
     """Return the text, or the JSON, that says how many labelled items a risk would need."""
+    from fsrm_lite.measure.calibration import one_per_group
     from fsrm_lite.measure.labelled import Sample
     from fsrm_lite.measure.planning import COVERAGES, POWER, plan
 
     if goal.risk is None:
         raise click.UsageError("--plan needs --risk, the error rate that is to be proved")
     wanted = COVERAGES if coverage is None else (coverage,)
-    plans = plan(Sample.of(items), goal.risk, goal.confidence, wanted)
+    sample = one_per_group(Sample.of(items))  # as a proof does: the items of one prompt are not independent
+    plans = plan(sample, goal.risk, goal.confidence, wanted)
     report = {
         "risk": goal.risk,
         "confidence": goal.confidence,
         "power": POWER,
-        "items": len(items),
+        "items": len(sample),
         "plan": [asdict(p) for p in plans],
     }
     return json.dumps(report) if as_json else plan_text(report)

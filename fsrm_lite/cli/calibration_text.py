@@ -111,7 +111,7 @@ def plan_text(report: dict[str, Any]) -> str:
     """Return how many labelled items a guarantee would need, one line per share that is decided fast."""
     lines = [
         f"to prove an error rate of at most {report['risk']:g} with confidence {report['confidence']:g}, succeeding "
-        f"{100 * report['power']:.0f} times out of 100; going by {report['items']} labelled items:"
+        f"{100 * report['power']:.0f} times out of 100; going by {report['items']} labelled items, one of each prompt:"
     ]
     for p in report["plan"]:
         needed, worse = (

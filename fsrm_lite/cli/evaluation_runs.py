@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsrm_lite import __version__
-from fsrm_lite.cli.evaluation_scores import read_items
+from fsrm_lite.cli.evaluation_scores import read_gate, read_items
 from fsrm_lite.cli.identity import run_identity, run_of
 from fsrm_lite.cli.models import open_model
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.gate import Gate, GateSpec
-from fsrm_lite.jsonl import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fsrm_lite.gate import FastSignals
     from fsrm_lite.measure.benchmark_formats import Benchmark, Format
     from fsrm_lite.measure.evaluation import EvalOptions
     from fsrm_lite.measure.evaluation_records import Record
@@ -112,16 +114,13 @@ def run_model(benchmark: Benchmark, data: Path, settings: EvalOptions, options: 
 
 def run_scores(options: dict[str, Any]) -> Run:
     """Read the scores, and verdicts if there are any, that the options name."""
-    from fsrm_lite.measure.score_files import format_of, records, signals_of
+    from fsrm_lite.measure.score_files import format_of, holds_lists, records, signals_of
 
     items, notes = read_items(options)
     form = format_of(items, options["form"])
-    spec = GateSpec.from_dict(read_json(options["gate_file"])) if options["gate_file"] is not None else None
-    gate = Gate(spec or GateSpec())
-    signals = [signals_of(x) for x in items]
-    escalated = [
-        [gate.pair(*s).escalate] if form.pairwise else [gate.single(one).escalate for one in s] for s in signals
-    ]
+    lists = not form.pairwise and holds_lists(items)
+    spec = None if options["gate_file"] is None else read_gate(options["gate_file"], lists=lists)
+    escalated = [_escalations(signals_of(x), Gate(spec or GateSpec()), form.pairwise) for x in items]
     slow = any(x.winners for x in items)
     return Run(
         records(items, escalated, "always" if slow else "never", form),
@@ -139,6 +138,18 @@ def run_scores(options: dict[str, Any]) -> Run:
         cost="judge calls" if options["tokens_column"] is None else "tokens",
         notes=tuple(notes),
     )
+
+
+def _escalations(signals: Sequence[FastSignals], gate: Gate, pairwise: bool) -> list[bool]:
+    """Return whether the gate escalates: once for a pair, otherwise for each response; for those of a list alike.
+
+    Nobody knows which responses behind the scores of a list say the same, so each is a team of its own.
+    """
+    if pairwise:
+        return [gate.pair(*signals).escalate]
+    if gate.spec.lists is not None and len(signals) > 1:
+        return [gate.best_of(signals, range(len(signals))).escalate] * len(signals)
+    return [gate.single(one).escalate for one in signals]
 
 
 class _RunningFigures:

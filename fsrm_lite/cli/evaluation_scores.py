@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from fsrm_lite.errors import GateSpecError
+from fsrm_lite.gate import GateSpec
+from fsrm_lite.jsonl import read_json
+
 if TYPE_CHECKING:
     from fsrm_lite.measure.labelled import LabelledItem
     from fsrm_lite.measure.score_files import Columns, ScoredItem
@@ -161,6 +165,30 @@ def unlabelled_items(path: Path, fast_columns: str | None) -> list[LabelledItem]
     if not items:
         raise DataFormatError(f"{path} has no item with fast scores")
     return items
+
+
+def read_gate(path: Path, *, lists: bool) -> GateSpec:
+    """Return the gate of a file; refuse one that says nothing about the items at hand.
+
+    Args:
+        path: The file.
+        lists: Whether the items are lists, and not single responses or pairs.
+
+    Raises:
+        GateSpecError: If the file holds no gate, or none for such items.
+    """
+    data = read_json(path)
+    spec = GateSpec.from_dict(data)
+    if lists and spec.lists is None:
+        raise GateSpecError(
+            f"{path} is a gate for single responses and pairs, and these are lists; calibrate a rule for lists: "
+            "fsrm-lite calibrate --scores LISTS --risk RISK -o gate.json"
+        )
+    if not lists and data.keys() == {"lists"}:
+        raise GateSpecError(
+            f"{path} is a rule for lists alone, and these are single responses or pairs; calibrate a gate on such"
+        )
+    return spec
 
 
 def _names(text: str | None) -> tuple[str, ...]:

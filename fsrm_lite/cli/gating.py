@@ -11,7 +11,7 @@ import click
 
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.cli.calibration_text import drift_text
-from fsrm_lite.cli.evaluation_scores import unlabelled_items
+from fsrm_lite.cli.evaluation_scores import read_gate, unlabelled_items
 from fsrm_lite.gate import GateSpec
 from fsrm_lite.jsonl import read_json
 
@@ -78,7 +78,7 @@ def drift(old: Path, new: Path, gate_file: Path | None, fast_columns: str | None
     from fsrm_lite.measure.labelled import Sample
 
     samples = [Sample.of(unlabelled_items(path, fast_columns)) for path in (old, new)]
-    report = run(samples[0], samples[1], GateSpec.from_dict(read_json(gate_file)) if gate_file is not None else None)
+    report = run(samples[0], samples[1], read_gate(gate_file, lists=False) if gate_file is not None else None)
     click.echo(json.dumps(report) if as_json else drift_text(report))
     if report["drifted"]:
         raise click.exceptions.Exit(1)

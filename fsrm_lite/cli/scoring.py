@@ -527,7 +527,7 @@ def _texts(row: dict[str, Any], names: tuple[str, ...]) -> _Texts:
 
 
 def _plain(response: Response) -> str:
-    return response.text if isinstance(response, EncodedResponse) else response
+    return response.whole if isinstance(response, EncodedResponse) else response
 
 
 def _listed_texts(row: dict[str, Any]) -> _Texts:

@@ -7,7 +7,7 @@ model that reads pairs chooses one of two responses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fsrm_lite.bundle.conversation import check_response, read_prompt
@@ -33,12 +33,14 @@ class EncodedResponse:
     Attributes:
         prompt: What was asked, as ``fsrm_lite.bundle.conversation.read_prompt`` returns it.
         text: The response as it will be scored: cut at its end where that was asked for and needed.
+        whole: The response as it was given. What it answers is looked for there: a cut text may have lost its end.
         ids: Token ids of the bundle's template for one response, with both filled in; empty where it reads pairs only.
         encoder: The encoder that made it.
     """
 
     prompt: Prompt
     text: str
+    whole: str
     ids: tuple[int, ...]
     encoder: PromptEncoder = field(repr=False, compare=False)
 
@@ -110,14 +112,14 @@ class FastPath:
                 too long.
         """
         if not self.reads_responses:
-            return EncodedResponse(read_prompt(prompt), check_response(response), (), self._encoder)
+            return EncodedResponse(read_prompt(prompt), check_response(response), response, (), self._encoder)
         try:
             text, ids = response, self._encoder.pointwise_fast(prompt, response)
         except ContextOverflowError:
             if not self._truncate:
                 raise
             text, ids = self._encoder.truncated(prompt, response)
-        return EncodedResponse(read_prompt(prompt), text, tuple(ids), self._encoder)
+        return EncodedResponse(read_prompt(prompt), text, response, tuple(ids), self._encoder)
 
     def read(self, items: Sequence[EncodedResponse], temperature: float) -> list[Score]:
         """Return the fast scores, in input order. Responses to one prompt share the work of reading it.
@@ -151,6 +153,30 @@ class FastPath:
         """
         self._encoder.pairwise_fast(first.prompt, first.text, second.text)
         self._encoder.pairwise_fast(first.prompt, second.text, first.text)
+
+    def pair_fits(self, first: EncodedResponse, second: EncodedResponse) -> bool:
+        """Return whether a pair can be read, in both of its orders."""
+        try:
+            self.check_pair(first, second)
+        except ContextOverflowError:
+            return False
+        return True
+
+    def unpaired(self, responses: Mapping[int, EncodedResponse]) -> dict[int, ContextOverflowError]:
+        """Return which responses to a prompt can be read beside no other one, not even beside the shortest, and why.
+
+        Args:
+            responses: The responses by number; a single one has nothing to be read beside.
+        """
+        shortest = sorted(responses, key=lambda i: len(responses[i].text))[:2]
+        found = {}
+        for i, response in responses.items() if len(shortest) == 2 else ():
+            other = responses[shortest[1] if i == shortest[0] else shortest[0]]
+            try:
+                self.check_pair(response, other)
+            except ContextOverflowError as error:
+                found[i] = error
+        return found
 
     def compare(
         self, pairs: Sequence[tuple[EncodedResponse, EncodedResponse]], gate: Gate

@@ -176,7 +176,7 @@ def calibrate(
     }
     if goal.risk is not None:
         report["other_seeds"] = _other_seeds(kept, goal, goal.risk, share, seed)
-        report["plan"] = [asdict(p) for p in plan(Sample.of(kept), goal.risk, goal.confidence)]
+        report["plan"] = [asdict(p) for p in plan(one_per_group(Sample.of(kept), seed), goal.risk, goal.confidence)]
     if gate is not None:
         report["at_gate"] = gate_figures(gate, testing, resamples=resamples, seed=seed)
         if test_items:
@@ -195,7 +195,8 @@ def check_items(
 
     Raises:
         CalibrationError: If fewer than 50 items are left, all responses have the same label, responses and pairs are
-            mixed, labels of the same item disagree, or an item is among ``test_items`` too.
+            mixed, labels of the same item disagree, or an item is among ``test_items`` too, or those are of the
+            other kind.
     """
     seen: dict[str, LabelledItem] = {}
     for item in items:
@@ -218,7 +219,19 @@ def check_items(
             f"{len(shared)} items are in both the calibration and the test set (key {min(shared)}, ...); "
             "remove them from one"
         )
-    groups = len({x.group or x.key for x in kept})
+    if any(len(x.readings) != len(kept[0].readings) for x in test_items):
+        raise CalibrationError(
+            "the test set has single responses where the calibration set has pairs, or the other way round; give a "
+            "test set of the same kind"
+        )
+    prompts = {x.group or x.key for x in kept}
+    known = len({x.group or x.key for x in test_items} & prompts)
+    if known:
+        notes.append(
+            f"{known} prompts are in both the calibration and the test set: the figures on the test set are not those "
+            "of new prompts"
+        )
+    groups = len(prompts)
     if groups < len(kept):
         notes.append(
             f"{len(kept)} items come from {groups} prompts; "

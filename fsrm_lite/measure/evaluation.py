@@ -361,25 +361,23 @@ def _judge_responses(rm: FastSlowRM, readings: Sequence[_Reading], options: Eval
     """Ask the judge about responses.
 
     Returns:
-        Its answers by the examples' ids.
+        Its answers by the examples' ids; None where it gave none.
     """
     asked = [(r, i) for r in readings for i, wanted in enumerate(r.asked) if wanted]
     if not asked:
         return {}
     texts = [(r.example.prompt, response) for r, i in asked if (response := r.responses[i]) is not None]
-    answers = {
-        (r.example.id, i): s
-        for (r, i), s in zip(
-            asked, rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed), strict=True
-        )
-    }
+    scores = rm.score_many(texts, judge="always", votes=options.votes, seed=options.seed)
+    # Where a deadline passed or the judge failed, what came back is a fast score: no answer of the judge.
+    answers = {(r.example.id, i): s for (r, i), s in zip(asked, scores, strict=True) if s.route is Route.SLOW}
     judged: dict[str, Slow | None] = {}
     for r in readings:
         known = [answers.get((r.example.id, i)) for i in range(len(r.signals))]
-        judged[r.example.id] = Slow(
+        slow = Slow(
             logits=tuple(s.logit if s else None for s in known),
             tokens=tuple(s.tokens_generated if s else 0 for s in known),
         )
+        judged[r.example.id] = slow if any(known) else None
     return judged
 
 

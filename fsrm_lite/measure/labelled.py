@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fsrm_lite.checks import is_number
 from fsrm_lite.errors import CalibrationError, DataFormatError
-from fsrm_lite.gate import AnswerWeights, FastSignals, sigmoid, votes_logit
+from fsrm_lite.gate import AnswerWeights, FastSignals, intuition_confidence, sigmoid, votes_logit
 from fsrm_lite.slow.voting import winner_alone
 from fsrm_lite.types import Comparison, Prompt, Score
 
@@ -284,9 +284,11 @@ class Sample:
     def intuition(self, temperature: float = 1.0) -> NDArray[np.float64]:
         """Return the intuition confidence of each item at a temperature, float64, shape [n], in [0, 1].
 
-        It says how decided the score is: 0 for a score of one half (or a tied pair), 1 for a score of 0 or 1.
+        It says how decided the score is: 0 for a score of one half (or a tied pair), 1 for a score of 0 or 1. It is
+        computed as the gate does it: numpy's tanh may differ in the last bit, and an item that lies on a threshold
+        would then be decided otherwise here.
         """
-        return np.abs(np.tanh(self.logit / (2.0 * temperature)))
+        return np.array([intuition_confidence(logit, temperature) for logit in self.logit.tolist()], dtype=np.float64)
 
     def confidences(self) -> dict[str, NDArray[np.float64]]:
         """Return the three confidences by name (``CONFIDENCE_NAMES``), each float64 of shape [n].

@@ -19,7 +19,7 @@ from fsrm_lite.measure.benchmark_formats import (
 from fsrm_lite.measure.data_files import SourceRow, data_files, first_row, read_rows
 from fsrm_lite.measure.evaluation_records import read_records
 from fsrm_lite.measure.labelled import LabelledItem, content_key, fast_signals, group_key
-from fsrm_lite.types import Prompt
+from fsrm_lite.types import Prompt, Route
 
 if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
@@ -235,6 +235,8 @@ def _singles(
     asked = [(r.prompt, r.responses[0]) for r in rows]
     fast = rm.score_many(asked, judge="never")
     judged = rm.score_many(asked, judge="always", votes=votes, seed=seed) if slow else [None] * len(rows)
+    # Where a deadline passed or the judge failed, what came back is a fast score: no answer of the judge.
+    answers = [s if s is not None and s.route is Route.SLOW else None for s in judged]
     return [
         LabelledItem(
             r.key,
@@ -245,7 +247,7 @@ def _singles(
             group=r.group or group_key(r.prompt),
             subset=r.subset,
         )
-        for r, f, s in zip(rows, fast, judged, strict=True)
+        for r, f, s in zip(rows, fast, answers, strict=True)
     ]
 
 

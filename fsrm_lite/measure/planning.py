@@ -35,7 +35,8 @@ class Plan:
         coverage: Share of items decided fast, in (0, 1].
         selective_risk: Error rate among them, as the items at hand have it.
         upper_bound: Upper bound of it, which is too low with probability at most 0.1: what to plan with if in doubt.
-        items: Labelled items needed in all, tuning part included; None where the error rate is not below the target.
+        items: Labelled items of different prompts needed in all, tuning part included; None where the error rate is not
+            below the target.
         items_if_worse: The same, if the error rate is in truth the upper bound.
     """
 
@@ -103,7 +104,8 @@ def plan(
     """Return what each coverage would need, going by items at hand: labelled ones, however few.
 
     Args:
-        sample: The items. The surest by their intuition confidence are taken to be accepted.
+        sample: The items, one of each prompt, as a proof takes them. The surest by their intuition confidence are taken
+            to be accepted.
         risk: Error rate to be proved.
         confidence: With which probability.
         coverages: Shares of items to be decided fast.

@@ -49,6 +49,9 @@ TUNING_SHARE = 0.2
 PATH_STEPS = 100
 """Steps on a path. Between two of them lies one per cent of the tuning part."""
 
+_EQUAL_DIGITS = 14
+"""Digits behind the point to which two confidences are equal: one may have been rounded in other places."""
+
 _RESAMPLES, _SURE = 100, 0.9
 """Resamples of the tuning part, and the share of them in which another confidence must beat the intuition.
 
@@ -170,7 +173,7 @@ def least_items(risk: float, delta: float) -> int:
 
 
 def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_STEPS) -> Path:
-    """Return a path through the quantiles of the tuning part's confidences.
+    """Return a path along the quantiles of the tuning part's confidences, between one value and the next.
 
     Args:
         name: One of ``PATH_NAMES``.
@@ -184,9 +187,31 @@ def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_S
     if name not in PATH_NAMES:
         raise CalibrationError(f"path {name!r} is unknown, expected one of {', '.join(PATH_NAMES)}")
     ranks = np.arange(steps - 1, 0, -1) / steps
-    moving = [np.append(np.quantile(c, ranks), 0.0) for c in (tuning.intuition(temperature), tuning.distribution)]
     fixed = np.zeros(steps)
-    return Path(name, fixed if name == "distribution" else moving[0], fixed if name == "intuition" else moving[1])
+    return Path(
+        name,
+        fixed if name == "distribution" else np.append(_between(tuning.intuition(temperature), ranks), 0.0),
+        fixed if name == "intuition" else np.append(_between(tuning.distribution, ranks), 0.0),
+    )
+
+
+def _between(values: NDArray[np.float64], ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return thresholds that cut values at the given ranks, each midway between two values that differ.
+
+    Where scores come in steps, as ratings do, a quantile is one of the values. A threshold there would leave it to the
+    rounding of the last bit on which side the items with that value are; the gate and the proof could then disagree.
+
+    Args:
+        values: Confidences, float64, shape [n], in [0, 1].
+        ranks: Float64, shape [k], in (0, 1).
+
+    Returns:
+        Float64, shape [k], in [0, 1].
+    """
+    different = np.unique(np.round(values, _EQUAL_DIGITS))
+    above = np.searchsorted(different, np.round(np.quantile(values, ranks), _EQUAL_DIGITS))
+    below = np.where(above > 0, different[np.maximum(above - 1, 0)], 0.0)
+    return np.asarray((below + different[above]) / 2.0)
 
 
 def control_risk(

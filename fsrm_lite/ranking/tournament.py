@@ -126,6 +126,7 @@ def select(
     *,
     judge: JudgePolicy = "auto",
     unread: Collection[int] = (),
+    decide_fast: Callable[[tuple[int, int]], Comparison] | None = None,
     **options: Unpack[TournamentSettings],
 ) -> Selection:
     """Choose the best of N responses.
@@ -139,6 +140,7 @@ def select(
         judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided;
             where the gate has a rule for lists, "gated" then has no matches, and the best team by its share wins.
         unread: Positions of responses that the model cannot read. Like empty ones, they rank last and play no match.
+        decide_fast: Returns what the fast path says of a match that the judge failed on. None compares the two scores.
         **options: Fields of ``TournamentOptions``.
 
     Returns:
@@ -160,7 +162,7 @@ def select(
     rule = gate.spec.lists if strategy == "gated" and judge != "always" else None
     key = chosen.key or team_key(rule)
     chosen = replace(chosen, key=key)
-    field_ = _Field(list(scores), list(responses), gate, play, judge, chosen, rule is not None, unread)
+    field_ = _Field(list(scores), list(responses), gate, play, judge, chosen, rule is not None, unread, decide_fast)
     teams, ratings = _PLAY[strategy](field_)
     ranking = tuple(member for team in teams for member in field_.teams[team])
     return Selection(
@@ -192,6 +194,7 @@ class _Field:
     options: TournamentOptions
     by_share: bool  # whether the gate's rule for lists orders the teams
     unread: Collection[int] = ()
+    decide_fast: Callable[[tuple[int, int]], Comparison] | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
     """Maps each team's captain (its best member) to all its members, best first.
@@ -237,7 +240,7 @@ class _Field:
             if self.options.on_judge_error == "raise":
                 raise
             logger.warning("the judge failed; %d matches are decided by the fast scores: %s", len(pairs), error)
-            played = [self._decide_fast(pair, str(error)) for pair in pairs]
+            played = [self._without_judge(pair, str(error)) for pair in pairs]
         if len(played) != len(pairs):
             raise InputError(
                 f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order"
@@ -262,9 +265,12 @@ class _Field:
         rationale = next((vote.rationale for vote in votes if vote.winner == winner), None)
         return replace(comparison, winner=winner, p_first=p_first, rationale=rationale, combined=False)
 
-    def _decide_fast(self, pair: tuple[int, int], why: str) -> Comparison:
+    def _without_judge(self, pair: tuple[int, int], why: str) -> Comparison:
         """Return the fast comparison of a pair that the judge failed on, marked as such."""
-        comparison, _ = compare_scores(self.scores[pair[0]], self.scores[pair[1]], self.gate)
+        if self.decide_fast is not None:
+            comparison = self.decide_fast(pair)
+        else:
+            comparison, _ = compare_scores(self.scores[pair[0]], self.scores[pair[1]], self.gate)
         return replace(comparison, escalated=True, reasons=(f"the judge failed: {why}",))
 
 

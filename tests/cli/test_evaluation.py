@@ -195,3 +195,35 @@ def test_lists_of_scores_are_no_pairs_because_the_first_one_is_short(tmp_path, n
     assert report["format"] == "best-of-n"
     assert report["policies"]["always_fast"]["metrics"]["score"]["value"] == 0.5
     assert report["policies"]["always_slow"]["metrics"]["score"]["value"] == 1.0
+
+
+def test_lists_of_scores_are_gated_by_the_rule_for_lists(tmp_path, no_model):
+    path, gate = tmp_path / "lists.jsonl", tmp_path / "gate.json"
+    rows = [{"scores": [3.0, 0.5, 0.2], "label": 1, "v": 1}, {"scores": [30, 2, 1], "label": 0, "v": 2}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = ("eval", "--scores", path, "--slow-columns", "v", "--resamples", "5", "--gate", gate)
+
+    def gated(coverage):
+        gate.write_text(
+            json.dumps({"lists": {"coverage": coverage, "temperature": 1, "sharpness": 1, "group": "text"}})
+        )
+        report = json.loads(call(*asked, "--json").stdout)
+        return report["escalated"]["value"], report["policies"]["gated"]["metrics"]["score"]["value"]
+
+    assert gated(0.0) == (0.0, 0.5)  # the first pick is wrong
+    assert gated(0.95) == (0.5, 1.0)  # and the judge, asked about it, names the right one
+    assert gated(1.0) == (1.0, 0.5)  # asked about the second as well, it is wrong there
+    gate.write_text(json.dumps(GateSpec(0.5).to_dict()))
+    result = call(*asked)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "calibrate a rule for lists" in result.stderr
+
+
+def test_a_rule_for_lists_alone_is_no_gate_for_pairs(tmp_path, no_model):
+    path, gate = tmp_path / "pairs.jsonl", tmp_path / "gate.json"
+    path.write_text(json.dumps({"score_a": 1, "score_b": 2, "label": 1}) + "\n")
+    gate.write_text(json.dumps({"lists": {"coverage": 0.5, "temperature": 1, "sharpness": 1, "group": "text"}}))
+    for command in (("eval", "--scores", path), ("gate", "drift", path, path)):
+        result = call(*command, "--gate", gate)
+        assert result.exit_code == 2
+        assert "a rule for lists alone" in result.stderr

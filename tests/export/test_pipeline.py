@@ -15,10 +15,18 @@ from helpers.export import FAMILIES, SPEC, make_checkpoint, make_hostile, refere
 
 from fsrm_lite.bundle.files import Bundle, file_sha256
 from fsrm_lite.cli.exporting import export
-from fsrm_lite.errors import ExportError, FsrmError, ToleranceError, UnsupportedCheckpointError
+from fsrm_lite.errors import (
+    ContextOverflowError,
+    ExportError,
+    FsrmError,
+    JudgeError,
+    ToleranceError,
+    UnsupportedCheckpointError,
+)
 from fsrm_lite.export.card import model_card, parity_summary, parity_table
 from fsrm_lite.export.folders import atomic_folder
 from fsrm_lite.export.parity.measures import Tolerance, Violations
+from fsrm_lite.scorer import FastSlowRM
 
 for module in ("torch", "transformers", "onnx", "gguf", "llama_cpp"):
     pytest.importorskip(module)
@@ -489,6 +497,53 @@ def test_a_reading_that_is_not_measured_is_told(checkpoint):
     assert plan_export(checkpoint, spec=SPEC, fast="int8", **options).sentences() == []
     (told,) = plan_export(checkpoint, spec=both, fast="int8", **options).sentences()
     assert told.startswith("not measured: how the exported files read pairs (template 'pairwise_fast')")
+
+
+PAIRS = {
+    **{name: value for name, value in SPEC.items() if name != "labels"},
+    "pair_labels": ["1", "2"],
+    "templates": {
+        "pairwise_fast": {
+            "text": "<|im_start|>user\n{prompt}\n1: {response_a}\n2: {response_b}<|im_end|>\n<|im_start|>assistant\n"
+        },
+        "pairwise_slow": SPEC["templates"]["pairwise_slow"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def pairs_only(checkpoint, rows, tmp_path_factory):
+    """A model that reads pairs and gives no score to a single response."""
+    out = tmp_path_factory.mktemp("pairs") / "tiny"
+    export_checkpoint(checkpoint, out, spec=PAIRS, fast="fp32", slow="f16", calibration=rows, tolerance=LOOSE)
+    with FastSlowRM.from_pretrained(out, threads=1) as rm:
+        yield rm
+
+
+def test_best_of_n_by_pairs_ranks_last_what_is_too_long_to_be_read(pairs_only):
+    answers = ["It is 5.", "five " * 300, "It is 6.", ""]
+    chosen = pairs_only.best_of_n("How much is 2 + 3?", answers, judge="never")
+    assert set(chosen.ranking[:2]) == {0, 2}
+    # Each of these fits beside a short one, but not beside the other.
+    short, *many = (pairs_only.encode("How much is 2 + 3?", "It is " + "so " * n) for n in range(256))
+    most = next(n for n, one in enumerate(many) if not pairs_only.fast.pair_fits(short, one))
+    long = ["It is " + "so " * (most - k) for k in (20, 30)]
+    chosen = pairs_only.best_of_n("How much is 2 + 3?", ["It is 5.", *long], judge="never", strategy="elo")
+    assert [c.reasons for c in chosen.comparisons if 0 not in c.pair] == [("the pair is too long to be read fast",)]
+    with pytest.raises(ContextOverflowError):
+        pairs_only.best_of_n("How much is 2 + 3?", ["five " * 300, "six " * 300], judge="never")
+
+
+def test_best_of_n_by_pairs_goes_by_what_was_read_where_the_judge_fails(pairs_only, monkeypatch):
+    def fail(*_, **__):
+        raise JudgeError("out of memory")
+
+    texts = [f"It is {i}." for i in range(6)]
+    read = pairs_only.best_of_n("How much is 2 + 3?", texts, judge="never")
+    assert any(match.winner for match in read.comparisons)  # the first one does not win every match
+    monkeypatch.setattr(pairs_only._slow, "compare", fail)
+    failed = pairs_only.best_of_n("How much is 2 + 3?", texts, judge="always", on_judge_error="fast")
+    assert failed.ranking == read.ranking
 
 
 def test_cli_refuses_malformed_options_before_any_work(checkpoint, tmp_path):

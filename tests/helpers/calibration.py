@@ -22,6 +22,11 @@ def load_benchmark(name):
     return module
 
 
+def signal(logit):
+    """A fast reading with a score alone."""
+    return FastSignals(logit, sigmoid(logit), None, None)
+
+
 def make_items(count, *, seed=0, sharpness=1.0, base=None, slow=True, prompts=None):
     """Pairs whose fast answer is right with probability sigmoid(sharpness * |margin|), or with probability ``base``."""
     rng = np.random.default_rng(seed)
@@ -95,7 +100,7 @@ class StandIn:
         return True
 
     def encode(self, prompt, response):
-        return EncodedResponse(prompt, response, (), None)
+        return EncodedResponse(prompt, response, response, (), None)
 
     def score_many(self, items, *, judge="auto", votes=None, seed=0):
         items = plain(items)

@@ -3,19 +3,20 @@ import dataclasses
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.calibration import load_benchmark, make_items
+from helpers.calibration import load_benchmark, make_items, signal
 from scipy import optimize
 
 from fsrm_lite.errors import CalibrationError
-from fsrm_lite.gate import GateSpec
+from fsrm_lite.gate import Gate, GateSpec
 from fsrm_lite.measure.calibration import Goal, calibrate, check_items, fit_temperature, margin_of, one_per_group, split
 from fsrm_lite.measure.calibration_plots import render, write_picture
 from fsrm_lite.measure.calibration_report import gate_figures, percent
-from fsrm_lite.measure.labelled import Sample
+from fsrm_lite.measure.labelled import LabelledItem, Sample
 from fsrm_lite.measure.metrics import front, risk_coverage
 from fsrm_lite.measure.risk_control import ALWAYS, control_risk, feasibility, make_path
 from fsrm_lite.measure.tradeoff import best_within_budget, cheapest_within, escalations, operate, pareto
@@ -384,3 +385,36 @@ def test_a_path_that_is_clearly_better_is_taken():
     toward = np.where(right, 1.0, -1.0) * np.abs(logit)
     sample = Sample(logit, distribution, toward, right, None, None, np.arange(1000).astype(str))
     assert control_risk(*parts(sample), risk=0.15, confidence=0.9).path == "distribution"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_gate_decides_like_the_proof_where_scores_come_in_steps(seed):
+    """Ratings have few different values, and every threshold is at one of them, or between two."""
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(1, 10, 3000)
+    items = [
+        LabelledItem(str(i), (signal(float(step)), signal(0.0)), int(rng.random() < 0.4 / step))
+        for i, step in enumerate(steps)
+    ]
+    found = calibrate(items, Goal(risk=0.1), resamples=2, seed=seed)
+    gate = Gate(found.gate)
+    live = np.array([gate.pair(*x.readings).escalate for x in items])
+    assert (escalations(found.gate, Sample.of(items)) == live).all()
+    least = min(step for step, up in zip(steps, live, strict=True) if not up)
+    assert least - 1 < found.report["margin"] < least  # a program that compares with it decides alike, too
+
+
+def test_a_plan_counts_prompts_as_the_proof_does():
+    items = [replace(x, key=f"{x.key}-{k}", group=x.key) for x in make_items(200, base=0.98) for k in range(5)]
+    plans = calibrate(items, Goal(risk=0.1), resamples=2).report["plan"]
+    alone = calibrate(make_items(200, base=0.98), Goal(risk=0.1), resamples=2).report["plan"]
+    assert [p["items"] for p in plans] == [p["items"] for p in alone]
+
+
+def test_a_test_set_of_another_kind_is_refused_and_one_of_known_prompts_is_told():
+    items = make_items(200)
+    single = LabelledItem("one", (signal(1.0),), 1)
+    with pytest.raises(CalibrationError, match="of the same kind"):
+        check_items(items, [single])
+    again = [replace(x, key=f"again-{x.key}", group=x.key) for x in items[:3]]
+    assert any("3 prompts are in both" in note for note in check_items(items, again)[1])

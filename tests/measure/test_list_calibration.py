@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.calibration import StandIn, make_lists
+from helpers.calibration import StandIn, make_lists, signal
 
 from fsrm_lite.errors import CalibrationError, DataFormatError
 from fsrm_lite.gate import Gate, GateSpec, ListSpec
-from fsrm_lite.measure.labelled_lists import ListSample, collect_lists, holds_lists, read_lists
+from fsrm_lite.measure.labelled_lists import LabelledList, ListSample, collect_lists, holds_lists, read_lists
 from fsrm_lite.measure.list_calibration import (
     calibrate_lists,
     check_lists,
@@ -207,3 +207,20 @@ def test_the_risk_is_exceeded_no_more_often_than_the_confidence_allows():
         alone = picks.intuition() >= (control.gate.intuition_threshold if control.proved else 2.0)
         exceeded += bool(alone.any() and (~picks.fast_correct[alone]).mean() > 0.04)
     assert exceeded <= 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gate_picks_alone_what_was_proved_where_scores_come_in_steps(seed):
+    rng = np.random.default_rng(seed)
+    lists = []
+    for k in range(3000):
+        scores = np.round(rng.normal(0, 3, 5))
+        right = int(rng.integers(5)) if rng.random() < 0.1 else int(np.argmax(scores + rng.normal(0, 1.5, 5)))
+        labels = tuple(int(i == right) for i in range(5))
+        lists.append(LabelledList(str(k), tuple(map(signal, scores.tolist())), tuple(range(5)), labels, "text"))
+    sample = ListSample.of(lists)
+    draft, control = choose(sample.take(np.arange(600)), sample.take(np.arange(600, 3000)), 0.2, 0.9, "text", seed)
+    assert control.proved
+    rule = replace(draft, coverage=control.gate.intuition_threshold)
+    alone = np.array([not Gate(GateSpec(lists=rule)).best_of(x.readings, x.teams).escalate for x in lists])
+    assert (alone == (sample_of(sample, rule).intuition() >= rule.coverage)).all()
