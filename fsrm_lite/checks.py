@@ -42,6 +42,16 @@ def expect(holds: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} is {short(value)}, expected {expected}")
 
 
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that was there before; None if all differ."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def expect_one_of(choices: Iterable[str], name: str, value: object) -> None:
     """Raise unless ``value`` is one of ``choices``; see ``expect``."""
     known = list(choices)

@@ -20,6 +20,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import IO, Any
 
+from fsrm_lite.checks import first_repeated
 from fsrm_lite.errors import DataFormatError, one_line
 
 MAX_LINE_BYTES = 64 << 20
@@ -74,8 +75,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object names {short(next(n for n in names if names.count(n) > 1))} twice")
+        raise ValueError(f"an object names {short(first_repeated(name for name, _ in pairs))} twice")
     return found
 
 

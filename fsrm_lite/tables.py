@@ -89,7 +89,7 @@ def write_parquet(path: Path, rows: Path) -> None:
     A column has the type that all its values fit; a field that a row lacks is null there.
 
     Raises:
-        DataFormatError: If a column holds values that no type fits, such as numbers and texts.
+        DataFormatError: If a column holds values that no type fits, such as numbers and texts, or none but ``{}``.
         MissingExtraError: If pyarrow is not installed.
     """
     pyarrow, parquet = import_pyarrow()
@@ -105,10 +105,16 @@ def write_parquet(path: Path, rows: Path) -> None:
                     f"{path} cannot be written: column {name!r} holds values of several kinds ({one_line(error)}); "
                     f"the rows are all in {rows}, as JSON Lines"
                 ) from error
-    with whole_file(path) as draft, parquet.ParquetWriter(draft, pyarrow.schema(list(names.items()))) as file:
-        for chunk in _chunks(rows):
-            columns = [pyarrow.array([row.get(name) for row in chunk], kind) for name, kind in names.items()]
-            file.write_table(pyarrow.Table.from_arrays(columns, schema=file.schema))
+    try:
+        with whole_file(path) as draft, parquet.ParquetWriter(draft, pyarrow.schema(list(names.items()))) as file:
+            for chunk in _chunks(rows):
+                columns = [pyarrow.array([row.get(name) for row in chunk], kind) for name, kind in names.items()]
+                file.write_table(pyarrow.Table.from_arrays(columns, schema=file.schema))
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise DataFormatError(
+            f"{path} cannot be written: Parquet has no place for a column's values ({one_line(error)}); the rows are "
+            f"all in {rows}, as JSON Lines"
+        ) from error
 
 
 def _chunks(rows: Path) -> Iterator[list[dict[str, Any]]]:

@@ -105,6 +105,16 @@ def test_a_column_of_several_kinds_is_named_and_its_rows_stay(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize(("values", "at_once"), [([{}, {}], 10), ([2**60 + 1, 0.5], 1)])
+def test_a_column_that_parquet_cannot_hold_is_told_and_its_rows_stay(tmp_path, monkeypatch, values, at_once):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(dump_row({"prompt": "q", "meta": value}) for value in values))
+    with pytest.raises(DataFormatError, match=r"Parquet has no place .*rows\.jsonl"):
+        tables.write_parquet(tmp_path / "out.parquet", rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"fsrm-lite\[data\]"):

@@ -386,7 +386,7 @@ def _rope(config: dict[str, Any]) -> tuple[float, Llama3Rope | None]:
 
 def _sliding_window(config: dict[str, Any]) -> int | None:
     if config["model_type"] == "mistral":
-        window = config.get("sliding_window")
+        window = config.get("sliding_window", 4096)  # as transformers takes a config without it; null is no window
     else:
         window = config.get("sliding_window") if config.get("use_sliding_window") else None
         if "sliding_attention" in (config.get("layer_types") or ()) and window is None:

@@ -17,6 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from fsrm_lite.checks import first_repeated
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -199,8 +200,7 @@ def _tokens(data: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]
         )
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(vocab_size)]
     # On a duplicate, llama.cpp would abort the whole process.
-    if len(set(tokens)) != len(tokens):
-        double = next(t for t in tokens if tokens.count(t) > 1)
+    if (double := first_repeated(tokens)) is not None:
         raise ExportError(f"{TOKENIZER_NAME} has the token {double!r} twice (unused ids are named [PAD<id>])")
     return tokens, [types.get(i, UNUSED) for i in range(vocab_size)]
 

@@ -34,7 +34,8 @@ def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = 
 
     Raises:
         MissingExtraError: If gguf or safetensors is not installed.
-        UnsupportedCheckpointError: If the architecture, the rope scaling or the tokenizer cannot be brought back.
+        UnsupportedCheckpointError: If the architecture, the rope scaling, a sliding window or the tokenizer cannot be
+            brought back.
         ExportError: If the file is missing or damaged.
     """
     try:
@@ -51,6 +52,7 @@ def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = 
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedCheckpointError(f"{gguf_path} holds the architecture {kind!r}, expected one of {known}")
+    _check_rotation(gguf_path, kind, entries)
     tensors: dict[str, NDArray[np.float32]] = {}
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
@@ -70,6 +72,17 @@ def write_checkpoint(gguf_path: Path, folder: Path, *, tokenizer: Path | None = 
         write_tokenizer(folder, entries)
     else:
         copyfile(tokenizer, folder / TOKENIZER_NAME)
+
+
+def _check_rotation(path: Path, kind: str, entries: dict[str, Any]) -> None:
+    """Refuse a model that turns its positions, or looks back, in another way than ``_config`` can say."""
+    heads, hidden = int(entries[f"{kind}.attention.head_count"]), int(entries[f"{kind}.embedding_length"])
+    head_dim = int(entries.get(f"{kind}.attention.key_length", hidden // heads))
+    plain = {"rope.scaling.type": "none", "attention.sliding_window": 0, "rope.dimension_count": head_dim}
+    for name, usual in plain.items():
+        value = entries.get(f"{kind}.{name}", usual)
+        if value != usual:
+            raise UnsupportedCheckpointError(f"{path} says {kind}.{name} = {value!r}, expected {usual!r} or nothing")
 
 
 def _halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

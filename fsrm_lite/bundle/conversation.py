@@ -165,7 +165,9 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
         raise InputError("'chosen' and 'rejected' differ before their last message; expected one conversation")
     context: Prompt = before
     if prompt is not None and (not before or before[0]["role"] in ("assistant", "tool")):  # they go on from the prompt
-        asked: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        asked: list[Message] = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else read_messages(prompt)
+        )
         context = asked + before
     if not context:
         raise InputError("'prompt' is missing, and 'chosen' holds nothing but a response")

@@ -124,7 +124,9 @@ class RoleForms:
             raise ValueError(
                 f"conversation.tool_responses is {self.tool_responses!r}, expected one of {', '.join(TOOL_RESPONSES)}"
             )
-        there = {name.split(":")[0].split(">")[1] for name in self.forms}
+        there = {name.partition(":")[0].partition(">")[2] for name in self.forms}
+        if unknown := sorted(there - set(ROLES)):
+            raise ValueError(f"conversation.forms has {unknown} as roles, expected among {', '.join(ROLES)}")
         object.__setattr__(self, "roles", tuple(role for role in ROLES if role in there))
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:

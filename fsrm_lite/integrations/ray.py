@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
+from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import expect, expect_one_of, is_whole
 from fsrm_lite.errors import FsrmError, InputError, missing_extra, one_line
 from fsrm_lite.integrations.loading import LazyModel
@@ -432,8 +433,8 @@ class ScoreBatches:
             except InputError as error:
                 errors.append(str(error))
         model.fast.forget()  # so that a batch gets the same bits on every actor
-        found = iter(model.escalate_scores(encoded, model.read(encoded), judge=self._judge))
-        scores = [next(found) if error is None else None for error in errors]
+        fast = dict(zip((i for i, error in enumerate(errors) if error is None), model.read(encoded), strict=True))
+        scores = self._thought_over(dict(zip(fast, encoded, strict=True)), fast, errors)
         added = {
             "score": np.array([s.score if s else np.nan for s in scores]),
             "logit": np.array([s.logit if s else np.nan for s in scores]),
@@ -447,6 +448,23 @@ class ScoreBatches:
         if taken:
             raise InputError(f"the batch has the column {taken[0]!r} already; give a prefix")
         return batch | named
+
+    def _thought_over(
+        self, encoded: dict[int, EncodedResponse], fast: dict[int, Score], errors: list[str | None]
+    ) -> list[Score | None]:
+        """Return the scores of all rows after thinking; a row that the judge cannot read gets an error instead."""
+        rows = list(fast)
+
+        def escalate(part: list[int]) -> list[Score]:
+            return self._lazy.model.escalate_scores(
+                [encoded[i] for i in part], [fast[i] for i in part], judge=self._judge
+            )
+
+        def note(position: int, error: InputError) -> None:
+            errors[rows[position]] = str(error)
+
+        found = dict(zip(rows, each_or_none(escalate, rows, InputError, note), strict=True))
+        return [found.get(i) for i in range(len(errors))]
 
 
 def assigned_threads() -> int | None:

@@ -154,9 +154,7 @@ class SelfCritic:
         """
         verdicts = [REJECTED] * len(items)
         asked = [i for i, (_, response) in enumerate(items) if response.strip()]
-        tasks = [
-            Task(self._prompt.replace("{question}", items[i][0]).replace("{response}", items[i][1])) for i in asked
-        ]
+        tasks = [Task(_filled(self._prompt, *items[i])) for i in asked]
         for i, replies in zip(asked, ask(self._reasoner, tasks, self._sampling), strict=True):
             if not replies:
                 continue
@@ -165,6 +163,12 @@ class SelfCritic:
             share = sum(said) / len(said) if said else 0.0
             verdicts[i] = Review(share >= 0.5, share, sum(reply.tokens_generated for reply in replies))
         return verdicts
+
+
+def _filled(prompt: str, question: str, response: str) -> str:
+    """Return a prompt with both slots filled in, at once: a question may spell the other slot's name."""
+    texts = {"{question}": question, "{response}": response}
+    return re.sub(r"\{question\}|\{response\}", lambda slot: texts[slot.group()], prompt)
 
 
 class HeadCritic:

@@ -28,6 +28,9 @@ Shape = Callable[[Service, dict[str, Any]], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
 
+MAX_HEADER_CHARACTERS = 4000
+"""Most characters of errors in a header. Many clients refuse an answer whose headers have more than 8,190 bytes."""
+
 _POSTS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
     (rewards.score, ("/score", "/v1/score")),
     (rewards.rerank, ("/rerank", "/v1/rerank")),
@@ -101,6 +104,10 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
         try:
             body = await read_json(request, max_bytes=limits.body_bytes, timeout_s=limits.body_seconds)
             reply = await _while_connected(request, shape(service, body))
+            return reply if isinstance(reply, Response) else _rendered(reply)
+        except UnicodeEncodeError as error:  # half a character, in a name that the reply repeats
+            half = f"the request holds {error.object[error.start : error.end]!r}, which is no Unicode character"
+            return error_response(path, RequestError(half), tei="texts" in body)
         except RequestError as error:
             return error_response(path, error, tei="texts" in body)
         except ClientDisconnect:
@@ -116,14 +123,23 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
         except Exception:  # a fault of ours: the client gets an answer, and the log the traceback
             logger.exception("a request could not be answered")
             return _failure(path, "the server failed at this request; its log says more")
-        if isinstance(reply, Response):
-            return reply
-        headers = {}
-        if isinstance(reply, rewards.Ranking) and reply.errors:
-            headers["x-errors"] = json.dumps(reply.errors)
-        return JSONResponse(reply, headers=headers)
 
     return answer
+
+
+def _rendered(reply: Any) -> Response:  # noqa: ANN401 - a reply of any shape
+    """Return a reply as JSON; the errors of a bare list stand in a header, as many as clients take there."""
+    headers = {}
+    if isinstance(reply, rewards.Ranking) and reply.errors:
+        told, length = [], 0
+        for error in reply.errors:
+            length += len(json.dumps(error)) + 2
+            if length > MAX_HEADER_CHARACTERS:
+                break
+            told.append(error)
+        headers["x-errors"] = json.dumps(told)
+        headers["x-errors-count"] = str(len(reply.errors))
+    return JSONResponse(reply, headers=headers)
 
 
 async def _while_connected(request: Request, answering: Awaitable[Any]) -> Any:  # noqa: ANN401 - a reply of any shape

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fsrm_lite.checks import is_number, is_whole, kind_of
+from fsrm_lite.checks import first_repeated, is_number, is_whole, kind_of
 from fsrm_lite.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object, if it names no key twice: of two options with one name, one would be lost without a word."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = first_repeated(name for name, _ in pairs)
         raise RequestError(f"the body names the key {short(twice)} twice in one object", code="duplicate_key")
     return found
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fsrm_lite.checks import MAX_TEXT_CHARACTERS
 from fsrm_lite.errors import InputError
 from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.service import Service, Thinking, Unreadable
@@ -38,6 +39,9 @@ OWN_QUESTIONS = {
 
 MOST_THOUGHT_ABOUT = 8
 """Most contenders that the judge thinks about, the best ones; a fast path that cannot tell more apart is lost."""
+
+MAX_READ_CHARACTERS = 32 * MAX_TEXT_CHARACTERS
+"""Most characters of a request's options, each with the text before it: what it takes to make tokens of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,19 @@ async def answer(
 
     Returns:
         Per question its answer, or why there is none, for example because an option is too long.
+
+    Raises:
+        RequestError: If all options together are more than ``MAX_READ_CHARACTERS`` to be read.
     """
+    characters = sum(
+        len(question.options) * (len(text) + len(question.text)) + sum(map(len, question.options))
+        for question in questions
+    )
+    if characters > MAX_READ_CHARACTERS:
+        raise RequestError(
+            f"the text and the questions make {characters:,} characters, the text counted once for each option, "
+            f"expected at most {MAX_READ_CHARACTERS:,}; ask fewer questions at once, or about a shorter text"
+        )
     asked: list[list[tuple[Prompt, str]]] = [_responses(text, question) for question in questions]
     encoded = iter(await service.encode([item for items in asked for item in items]))
     groups = [[next(encoded) for _ in items] for items in asked]
@@ -203,10 +219,7 @@ async def _decided(
     else:
         # The gate has decided about them as a list, and is not asked about each.
         close, read = [items[i] for i in near], [scores[i] for i in near]
-        asked = [True] * len(near)
-        thought = await service.think(
-            how, lambda options: service.model.escalate_scores(close, read, asked=asked, **options)
-        )
+        thought = await service.thought_over(close, read, how, every=True)
         results = list(thought)
         parts = _softmax([score.logit / gate.spec.temperature for score in thought])
         shares = dict(zip(near, parts, strict=True))

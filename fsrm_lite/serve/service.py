@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+MOST_RATED = 64
+"""Most responses in a request that are rated by Elo: they play some 2,000 matches. A thousand would play 500,000."""
+
 _INLINE_CHARACTERS = 20_000
 """Texts up to this length in all are tokenized at once, which takes some milliseconds; longer ones in a thread."""
 
@@ -247,17 +250,25 @@ class Service:
         return [item if isinstance(item, Unreadable) else next(found) for item in encoded]
 
     async def thought_over(
-        self, items: Sequence[EncodedResponse], scores: Sequence[Score], how: Thinking
+        self, items: Sequence[EncodedResponse], scores: Sequence[Score], how: Thinking, *, every: bool = False
     ) -> list[Score]:
-        """Return the scores of responses after the judge has thought about those that need it."""
-        if not self._thinks(how, (self.model.gate.single(score).escalate for score in scores)):
+        """Return the scores of responses after the judge has thought about those that need it.
+
+        Args:
+            items: The responses.
+            scores: Their fast scores.
+            how: How to think.
+            every: Think about each of them; else the gate decides which, unless ``how`` does.
+        """
+        if not every and not self._thinks(how, (self.model.gate.single(score).escalate for score in scores)):
             return list(scores)
 
         def call(options: dict[str, Any]) -> list[Score]:
             too_long: dict[int, ContextOverflowError] = {}
 
             def escalate(part: list[tuple[EncodedResponse, Score]]) -> list[Score]:
-                return self.model.escalate_scores([i for i, _ in part], [s for _, s in part], **options)
+                asked = [True] * len(part) if every else None
+                return self.model.escalate_scores([i for i, _ in part], [s for _, s in part], asked=asked, **options)
 
             pairs = list(zip(items, scores, strict=True))
             found = each_or_none(escalate, pairs, ContextOverflowError, too_long.__setitem__)
@@ -278,8 +289,14 @@ class Service:
         )
         if not self._thinks(how, [decision.escalate]):
             return fast
-        pairs = [(first, second)]
-        return (await self.think(how, lambda options: self.model.escalate_pairs(pairs, [scores], **options)))[0]
+
+        def call(options: dict[str, Any]) -> Comparison:
+            try:
+                return self.model.escalate_pairs([(first, second)], [scores], **options)[0]
+            except ContextOverflowError as error:  # where the judge has no room for a pair, the fast comparison stands
+                return replace(fast, escalated=True, reasons=(str(error),))
+
+        return await self.think(how, call)
 
     def _thinks(self, how: Thinking, asked: Any) -> bool:  # noqa: ANN401 - an iterable of bool, read only if needed
         return how.judge == "always" or (how.judge == "auto" and any(asked))
@@ -333,6 +350,12 @@ class Service:
         readable = [i for i, response in enumerate(responses) if response.strip()]
         if not readable:
             raise RequestError("every response is empty, expected some text", at=("responses",))
+        if strategy == "elo" and len(readable) > MOST_RATED:
+            raise RequestError(
+                f"in strategy elo everyone plays everyone; there are {len(readable)} responses, expected at most "
+                f"{MOST_RATED}; take gated or knockout",
+                at=("responses",),
+            )
         encoded: dict[int, EncodedResponse] = {}
         too_long: dict[int, InputError] = {}
         for i, item in zip(readable, await self.encode([(prompt, responses[i]) for i in readable]), strict=True):
@@ -385,9 +408,11 @@ class Service:
             return chosen(play)
 
         if how.judge == "never":
-            return choose({})
+            return await anyio.to_thread.run_sync(choose, {})
         try:
-            return chosen(_contested)  # whether there are matches at all, the strategy knows best
+            return await anyio.to_thread.run_sync(
+                chosen, _contested
+            )  # whether there are matches at all, the strategy knows best
         except _Contested:
             selection = await self.think(how, choose)
         self.metrics.count("comparison", selection.comparisons)

@@ -130,6 +130,7 @@ def test_preference_rows(row, prompt):
             "the last message of 'rejected' calls a tool",
         ),
         ({"prompt": "hi", "chosen": 3, "rejected": 4}, "expected a string"),
+        ({"prompt": 5, "chosen": [answer("a")], "rejected": [answer("b")]}, "the prompt is of type int"),
         ({"prompt": "hi", "chosen": [], "rejected": []}, "non-empty list"),
     ],
 )

@@ -56,7 +56,14 @@ def test_a_conversation_needs_its_forms_and_may_hold_the_response():
     manifest = Manifest.from_dict(changed(templates=templates, conversation=FORMS))
     assert manifest.conversation.roles == ("user", "assistant")
     assert Manifest.from_dict(manifest.to_dict()) == manifest
-    for bad in ({"forms": {}}, {"forms": {"a": 3}, "endings": {}}, {"forms": {}, "endings": {"root": ""}}, 3):
+    for bad in (
+        {"forms": {}},
+        {"forms": {"a": 3}, "endings": {}},
+        {"forms": {"user": "x"}, "endings": {}},
+        {"forms": {"start>root": "x"}, "endings": {}},
+        {"forms": {}, "endings": {"root": ""}},
+        3,
+    ):
         with pytest.raises(BundleError, match="malformed"):
             Manifest.from_dict(changed(conversation=bad))
 

@@ -59,6 +59,15 @@ def test_a_worker_in_two_steps_gives_what_one_call_gives(rm, rows, kind, judge):
     assert found == alone(rm, kind, few, judge)
 
 
+def test_a_row_that_the_judge_has_no_room_for_costs_the_others_nothing(rows):
+    prompt = rows[0][0]
+    texts = {"prompt": [prompt] * 3, "response": [rows[0][1][0], "15 pens. " * 130, rows[0][1][0]]}
+    found = ScoreBatches(threads=1, judge="always")({k: np.array(v, dtype=object) for k, v in texts.items()})
+    assert [str(route) for route in found["route"]] == ["slow", "None", "slow"]
+    assert [error is None for error in found["error"]] == [True, False, True]
+    assert np.isnan(found["score"][1])
+
+
 def test_batches_of_columns(rm, rows):
     prompts = [p for p, _ in rows[:6]]
     responses = [r[0] for _, r in rows[:6]]

@@ -626,6 +626,13 @@ def test_self_critic_believes_the_first_yes_or_no():
     assert verdicts[0].tokens_generated == 1
 
 
+def test_self_critic_asks_about_the_question_as_it_stands():
+    asked = []
+    SelfCritic(CallableReasoner(lambda prompt: asked.append(prompt) or "yes")).review([("What is {response}?", "4")])
+    assert "What is {response}?" in asked[0]
+    assert asked[0].count("4") == 1
+
+
 def test_self_critic_failing_reasoner_rejects():
     assert SelfCritic(CallableReasoner(lambda prompt: 1 / 0)).review([("q", "4")]) == [REJECTED]
 

@@ -34,6 +34,12 @@ def test_what_is_no_usable_json_object(data, code):
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_named_twice_among_a_hundred_thousand_is_found_at_once():
+    keys = ", ".join(f'"{i}": 0' for i in range(100_000))
+    with pytest.raises(RequestError, match="'99999' twice"):
+        parse(f'{{{keys}, "99999": 1}}'.encode())
+
+
 def test_deepest_body_that_is_taken():
     depth = MAX_DEPTH - 1
     assert parse(b'{"a": ' + b"[" * depth + b"]" * depth + b"}")["a"] is not None

@@ -186,3 +186,27 @@ def test_an_option_named_twice_is_not_lost(client):
     reply = client.post("/v1/systemone", text)
     assert reply.status == 422
     assert "twice" in reply.json()["detail"][0]["msg"]
+
+
+def test_half_a_character_in_a_name_is_a_bad_request(client):
+    reply = decide(client, [{"type": "predicate", "name": "\ud800", "instructions": "ok?"}], "hi")
+    assert reply.status == 400
+    assert "no Unicode character" in reply.json()["error"]["message"]
+
+
+def test_many_questions_about_a_long_text_are_refused_before_it_is_read(client):
+    questions = [{"type": "predicate", "instructions": f"q{i}?"} for i in range(100)]
+    reply = decide(client, questions, "a" * 500_000)
+    assert reply.status == 400
+    assert "ask fewer questions" in reply.json()["error"]["message"]
+
+
+def test_a_question_that_only_the_judge_has_no_room_for_keeps_its_fast_answer(client, rm):
+    """It costs the other questions nothing either."""
+    template = rm.encoder.pointwise_fast
+    words = next(n for n in range(400) if len(template("pen " * n + "\n\nWhich?", "15 pens")) > 480)
+    questions = [choice(["15 pens", "16 pens"], "Which?"), choice(["15 pens", "16 pens", "17 pens"], "Which?")]
+    reply = decide(client, questions, "pen " * words, x_judge="always")
+    assert reply.status == 200
+    for answer in reply.json()["answers"]:
+        assert (answer["x_route"], answer["x_escalated"]) == ("fast", True)

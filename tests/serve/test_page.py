@@ -325,3 +325,11 @@ def test_what_the_page_knows_of_the_bundle(rm):
 def test_the_policy_names_the_script_that_is_there():
     assert page.headers() == page.headers()
     assert page.html().rstrip().endswith("</html>")
+
+
+def test_elo_among_too_many_is_refused(client, question):
+    body = {"prompt": question, "responses": [f"{i} pens" for i in range(65)], "strategy": "elo", "x_judge": "never"}
+    reply = client.post("/v1/best-of-n", body)
+    assert reply.status == 400
+    assert b"at most 64" in reply.data
+    assert client.post("/v1/best-of-n", body | {"responses": body["responses"][:20]}).status == 200

@@ -95,6 +95,14 @@ def test_one_bad_document_costs_nobody_else_a_score(client, question, scores, ba
     assert [r["index"] for r in cohere["results"]] == best_first
 
 
+def test_many_bad_documents_leave_a_header_that_clients_take(client, question):
+    reply = client.post("/rerank", {"query": question, "texts": ["15 pens", *["pens " * 2000] * 200]})
+    assert [r["index"] for r in reply.json()] == [0]
+    assert reply.headers["x-errors-count"] == "200"
+    assert 0 < len(json.loads(reply.headers["x-errors"])) < 200
+    assert len(reply.headers["x-errors"]) < 8000
+
+
 def test_a_document_that_only_the_judge_has_no_room_for_keeps_its_fast_score(client, rm, question):
     """The judge's prompt is longer than the fast one, so a text may fit into the one and not into the other."""
     long = next(

@@ -111,6 +111,9 @@ def test_sliding_window_counts_only_where_it_is_used():
     mistral = {**PLAIN, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}
     qwen = {**PLAIN, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "sliding_window": 32}
     assert Architecture.from_config(mistral).sliding_window == 32
+    assert Architecture.from_config({**mistral, "sliding_window": None}).sliding_window is None
+    del mistral["sliding_window"]
+    assert Architecture.from_config(mistral).sliding_window == 4096  # what transformers takes
     assert Architecture.from_config(qwen).sliding_window is None
     assert Architecture.from_config({**qwen, "use_sliding_window": True}).sliding_window == 32
 

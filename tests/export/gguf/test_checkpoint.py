@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from fsrm_lite.errors import ExportError, UnsupportedCheckpointError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.checkpoints.vocabulary import detect_pre, pre_tokenizer, read_vocabulary
-from fsrm_lite.export.gguf.checkpoint import write_checkpoint
+from fsrm_lite.export.gguf.checkpoint import _check_rotation, write_checkpoint
 from fsrm_lite.export.gguf.writer import gguf_name, hugging_face_name, write_gguf
 
 pytest.importorskip("gguf")
@@ -89,6 +89,17 @@ def test_what_cannot_come_back_is_refused_by_name(tmp_path):
     with pytest.raises(UnsupportedCheckpointError, match="scales its rotary frequencies"):
         write_checkpoint(_as_gguf(folder, tmp_path / "model.gguf"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rope.scaling.type", "yarn"), ("attention.sliding_window", 4096), ("rope.dimension_count", 32)],
+)
+def test_a_rotation_or_a_window_that_would_be_lost_is_refused(name, value):
+    plain = {"qwen2.attention.head_count": 4, "qwen2.embedding_length": 256, "qwen2.rope.dimension_count": 64}
+    _check_rotation(Path("model.gguf"), "qwen2", plain)
+    with pytest.raises(UnsupportedCheckpointError, match=f"qwen2.{name} = "):
+        _check_rotation(Path("model.gguf"), "qwen2", {**plain, f"qwen2.{name}": value})
 
 
 REAL = Path(os.environ.get("FSRM_REAL", ROOT / ".bench" / "real"))
