@@ -377,11 +377,13 @@ class Generation:
         text: The text, without control tokens.
         ids: Its token ids, without the stop token.
         tokens: Number of ids.
+        ended: Whether the model ended it; False where it was cut, by ``max_tokens``, the context, or who watched it.
     """
 
     text: str
     ids: tuple[int, ...]
     tokens: int
+    ended: bool
 
 
 class _Jsonable:

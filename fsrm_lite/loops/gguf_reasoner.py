@@ -90,8 +90,11 @@ class GgufReasoner:
                 completions, _ = self._runner.run(request) if jobs else ([], True)
             except (InputError, JudgeError) as error:
                 raise ReasonerError(f"the model cannot answer: {error}") from error
-            texts = [c.ids for c in completions if c is not None]
-            proposals = [Proposal(self._tokenizer.detokenize(ids).strip(), len(ids)) for ids in texts]
+            proposals = [
+                Proposal(self._tokenizer.detokenize(c.ids).strip(), len(c.ids), c.finished and len(c.ids) < job.budget)
+                for c, job in zip(completions, jobs, strict=True)
+                if c is not None
+            ]
         return [proposals[i : i + sampling.n] for i in range(0, len(proposals), sampling.n)]
 
     def _job(self, task: Task, sampling: Sampling, number: int) -> Job:

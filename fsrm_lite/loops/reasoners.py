@@ -70,10 +70,12 @@ class Proposal:
         text: The response.
         tokens_generated: Tokens written for it. Where the reasoner does not say (a function, or an endpoint that
             reports no usage), the number of words.
+        ended: Whether the reasoner ended it; False where it is known to have been cut.
     """
 
     text: str
     tokens_generated: int
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ class SolveReasoner:
             raise  # another question would meet the same
         except FsrmError as error:
             raise ReasonerError(f"the bundle cannot solve: {error}") from error
-        return [[Proposal(g.text.strip(), g.tokens) for g in group] for group in groups]
+        return [[Proposal(g.text.strip(), g.tokens, g.ended) for g in group] for group in groups]
 
 
 class EndpointReasoner:
@@ -449,13 +451,15 @@ def _read_choices(data: bytes) -> list[Proposal]:
     try:
         reply = parse_json(data)
         texts = [choice["message"]["content"] or "" for choice in reply["choices"]]
+        ended = [choice.get("finish_reason") != "length" for choice in reply["choices"]]
         total = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise ReasonerError(f"the endpoint's reply is not a chat completion: {data[:200]!r}") from error
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ReasonerError("the endpoint returned no choices, or one whose content is not a text")
     if not isinstance(total, int):
-        return [Proposal(text, len(text.split())) for text in texts]
+        return [Proposal(text, len(text.split()), whole) for text, whole in zip(texts, ended, strict=True)]
     # The reply tells the tokens of all choices together; each is given an equal share, the first one the remainder too.
     share, rest = divmod(total, len(texts))
-    return [Proposal(text, share + (rest if i == 0 else 0)) for i, text in enumerate(texts)]
+    tokens = [share + rest, *[share] * (len(texts) - 1)]
+    return [Proposal(*one) for one in zip(texts, tokens, ended, strict=True)]

@@ -196,7 +196,7 @@ async def _written(
     for proposal in proposals:
         cut = _cut(proposal.text, asked.stops)
         texts.append(cut)
-        whole = len(cut) < len(proposal.text) or proposal.tokens_generated < sampling.max_tokens
+        whole = len(cut) < len(proposal.text) or proposal.ended
         reasons.append("stop" if whole else "length")
     tokens = [proposal.tokens_generated for proposal in proposals]
     prompt = len(reasoner.prompt_ids(asked.task)) if isinstance(reasoner, SolveReasoner) else 0

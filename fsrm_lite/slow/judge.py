@@ -223,10 +223,13 @@ class Judge:
             raise InputError(f"a prompt is empty or has an id outside the vocabulary of {self._manifest.vocab_size}")
         jobs = [self._job(ids, k, None, options) for ids in prompts for k in range(n)]
         completions, _ = self._run(jobs, options, len(prompts))
-        return [
-            [Generation(self.encoder.decode(list(c.ids)), c.ids, len(c.ids)) for c in group if c is not None]
-            for group in (completions[i : i + n] for i in range(0, len(completions), n))
+        texts = [
+            None
+            if c is None
+            else Generation(self.encoder.decode(list(c.ids)), c.ids, len(c.ids), c.finished and len(c.ids) < job.budget)
+            for c, job in zip(completions, jobs, strict=True)
         ]
+        return [[text for text in texts[i : i + n] if text is not None] for i in range(0, len(texts), n)]
 
     def close(self) -> None:
         """Free the model. A call that runs in another thread ends with an error. Safe to repeat."""

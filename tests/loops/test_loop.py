@@ -88,7 +88,7 @@ def test_solve_reasoner_renders_samples_and_reports_failures(tmp_path):
 
     def generate(prompts, **settings):
         asked.append((prompts, settings))
-        return [[SimpleNamespace(text=f" {len(ids)} ", tokens=3)] * settings["n"] for ids in prompts]
+        return [[SimpleNamespace(text=f" {len(ids)} ", tokens=3, ended=True)] * settings["n"] for ids in prompts]
 
     model.judge = SimpleNamespace(generate=generate)
     reasoner = SolveReasoner(model)

@@ -56,6 +56,10 @@ def test_usage_and_reasons(client, question):
     assert short["usage"]["completion_tokens"] == 3
     assert short["choices"][0]["finish_reason"] == "length"
     assert len(chat(client, question, n=3, temperature=1.0).json()["choices"]) == 3
+    assert chat(client, question, x_deadline=0).json()["choices"][0]["finish_reason"] == "length"
+    full = chat(client, "pens " * 490 + "?").json()  # of the context of 512 tokens little is left for an answer
+    assert full["usage"]["completion_tokens"] < 30
+    assert full["choices"][0]["finish_reason"] == "length"
 
 
 def test_stop_ends_the_text_and_is_no_part_of_it(client, question):
