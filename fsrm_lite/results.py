@@ -291,10 +291,10 @@ class ParquetResults(ResultsFile):
             MissingExtraError: If pyarrow is not installed.
         """
         check_output(path, [source])
-        if path.exists() and not overwrite:
+        self._table, rows = path, path.with_name(f".{path.name}.jsonl")
+        if path.exists() and not overwrite and not (resume and rows.exists()):  # which would replace it broke off
             raise DataFormatError(f"{path} exists, and is whole; pass --overwrite to start again")
         import_pyarrow()
-        self._table, rows = path, path.with_name(f".{path.name}.jsonl")
         if rows.is_symlink():  # nobody named this file, so that a link was put there to have another one written
             raise DataFormatError(f"{rows} is a link, and so not ours; remove it, or name another output")
         super().__init__(rows, source, run, resume=resume, overwrite=overwrite)

@@ -191,7 +191,9 @@ async def _written(
         proposals = await service.think(how, write, seen)
     else:  # it does not use this server's judge, and nobody knows how long it takes: the thoughts need not wait for it
         other = reasoner
-        proposals = (await anyio.to_thread.run_sync(lambda: other.propose([asked.task], sampling)))[0]
+        proposals = (
+            await anyio.to_thread.run_sync(lambda: other.propose([asked.task], sampling), limiter=service.chats)
+        )[0]
     texts, reasons = [], []
     for proposal in proposals:
         cut = _cut(proposal.text, asked.stops)

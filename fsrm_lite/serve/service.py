@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import anyio
 import anyio.to_thread
 
 from fsrm_lite.batches import each_or_none
@@ -168,6 +170,11 @@ class Service:
         self.ready = False
         self.metrics.watch_lane("fast", lambda: self.fast.waiting)
         self.metrics.watch_lane("slow", lambda: self.slow.waiting)
+
+    @cached_property
+    def chats(self) -> anyio.CapacityLimiter:
+        """Threads for chats with a reasoner of another program: of their own, so that nothing else waits for them."""
+        return anyio.CapacityLimiter(self.limits.thoughts)
 
     def start(self) -> None:
         """Start the lanes."""

@@ -758,6 +758,12 @@ def test_a_parquet_output_that_broke_off_goes_on_and_one_that_is_whole_is_kept(p
     for more in ([], ["--resume"]):
         kept = run(*command, *more)
         assert (kept.exit_code, "out.parquet exists, and is whole" in kept.stderr) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("fsrm_lite.results.write_parquet", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*command, "--overwrite").exit_code != 0
+    assert "is whole" in run(*command).stderr
+    assert run(*command, "--resume").exit_code == 0  # what was to replace it goes on, too
+    assert table(target) == table(tmp_path / "full.parquet")
     assert run(*command, "--overwrite").exit_code == 0
 
 
