@@ -48,7 +48,7 @@ class Round:
     problems: int
 
 
-ROUNDS = (Round(700, 6e-4, 2500), Round(2500, 6e-4, 6000))
+ROUNDS = (Round(700, 6e-4, 2500), Round(2000, 6e-4, 6000))
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""
