@@ -286,13 +286,14 @@ class ParquetResults(ResultsFile):
             overwrite: Begin anew, and replace a Parquet file that exists.
 
         Raises:
-            DataFormatError: If the Parquet file is there already and ``overwrite`` is not given, or as in
-                ``ResultsFile``.
+            DataFormatError: If the Parquet file is there already, ``overwrite`` is not given, and there is no run to
+                resume that was to replace it; or as in ``ResultsFile``.
             MissingExtraError: If pyarrow is not installed.
         """
         check_output(path, [source])
         self._table, rows = path, path.with_name(f".{path.name}.jsonl")
-        if path.exists() and not overwrite and not (resume and rows.exists()):  # which would replace it broke off
+        broke_off = resume and rows.exists() and rows.stat().st_size > 0  # a run that was to replace the table
+        if path.exists() and not overwrite and not broke_off:
             raise DataFormatError(f"{path} exists, and is whole; pass --overwrite to start again")
         import_pyarrow()
         if rows.is_symlink():  # nobody named this file, so that a link was put there to have another one written

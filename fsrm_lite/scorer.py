@@ -447,7 +447,7 @@ class FastSlowRM:
         Args:
             prompt: What was asked.
             responses: The candidates, at least one. Empty ones, and those that are too long, rank last with score 0;
-                the ``reasons`` of their scores say why.
+                the ``reasons`` of their scores say why, where the model gives scores.
             strategy: Which matches there are: "gated" (default), "fast", "knockout", "elo" or "majority"; see
                 ``fsrm_lite.ranking.tournament.select``. "fast" and "majority" have no matches. A model that reads pairs
                 has no scores: "gated" is then a knockout among all, whose matches are read fast, and the gate decides
@@ -489,7 +489,7 @@ class FastSlowRM:
             except ContextOverflowError as error:
                 unread[i] = error
         if not single:
-            unread = self.fast.unpaired(encoded)
+            unread |= self.fast.unpaired(encoded)
             encoded = {i: response for i, response in encoded.items() if i not in unread}
         if unread and not encoded:
             raise next(iter(unread.values()))
@@ -507,10 +507,14 @@ class FastSlowRM:
             if not single:
                 games = self._games(texts)
                 read_fast.update(zip(pairs, (comparison for comparison, _ in games), strict=True))
-                return self._think_about(texts, games, [_thinks(policy, d) for _, d in games], settings, policy)
-            # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
-            fast = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
-            return self._think_about(texts, fast, [policy != "never"] * len(pairs), settings, policy)
+                asked = [_thinks(policy, decision) for _, decision in games]
+            else:
+                # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
+                games = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
+                asked = [policy != "never"] * len(pairs)
+            if policy == "always":  # one pair that is too long for the judge must not cost the others theirs
+                asked = [self.judge.has_room(first.prompt, first.text, second.text) for first, second in texts]
+            return self._think_about(texts, games, asked, settings, policy)
 
         texts = [_text(response) for response in candidates]
         everyone: JudgePolicy = policy if single else "always"  # without scores nobody is ahead before the matches
@@ -522,7 +526,7 @@ class FastSlowRM:
             play,
             judge=everyone,
             unread=unread,
-            decide_fast=None if single else read_fast.__getitem__,
+            decide_fast=None if single else read_fast.get,
             **tournament,  # type: ignore[arg-type]
         )
         return selection if single else replace(selection, scores=())
@@ -644,7 +648,7 @@ class FastSlowRM:
             else:
                 shorter = int(len(second.text) < len(first.text))
                 decision = Decision(True, 0.0, None, ("the pair is too long to be read fast",))
-                games.append((Comparison(shorter, 0.5, 0.0, None, reasons=decision.reasons), decision))
+                games.append((Comparison(shorter, 0.5, 0.0, None), decision))
         return games
 
     def _think_about(

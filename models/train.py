@@ -372,8 +372,7 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the batch made by the worker
 def main(out: Path, steps: int, seed: int, learning_rate: float, workers: int, device: str) -> None:
     """Train, or go on training, the model in OUT.
 
-    The learning rate falls to zero twice: at half of the steps, so that there is a finished model early, and at the
-    end.
+    The learning rate falls to zero twice: at half of the steps and at the end.
     """
     if workers < 0:
         workers = min(12, (os.cpu_count() or 1) - 1)

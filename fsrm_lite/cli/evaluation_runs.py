@@ -120,7 +120,8 @@ def run_scores(options: dict[str, Any]) -> Run:
     form = format_of(items, options["form"])
     lists = not form.pairwise and holds_lists(items)
     spec = None if options["gate_file"] is None else read_gate(options["gate_file"], lists=lists)
-    escalated = [_escalations(signals_of(x), Gate(spec or GateSpec()), form.pairwise) for x in items]
+    gate = Gate(spec or GateSpec())
+    escalated = [_escalations(signals_of(x), gate, form.pairwise, lists and spec is not None) for x in items]
     slow = any(x.winners for x in items)
     return Run(
         records(items, escalated, "always" if slow else "never", form),
@@ -140,14 +141,14 @@ def run_scores(options: dict[str, Any]) -> Run:
     )
 
 
-def _escalations(signals: Sequence[FastSignals], gate: Gate, pairwise: bool) -> list[bool]:
+def _escalations(signals: Sequence[FastSignals], gate: Gate, pairwise: bool, lists: bool) -> list[bool]:
     """Return whether the gate escalates: once for a pair, otherwise for each response; for those of a list alike.
 
     Nobody knows which responses behind the scores of a list say the same, so each is a team of its own.
     """
     if pairwise:
         return [gate.pair(*signals).escalate]
-    if gate.spec.lists is not None and len(signals) > 1:
+    if lists:
         return [gate.best_of(signals, range(len(signals))).escalate] * len(signals)
     return [gate.single(one).escalate for one in signals]
 

@@ -163,19 +163,21 @@ class FastPath:
         return True
 
     def unpaired(self, responses: Mapping[int, EncodedResponse]) -> dict[int, ContextOverflowError]:
-        """Return which responses to a prompt can be read beside no other one, not even beside the shortest, and why.
+        """Return which responses to a prompt are too long to be read beside the shortest of them, and why.
+
+        The shortest one is itself too long if the context does not hold it twice.
 
         Args:
             responses: The responses by number; a single one has nothing to be read beside.
         """
-        shortest = sorted(responses, key=lambda i: len(responses[i].text))[:2]
         found = {}
-        for i, response in responses.items() if len(shortest) == 2 else ():
-            other = responses[shortest[1] if i == shortest[0] else shortest[0]]
-            try:
-                self.check_pair(response, other)
-            except ContextOverflowError as error:
-                found[i] = error
+        if len(responses) > 1:
+            shortest = min(responses.values(), key=lambda response: len(response.text))
+            for i, response in responses.items():
+                try:
+                    self.check_pair(response, shortest)
+                except ContextOverflowError as error:
+                    found[i] = error
         return found
 
     def compare(

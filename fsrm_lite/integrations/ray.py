@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.checks import expect, expect_one_of, is_whole
 from fsrm_lite.errors import FsrmError, InputError, missing_extra, one_line
 from fsrm_lite.integrations.loading import LazyModel
@@ -453,18 +452,14 @@ class ScoreBatches:
         self, encoded: dict[int, EncodedResponse], fast: dict[int, Score], errors: list[str | None]
     ) -> list[Score | None]:
         """Return the scores of all rows after thinking; a row that the judge cannot read gets an error instead."""
-        rows = list(fast)
-
-        def escalate(part: list[int]) -> list[Score]:
-            return self._lazy.model.escalate_scores(
-                [encoded[i] for i in part], [fast[i] for i in part], judge=self._judge
-            )
-
-        def note(position: int, error: InputError) -> None:
-            errors[rows[position]] = str(error)
-
-        found = dict(zip(rows, each_or_none(escalate, rows, InputError, note), strict=True))
-        return [found.get(i) for i in range(len(errors))]
+        model = self._lazy.model
+        for i, item in encoded.items() if self._judge == "always" else ():
+            if not model.judge.has_room(item.prompt, item.text):
+                errors[i] = "the judge has no room for it"
+        rows = [i for i in fast if errors[i] is None]
+        found = model.escalate_scores([encoded[i] for i in rows], [fast[i] for i in rows], judge=self._judge)
+        scores = dict(zip(rows, found, strict=True))
+        return [scores.get(i) for i in range(len(errors))]
 
 
 def assigned_threads() -> int | None:

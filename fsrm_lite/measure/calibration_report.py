@@ -76,12 +76,13 @@ def figures(sample: Sample, temperature: float, *, resamples: int = 1000, seed: 
         Accuracy and tokens of always fast, always slow and the oracle; calibration before and after; and per confidence
         how well it tells right from wrong. Ready for JSON; None where the judge was not asked about every item.
     """
+    claimed = {name: probability_right(sample, t) for name, t in (("before", 1.0), ("after", temperature))}
 
     def statistics(chosen: NDArray[np.int64]) -> dict[str, float]:
         part = sample.take(chosen)
         result = {"fast_accuracy": float(part.fast_correct.mean())}
-        for name, t in (("before", 1.0), ("after", temperature)):
-            p = probability_right(part, t)
+        for name, whole in claimed.items():
+            p = whole[chosen]
             result[f"ece_{name}"], result[f"brier_{name}"] = ece(p, part.fast_correct), brier(p, part.fast_correct)
         for name, confidence in part.confidences().items():
             curve = risk_coverage(confidence, part.fast_correct)

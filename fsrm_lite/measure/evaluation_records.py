@@ -27,7 +27,8 @@ class Slow:
         winners: For a pair: the preferred position in each order in which it was shown; None where the votes prefer
             neither. The position is always the one in the file.
         decision: For a pair: the preferred position over both orders.
-        logits: For responses scored one by one: the score logit of each; None where the judge was not asked.
+        logits: For responses scored one by one: the score logit of each; None where the judge was not asked, or gave
+            none.
         tokens: Tokens the judge wrote: one number for a pair, otherwise one per response.
         votes_logit: For a pair: the log-odds that the votes give the first response (``fsrm_lite.gate.votes_logit``).
         alone: For a pair that both paths decided together: the position that the votes alone would prefer.

@@ -173,7 +173,7 @@ def least_items(risk: float, delta: float) -> int:
 
 
 def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_STEPS) -> Path:
-    """Return a path along the quantiles of the tuning part's confidences, between one value and the next.
+    """Return a path along the quantiles of the tuning part's confidences; no threshold is one of their values.
 
     Args:
         name: One of ``PATH_NAMES``.
@@ -196,9 +196,9 @@ def make_path(name: str, tuning: Sample, temperature: float, steps: int = PATH_S
 
 
 def _between(values: NDArray[np.float64], ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return thresholds that cut values at the given ranks, each midway between two values that differ.
+    """Return the quantiles of values; for one that is a value itself, the middle between it and the next lower one.
 
-    Where scores come in steps, as ratings do, a quantile is one of the values. A threshold there would leave it to the
+    Where scores come in steps, as ratings do, many quantiles are values. A threshold there would leave it to the
     rounding of the last bit on which side the items with that value are; the gate and the proof could then disagree.
 
     Args:
@@ -209,9 +209,11 @@ def _between(values: NDArray[np.float64], ranks: NDArray[np.float64]) -> NDArray
         Float64, shape [k], in [0, 1].
     """
     different = np.unique(np.round(values, _EQUAL_DIGITS))
-    above = np.searchsorted(different, np.round(np.quantile(values, ranks), _EQUAL_DIGITS))
-    below = np.where(above > 0, different[np.maximum(above - 1, 0)], 0.0)
-    return np.asarray((below + different[above]) / 2.0)
+    quantiles = np.quantile(values, ranks)
+    rounded = np.round(quantiles, _EQUAL_DIGITS)
+    at = np.searchsorted(different, rounded)
+    below = np.where(at > 0, different[np.maximum(at - 1, 0)], 0.0)
+    return np.where(different[at] == rounded, (below + different[at]) / 2.0, quantiles)
 
 
 def control_risk(

@@ -41,7 +41,9 @@ _FILLER = re.compile(r"(?:(?:about|approximately|around|exactly|simply|just|only
 _WORDS = r"[^\W\d_]{2,}(?:['\u2019./\s-]+[^\W\d_]+)*"  # words behind an answer: its unit, or what is counted
 _PLAIN = re.compile(rf"({_NUMBER})(?:\s*(?:\\?%|\u00b0))?(?:\s*{_WORDS})?")
 _UNIT = re.compile(rf"\s+{_WORDS}$")
-_LATEX_UNIT = re.compile(r"(?<!\s)(?<!\\[,; ])(?:\\[,; ]|\s)*\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}\s*$")
+_LATEX_UNIT = re.compile(
+    r"(?<!\s)(?<!\\[,; ])(?!(?<=\\) )(?:\\[,; ]|\s)*\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}\s*$"
+)
 _CLOCK = re.compile(r"\d{1,2}:\d\d(?::\d\d)?(?:\s*[ap]\.?m\.?)?", re.IGNORECASE)
 _MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+/\d+|\\d?frac\s*\{\d+\}\s*\{\d+\})")
 _MATHEMATICAL = re.compile(r"[\d\\^=+<>\u221a\u03c0\u221e]")

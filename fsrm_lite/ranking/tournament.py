@@ -126,7 +126,7 @@ def select(
     *,
     judge: JudgePolicy = "auto",
     unread: Collection[int] = (),
-    decide_fast: Callable[[tuple[int, int]], Comparison] | None = None,
+    decide_fast: Callable[[tuple[int, int]], Comparison | None] | None = None,
     **options: Unpack[TournamentSettings],
 ) -> Selection:
     """Choose the best of N responses.
@@ -140,7 +140,8 @@ def select(
         judge: With "always", everyone takes part in "gated". With "never", it is up to ``play`` how a match is decided;
             where the gate has a rule for lists, "gated" then has no matches, and the best team by its share wins.
         unread: Positions of responses that the model cannot read. Like empty ones, they rank last and play no match.
-        decide_fast: Returns what the fast path says of a match that the judge failed on. None compares the two scores.
+        decide_fast: Returns what the fast path says of a match that the judge failed on, or None if it has not read it:
+            then it was not the judge that failed. Without this function the two scores are compared.
         **options: Fields of ``TournamentOptions``.
 
     Returns:
@@ -194,7 +195,7 @@ class _Field:
     options: TournamentOptions
     by_share: bool  # whether the gate's rule for lists orders the teams
     unread: Collection[int] = ()
-    decide_fast: Callable[[tuple[int, int]], Comparison] | None = None
+    decide_fast: Callable[[tuple[int, int]], Comparison | None] | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     teams: dict[int, list[int]] = field(init=False)
     """Maps each team's captain (its best member) to all its members, best first.
@@ -239,8 +240,11 @@ class _Field:
         except JudgeError as error:
             if self.options.on_judge_error == "raise":
                 raise
+            fast = [match for pair in pairs if (match := self._fast(pair)) is not None]
+            if len(fast) < len(pairs):
+                raise
             logger.warning("the judge failed; %d matches are decided by the fast scores: %s", len(pairs), error)
-            played = [self._without_judge(pair, str(error)) for pair in pairs]
+            played = [replace(match, escalated=True, reasons=(f"the judge failed: {error}",)) for match in fast]
         if len(played) != len(pairs):
             raise InputError(
                 f"play returned {len(played)} comparisons for {len(pairs)} pairs; expected one per pair, in order"
@@ -265,13 +269,11 @@ class _Field:
         rationale = next((vote.rationale for vote in votes if vote.winner == winner), None)
         return replace(comparison, winner=winner, p_first=p_first, rationale=rationale, combined=False)
 
-    def _without_judge(self, pair: tuple[int, int], why: str) -> Comparison:
-        """Return the fast comparison of a pair that the judge failed on, marked as such."""
+    def _fast(self, pair: tuple[int, int]) -> Comparison | None:
+        """Return what the fast path says of a pair; None if it has not read it."""
         if self.decide_fast is not None:
-            comparison = self.decide_fast(pair)
-        else:
-            comparison, _ = compare_scores(self.scores[pair[0]], self.scores[pair[1]], self.gate)
-        return replace(comparison, escalated=True, reasons=(f"the judge failed: {why}",))
+            return self.decide_fast(pair)
+        return compare_scores(self.scores[pair[0]], self.scores[pair[1]], self.gate)[0]
 
 
 _Result: TypeAlias = tuple[list[int], tuple[Rating, ...]]

@@ -106,7 +106,7 @@ def _endpoint(service: Service, shape: Shape) -> Callable[[Request], Awaitable[R
             reply = await _while_connected(request, shape(service, body))
             return reply if isinstance(reply, Response) else _rendered(reply)
         except UnicodeEncodeError as error:  # half a character, in a name that the reply repeats
-            half = f"the request holds {error.object[error.start : error.end]!r}, which is no Unicode character"
+            half = f"the request holds {error.object[error.start]!r}, which is no Unicode character"
             return error_response(path, RequestError(half), tei="texts" in body)
         except RequestError as error:
             return error_response(path, error, tei="texts" in body)

@@ -171,6 +171,7 @@ async def _written(
     reasoner, loop, sampling = service.reasoner, asyncio.get_running_loop(), asked.sampling
     assert reasoner is not None  # the caller has refused the request otherwise
     so_far = [""] * sampling.n
+    stopped = False  # whether all texts were ended at a stop, which may be white space that a proposal does not show
 
     def seen(thoughts: list[Thought]) -> None:
         for thought in thoughts:
@@ -180,9 +181,10 @@ async def _written(
 
     def write(options: dict[str, Any]) -> list[Proposal]:
         def watch(thoughts: list[Thought]) -> bool:
+            nonlocal stopped
             goes_on = options["watch"](thoughts)
-            ended = asked.stops and all(any(stop in text for stop in asked.stops) for text in so_far)
-            return goes_on and not ended
+            stopped = bool(asked.stops) and all(any(stop in text for stop in asked.stops) for text in so_far)
+            return goes_on and not stopped
 
         return solver.propose([asked.task], sampling, watch=watch)[0]
 
@@ -198,7 +200,7 @@ async def _written(
     for proposal in proposals:
         cut = _cut(proposal.text, asked.stops)
         texts.append(cut)
-        whole = len(cut) < len(proposal.text) or proposal.ended
+        whole = stopped or proposal.ended or len(cut) < len(proposal.text)
         reasons.append("stop" if whole else "length")
     tokens = [proposal.tokens_generated for proposal in proposals]
     prompt = len(reasoner.prompt_ids(asked.task)) if isinstance(reasoner, SolveReasoner) else 0

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 import anyio.to_thread
 
-from fsrm_lite.batches import each_or_none
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, Play, select, too_long_score
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from fsrm_lite.scorer import FastSlowRM
 
 _T = TypeVar("_T")
+
+NO_ROOM = "the judge has no room for it; the fast result stands"
 
 MOST_RATED = 64
 """Most responses in a request that are rated by Elo: they play some 2,000 matches. A thousand would play 500,000."""
@@ -271,18 +272,15 @@ class Service:
             return list(scores)
 
         def call(options: dict[str, Any]) -> list[Score]:
-            too_long: dict[int, ContextOverflowError] = {}
-
-            def escalate(part: list[tuple[EncodedResponse, Score]]) -> list[Score]:
-                asked = [True] * len(part) if every else None
-                return self.model.escalate_scores([i for i, _ in part], [s for _, s in part], asked=asked, **options)
-
-            pairs = list(zip(items, scores, strict=True))
-            found = each_or_none(escalate, pairs, ContextOverflowError, too_long.__setitem__)
+            asked = [True] * len(items) if every else None
+            room = [True] * len(items)
+            if how.judge == "always":
+                asked = room = [self.model.judge.has_room(item.prompt, item.text) for item in items]
+            found = self.model.escalate_scores(items, scores, asked=asked, **options)
             # Where the judge has no room for a response, its fast score stands.
             return [
-                replace(scores[i], escalated=True, reasons=(str(too_long[i]),)) if score is None else score
-                for i, score in enumerate(found)
+                score if fits else replace(score, escalated=True, reasons=(NO_ROOM,))
+                for score, fits in zip(found, room, strict=True)
             ]
 
         return await self.think(how, call)
@@ -298,10 +296,9 @@ class Service:
             return fast
 
         def call(options: dict[str, Any]) -> Comparison:
-            try:
-                return self.model.escalate_pairs([(first, second)], [scores], **options)[0]
-            except ContextOverflowError as error:  # where the judge has no room for a pair, the fast comparison stands
-                return replace(fast, escalated=True, reasons=(str(error),))
+            if how.judge == "always" and not self.model.judge.has_room(first.prompt, first.text, second.text):
+                return replace(fast, escalated=True, reasons=(NO_ROOM,))
+            return self.model.escalate_pairs([(first, second)], [scores], **options)[0]
 
         return await self.think(how, call)
 
@@ -350,7 +347,7 @@ class Service:
             responses: The candidates; blank ones, and those that are too long, rank last.
             how: Whether to think.
             strategy: Who meets whom.
-            on_scores: Told the fast scores, on the event loop.
+            on_scores: Told the fast scores, on a thread.
             on_thought: Told who are compared and what has been written about them so far, on the judge's thread.
             on_match: Told each comparison as soon as it is made, on the slow lane's thread.
         """
@@ -381,7 +378,7 @@ class Service:
         self.metrics.count("score", [scores[i] for i in encoded])
         for i, error in too_long.items():
             scores[i] = too_long_score(str(error))
-        on_scores(scores)
+        await anyio.to_thread.run_sync(on_scores, scores)  # it may look for the answers of a thousand long texts
         gate = self.model.gate
 
         def chosen(play: Play) -> Selection:
@@ -401,7 +398,11 @@ class Service:
 
                 texts = [(encoded[a], encoded[b]) for a, b in pairs]
                 read = [(scores[a], scores[b]) for a, b in pairs]
-                settings = how.options() | {"asked": [True] * len(pairs), "watch": seen}
+                room = [
+                    how.judge != "always" or self.model.judge.has_room(prompt, first.text, second.text)
+                    for first, second in texts
+                ]
+                settings = how.options() | {"asked": room, "watch": seen}
                 played = self.model.escalate_pairs(texts, read, **settings)
                 # The tokens of the candidates were counted when they were scored.
                 matches = [

@@ -529,7 +529,11 @@ def test_best_of_n_by_pairs_ranks_last_what_is_too_long_to_be_read(pairs_only):
     most = next(n for n, one in enumerate(many) if not pairs_only.fast.pair_fits(short, one))
     long = ["It is " + "so " * (most - k) for k in (20, 30)]
     chosen = pairs_only.best_of_n("How much is 2 + 3?", ["It is 5.", *long], judge="never", strategy="elo")
-    assert [c.reasons for c in chosen.comparisons if 0 not in c.pair] == [("the pair is too long to be read fast",)]
+    assert [c.p_first for c in chosen.comparisons if 0 not in c.pair] == [0.5]
+    thought = pairs_only.best_of_n("How much is 2 + 3?", ["It is 5.", *long], judge="always", strategy="elo", votes=2)
+    assert {c.route for c in thought.comparisons if 0 not in c.pair} == {"fast"}  # the judge has no room for it either
+    assert pairs_only.best_of_n("How much is 2 + 3?", ["five " * 300, "It is 5."], judge="never").ranking == (1, 0)
+    assert pairs_only.best_of_n("How much is 2 + 3?", ["It is 5.", "a" * (2**20 + 1), "6"]).ranking[-1] == 1
     with pytest.raises(ContextOverflowError):
         pairs_only.best_of_n("How much is 2 + 3?", ["five " * 300, "six " * 300], judge="never")
 
@@ -539,9 +543,11 @@ def test_best_of_n_by_pairs_goes_by_what_was_read_where_the_judge_fails(pairs_on
         raise JudgeError("out of memory")
 
     texts = [f"It is {i}." for i in range(6)]
+    pairs_only.fast.forget()
     read = pairs_only.best_of_n("How much is 2 + 3?", texts, judge="never")
     assert any(match.winner for match in read.comparisons)  # the first one does not win every match
     monkeypatch.setattr(pairs_only._slow, "compare", fail)
+    pairs_only.fast.forget()
     failed = pairs_only.best_of_n("How much is 2 + 3?", texts, judge="always", on_judge_error="fast")
     assert failed.ranking == read.ranking
 

@@ -56,6 +56,7 @@ def test_usage_and_reasons(client, question):
     assert short["usage"]["completion_tokens"] == 3
     assert short["choices"][0]["finish_reason"] == "length"
     assert len(chat(client, question, n=3, temperature=1.0).json()["choices"]) == 3
+    assert chat(client, question, stop=["\n", "."]).json()["choices"][0]["finish_reason"] == "stop"
     assert chat(client, question, x_deadline=0).json()["choices"][0]["finish_reason"] == "length"
     full = chat(client, "pens " * 490 + "?").json()  # of the context of 512 tokens little is left for an answer
     assert full["usage"]["completion_tokens"] < 30
