@@ -34,7 +34,7 @@ from fsrm_lite.measure.tradeoff import escalations
 SPLITS = 1000
 SIZES = (1000, 4000)
 RISK = 0.10
-ITEM_RISK = 0.05
+ITEM_RISK = 0.02
 """Target for recorded items. It must lie below their error rate: a higher one asks nothing of the gate."""
 CONFIDENCE = 0.90
 POPULATION = 50_000

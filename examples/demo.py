@@ -1,9 +1,9 @@
 """What ``make demo`` runs: ranks candidate answers with the embedded model, and shows which part decided what, and why.
 
-The embedded model writes the candidates itself, at a temperature at which some of them are wrong. The first three
+The embedded model writes the candidates itself, at a temperature at which some of them are wrong. The first two
 questions are chosen to show what the gate is for: there the candidate with the best fast score is wrong. In the first
-of them the scores of the candidates with another answer outweigh it, in the other two the judge does. In the last
-question the best score is right, and nothing is thought about.
+the judge outweighs it, in the second the scores of the candidates with another answer do. In the last question the best
+score is right, and nothing is thought about.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from collections import Counter
 from fsrm_lite import FastSlowRM
 
 QUESTIONS = (
-    "One of the stamps costs 6 coins and one of the shells costs 1 coins. Eli buys 2 stamps and 2 shells. "
-    "Eli has 21 coins. How many coins are left for Eli?",
-    "Mia has 8 beads. Then Mia sells 5. Then Mia sells 3. Mia buys 1. Then Mia finds 2 more. Then Mia buys 5. "
-    "How many beads does Mia have now?",
-    "Ned is slower than Eli. Kim is faster than Joy. Eli is slower than Joy. Who is the fastest?",
+    "Leo has 8 pens. Fay has 4 fewer than Leo. Ben has 4 fewer than Fay. How many pens does Ben have?",
+    "Joy has 17 plums. Then Joy sells 8. Then Joy gets 1 from Eli. Then Joy finds 4 more. Then Joy gets 6 from Eli. "
+    "How many plums does Joy have now?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
 )
