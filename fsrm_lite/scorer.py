@@ -639,7 +639,10 @@ class FastSlowRM:
 
         A pair that is too long for it is for the judge, who may have more room; without him the shorter one goes on.
         """
-        fits = [self.fast.pair_fits(*pair) for pair in pairs]
+        try:
+            return self.fast.compare(pairs, self.gate)
+        except ContextOverflowError:  # which is found before any pair is read
+            fits = [self.fast.pair_fits(*pair) for pair in pairs]
         read = iter(self.fast.compare([pair for pair, fit in zip(pairs, fits, strict=True) if fit], self.gate))
         games = []
         for (first, second), fit in zip(pairs, fits, strict=True):

@@ -94,23 +94,22 @@ def test_a_file_that_is_cut_off_in_the_middle_is_one_line(tmp_path):
         read(tmp_path / "in.parquet")
 
 
-@pytest.mark.parametrize("values", [[1, "a"], [[1], 2], [2**70, 1], [{"a": 1}, "b"]])
-@pytest.mark.parametrize("at_once", [1, 10])
-def test_a_column_of_several_kinds_is_named_and_its_rows_stay(tmp_path, monkeypatch, values, at_once):
+SEVERAL, NO_PLACE = "column 'label' holds values of several kinds", "Parquet has no place"
+
+
+@pytest.mark.parametrize(
+    ("values", "at_once", "why"),
+    [
+        *[(v, n, SEVERAL) for v in ([1, "a"], [[1], 2], [2**70, 1], [{"a": 1}, "b"]) for n in (1, 10)],
+        ([{}, {}], 10, NO_PLACE),
+        ([2**60 + 1, 0.5], 1, NO_PLACE),
+    ],
+)
+def test_a_column_that_parquet_cannot_hold_is_told_and_its_rows_stay(tmp_path, monkeypatch, values, at_once, why):
     monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(dump_row({"prompt": "q", "label": value}) for value in values))
-    with pytest.raises(DataFormatError, match=r"column 'label' holds values of several kinds .*rows\.jsonl"):
-        tables.write_parquet(tmp_path / "out.parquet", rows)
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-@pytest.mark.parametrize(("values", "at_once"), [([{}, {}], 10), ([2**60 + 1, 0.5], 1)])
-def test_a_column_that_parquet_cannot_hold_is_told_and_its_rows_stay(tmp_path, monkeypatch, values, at_once):
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", at_once)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(dump_row({"prompt": "q", "meta": value}) for value in values))
-    with pytest.raises(DataFormatError, match=r"Parquet has no place .*rows\.jsonl"):
+    with pytest.raises(DataFormatError, match=rf"{why} .*rows\.jsonl"):
         tables.write_parquet(tmp_path / "out.parquet", rows)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
