@@ -1,7 +1,7 @@
 """Makes labelled lists of the model's own samples, from which the gate's rule for the best of N is calibrated.
 
     python -m fsrm_lite.models.lists --model models/fsrm-tiny -o lists.jsonl
-    fsrm-lite calibrate lists.jsonl --model models/fsrm-tiny --risk 0.03 --write
+    fsrm-lite calibrate lists.jsonl --model models/fsrm-tiny --risk 0.015 --write
 
 Each list has 2, 4, 8, 16 or 32 solutions of one problem of the calibration split, sampled at temperature 1 and labelled
 by their answers.

@@ -38,8 +38,15 @@ EASY_WEIGHT = 0.1
 EASY_PROBLEM = 0.3
 """Weight of a problem whose right solutions the model scores above all wrong ones; where all are below, 1 more."""
 
-BARE_SHARE = 0.15
+BARE_SHARE = 0.25
 """Share of the drawn pairs of own solutions that show their answers alone."""
+
+OWN_MIX = (*MIX[:4], "fast", *MIX[4:7], "fast", "solve", *MIX[7:], "fast")
+"""The kinds of examples in a round: more fast pairs than before, since the fast score has most to learn from own
+samples, and more problems to solve: a model that writes more right solutions makes every way of choosing better."""
+
+JUDGE_MIX = (*MIX[:4], "slow_pair", *MIX[4:7], "slow_pair", "solve", *MIX[7:], "fast", "slow_pair")
+"""The kinds of examples in a round that is for the judge: more than a third of the draws are pairs to think about."""
 
 AT_ONCE = 50
 """Problems that are solved together."""
@@ -180,16 +187,17 @@ def weighted(samples: Sequence[Samples], score: Callable[[list[tuple[str, str]]]
 
 
 class OwnBatchMaker(BatchMaker):
-    """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``.
-
-    More of them are fast pairs than there, since the fast score has most to learn from them, and more are problems to
-    solve: a model that writes more right solutions makes every way of choosing among them better.
-    """
-
-    mix = (*MIX[:4], "fast", *MIX[4:7], "fast", "solve", *MIX[7:], "fast")
+    """Batches in which a share of the pairs are the model's own solutions; the rest is as in ``BatchMaker``."""
 
     def __init__(
-        self, tokenizer_path: Path, manifest: Manifest, seed: int, rows: int, samples: Sequence[Samples], share: float
+        self,
+        tokenizer_path: Path,
+        manifest: Manifest,
+        seed: int,
+        rows: int,
+        samples: Sequence[Samples],
+        share: float,
+        mix: tuple[str, ...] = OWN_MIX,
     ) -> None:
         """Keep the settings; see ``BatchMaker``.
 
@@ -200,9 +208,10 @@ class OwnBatchMaker(BatchMaker):
             rows: Rows per batch.
             samples: The model's own solutions.
             share: Share of the pairs, fast and slow, that are taken from them, in [0, 1].
+            mix: The kinds of examples, in the order in which they are drawn.
         """
         super().__init__(tokenizer_path, manifest, seed, rows)
-        self._samples, self._share = samples, share
+        self._samples, self._share, self.mix = samples, share, mix
         self._cumulative = list(accumulate(own.weight for own in samples))
 
     def _fast_pair(self, rng: random.Random) -> list[Example]:

@@ -34,11 +34,14 @@ class Derivation:
         lines: The working, one step per line, for example ``("12 + 5 = 17", "17 - 3 = 14")``.
         terse: The same working in one line, for example ``"12 + 5 - 3 = 14"``.
         answer: The number or the name that comes out.
+        notes: What a thought takes from the question before the working, a fact per line; empty where the working
+            itself begins with what the question says.
     """
 
     lines: tuple[str, ...]
     terse: str
     answer: str
+    notes: tuple[str, ...] = ()
 
 
 class Plan(Protocol):
@@ -160,14 +163,21 @@ def _text(operand: int, texts: list[str], op: str, *, right: bool = False) -> st
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
-    """People in order, first to last (by height, say), and the rank (from 0) of the one who is asked for."""
+    """People in order, first to last (by height, say), and the rank (from 0) of the one who is asked for.
+
+    ``told`` are the pairs of neighbours, the higher one first, in the order in which the question compares them. A
+    thought notes them, all in the same direction, before it puts all people in order: to do that at once is so hard
+    that a judge who has to would rather copy the order that a response gives.
+    """
 
     people: tuple[str, ...]
     rank: int
+    told: tuple[tuple[str, str], ...] = ()
 
     def derive(self) -> Derivation:
         """Return the right derivation."""
-        return self._at(self.people, self.rank)
+        notes = tuple(f"{higher} > {lower}" for higher, lower in self.told)
+        return replace(self._at(self.people, self.rank), notes=notes)
 
     def fail(self, error: str, rng: random.Random) -> Derivation | None:
         """Return a derivation that names somebody else; None if the error happens to leave the answer right.

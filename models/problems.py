@@ -203,7 +203,7 @@ def _ordering(rng: random.Random) -> Problem | None:
     """Return a problem of putting people in order. Neighbours are compared, in any order and from either side."""
     people = rng.sample(PEOPLE, rng.choice((3, 3, 4, 4, 5)))
     more, less, most, least = rng.choice(ORDERS)
-    told = [rng.choice((f"{a} is {more} than {b}.", f"{b} is {less} than {a}.")) for a, b in pairwise(people)]
+    told = [(rng.choice((f"{a} is {more} than {b}.", f"{b} is {less} than {a}.")), (a, b)) for a, b in pairwise(people)]
     rng.shuffle(told)
     rank = rng.randrange(len(people))
     if rank == 0:
@@ -212,8 +212,8 @@ def _ordering(rng: random.Random) -> Problem | None:
         asked = least
     else:
         asked = f"{RANKS[rank]} {most}"
-    plan = Ordering(tuple(people), rank)
-    question = " ".join([*told, f"Who is the {asked}?"])
+    plan = Ordering(tuple(people), rank, tuple(pair for _, pair in told))
+    question = " ".join([*(text for text, _ in told), f"Who is the {asked}?"])
     return Problem(
         "ordering", question, plan, "", len(people) - 1, f"ordering {' '.join(people)} {rank}", tuple(people)
     )

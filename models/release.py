@@ -53,7 +53,7 @@ model's own samples.
 TUNING = 1 / 3
 """Share of the problem structures among which gates are lined up; on the others the line is tested."""
 
-LISTS, LIST_RISK = 2000, 0.03
+LISTS, LIST_RISK = 2000, 0.015
 """Lists of candidates by which the gate's rule for the best of N is chosen, and the risk that it may take.
 
 The risk is the share of wrong picks among those that the fast path makes alone where a right candidate is there. It

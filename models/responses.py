@@ -90,8 +90,9 @@ def right_texts(problem: Problem) -> list[str]:
 def thought(problem: Problem, claims: tuple[str, ...]) -> str:
     """Return the judge's thought about one or two responses.
 
-    It derives the answer, then compares each response's claim with it and says yes or no. Every line ends with a line
-    break. The line about a claim begins with ``says`` if there is one claim, with ``1:`` and ``2:`` if there are two.
+    It notes what the question says, derives the answer, then compares each response's claim with it and says yes or no.
+    Every line ends with a line break. The line about a claim begins with ``says`` if there is one claim, with ``1:``
+    and ``2:`` if there are two.
 
     Args:
         problem: The problem.
@@ -99,7 +100,7 @@ def thought(problem: Problem, claims: tuple[str, ...]) -> str:
     """
     derivation = problem.plan.derive()
     answer = f"{derivation.answer} {problem.unit}".strip()
-    lines = [*derivation.lines, f"so {answer}"]
+    lines = [*derivation.notes, *derivation.lines, f"so {answer}"]
     for i, claim in enumerate(claims):
         who = "says" if len(claims) == 1 else f"{i + 1}:"
         lines.append(f"{who} {claim or 'nothing'} vs {answer} {'yes' if agrees(claim, problem) else 'no'}")

@@ -25,7 +25,16 @@ from transformers import Qwen3ForCausalLM
 
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.models.checks import fast_scores, pick_checks
-from fsrm_lite.models.own_samples import OwnBatchMaker, Samples, read_samples, solve, weighted, write_samples
+from fsrm_lite.models.own_samples import (
+    JUDGE_MIX,
+    OWN_MIX,
+    OwnBatchMaker,
+    Samples,
+    read_samples,
+    solve,
+    weighted,
+    write_samples,
+)
 from fsrm_lite.models.problems import Problem, problems_of
 from fsrm_lite.models.train import READY, ROWS, Settings, Trainer
 
@@ -41,14 +50,23 @@ OWN_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: its number of steps, its highest learning rate, and the training problems that are solved for it."""
+    """One round.
+
+    Attributes:
+        steps: Its training steps.
+        learning_rate: The highest learning rate.
+        problems: How many training problems are solved for it.
+        mix: The kinds of examples, in the order in which they are drawn.
+    """
 
     steps: int
     learning_rate: float
     problems: int
+    mix: tuple[str, ...] = OWN_MIX
 
 
-ROUNDS = (Round(700, 6e-4, 2500), Round(2000, 6e-4, 6000))
+ROUNDS = (Round(700, 6e-4, 2500), Round(2000, 6e-4, 6000), Round(2000, 8e-4, 6000, JUDGE_MIX))
+"""The rounds. The first two are for the fast score most of all, the last one for the judge."""
 
 WARMUP = 50
 """Steps in which the learning rate rises; the weights are trained already, only the optimizers begin anew."""
@@ -85,7 +103,9 @@ def run_round(
     if not (out / READY).exists():
         # Ask the model that the round starts from, so that a run that goes on draws as before.
         hard = weighted(samples, score)
-        maker = OwnBatchMaker(trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, ROWS, hard, OWN_SHARE)
+        maker = OwnBatchMaker(
+            trainer.tokenizer_path, trainer.manifest, trainer.settings.seed, ROWS, hard, OWN_SHARE, this.mix
+        )
         try:
             trainer.train(maker, workers, measure)
         except KeyboardInterrupt:

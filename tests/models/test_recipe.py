@@ -26,7 +26,7 @@ from fsrm_lite.models.data import (
     training_manifest,
 )
 from fsrm_lite.models.plans import ERRORS, LARGEST
-from fsrm_lite.models.problems import FAMILIES, make_problem, split_of
+from fsrm_lite.models.problems import FAMILIES, ORDERS, make_problem, split_of
 from fsrm_lite.models.responses import FORMS, VISIBLE, agrees, right_response, right_texts, thought, wrong_response
 from fsrm_lite.models.tokenizer import CONTROL, THINKING, VOCAB_SIZE, train_tokenizer
 
@@ -97,6 +97,21 @@ def test_a_thought_says_yes_to_the_right_claim_alone(seed):
     assert second.startswith("2: ")
     assert second.endswith(" no")
     assert f"so {p.answer}" in text
+
+
+def test_a_thought_about_an_ordering_notes_every_comparison_before_it_puts_all_in_order():
+    more = {order[0] for order in ORDERS}
+    orderings = [p for p in map(problem, range(200)) if p.family == "ordering"]
+    assert len(orderings) > 10
+    for p in orderings:
+        *told, _ = p.question.split(". ")
+        noted = []
+        for sentence in told:
+            first, _, relation, _, second = sentence.split()
+            noted.append(f"{first} > {second}" if relation in more else f"{second} > {first}")
+        chain = p.plan.derive().terse
+        assert thought(p, (p.answer,)).splitlines()[: len(told) + 1] == [*noted, chain]
+        assert right_response(p, random.Random(0), "worked").text == f"{chain}. The answer is {p.answer}."
 
 
 def test_expression_text_means_what_the_plan_computes():
