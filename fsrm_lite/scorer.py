@@ -18,8 +18,8 @@ from fsrm_lite.bundle.conversation import read_prompt
 from fsrm_lite.bundle.encoder import PromptEncoder
 from fsrm_lite.bundle.files import Bundle
 from fsrm_lite.checks import check_candidates, check_items, expect, expect_one_of, is_whole, plain
-from fsrm_lite.errors import BundleError, ContextOverflowError, InputError, JudgeUnavailableError
-from fsrm_lite.fast.path import EncodedResponse, FastPath
+from fsrm_lite.errors import BundleError, InputError, JudgeUnavailableError
+from fsrm_lite.fast.path import EncodedResponse, FastPath, text_of
 from fsrm_lite.fast.readings import compare_scores
 from fsrm_lite.gate import Decision, Gate, GateSpec
 from fsrm_lite.ranking.order import best_first
@@ -40,6 +40,7 @@ from fsrm_lite.types import (
     Selection,
     SelectionSettings,
     Strategy,
+    TournamentSettings,
 )
 
 if TYPE_CHECKING:
@@ -428,7 +429,7 @@ class FastSlowRM:
         candidates = check_candidates(responses)
         scores = self.score_many([(prompt, response) for response in candidates], **options)
         order = best_first(scores)[:top_k]
-        return [{"corpus_id": i, "score": scores[i].score, "text": _text(candidates[i])} for i in order]
+        return [{"corpus_id": i, "score": scores[i].score, "text": text_of(candidates[i])} for i in order]
 
     def best_of_n(
         self,
@@ -463,71 +464,41 @@ class FastSlowRM:
         Raises:
             InputError: If there is no response or none can be read, a text is unusable, or an option is unknown.
         """
-        from fsrm_lite.ranking.tournament import BLANK_SCORE, EVEN_SCORE, TournamentOptions, select, too_long_score
+        from fsrm_lite.ranking.candidates import read_candidates, read_matches
+        from fsrm_lite.ranking.tournament import select
 
-        known = {"judge", *JudgeOptions.__dataclass_fields__, *TournamentOptions.__dataclass_fields__}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise InputError(f"unknown options {unknown}, expected among {sorted(known | {'strategy'})}")
-        tournament = {name: value for name, value in options.items() if name in TournamentOptions.__dataclass_fields__}
-        judging = {name: value for name, value in options.items() if name not in (*tournament, "judge")}
-        policy, settings = self._policy_of(options.get("judge")), self._judge_options(judging)
-        single = self.fast.reads_responses
-        if not single and (strategy == "fast" or tournament.get("weighted")):
-            raise InputError(
-                f"{'strategy' if strategy == 'fast' else 'weighted'} needs scores of single responses, and this model "
-                "reads pairs; expected strategy gated, knockout, elo or majority without weights"
-            )
-        candidates = check_candidates(responses)
+        tournament, policy, settings = self._selection_options(strategy, options)
+        given = check_candidates(responses)
         read_prompt(prompt)  # an unusable prompt is refused even where every response is empty and none is read
-        filled = [i for i, response in enumerate(candidates) if not _is_blank(response)]
-        encoded: dict[int, EncodedResponse] = {}
-        unread: dict[int, ContextOverflowError] = {}
-        for i in filled:
-            try:
-                encoded[i] = self._encoded(i, prompt, candidates[i])
-            except ContextOverflowError as error:
-                unread[i] = error
-        if not single:
-            unread |= self.fast.unpaired(encoded)
-            encoded = {i: response for i, response in encoded.items() if i not in unread}
-        if unread and not encoded:
-            raise next(iter(unread.values()))
-        scores = [BLANK_SCORE] * len(candidates)
-        read = self.fast.read(list(encoded.values()), self.gate.spec.temperature) if single else []
-        for i, score in zip(encoded, read or [EVEN_SCORE] * len(encoded), strict=True):
-            scores[i] = score
-        for i, why in unread.items():
-            scores[i] = too_long_score(str(why))
-
+        candidates = read_candidates(self.fast, self.gate, given, lambda i: self._encoded(i, prompt, given[i]))
+        encoded, scores, single = candidates.encoded, candidates.scores, self.fast.reads_responses
         read_fast: dict[tuple[int, int], Comparison] = {}  # the matches of a model that reads pairs
 
         def play(pairs: Sequence[tuple[int, int]]) -> list[Comparison]:
             texts = [(encoded[a], encoded[b]) for a, b in pairs]
-            if not single:
-                games = self._games(texts)
-                read_fast.update(zip(pairs, (comparison for comparison, _ in games), strict=True))
-                asked = [_thinks(policy, decision) for _, decision in games]
-            else:
+            if single:
                 # The tokens of the candidates were counted when they were scored. A match adds only those of the judge.
-                games = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
+                matches = [compare_scores(scores[a], scores[b], self.gate) for a, b in pairs]
                 asked = [policy != "never"] * len(pairs)
+            else:
+                matches = read_matches(self.fast, self.gate, texts)
+                read_fast.update(zip(pairs, (comparison for comparison, _ in matches), strict=True))
+                asked = [_thinks(policy, decision) for _, decision in matches]
             if policy == "always":  # one pair that is too long for the judge must not cost the others theirs
                 asked = [self.judge.has_room(first.prompt, first.text, second.text) for first, second in texts]
-            return self._think_about(texts, games, asked, settings, policy)
+            return self._think_about(texts, matches, asked, settings, policy)
 
-        texts = [_text(response) for response in candidates]
         everyone: JudgePolicy = policy if single else "always"  # without scores nobody is ahead before the matches
         selection = select(
             strategy,
             scores,
-            texts,
+            candidates.texts,
             self.gate,
             play,
             judge=everyone,
-            unread=unread,
+            unread=candidates.unread,
             decide_fast=None if single else read_fast.get,
-            **tournament,  # type: ignore[arg-type]
+            **tournament,
         )
         return selection if single else replace(selection, scores=())
 
@@ -621,6 +592,30 @@ class FastSlowRM:
             raise InputError(f"unknown options {unknown}, expected among {known}")
         return JudgeOptions(**{**self._settings, **given})
 
+    def _selection_options(
+        self, strategy: Strategy, given: SelectionSettings
+    ) -> tuple[TournamentSettings, JudgePolicy, JudgeOptions]:
+        """Return the tournament's settings, when to think, and the judge's options for one call of ``best_of_n``.
+
+        Raises:
+            InputError: If an option is unknown or out of range, or needs scores that this model does not give.
+        """
+        from fsrm_lite.ranking.tournament import TournamentOptions
+
+        plays, judges = TournamentOptions.__dataclass_fields__, JudgeOptions.__dataclass_fields__
+        unknown = sorted(set(given) - {"judge", *plays, *judges})
+        if unknown:
+            known = sorted({"strategy", "judge", *plays, *judges})
+            raise InputError(f"unknown options {unknown}, expected among {known}")
+        tournament: Any = {name: value for name, value in given.items() if name in plays}
+        judging = {name: value for name, value in given.items() if name in judges}
+        if not self.fast.reads_responses and (strategy == "fast" or tournament.get("weighted")):
+            raise InputError(
+                f"{'strategy' if strategy == 'fast' else 'weighted'} needs scores of single responses, and this model "
+                "reads pairs; expected strategy gated, knockout, elo or majority without weights"
+            )
+        return tournament, self._policy_of(given.get("judge")), self._judge_options(judging)
+
     def _encoded(self, number: int, prompt: Prompt, response: Response) -> EncodedResponse:
         """Return an item with its ids, which are made now unless they were made before. An error names the item."""
         if isinstance(response, EncodedResponse):
@@ -633,26 +628,6 @@ class FastSlowRM:
             return self.fast.encode(prompt, response)
         except InputError as error:
             raise type(error)(f"item {number}: {error}") from error
-
-    def _games(self, pairs: Sequence[tuple[EncodedResponse, EncodedResponse]]) -> list[tuple[Comparison, Decision]]:
-        """Read matches between candidates of a model that reads pairs.
-
-        A pair that is too long for it is for the judge, who may have more room; without him the shorter one goes on.
-        """
-        try:
-            return self.fast.compare(pairs, self.gate)
-        except ContextOverflowError:  # which is found before any pair is read
-            fits = [self.fast.pair_fits(*pair) for pair in pairs]
-        read = iter(self.fast.compare([pair for pair, fit in zip(pairs, fits, strict=True) if fit], self.gate))
-        games = []
-        for (first, second), fit in zip(pairs, fits, strict=True):
-            if fit:
-                games.append(next(read))
-            else:
-                shorter = int(len(second.text) < len(first.text))
-                decision = Decision(True, 0.0, None, ("the pair is too long to be read fast",))
-                games.append((Comparison(shorter, 0.5, 0.0, None), decision))
-        return games
 
     def _think_about(
         self,
@@ -700,11 +675,3 @@ def _thinks(policy: JudgePolicy, decision: Decision) -> bool:
 def _reasons(decision: Decision) -> tuple[str, ...]:
     """Return why the judge is asked about an item."""
     return decision.reasons or ("slow thinking was asked for",)
-
-
-def _text(response: Response) -> str:
-    return response.whole if isinstance(response, EncodedResponse) else response
-
-
-def _is_blank(response: Response) -> bool:
-    return isinstance(response, str) and not response.strip()

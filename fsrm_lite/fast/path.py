@@ -45,6 +45,11 @@ class EncodedResponse:
     encoder: PromptEncoder = field(repr=False, compare=False)
 
 
+def text_of(response: str | EncodedResponse) -> str:
+    """Return a response as the text that was given."""
+    return response.whole if isinstance(response, EncodedResponse) else response
+
+
 class FastPath:
     """The fast half of a bundle, loaded. Any thread may call it."""
 

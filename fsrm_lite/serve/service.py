@@ -18,7 +18,8 @@ import anyio.to_thread
 
 from fsrm_lite.errors import ContextOverflowError, InputError
 from fsrm_lite.fast.readings import compare_scores
-from fsrm_lite.ranking.tournament import BLANK_SCORE, STRATEGIES, Play, select, too_long_score
+from fsrm_lite.ranking.candidates import starting_scores
+from fsrm_lite.ranking.tournament import STRATEGIES, Play, select
 from fsrm_lite.serve import bodies
 from fsrm_lite.serve.bodies import RequestError
 from fsrm_lite.serve.lanes import FastLane, SlowLane
@@ -361,7 +362,7 @@ class Service:
                 at=("responses",),
             )
         encoded: dict[int, EncodedResponse] = {}
-        too_long: dict[int, InputError] = {}
+        too_long: dict[int, ContextOverflowError] = {}
         for i, item in zip(readable, await self.encode([(prompt, responses[i]) for i in readable]), strict=True):
             if not isinstance(item, Unreadable):
                 encoded[i] = item
@@ -372,12 +373,9 @@ class Service:
         if not encoded:
             i, error = next(iter(too_long.items()))
             raise RequestError(f"responses[{i}]: {error}", at=("responses", i)) from error
-        scores = [BLANK_SCORE] * len(responses)
-        for i, score in zip(encoded, await self.fast.read(list(encoded.values())), strict=True):
-            scores[i] = score
-        self.metrics.count("score", [scores[i] for i in encoded])
-        for i, error in too_long.items():
-            scores[i] = too_long_score(str(error))
+        read = await self.fast.read(list(encoded.values()))
+        self.metrics.count("score", read)
+        scores = starting_scores(len(responses), dict(zip(encoded, read, strict=True)), too_long)
         await anyio.to_thread.run_sync(on_scores, scores)  # it may look for the answers of a thousand long texts
         gate = self.model.gate
 
