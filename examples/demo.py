@@ -14,9 +14,10 @@ from collections import Counter
 from fsrm_lite import FastSlowRM
 
 QUESTIONS = (
-    "Leo has 8 pens. Fay has 4 fewer than Leo. Ben has 4 fewer than Fay. How many pens does Ben have?",
-    "Joy has 17 plums. Then Joy sells 8. Then Joy gets 1 from Eli. Then Joy finds 4 more. Then Joy gets 6 from Eli. "
-    "How many plums does Joy have now?",
+    "Ned has 9 books. Then Ned loses 5. Then Ned buys 8. Ned loses 1. Then Ned buys 1. "
+    "How many books does Ned have now?",
+    "Kim has 17 apples. Then Kim loses 9. Then Kim buys 6. Then Kim buys 7. Kim loses 8. "
+    "How many apples does Kim have now?",
     "There are 15 plums. 3 are broken and thrown away. They are shared equally among 4 friends. "
     "Each of the friends then gets 5 more. How many plums does each have?",
 )
