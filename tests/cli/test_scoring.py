@@ -634,6 +634,7 @@ def test_doctor_passes_its_self_test():
     assert findings["packages"]["onnxruntime"] != "not installed"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     outcome = bulk.run(tmp_path, kills=4, seed=3)
     assert outcome.tried >= 4

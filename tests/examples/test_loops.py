@@ -184,6 +184,7 @@ def published(path, questions=60):
     return path
 
 
+@pytest.mark.slow
 def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, capsys, monkeypatch):
     example = load("real_traces")
     path, out = published(tmp_path / "solutions.jsonl"), tmp_path / "out"

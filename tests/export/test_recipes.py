@@ -429,6 +429,7 @@ def use(rm, judge):
 
 
 @needs_tokenizers
+@pytest.mark.slow
 def test_a_scalar_head_whose_padding_ends_its_texts_is_refused(tmp_path):
     """transformers reads the reward at the last token that is no padding: one token earlier than a bundle would."""
     folder = public_checkpoint(tmp_path / "reward", "qwen3", "qwen3", scalar=True)

@@ -21,6 +21,7 @@ N = 2000
 """Pairs of each kind."""
 
 
+@pytest.mark.slow
 def test_the_gate_does_not_pay_on_one_kind_of_pairs_what_it_gains_on_the_other():
     items = Sample.of(make_items(2 * N, seed=11))
     first = np.arange(2 * N) < N
