@@ -169,6 +169,15 @@ def test_measured_figures_are_those_of_the_readme():
     assert not missing
 
 
+@pytest.mark.parametrize("name", ["index.md", "glossary.md"])
+def test_a_definition_stands_on_a_line_below_its_term(name):
+    """Behind the term, on the same line, it would be shown as a paragraph with a colon in it."""
+    lines = page_text(name).splitlines()
+    definitions = [n for n, line in enumerate(lines) if re.search(r"(^|\s):   ", line)]
+    assert len(definitions) >= 3
+    assert [lines[n] for n in definitions if not lines[n].startswith(":   ") or not lines[n - 1].strip()] == []
+
+
 # The machinery: what it must notice.
 
 
