@@ -609,12 +609,13 @@ class FastSlowRM:
             raise InputError(f"unknown options {unknown}, expected among {known}")
         tournament: Any = {name: value for name, value in given.items() if name in plays}
         judging = {name: value for name, value in given.items() if name in judges}
+        policy, settings = self._policy_of(given.get("judge")), self._judge_options(judging)
         if not self.fast.reads_responses and (strategy == "fast" or tournament.get("weighted")):
             raise InputError(
                 f"{'strategy' if strategy == 'fast' else 'weighted'} needs scores of single responses, and this model "
                 "reads pairs; expected strategy gated, knockout, elo or majority without weights"
             )
-        return tournament, self._policy_of(given.get("judge")), self._judge_options(judging)
+        return tournament, policy, settings
 
     def _encoded(self, number: int, prompt: Prompt, response: Response) -> EncodedResponse:
         """Return an item with its ids, which are made now unless they were made before. An error names the item."""

@@ -24,7 +24,7 @@ from fsrm_lite.export.checkpoints.vocabulary import read_vocabulary
 from fsrm_lite.export.gguf.writer import write_gguf
 from fsrm_lite.files import whole_file
 from fsrm_lite.gate import sigmoid
-from fsrm_lite.models.data import MIX, UNDECIDED_SHARE, BatchMaker, Example, training_manifest
+from fsrm_lite.models.data import UNDECIDED_SHARE, BatchMaker, Example, training_manifest
 from fsrm_lite.models.problems import Problem
 from fsrm_lite.models.responses import Response, labelled, right_texts
 from fsrm_lite.slow.judge import Judge
@@ -41,12 +41,16 @@ EASY_PROBLEM = 0.3
 BARE_SHARE = 0.25
 """Share of the drawn pairs of own solutions that show their answers alone."""
 
-OWN_MIX = (*MIX[:4], "fast", *MIX[4:7], "fast", "solve", *MIX[7:], "fast")
+# fmt: off
+OWN_MIX = ("fast", "fast", "slow_pair", "fast", "fast", "solve", "fast", "slow_pair", "fast", "solve", "slow_point",
+           "fast")
 """The kinds of examples in a round: more fast pairs than before, since the fast score has most to learn from own
 samples, and more problems to solve: a model that writes more right solutions makes every way of choosing better."""
 
-JUDGE_MIX = (*MIX[:4], "slow_pair", *MIX[4:7], "slow_pair", "solve", *MIX[7:], "fast", "slow_pair")
+JUDGE_MIX = ("fast", "fast", "slow_pair", "fast", "slow_pair", "solve", "fast", "slow_pair", "slow_pair", "solve",
+             "slow_point", "fast", "slow_pair")
 """The kinds of examples in a round that is for the judge: more than a third of the draws are pairs to think about."""
+# fmt: on
 
 AT_ONCE = 50
 """Problems that are solved together."""

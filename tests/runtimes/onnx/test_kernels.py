@@ -417,7 +417,7 @@ _pools = st.tuples(
 )
 
 
-def _close(stock, compiled):
+def assert_close(stock, compiled):
     for expected, got in zip(stock, compiled, strict=True):
         assert expected.shape == got.shape
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-4)
@@ -465,7 +465,7 @@ def test_attention_to_cells_of_bytes(tmp_path_factory, shape, terms):
         return [(name, *kind) for name, kind in zip(pools, kinds, strict=True)] + [(mixed, TensorProto.FLOAT, 3)]
 
     stock, compiled = _both(tmp_path_factory.mktemp("attend"), build, **arrays)
-    _close(stock, compiled)
+    assert_close(stock, compiled)
     kept = compiled[0].reshape(kv_heads, cells, dim)  # the pool of keys holds each cell's values side by side
     assert (kept[:, places] == arrays["k"].swapaxes(1, 2)).all()
     assert (compiled[2][:, places] == arrays["v"]).all()
@@ -503,7 +503,7 @@ def test_attention_to_cells_of_floats(tmp_path_factory, shape):
         results = graph_fused.attend_floats(graph, arch, ["q", "k", "v", "keys", "values"], "places", "bounds")
         return [(name, TensorProto.FLOAT, rank) for name, rank in zip(results, (4, 4, 2), strict=True)]
 
-    _close(*_both(tmp_path_factory.mktemp("attend"), build, **arrays))
+    assert_close(*_both(tmp_path_factory.mktemp("attend"), build, **arrays))
 
 
 @needs_library
