@@ -5,7 +5,7 @@ with the solutions of four models each (https://github.com/openai/grade-school-m
 them and is not trained, is any bundle of a model with a vocabulary head, for example SmolLM2-135M-Instruct:
 
     make real
-    fsrm-lite export .bench/real/checkpoint -o .bench/smollm2 --fast fp32 --slow none
+    fsrm-lite export .bench/real/checkpoint -o .bench/smollm2 --slow none
     python examples/real_traces.py example_model_solutions.jsonl --model .bench/smollm2 -o results/
 
 Questions are read in a random order, for as long as ``--minutes`` allows; those that were read whole are measured. Each
@@ -34,7 +34,8 @@ from fsrm_lite.cli.progress import progress
 from fsrm_lite.export.critic_head import Part, fast_logit, fit_layers, logits_of
 from fsrm_lite.files import sole_writer
 from fsrm_lite.jsonl import complete_lines, dump_row, open_lines
-from fsrm_lite.loops.critic import LIKELIHOOD_STATISTICS, LikelihoodReader, backbone_hash
+from fsrm_lite.loops.critic import backbone_hash
+from fsrm_lite.loops.critic_inputs import INPUTS, LIKELIHOOD_STATISTICS, FollowingReader
 from fsrm_lite.loops.distill import Trace, read_traces
 from fsrm_lite.measure.intervals import Interval, bootstrap
 from fsrm_lite.measure.metrics import auroc, ece
@@ -47,10 +48,28 @@ COVERAGES = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 @dataclass(frozen=True)
 class Features:
-    """What the model reads of one trace: the numbers that a head reads, float32 [H], and its first-token logit."""
+    """What the model reads of one trace, with H for its width.
 
-    numbers: NDArray[np.float32]
+    Attributes:
+        hidden: The last hidden state, float32 [H].
+        pooled: What a head with the inputs "pooled" takes, float32 [3 H + 6].
+        fast: The first-token logit.
+    """
+
+    hidden: NDArray[np.float32]
+    pooled: NDArray[np.float32]
     fast: float
+
+    def numbers(self, inputs: str) -> NDArray[np.float32]:
+        """Return what a head with these inputs takes."""
+        if inputs == "pooled":
+            return self.pooled
+        return np.concatenate([self.hidden, self.statistics]) if inputs == "likelihood" else self.hidden
+
+    @property
+    def statistics(self) -> NDArray[np.float32]:
+        """The statistics of the likelihood, float32 [6]."""
+        return self.pooled[-len(LIKELIHOOD_STATISTICS) :]
 
 
 def chosen(path: Path, questions: int | None, seed: int) -> list[list[Trace]]:
@@ -69,11 +88,12 @@ def read(rm: FastSlowRM, traces: Sequence[Trace], cache: Path, minutes: float) -
 
     A trace that the model cannot read is left out, and so are those that the time did not suffice for.
     """
-    reader, known = LikelihoodReader(rm), dict[str, Features]()
+    reader, known = FollowingReader(rm, pooled=True), dict[str, Features]()
     with sole_writer(cache), cache.open("a", encoding="utf-8") as file:
         for _, line in complete_lines(cache, b'{"key": "'):
             row = json.loads(line)
-            known[row["key"]] = Features(np.frombuffer(base64.b64decode(row["numbers"]), np.float32), row["fast"])
+            hidden, pooled = (np.frombuffer(base64.b64decode(row[k]), np.float32) for k in ("hidden", "pooled"))
+            known[row["key"]] = Features(hidden, pooled, row["fast"])
         missing = [trace for trace in traces if key_of(trace) not in known]
         tokens, start = 0, time.monotonic()
         note = lambda: f"{tokens / max(time.monotonic() - start, 1e-9):.0f} tokens/s"  # noqa: E731
@@ -81,14 +101,14 @@ def read(rm: FastSlowRM, traces: Sequence[Trace], cache: Path, minutes: float) -
             for trace in missing:
                 if time.monotonic() - start > 60 * minutes:
                     break
-                (reading,) = reader.read([(trace.question, trace.response)])
-                if reading is not None and reading.hidden is not None:
-                    found = Features(reading.hidden.astype(np.float32), fast_logit(reading, rm))
-                    numbers = base64.b64encode(found.numbers.tobytes()).decode()
-                    file.write(dump_row({"key": key_of(trace), "fast": found.fast, "numbers": numbers}))
+                (one,) = reader.read([(trace.question, trace.response)])
+                if one is not None and one.reading.hidden is not None:
+                    found = Features(one.reading.hidden, one.numbers, fast_logit(one.reading, rm))
+                    hidden, pooled = (base64.b64encode(x.tobytes()).decode() for x in (found.hidden, found.pooled))
+                    file.write(dump_row({"key": key_of(trace), "fast": found.fast, "hidden": hidden, "pooled": pooled}))
                     file.flush()
                     known[key_of(trace)] = found
-                    tokens += reading.tokens_read
+                    tokens += one.reading.tokens_read
                 step()
     return known
 
@@ -103,11 +123,10 @@ def held_out(groups: Sequence[Sequence[Trace]], known: dict[str, Features], inpu
 
     Of the other questions three quarters fit the head, and one quarter chooses its penalty and calibrates it.
     """
-    width = None if inputs == "likelihood" else -len(LIKELIHOOD_STATISTICS)
 
     def part(chosen_groups: Sequence[Sequence[Trace]]) -> Part:
         traces = [trace for group in chosen_groups for trace in group]
-        numbers = np.stack([known[key_of(t)].numbers[:width] for t in traces]).astype(np.float64)
+        numbers = np.stack([known[key_of(t)].numbers(inputs) for t in traces]).astype(np.float64)
         fast = np.array([known[key_of(t)].fast for t in traces])
         return Part(numbers, np.array([bool(t.label) for t in traces]), fast, len(chosen_groups))
 
@@ -117,7 +136,7 @@ def held_out(groups: Sequence[Sequence[Trace]], known: dict[str, Features], inpu
         fit = part([group for i, group in enumerate(rest) if i % 4])
         layers = fit_layers(fit, part(rest[::4]), inputs=inputs)
         for i in range(fold, len(groups), folds):
-            probabilities[i] = 1.0 / (1.0 + np.exp(-logits_of(layers, part([groups[i]]).hidden)))
+            probabilities[i] = 1.0 / (1.0 + np.exp(-logits_of(layers, part([groups[i]]).numbers)))
     return [float(p) for i in range(len(groups)) for p in probabilities[i]]
 
 
@@ -166,13 +185,13 @@ def figures(
     questions_of = np.repeat(np.arange(len(groups)), sizes)
     traces = [trace for group in groups for trace in group]
     right = np.array([bool(t.label) for t in traces])
-    total = -len(LIKELIHOOD_STATISTICS) + LIKELIHOOD_STATISTICS.index("total")
+    total = LIKELIHOOD_STATISTICS.index("total")
     rivals = {
-        "AUROC, the sum of the log-probabilities alone": [known[key_of(t)].numbers[total] for t in traces],
+        "AUROC, the sum of the log-probabilities alone": [known[key_of(t)].statistics[total] for t in traces],
         "AUROC, the shorter the better": [-len(t.response) for t in traces],
         "AUROC, the model's own first token": [known[key_of(t)].fast for t in traces],
     }
-    best = np.array(scores["likelihood"])
+    best = np.array(scores["pooled"])
     picked = [
         picks(group, best[at : at + len(group)].tolist()) for group, at in zip(groups, first.tolist(), strict=True)
     ]
@@ -188,7 +207,8 @@ def figures(
         truth, found = right[rows], dict[str, float]()
         fold = questions_of[rows] % folds
         for name, values in {
-            "AUROC, critic on hidden state and likelihood": best,
+            "AUROC, critic on pooled states and likelihood": best,
+            "AUROC, critic on hidden state and likelihood": np.array(scores["likelihood"]),
             "AUROC, critic on the hidden state alone": np.array(scores["hidden"]),
             **{name: np.array(values) for name, values in rivals.items()},
         }.items():
@@ -240,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{len(groups)} questions were read whole, expected at least {LEAST_QUESTIONS}; give it more --minutes"
         )
-    scores = {inputs: held_out(groups, known, inputs, options.folds) for inputs in ("hidden", "likelihood")}
+    scores = {inputs: held_out(groups, known, inputs, options.folds) for inputs in INPUTS}
     found = figures(groups, known, scores, options.folds)
     print(f"{len(groups)} questions, {sum(map(len, groups))} traces\n\n{table(found)}")
     (options.output / "real_traces.md").write_text(table(found) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ file (llama.cpp's format), with which the judge thinks.
 ``recipes``            how public models are asked, and which of them fits a checkpoint
 ``hub``                fetches a checkpoint, uploads a finished bundle
 ``callback``           exports from a trainer, while it trains or at the end
-``critic_head``        fits a critic on the hidden states of the model, whose weights stay as they are
+``critic_head``        fits a critic on what the model reads of answers; its weights stay as they are
 =====================  ==============================================================================
 
 The fast graph is written node by node (``graph/``). It is not traced by optimum-onnx, which pins transformers below 5

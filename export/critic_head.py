@@ -1,7 +1,7 @@
 """Fits a critic: a small network, the *head*, that says how likely it is that an answer is right.
 
-The head reads the last hidden state of the quantized fast model, whose own weights stay as they are, and on demand how
-likely that model finds the answer. It is the
+The head reads numbers that the quantized fast model makes of the answer, such as its last hidden state
+(``fsrm_lite.loops.critic_inputs`` has them all); the model's own weights stay as they are. It is the
 discriminative model of DRR (*Distillation-Reinforcement-Reasoning*, arXiv 2501.01457) and is fitted on *traces*:
 answers of a reasoner that are labelled as right or wrong. It is written as an ONNX file. The scaling of its inputs and
 the calibration of its output are folded into its weights, so that running it needs nothing but onnxruntime.
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from fsrm_lite.errors import CalibrationError, InputError, missing_extra
 from fsrm_lite.gate import signals
-from fsrm_lite.loops.critic import CRITIC_FORMAT, LIKELIHOOD_STATISTICS, READ_AT_ONCE, backbone_hash, reader_of
+from fsrm_lite.loops.critic import CRITIC_FORMAT, backbone_hash
+from fsrm_lite.loops.critic_inputs import LIKELIHOOD_STATISTICS, READ_AT_ONCE, reader_of
 from fsrm_lite.loops.distill import Trace
 from fsrm_lite.measure.intervals import wilson
 from fsrm_lite.measure.metrics import auroc, brier, ece
@@ -44,7 +45,7 @@ The one that does best on the calibration questions is kept.
 LIKELIHOOD_STRENGTHS, EMPHASIS = (1e-4, 3e-4, 1e-3, 3e-3), 10.0
 """The same where the head reads the likelihood too, and the factor by which its statistics are larger than the rest.
 
-So the penalty spares these few numbers. Each strength is tried with the hidden state and without it.
+So the penalty spares these few numbers. Each strength is tried with the states before them and without.
 """
 
 MLP_UNITS, MLP_PENALTY = 32, 0.1
@@ -93,14 +94,13 @@ class Part:
     """The traces of one part of the data.
 
     Attributes:
-        hidden: What the head reads of N traces, float64 [N, H]: hidden states, and behind them the statistics of the
-            likelihood where the head reads these.
+        numbers: What the head reads of N traces, float64 [N, F]; see ``ReadResponse``.
         labels: Whether each trace is right, bool [N].
         fast: Logits of the first-token scores, float64 [N].
         questions: How many questions they answer.
     """
 
-    hidden: Floats
+    numbers: Floats
     labels: NDArray[np.bool_]
     fast: Floats
     questions: int
@@ -112,7 +112,7 @@ def fit_critic(
     out: Path,
     *,
     head: Literal["logistic", "mlp"] = "logistic",
-    inputs: Literal["hidden", "likelihood"] = "hidden",
+    inputs: Literal["hidden", "likelihood", "pooled"] = "hidden",
     threshold: float = 0.5,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -127,8 +127,9 @@ def fit_critic(
         model: A loaded reward model.
         out: Folder for ``critic.json`` and ``critic.onnx``; made if missing.
         head: "logistic" or "mlp" (one hidden layer of 32).
-        inputs: What the head reads: "hidden", the last hidden state, or "likelihood", with how likely the model finds
-            the response behind it, for which each trace is read by itself.
+        inputs: What the head reads: "hidden", the last hidden state; "likelihood", behind it how likely the model
+            finds the response; or "pooled", the latter behind states of a layer in the middle, for the question, the
+            response, and its last token. For the last two each trace is read by itself.
         threshold: Score in [0, 1] from which on the critic accepts an answer.
         seed: Seed of the MLP's initial weights.
         progress: Called with the number of traces read since the last call.
@@ -167,7 +168,7 @@ def fit_critic(
 def network_bytes(layers: Sequence[Layer]) -> bytes:
     """Return an ONNX network: dense layers with ReLU between them, and a sigmoid behind the last one.
 
-    Its input is ``hidden`` [N, H] float32, its output ``probability`` [N, 1].
+    Its input is ``hidden`` [N, F] float32, what the head reads of N responses; its output ``probability`` [N, 1].
 
     Raises:
         MissingExtraError: If onnx is not installed.
@@ -210,10 +211,10 @@ def _read_parts(
     questions: dict[str, set[str]] = {part: set() for part in _PARTS}
     for start in range(0, len(traces), READ_AT_ONCE):
         batch = traces[start : start + READ_AT_ONCE]
-        for trace, reading in zip(batch, reader.read([(t.question, t.response) for t in batch]), strict=True):
-            if reading is not None and reading.hidden is not None:
+        for trace, one in zip(batch, reader.read([(t.question, t.response) for t in batch]), strict=True):
+            if one is not None:
                 part = _part_of(trace.question)
-                rows[part].append((reading.hidden, bool(trace.label), fast_logit(reading, model)))
+                rows[part].append((one.numbers, bool(trace.label), fast_logit(one.reading, model)))
                 questions[part].add(trace.question)
         if progress is not None:
             progress(len(batch))
@@ -233,8 +234,8 @@ def _part_of(question: str) -> str:
 
 
 def _stack(rows: list[tuple[NDArray[np.float32], bool, float]], questions: int) -> Part:
-    hidden, labels, fast = zip(*rows, strict=True)
-    return Part(np.stack(hidden).astype(np.float64), np.array(labels), np.array(fast), questions)
+    numbers, labels, fast = zip(*rows, strict=True)
+    return Part(np.stack(numbers).astype(np.float64), np.array(labels), np.array(fast), questions)
 
 
 def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = "hidden", seed: int = 0) -> list[Layer]:
@@ -244,7 +245,7 @@ def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = 
         fit: Traces that the weights are fitted on.
         check: Traces of other questions, which choose the penalty and calibrate the output.
         head: "logistic" or "mlp".
-        inputs: What stands in ``hidden`` of both; see ``fit_critic``.
+        inputs: What stands in ``numbers`` of both; see ``fit_critic``.
         seed: Seed of the MLP's initial weights.
 
     Returns:
@@ -258,10 +259,10 @@ def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = 
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
         raise missing_extra("scikit-learn", "critic", error) from error
-    mean, scale = fit.hidden.mean(0), fit.hidden.std(0) + 1e-6
-    standard = (fit.hidden - mean) / scale
+    mean, scale = fit.numbers.mean(0), fit.numbers.std(0) + 1e-6
+    standard = (fit.numbers - mean) / scale
     candidates: list[list[Layer]] = []
-    likelihood = inputs == "likelihood"
+    likelihood = inputs != "hidden"
     sizes = [np.ones(standard.shape[1])]
     if likelihood:
         sizes[0][-len(LIKELIHOOD_STATISTICS) :] = EMPHASIS
@@ -277,9 +278,9 @@ def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = 
                 line = LogisticRegression(C=strength, max_iter=2000).fit(standard * size, fit.labels)
                 candidates.append([(line.coef_.T * size[:, None], line.intercept_)])
     folded = [_fold_input(layers, mean, scale) for layers in candidates]
-    best = min(folded, key=lambda layers: _log_loss(logits_of(layers, check.hidden), check.labels))
+    best = min(folded, key=lambda layers: _log_loss(logits_of(layers, check.numbers), check.labels))
     # Platt's scaling calibrates the output: a logistic regression on the head's logit, with almost no penalty.
-    platt = LogisticRegression(C=1e3).fit(logits_of(best, check.hidden)[:, None], check.labels)
+    platt = LogisticRegression(C=1e3).fit(logits_of(best, check.numbers)[:, None], check.labels)
     # A negative slope would turn the ranking around.
     slope, shift = max(float(platt.coef_[0, 0]), 1e-3), float(platt.intercept_[0])
     weights, biases = best[-1]
@@ -292,9 +293,9 @@ def _fold_input(layers: list[Layer], mean: Floats, scale: Floats) -> list[Layer]
     return [(scaled, biases - mean @ scaled), *layers[1:]]
 
 
-def logits_of(layers: Sequence[Layer], hidden: Floats) -> Floats:
-    """Return the log-odds that traces are right, float64 [N], for what the head reads of them, [N, H]."""
-    x = hidden
+def logits_of(layers: Sequence[Layer], numbers: Floats) -> Floats:
+    """Return the log-odds that traces are right, float64 [N], for what the head reads of them, [N, F]."""
+    x = numbers
     for i, (weights, biases) in enumerate(layers):
         x = x @ weights + biases
         x = np.maximum(x, 0.0) if i < len(layers) - 1 else x
@@ -308,7 +309,7 @@ def _log_loss(logits: Floats, labels: NDArray[np.bool_]) -> float:
 def _measure(parts: dict[str, Part], layers: Sequence[Layer], head: str) -> CriticReport:
     """Return the head's figures on the part for testing."""
     test = parts["test"]
-    probability = 0.5 * (1.0 + np.tanh(0.5 * logits_of(layers, test.hidden)))
+    probability = 0.5 * (1.0 + np.tanh(0.5 * logits_of(layers, test.numbers)))
     hits = (probability >= 0.5) == test.labels
     accuracy = wilson(int(hits.sum()), len(hits))
     figures: dict[str, Any] = {

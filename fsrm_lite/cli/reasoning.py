@@ -135,10 +135,11 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
 @click.option("--head", type=click.Choice(("logistic", "mlp")), default="logistic", show_default=True)
 @click.option(
     "--inputs",
-    type=click.Choice(("hidden", "likelihood")),
+    type=click.Choice(("hidden", "likelihood", "pooled")),
     default="hidden",
     show_default=True,
-    help="What the head reads: the last hidden state, or with it how likely the model finds the answer.",
+    help="What the head reads: the last hidden state; with it how likely the model finds the answer; or the latter "
+    "with states from the middle of the model.",
 )
 @click.option("--threshold", default=0.5, show_default=True, help="Accept from this score on, in [0, 1].")
 @click.option("--seed", default=0, show_default=True)

@@ -101,6 +101,11 @@ class FastPath:
         """Whether ``follow`` can say how likely the model finds a text: with a fast graph that can write."""
         return isinstance(self.opened, Graph) and self.opened.can_write
 
+    @property
+    def gives_intermediate(self) -> bool:
+        """Whether ``follow`` gives the states of a layer in the middle of the model too."""
+        return isinstance(self.opened, Graph) and self.opened.gives_intermediate
+
     def encode(self, prompt: Prompt, response: str) -> EncodedResponse:
         """Check a prompt and a response and turn them into ids.
 

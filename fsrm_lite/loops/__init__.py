@@ -9,6 +9,7 @@ own answers to questions with known results, and then tells the reasoner when to
 ``opening``         a reasoner by its name on the command line
 ``distill``         a reasoner's own answers, labelled by the known result: the training data of a critic
 ``critic``          whatever accepts or rejects an answer: the reward model, a fitted head, the reasoner
+``critic_inputs``   what a fitted head reads of an answer, made by the fast model
 ``loop``            propose, review, tell the reasoner, try again, stop or abstain
 ==================  ================================================================================
 """

@@ -1,9 +1,9 @@
 """Critics. A critic reads a question and a reasoner's response to it, and accepts or rejects the response.
 
 There are three: the reward model itself (``RewardCritic``), the reasoner asked about its own answer (``SelfCritic``),
-and a fitted head (``HeadCritic``). The head is a small ONNX network that reads the last hidden state of the fast
-model, whose own weights stay as they are, and, where it was fitted so, how likely that model finds the response. This
-is the lightweight critic of DRR (arXiv 2501.01457).
+and a fitted head (``HeadCritic``). The head is a small ONNX network that reads numbers which the fast model makes of a
+response, such as its last hidden state (``critic_inputs`` has them all). The fast model's own weights stay as they are.
+This is the lightweight critic of DRR (arXiv 2501.01457).
 ``fsrm_lite.export.critic_head`` fits it; here it is only run.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
@@ -25,25 +25,16 @@ from fsrm_lite.checks import expect_one_of
 from fsrm_lite.errors import BundleError, InputError, JudgeError
 from fsrm_lite.files import read_regular
 from fsrm_lite.jsonl import parse_json
+from fsrm_lite.loops.critic_inputs import INPUTS, reader_of
 from fsrm_lite.loops.reasoners import Reasoner, Sampling, Task, ask
 from fsrm_lite.types import JudgePolicy, JudgeSettings, Score
 
 if TYPE_CHECKING:
-    from fsrm_lite.runtimes.reading import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
 CRITIC_FORMAT = 1
 MAX_CRITIC_BYTES = 1 << 30
 """A longer file of a critic is refused before it is in memory. A head has a few megabytes."""
-
-INPUTS = ("hidden", "likelihood")
-"""What a head reads: the last hidden state alone, or behind it how likely the model finds the response."""
-
-LIKELIHOOD_STATISTICS = ("total", "lowest_3", "lowest_8", "entropy", "likeliest", "log_tokens")
-"""What ``likelihood`` says of a response, in this order; see ``likelihood_statistics``."""
-
-READ_AT_ONCE = 64
-"""Responses per call of the fast model. It limits the memory that hidden states take."""
 
 SELF_CRITIQUE = "Question: {question}\nAnswer: {response}\nIs the answer correct?"
 
@@ -172,14 +163,14 @@ def _filled(prompt: str, question: str, response: str) -> str:
 
 
 class HeadCritic:
-    """A small network on the fast model's hidden state. It costs one fast reading per response and writes no token."""
+    """A small network on what the fast model reads of a response. It costs one reading each and writes no token."""
 
     def __init__(self, folder: str | Path, model: FastSlowRM, *, threshold: float | None = None) -> None:
         """Load ``critic.json`` and ``critic.onnx``.
 
         Args:
             folder: The folder that ``fsrm-lite fit-critic`` wrote.
-            model: The reward model whose hidden states the head was fitted on.
+            model: The reward model that the head was fitted on.
             threshold: Accept from this score on, in [0, 1]; None takes the threshold stored in ``critic.json``.
 
         Raises:
@@ -192,130 +183,28 @@ class HeadCritic:
 
     def review(self, items: Sequence[tuple[str, str]]) -> list[Review]:
         """Return one review per (question, response), in order; see ``Critic``."""
-        readings = self._reader.read(items)
-        found = [r.hidden for r in readings if r is not None and r.hidden is not None]
-        scores = iter(self.score(np.stack(found)).tolist() if found else [])
-        verdicts = []
-        for reading in readings:
-            score = next(scores) if reading is not None else None
-            tokens = reading.tokens_read if reading is not None else 0
-            verdicts.append(REJECTED if score is None else Review(score >= self._threshold, score, 0, tokens))
-        return verdicts
+        found = self._reader.read(items)
+        numbers = [one.numbers for one in found if one is not None]
+        scores = iter(self.score(np.stack(numbers)).tolist() if numbers else [])
+        reviews = []
+        for one in found:
+            if one is None:
+                reviews.append(REJECTED)
+                continue
+            score = next(scores)
+            reviews.append(Review(score >= self._threshold, score, tokens_read=one.reading.tokens_read))
+        return reviews
 
-    def score(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    def score(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probability that each response is right.
 
         Args:
-            hidden: What the head's reader gave for N responses, float32, shape [N, H]: hidden states, and behind them
-                the statistics of the likelihood where the head was fitted on these.
+            numbers: What the head's reader gave for N responses, float32, shape [N, F]; see ``ReadResponse``.
 
         Returns:
             float32, shape [N], in [0, 1].
         """
-        return np.asarray(self._session.run(["probability"], {"hidden": hidden})[0], dtype=np.float32)[:, 0]
-
-
-class HiddenReader:
-    """Reads responses with the fast model and keeps the last hidden state of each.
-
-    The last hidden state is the vector from which the model computes the logits of its first output token.
-    """
-
-    def __init__(self, model: FastSlowRM) -> None:
-        """Use a loaded model's fast path and its prompt for a single response."""
-        self._fast = model.fast
-        self._encoder = model.encoder
-
-    def read(self, items: Sequence[tuple[str, str]]) -> list[FastReading | None]:
-        """Return one reading per (question, response), in order.
-
-        Where the text cannot be read (it is empty, too long or not valid text) there is None instead.
-        """
-        encoded = each_or_none(lambda part: [self._encoder.pointwise_fast(*item) for item in part], items, InputError)
-        where = [i for i, ids in enumerate(encoded) if ids is not None]
-        sequences = [ids for ids in encoded if ids is not None]
-        readings: list[FastReading | None] = [None] * len(items)
-        for start in range(0, len(where), READ_AT_ONCE):
-            found = self._fast.readings(sequences[start : start + READ_AT_ONCE], hidden=True)
-            for i, reading in zip(where[start : start + READ_AT_ONCE], found, strict=True):
-                readings[i] = reading
-        return readings
-
-
-class LikelihoodReader:
-    """Reads responses with the fast model and keeps, behind the hidden state, how likely it finds each of them.
-
-    A model that could have written a right solution finds a wrong step unlikely. Each response is read by itself, and
-    the head of the model is computed for each of its tokens.
-    """
-
-    def __init__(self, model: FastSlowRM) -> None:
-        """Use a loaded model's fast path and its prompt for a single response.
-
-        Raises:
-            BundleError: If the model's fast graph does not give the logits of its vocabulary.
-        """
-        if not model.fast.follows:
-            raise BundleError(
-                f"the fast graph of {model.bundle.manifest.name!r} does not give the logits of its vocabulary, which "
-                "the likelihood of a response needs; export it again, or take the hidden state alone"
-            )
-        self._fast = model.fast
-        self._encoder = model.encoder
-
-    def read(self, items: Sequence[tuple[str, str]]) -> list[FastReading | None]:
-        """Return one reading per (question, response), in order; None where the text cannot be read.
-
-        Its ``hidden`` is the hidden state, and behind it the ``LIKELIHOOD_STATISTICS`` of the response.
-        """
-        return each_or_none(lambda part: [self._read(*item) for item in part], items, InputError)
-
-    def _read(self, question: str, response: str) -> FastReading:
-        ids = self._encoder.pointwise_fast(question, response)
-        # What all responses to the question share at both ends is not theirs. The two probes begin and end unlike.
-        one, other = (self._encoder.pointwise_fast(question, probe) for probe in ("a", "1"))
-        start, behind = _common(one, other), _common(one[::-1], other[::-1])
-        found = self._fast.follow(ids, max(1, start), max(start + 1, len(ids) - behind))
-        assert found.reading.hidden is not None
-        statistics = likelihood_statistics(found.log_p, found.best, found.entropy)
-        return replace(found.reading, hidden=np.concatenate([found.reading.hidden, statistics]))
-
-
-def reader_of(model: FastSlowRM, inputs: str) -> HiddenReader | LikelihoodReader:
-    """Return the reader for one of ``INPUTS``.
-
-    Raises:
-        InputError: If there is no such reader.
-        BundleError: If the model cannot give what it reads.
-    """
-    expect_one_of(INPUTS, "inputs", inputs)
-    return LikelihoodReader(model) if inputs == "likelihood" else HiddenReader(model)
-
-
-def likelihood_statistics(
-    log_p: NDArray[np.float64], best: NDArray[np.float64], entropy: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Return how likely a model finds a text, in few numbers.
-
-    Args:
-        log_p: Log-probability of each token, in nats, shape [n], n at least 1.
-        best: That of the likeliest token in its place, shape [n].
-        entropy: Entropy of each token's distribution, in nats, shape [n].
-
-    Returns:
-        float32, one number for each of ``LIKELIHOOD_STATISTICS``: the sum of the log-probabilities, the mean of the 3
-        and of the 8 lowest, the mean entropy, the share of tokens that were the likeliest, and the log of their number.
-    """
-    lowest = np.sort(log_p)
-    numbers = (
-        log_p.sum(),
-        lowest[:3].mean(),
-        lowest[:8].mean(),
-        entropy.mean(),
-        (log_p >= best).mean(),
-        np.log(len(log_p)),
-    )
-    return np.array(numbers, dtype=np.float32)
+        return np.asarray(self._session.run(["probability"], {"hidden": numbers})[0], dtype=np.float32)[:, 0]
 
 
 def read_critic(folder: Path, model: FastSlowRM) -> dict[str, Any]:
@@ -366,11 +255,6 @@ def backbone_hash(model: FastSlowRM) -> str:
     return hashlib.sha256(
         "".join(files[role].sha256 for role in ("fast", "fast_data") if role in files).encode()
     ).hexdigest()
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences share at their beginning."""
-    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _open_session(path: Path) -> Any:  # noqa: ANN401 - onnxruntime ships no types

@@ -51,12 +51,15 @@ class FollowedText:
         log_p: Log-probability of each of the tokens, given those before it, in nats, float64 [n].
         best: Log-probability of the likeliest token in its place, float64 [n].
         entropy: Entropy of the distribution that each token was drawn from, in nats, float64 [n].
+        intermediate: States of a layer in the middle of the model at every position of the sequence, float32
+            [length, H]; None where the runtime does not give them.
     """
 
     reading: FastReading
     log_p: NDArray[np.float64]
     best: NDArray[np.float64]
     entropy: NDArray[np.float64]
+    intermediate: NDArray[np.float32] | None = None
 
 
 class Reader(Protocol):

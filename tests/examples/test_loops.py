@@ -197,7 +197,7 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     report = json.loads((out / "real_traces.json").read_text())["figures"]
     assert report["pick, pass@N"]["value"] == 1.0
     assert report["AUROC, critic on hidden state and likelihood"]["value"] > 0.7
-    found = report["AUROC, critic on hidden state and likelihood"]
+    found = report["AUROC, critic on pooled states and likelihood"]
     assert 0.7 < found["low"] <= found["value"] <= found["high"]
     assert report["right among the 100% accepted"]["value"] == pytest.approx(report["pick, one at random"]["value"])
     (cache,) = out.glob("features-*.jsonl")
@@ -205,7 +205,7 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     cache.write_bytes(whole[:-40])  # a run that was cut off in the midst of a line
     example.main(common)
     assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
-    monkeypatch.setattr(example.LikelihoodReader, "read", None)  # nothing is read a second time
+    monkeypatch.setattr(example.FollowingReader, "read", None)  # nothing is read a second time
     example.main(common)
     assert json.loads((out / "real_traces.json").read_text())["figures"] == report
 

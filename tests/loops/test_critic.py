@@ -12,14 +12,8 @@ from helpers.loops import readable_model
 
 from fsrm_lite.errors import BundleError, CalibrationError, InputError, MissingExtraError
 from fsrm_lite.export.critic_head import fit_critic, network_bytes
-from fsrm_lite.loops.critic import (
-    LIKELIHOOD_STATISTICS,
-    REJECTED,
-    HeadCritic,
-    _open_session,
-    likelihood_statistics,
-    reader_of,
-)
+from fsrm_lite.loops.critic import REJECTED, HeadCritic, _open_session
+from fsrm_lite.loops.critic_inputs import LIKELIHOOD_STATISTICS, likelihood_statistics, reader_of
 from fsrm_lite.loops.distill import Trace
 
 pytest.importorskip("sklearn")
@@ -176,18 +170,19 @@ def sums(questions=150, seed=0):
     return traces
 
 
-def test_a_head_on_the_likelihood_tells_what_the_model_would_not_write(tmp_path, rm):
+@pytest.mark.parametrize("inputs", ["likelihood", "pooled"])
+def test_a_head_on_the_likelihood_tells_what_the_model_would_not_write(tmp_path, rm, inputs):
     traces = list({(t.question, t.response): t for t in sums()}.values())
-    report = fit_critic(traces, rm, tmp_path, inputs="likelihood")
+    report = fit_critic(traces, rm, tmp_path, inputs=inputs)
     assert report.auroc > 0.9
-    assert json.loads((tmp_path / "critic.json").read_text())["inputs"] == "likelihood"
+    assert json.loads((tmp_path / "critic.json").read_text())["inputs"] == inputs
     critic = HeadCritic(tmp_path, rm)
     items = [(t.question, t.response) for t in traces[:20]] + [("", ""), ("q", "")]
     found = critic.review(items)
     assert found[-2:] == [REJECTED, REJECTED]
     assert critic.review(items[:1]) == found[:1]  # a trace is read by itself
     assert np.mean([r.accept == bool(t.label) for r, t in zip(found, traces, strict=False)]) > 0.7
-    (tmp_path / "critic.json").write_text((tmp_path / "critic.json").read_text().replace('"likelihood"', '"stars"'))
+    (tmp_path / "critic.json").write_text((tmp_path / "critic.json").read_text().replace(f'"{inputs}"', '"stars"'))
     with pytest.raises(BundleError, match="inputs is 'stars'"):
         HeadCritic(tmp_path, rm)
 
@@ -199,10 +194,30 @@ def test_a_reader_of_the_likelihood_keeps_the_hidden_state_before_it(rm):
     assert [r is None for r in follow] == [r is None for r in plain] == [False, True, False]
     for one, other in zip(plain, follow, strict=True):
         if one is not None:
-            width = len(one.hidden)
-            assert len(other.hidden) == width + len(LIKELIHOOD_STATISTICS)
-            assert other.hidden[:width] == pytest.approx(one.hidden, abs=0.2)  # int8 sums, other company in the row
-            assert other.tokens_read == one.tokens_read + one.tokens_shared
+            width = len(one.numbers)
+            assert len(other.numbers) == width + len(LIKELIHOOD_STATISTICS)
+            assert other.numbers[:width] == pytest.approx(one.numbers, abs=0.2)  # int8 sums, other company in the row
+            assert other.reading.tokens_read == one.reading.tokens_read + one.reading.tokens_shared
+
+
+def test_pooled_states_are_those_of_the_question_the_response_and_its_last_token(rm, monkeypatch):
+    (trace,) = sums(1)[:1]
+    width, follow = rm.bundle.manifest.card["architecture"]["hidden_size"], rm.fast.follow
+    (real,) = reader_of(rm, "pooled").read([(trace.question, trace.response)])
+    assert real.numbers.shape == (3 * width + len(LIKELIHOOD_STATISTICS),)
+    assert real.numbers.dtype == np.float32
+
+    def positions(ids, start, end):  # every state is the position that it belongs to
+        return replace(follow(ids, start, end), intermediate=np.arange(len(ids), dtype=np.float32)[:, None])
+
+    monkeypatch.setattr(rm.fast, "follow", positions)
+    (found,) = reader_of(rm, "pooled").read([(trace.question, trace.response)])
+    ids = rm.encoder.pointwise_fast(trace.question, trace.response)
+    last = int(found.numbers[2])
+    start = int(2 * found.numbers[1]) - last
+    assert found.numbers[0] == (start - 1) / 2
+    assert "".join(rm.encoder.decode(ids[start : last + 1]).split()) == "".join(trace.response.split())
+    assert found.numbers[3:] == pytest.approx(real.numbers[3 * width :])
 
 
 def test_likelihood_statistics_by_hand():
@@ -218,3 +233,12 @@ def test_a_model_without_logits_has_no_likelihood(rm, monkeypatch):
         reader_of(rm, "likelihood")
     with pytest.raises(InputError, match="inputs is 'length'"):
         reader_of(rm, "length")
+
+
+def test_a_model_without_states_of_its_middle_is_told_what_else_to_take(tmp_path, rm, monkeypatch):
+    monkeypatch.setattr(rm.fast.opened, "gives_intermediate", False)
+    with pytest.raises(BundleError, match=r"states of a layer in its middle.*export it again.*or take 'likelihood'"):
+        fit_critic(sums(), rm, tmp_path, inputs="pooled")
+    assert not list(tmp_path.iterdir())
+    assert rm.fast.follow([1, 2, 3], 1, 2).intermediate is None
+    reader_of(rm, "likelihood")

@@ -74,10 +74,12 @@ class Graph:
         present_names: The outputs that have the same and the new tokens' behind them, in the same order.
         token_axes: The axis of each of these that counts tokens.
         empty: Pasts without a token, as ONNX Runtime's arrays.
-        can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Graphs of exporters
-            of before do not.
+        can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Older graphs
+            do not.
         writes_in_place: Whether ``write`` can be called: the graph keeps keys and values in place, and the compiled
             operators are there, without which that would cost more than to join them anew.
+        gives_intermediate: Whether the graph gives the states of a layer in its middle. Older graphs do not,
+            nor do those with a scalar head or a single layer.
         can_think: Whether it can write, and its verdicts were not out of tolerance when it was exported.
     """
 
@@ -135,7 +137,7 @@ class Graph:
         self.token_bytes = sum(
             int(np.prod([n for n in i.shape if n != "P"])) * np.dtype(_DTYPES[i.type]).itemsize for i in pasts
         )
-        self.can_write = any(output.name == "logits" for output in self._session.get_outputs())
+        self.can_write, self.gives_intermediate = "logits" in made, "intermediate" in made
         self.can_think = self.can_write and metadata.get("fsrm.thinks") != "no"
         names = {i.name for i in inputs}
         self._chooses, self._pools = "distribution" in names, "writing" in names

@@ -98,7 +98,8 @@ class FastModel:
         nothing = State(0, self.graph.empty)
         row = chunk_row(Prefix(), Prefix(ids, (len(ids),)))
         places = list(range(len(ids)))
-        (states,) = (v.numpy() for v in self._run(["hidden"], row, nothing, places, self._no_carry(), range(0)))
+        asked = ["hidden", "intermediate"] if self.graph.gives_intermediate else ["hidden"]
+        states, *middle = (v.numpy() for v in self._run(asked, row, nothing, places, self._no_carry(), range(0)))
         # Where the model stands before each token, and at last behind the whole text.
         before = np.concatenate([states[start - 1 : end - 1], states[-1:]])
         one = chunk_row(Prefix(), Prefix(ids[:1], (1,)))
@@ -112,13 +113,14 @@ class FastModel:
             tokens = np.array(ids[start + at : start + at + len(carry)][: end - start - at], dtype=np.int64)
             parts.append([labels, mass, entropy, logits[np.arange(len(tokens)), tokens], logits.max(axis=1)])
         labels, mass, entropy, chosen, top = (np.concatenate(part) for part in zip(*parts, strict=True))
-        if not all(np.isfinite(part).all() for part in (labels, mass, entropy, chosen, top)):
+        if not all(np.isfinite(part).all() for part in (labels, mass, entropy, chosen, top, *middle)):
             raise BundleError("the fast graph gave a reading that is not finite; its weights are damaged")
         mass = mass.astype(np.float64)
         reading = FastReading(
             tuple(float(x) for x in labels[-1]), float(mass[-1]), float(entropy[-1]), len(ids), 0, states[-1].copy()
         )
-        return FollowedText(reading, chosen - mass[:-1], top[:-1] - mass[:-1], entropy[:-1].astype(np.float64))
+        log_p, best = chosen - mass[:-1], top[:-1] - mass[:-1]
+        return FollowedText(reading, log_p, best, entropy[:-1].astype(np.float64), *middle)
 
     def forget(self) -> None:
         """Forget the kept prefixes, so that the next call computes, and counts, what a new model would."""

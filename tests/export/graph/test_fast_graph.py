@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers.fast import LABELS, SHAPES, make_checkpoint, random_sequences, reference
+from transformers import AutoModelForCausalLM
 
 from fsrm_lite.errors import ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
@@ -49,6 +51,26 @@ def test_fp32_graph_equals_transformers(tmp_path, kind, overrides):
     gaps = _largest_gaps(tmp_path / "fast.onnx", folder, random_sequences(1, 7))
     assert files == [tmp_path / "fast.onnx"]
     assert max(gaps.values()) < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "layers", "at"), [(kind, 10, 7) for kind in SHAPES] + [("qwen3", 2, 0)])
+def test_intermediate_states_are_the_residual_behind_the_attention_of_their_layer(tmp_path, kind, layers, at):
+    folder = make_checkpoint(tmp_path / "checkpoint", kind, layers=layers)
+    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, precision="fp32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    seen = []
+    model.model.layers[at].post_attention_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (ids,) = random_sequences(4, 1)
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    found = FastModel(tmp_path / "fast.onnx", threads=1).follow(ids, 1, len(ids))
+    assert found.intermediate == pytest.approx(seen[0][0].numpy(), abs=1e-4)
+
+
+def test_a_graph_of_one_layer_gives_no_intermediate_states(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint", layers=1)
+    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, precision="fp32")
+    assert FastModel(tmp_path / "fast.onnx", threads=1).follow([1, 2, 3], 1, 2).intermediate is None
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("int8", 0.25), ("int4", 2.0)])

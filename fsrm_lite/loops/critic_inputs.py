@@ -1,0 +1,179 @@
+"""What a fitted critic reads of a response: the numbers that its head takes, made by the fast model.
+
+There are three kinds, the ``INPUTS``:
+
+- ``hidden``: the last hidden state, the vector from which the model computes the logits of its first output token. It
+  costs no more than a score.
+- ``likelihood``: behind it six numbers that say how likely the model finds the response. A model that could have
+  written a right solution finds a wrong step unlikely.
+- ``pooled``: in place of the last hidden state, states of a layer in the middle of the model: their mean over the
+  question, their mean over the response, and the one of the response's last token. The same six numbers follow. What
+  the model knows about a text is spread over its tokens, and its last layers are about the next token.
+
+For the last two each response is read by itself, and the model's vocabulary head is computed for each of its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fsrm_lite.batches import each_or_none
+from fsrm_lite.checks import expect_one_of
+from fsrm_lite.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from fsrm_lite.runtimes.reading import FastReading
+    from fsrm_lite.scorer import FastSlowRM
+
+INPUTS = ("hidden", "likelihood", "pooled")
+"""What a head can read; see the top of this module."""
+
+LIKELIHOOD_STATISTICS = ("total", "lowest_3", "lowest_8", "entropy", "likeliest", "log_tokens")
+"""What ``likelihood`` and ``pooled`` say of a response at their end, in this order; see ``likelihood_statistics``."""
+
+READ_AT_ONCE = 64
+"""Responses per call of the fast model. It limits the memory that hidden states take."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResponse:
+    """What was read of one response.
+
+    Attributes:
+        reading: The model's reading behind it, with the last hidden state.
+        numbers: What the head takes, float32 [F]. With H for the width of the model, F is H for ``hidden``, H + 6 for
+            ``likelihood``, and 3 H + 6 for ``pooled``.
+    """
+
+    reading: FastReading
+    numbers: NDArray[np.float32]
+
+
+class ResponseReader(Protocol):
+    """Reads responses for a head."""
+
+    def read(self, items: Sequence[tuple[str, str]]) -> list[ReadResponse | None]:
+        """Return what was read of each (question, response), in order.
+
+        Where the text cannot be read (it is empty, too long or not valid text) there is None instead.
+        """
+        ...
+
+
+def reader_of(model: FastSlowRM, inputs: str) -> ResponseReader:
+    """Return the reader for one of ``INPUTS``.
+
+    Raises:
+        InputError: If there is no such reader.
+        BundleError: If the model cannot give what it reads.
+    """
+    expect_one_of(INPUTS, "inputs", inputs)
+    return HiddenReader(model) if inputs == "hidden" else FollowingReader(model, pooled=inputs == "pooled")
+
+
+class HiddenReader:
+    """Reads many responses at once, and keeps the last hidden state of each."""
+
+    def __init__(self, model: FastSlowRM) -> None:
+        """Use a loaded model's fast path and its prompt for a single response."""
+        self._fast = model.fast
+        self._encoder = model.encoder
+
+    def read(self, items: Sequence[tuple[str, str]]) -> list[ReadResponse | None]:
+        """Return what was read of each (question, response); see ``ResponseReader``."""
+        encoded = each_or_none(lambda part: [self._encoder.pointwise_fast(*item) for item in part], items, InputError)
+        where = [i for i, ids in enumerate(encoded) if ids is not None]
+        sequences = [ids for ids in encoded if ids is not None]
+        found: list[ReadResponse | None] = [None] * len(items)
+        for start in range(0, len(where), READ_AT_ONCE):
+            readings = self._fast.readings(sequences[start : start + READ_AT_ONCE], hidden=True)
+            for i, reading in zip(where[start : start + READ_AT_ONCE], readings, strict=True):
+                assert reading.hidden is not None
+                found[i] = ReadResponse(reading, reading.hidden)
+        return found
+
+
+class FollowingReader:
+    """Follows each response token by token: how likely the model finds it, and what its states are on the way."""
+
+    def __init__(self, model: FastSlowRM, *, pooled: bool) -> None:
+        """Use a loaded model's fast path and its prompt for a single response.
+
+        Args:
+            model: A loaded reward model.
+            pooled: Whether the numbers begin with the states of the middle; else with the last hidden state.
+
+        Raises:
+            BundleError: If the model's fast graph does not give what is needed.
+        """
+        name = model.bundle.manifest.name
+        if not model.fast.follows:
+            raise BundleError(
+                f"the fast graph of {name!r} does not give the logits of its vocabulary, which "
+                "the likelihood of a response needs; export it again, or take the hidden state alone"
+            )
+        if pooled and not model.fast.gives_intermediate:
+            raise BundleError(
+                f"the fast graph of {name!r} does not give the states of a layer in its middle, which 'pooled' needs; "
+                "export it again (a model of one layer has none), or take 'likelihood'"
+            )
+        self._fast = model.fast
+        self._encoder = model.encoder
+        self._pooled = pooled
+
+    def read(self, items: Sequence[tuple[str, str]]) -> list[ReadResponse | None]:
+        """Return what was read of each (question, response); see ``ResponseReader``."""
+        return each_or_none(lambda part: [self._read(*item) for item in part], items, InputError)
+
+    def _read(self, question: str, response: str) -> ReadResponse:
+        ids = self._encoder.pointwise_fast(question, response)
+        # What all responses to the question share at both ends is not theirs. The two probes begin and end unlike.
+        one, other = (self._encoder.pointwise_fast(question, probe) for probe in ("a", "1"))
+        start = max(1, _common(one, other))
+        end = max(start + 1, len(ids) - _common(one[::-1], other[::-1]))
+        found = self._fast.follow(ids, start, end)
+        reading, states = found.reading, found.intermediate
+        assert reading.hidden is not None
+        if self._pooled:
+            assert states is not None
+            vectors = [states[:start].mean(axis=0), states[start:end].mean(axis=0), states[end - 1]]
+        else:
+            vectors = [reading.hidden]
+        statistics = likelihood_statistics(found.log_p, found.best, found.entropy)
+        return ReadResponse(reading, np.concatenate([*vectors, statistics]))
+
+
+def likelihood_statistics(
+    log_p: NDArray[np.float64], best: NDArray[np.float64], entropy: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return how likely a model finds a text, in few numbers.
+
+    Args:
+        log_p: Log-probability of each token, in nats, shape [n], n at least 1.
+        best: That of the likeliest token in its place, shape [n].
+        entropy: Entropy of each token's distribution, in nats, shape [n].
+
+    Returns:
+        float32, one number for each of ``LIKELIHOOD_STATISTICS``: the sum of the log-probabilities, the mean of the 3
+        and of the 8 lowest, the mean entropy, the share of tokens that were the likeliest, and the log of their number.
+    """
+    lowest = np.sort(log_p)
+    numbers = (
+        log_p.sum(),
+        lowest[:3].mean(),
+        lowest[:8].mean(),
+        entropy.mean(),
+        (log_p >= best).mean(),
+        np.log(len(log_p)),
+    )
+    return np.array(numbers, dtype=np.float32)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences share at their beginning."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
