@@ -102,7 +102,8 @@ def read(rm: FastSlowRM, traces: Sequence[Trace], cache: Path, minutes: float) -
                 if time.monotonic() - start > 60 * minutes:
                     break
                 (one,) = reader.read([(trace.question, trace.response)])
-                if one is not None and one.reading.hidden is not None:
+                if one is not None:
+                    assert one.reading.hidden is not None
                     found = Features(one.reading.hidden, one.numbers, fast_logit(one.reading, rm))
                     hidden, pooled = (base64.b64encode(x.tobytes()).decode() for x in (found.hidden, found.pooled))
                     file.write(dump_row({"key": key_of(trace), "fast": found.fast, "hidden": hidden, "pooled": pooled}))
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     groups = chosen(options.traces, options.questions, options.seed)
     with FastSlowRM.from_pretrained(options.model, threads=options.threads) as rm:
-        cache = options.output / f"features-{backbone_hash(rm)[:12]}.jsonl"
+        cache = options.output / f"read-{backbone_hash(rm)[:12]}.jsonl"
         known = read(rm, [trace for group in groups for trace in group], cache, options.minutes)
     groups = [group for group in groups if all(key_of(t) in known for t in group)]
     if len(groups) < LEAST_QUESTIONS:

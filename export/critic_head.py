@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fsrm_lite.errors import CalibrationError, InputError, missing_extra
 from fsrm_lite.gate import signals
 from fsrm_lite.loops.critic import CRITIC_FORMAT, backbone_hash
-from fsrm_lite.loops.critic_inputs import LIKELIHOOD_STATISTICS, READ_AT_ONCE, reader_of
+from fsrm_lite.loops.critic_inputs import LIKELIHOOD_STATISTICS, READ_AT_ONCE, Inputs, reader_of
 from fsrm_lite.loops.distill import Trace
 from fsrm_lite.measure.intervals import wilson
 from fsrm_lite.measure.metrics import auroc, brier, ece
@@ -112,7 +112,7 @@ def fit_critic(
     out: Path,
     *,
     head: Literal["logistic", "mlp"] = "logistic",
-    inputs: Literal["hidden", "likelihood", "pooled"] = "hidden",
+    inputs: Inputs = "hidden",
     threshold: float = 0.5,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -127,9 +127,9 @@ def fit_critic(
         model: A loaded reward model.
         out: Folder for ``critic.json`` and ``critic.onnx``; made if missing.
         head: "logistic" or "mlp" (one hidden layer of 32).
-        inputs: What the head reads: "hidden", the last hidden state; "likelihood", behind it how likely the model
-            finds the response; or "pooled", the latter behind states of a layer in the middle, for the question, the
-            response, and its last token. For the last two each trace is read by itself.
+        inputs: What the head reads: "hidden", the last hidden state; "likelihood", the same and how likely the model
+            finds the response; or "pooled", that likelihood and, in place of the last hidden state, states of a layer
+            in the middle. ``fsrm_lite.loops.critic_inputs`` says it exactly.
         threshold: Score in [0, 1] from which on the critic accepts an answer.
         seed: Seed of the MLP's initial weights.
         progress: Called with the number of traces read since the last call.
@@ -139,6 +139,7 @@ def fit_critic(
 
     Raises:
         CalibrationError: If a part has too few questions or only one kind of label.
+        BundleError: If the model cannot give these inputs.
         MissingExtraError: If scikit-learn or onnx is not installed.
         InputError: If an argument is out of range.
     """
@@ -262,9 +263,9 @@ def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = 
     mean, scale = fit.numbers.mean(0), fit.numbers.std(0) + 1e-6
     standard = (fit.numbers - mean) / scale
     candidates: list[list[Layer]] = []
-    likelihood = inputs != "hidden"
+    statistics = inputs != "hidden"
     sizes = [np.ones(standard.shape[1])]
-    if likelihood:
+    if statistics:
         sizes[0][-len(LIKELIHOOD_STATISTICS) :] = EMPHASIS
         sizes.append(np.where(sizes[0] == EMPHASIS, EMPHASIS, 0.0))
     if head == "mlp":
@@ -273,7 +274,7 @@ def fit_layers(fit: Part, check: Part, *, head: str = "logistic", inputs: str = 
         ).fit(standard, fit.labels)
         candidates.append(list(zip(found.coefs_, found.intercepts_, strict=True)))
     else:
-        for strength in LIKELIHOOD_STRENGTHS if likelihood else STRENGTHS:
+        for strength in LIKELIHOOD_STRENGTHS if statistics else STRENGTHS:
             for size in sizes:
                 line = LogisticRegression(C=strength, max_iter=2000).fit(standard * size, fit.labels)
                 candidates.append([(line.coef_.T * size[:, None], line.intercept_)])

@@ -138,8 +138,8 @@ def distill(questions: Path, output: Path, reasoner: str, model: str | None, **o
     type=click.Choice(("hidden", "likelihood", "pooled")),
     default="hidden",
     show_default=True,
-    help="What the head reads: the last hidden state; with it how likely the model finds the answer; or the latter "
-    "with states from the middle of the model.",
+    help="What the head reads. hidden: the last hidden state; likelihood: the same, and how likely the model finds the "
+    "answer; pooled: that likelihood, and states from the middle of the model.",
 )
 @click.option("--threshold", default=0.5, show_default=True, help="Accept from this score on, in [0, 1].")
 @click.option("--seed", default=0, show_default=True)

@@ -230,10 +230,10 @@ class FastPath:
         with self.precedence.reading():
             return self._model.read(sequences, hidden=hidden)
 
-    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+    def follow(self, sequence: Sequence[int], start: int, end: int, *, intermediate: bool = False) -> FollowedText:
         """Return how likely the model finds some tokens of a sequence, for a critic; see ``Reader.follow``."""
         with self.precedence.reading():
-            return self._model.follow(sequence, start, end)
+            return self._model.follow(sequence, start, end, intermediate=intermediate)
 
     def forget(self) -> None:
         """Forget what earlier calls left in memory; see ``Reader.forget``."""

@@ -199,11 +199,21 @@ class HeadCritic:
         """Return the probability that each response is right.
 
         Args:
-            numbers: What the head's reader gave for N responses, float32, shape [N, F]; see ``ReadResponse``.
+            numbers: What the head's reader gave for N responses, float32, shape [N, F]: of each the ``numbers`` of
+                ``fsrm_lite.loops.critic_inputs.ReadResponse``.
 
         Returns:
             float32, shape [N], in [0, 1].
+
+        Raises:
+            BundleError: If the head takes another count of numbers.
         """
+        taken = self._session.get_inputs()[0].shape[1]
+        if numbers.shape[1] != taken:
+            raise BundleError(
+                f"critic.onnx takes {taken} numbers of each response, and {numbers.shape[1]} were read; "
+                "the inputs in critic.json are not those that it was fitted on; fit it again"
+            )
         return np.asarray(self._session.run(["probability"], {"hidden": numbers})[0], dtype=np.float32)[:, 0]
 
 

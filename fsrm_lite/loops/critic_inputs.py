@@ -6,9 +6,10 @@ There are three kinds, the ``INPUTS``:
   costs no more than a score.
 - ``likelihood``: behind it six numbers that say how likely the model finds the response. A model that could have
   written a right solution finds a wrong step unlikely.
-- ``pooled``: in place of the last hidden state, states of a layer in the middle of the model: their mean over the
-  question, their mean over the response, and the one of the response's last token. The same six numbers follow. What
-  the model knows about a text is spread over its tokens, and its last layers are about the next token.
+- ``pooled``: in place of the last hidden state, states of a layer at 0.7 of the model's depth: their mean from the
+  question's first token up to the response, their mean over the response, and the one of the response's last token. The
+  same six numbers follow. What the model knows about a text is spread over its tokens, and its last layers are about
+  the next token.
 
 For the last two each response is read by itself, and the model's vocabulary head is computed for each of its tokens.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,16 @@ if TYPE_CHECKING:
     from fsrm_lite.runtimes.reading import FastReading
     from fsrm_lite.scorer import FastSlowRM
 
-INPUTS = ("hidden", "likelihood", "pooled")
+Inputs: TypeAlias = Literal["hidden", "likelihood", "pooled"]
 """What a head can read; see the top of this module."""
+
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)
 
 LIKELIHOOD_STATISTICS = ("total", "lowest_3", "lowest_8", "entropy", "likeliest", "log_tokens")
 """What ``likelihood`` and ``pooled`` say of a response at their end, in this order; see ``likelihood_statistics``."""
+
+PROBES = ("a", "1")
+"""Two texts that have no token in common."""
 
 READ_AT_ONCE = 64
 """Responses per call of the fast model. It limits the memory that hidden states take."""
@@ -98,6 +104,16 @@ class HiddenReader:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a question and a response stand: from ``first`` to before ``start``, and from there to before ``end``."""
+
+    ids: Sequence[int]
+    first: int
+    start: int
+    end: int
+
+
 class FollowingReader:
     """Follows each response token by token: how likely the model finds it, and what its states are on the way."""
 
@@ -114,13 +130,14 @@ class FollowingReader:
         name = model.bundle.manifest.name
         if not model.fast.follows:
             raise BundleError(
-                f"the fast graph of {name!r} does not give the logits of its vocabulary, which "
-                "the likelihood of a response needs; export it again, or take the hidden state alone"
+                f"{name!r} does not give the logits of its vocabulary, which the likelihood of a response needs: it "
+                "has a scalar head, or is an encoder or a GGUF file, or was exported by an older version. If the last, "
+                "export its checkpoint again; if not, take another model, or a head on the hidden state alone"
             )
         if pooled and not model.fast.gives_intermediate:
             raise BundleError(
                 f"the fast graph of {name!r} does not give the states of a layer in its middle, which 'pooled' needs; "
-                "export it again (a model of one layer has none), or take 'likelihood'"
+                "export it again (a model of one layer has none), or fit a critic with the inputs 'likelihood'"
             )
         self._fast = model.fast
         self._encoder = model.encoder
@@ -128,22 +145,28 @@ class FollowingReader:
 
     def read(self, items: Sequence[tuple[str, str]]) -> list[ReadResponse | None]:
         """Return what was read of each (question, response); see ``ResponseReader``."""
-        return each_or_none(lambda part: [self._read(*item) for item in part], items, InputError)
+        places = each_or_none(lambda part: [self._place(*item) for item in part], items, InputError)
+        return [None if place is None else self._read(place) for place in places]
 
-    def _read(self, question: str, response: str) -> ReadResponse:
+    def _place(self, question: str, response: str) -> _Place:
+        """Return the ids of a prompt, and where question and response stand in it."""
         ids = self._encoder.pointwise_fast(question, response)
-        # What all responses to the question share at both ends is not theirs. The two probes begin and end unlike.
-        one, other = (self._encoder.pointwise_fast(question, probe) for probe in ("a", "1"))
+        # What all questions share at the beginning is not the question's, and what all responses to it share at both
+        # ends is not the response's. The two probes begin and end unlike.
+        first = _common(*(self._encoder.pointwise_fast(probe, response) for probe in PROBES))
+        one, other = (self._encoder.pointwise_fast(question, probe) for probe in PROBES)
         start = max(1, _common(one, other))
         end = max(start + 1, len(ids) - _common(one[::-1], other[::-1]))
-        found = self._fast.follow(ids, start, end)
+        return _Place(ids, min(first, start - 1), start, end)
+
+    def _read(self, place: _Place) -> ReadResponse:
+        found = self._fast.follow(place.ids, place.start, place.end, intermediate=self._pooled)
         reading, states = found.reading, found.intermediate
         assert reading.hidden is not None
-        if self._pooled:
-            assert states is not None
-            vectors = [states[:start].mean(axis=0), states[start:end].mean(axis=0), states[end - 1]]
-        else:
-            vectors = [reading.hidden]
+        vectors = [reading.hidden]
+        if states is not None:
+            question, response = states[place.first : place.start], states[place.start : place.end]
+            vectors = [question.mean(axis=0), response.mean(axis=0), response[-1]]
         statistics = likelihood_statistics(found.log_p, found.best, found.entropy)
         return ReadResponse(reading, np.concatenate([*vectors, statistics]))
 

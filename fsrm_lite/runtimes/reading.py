@@ -51,8 +51,8 @@ class FollowedText:
         log_p: Log-probability of each of the tokens, given those before it, in nats, float64 [n].
         best: Log-probability of the likeliest token in its place, float64 [n].
         entropy: Entropy of the distribution that each token was drawn from, in nats, float64 [n].
-        intermediate: States of a layer in the middle of the model at every position of the sequence, float32
-            [length, H]; None where the runtime does not give them.
+        intermediate: States of a layer in the middle of the model at each of the sequence's S positions, float32
+            [S, H], with H for the model's width; None unless they were asked for.
     """
 
     reading: FastReading
@@ -84,7 +84,7 @@ class Reader(Protocol):
             BundleError: If hidden states are asked for, and the runtime gives none.
         """
 
-    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+    def follow(self, sequence: Sequence[int], start: int, end: int, *, intermediate: bool = False) -> FollowedText:
         """Read one sequence, and how likely the model finds its tokens from ``start`` to before ``end``.
 
         The sequence is read by itself, nothing of it is shared with others, and each of these tokens costs a product
@@ -94,10 +94,11 @@ class Reader(Protocol):
             sequence: Token ids.
             start: Position of the first of the tokens, at least 1.
             end: Position behind the last one, above ``start`` and at most the length of the sequence.
+            intermediate: Also return the states of a layer in the middle.
 
         Raises:
             InputError: On an id outside the vocabulary, or positions out of range.
-            BundleError: If the runtime does not give the logits of the vocabulary, or no hidden states.
+            BundleError: If the runtime does not give the logits of the vocabulary, or no states that are asked for.
         """
 
     def check(self, vocab_size: int, label_ids: Sequence[int], head: str = "vocabulary") -> None:

@@ -182,7 +182,11 @@ def test_a_head_on_the_likelihood_tells_what_the_model_would_not_write(tmp_path,
     assert found[-2:] == [REJECTED, REJECTED]
     assert critic.review(items[:1]) == found[:1]  # a trace is read by itself
     assert np.mean([r.accept == bool(t.label) for r, t in zip(found, traces, strict=False)]) > 0.7
-    (tmp_path / "critic.json").write_text((tmp_path / "critic.json").read_text().replace(f'"{inputs}"', '"stars"'))
+    written = (tmp_path / "critic.json").read_text()
+    (tmp_path / "critic.json").write_text(written.replace(f'"{inputs}"', '"hidden"'))
+    with pytest.raises(BundleError, match="numbers of each response, and 192 were read"):
+        HeadCritic(tmp_path, rm).review(items)
+    (tmp_path / "critic.json").write_text(written.replace(f'"{inputs}"', '"stars"'))
     with pytest.raises(BundleError, match="inputs is 'stars'"):
         HeadCritic(tmp_path, rm)
 
@@ -207,7 +211,8 @@ def test_pooled_states_are_those_of_the_question_the_response_and_its_last_token
     assert real.numbers.shape == (3 * width + len(LIKELIHOOD_STATISTICS),)
     assert real.numbers.dtype == np.float32
 
-    def positions(ids, start, end):  # every state is the position that it belongs to
+    def positions(ids, start, end, *, intermediate):  # every state is the position that it belongs to
+        assert intermediate
         return replace(follow(ids, start, end), intermediate=np.arange(len(ids), dtype=np.float32)[:, None])
 
     monkeypatch.setattr(rm.fast, "follow", positions)
@@ -215,8 +220,12 @@ def test_pooled_states_are_those_of_the_question_the_response_and_its_last_token
     ids = rm.encoder.pointwise_fast(trace.question, trace.response)
     last = int(found.numbers[2])
     start = int(2 * found.numbers[1]) - last
-    assert found.numbers[0] == (start - 1) / 2
-    assert "".join(rm.encoder.decode(ids[start : last + 1]).split()) == "".join(trace.response.split())
+    first = int(2 * found.numbers[0]) - (start - 1)
+    written = rm.encoder.decode(ids[start : last + 1])
+    assert "".join(written.split()) == "".join(trace.response.split())
+    before = "".join(rm.encoder.decode(ids[first:start]).split())
+    assert before.startswith("".join(trace.question.split()))
+    assert first > 0  # the template's beginning is the same for every question
     assert found.numbers[3:] == pytest.approx(real.numbers[3 * width :])
 
 
@@ -229,16 +238,26 @@ def test_likelihood_statistics_by_hand():
 
 def test_a_model_without_logits_has_no_likelihood(rm, monkeypatch):
     monkeypatch.setattr(rm.fast.opened, "can_write", False)
-    with pytest.raises(BundleError, match="does not give the logits of its vocabulary"):
-        reader_of(rm, "likelihood")
+    for inputs in ("likelihood", "pooled"):
+        with pytest.raises(BundleError, match=r"does not give the logits of its vocabulary.*exported by an older"):
+            reader_of(rm, inputs)
     with pytest.raises(InputError, match="inputs is 'length'"):
         reader_of(rm, "length")
 
 
 def test_a_model_without_states_of_its_middle_is_told_what_else_to_take(tmp_path, rm, monkeypatch):
     monkeypatch.setattr(rm.fast.opened, "gives_intermediate", False)
-    with pytest.raises(BundleError, match=r"states of a layer in its middle.*export it again.*or take 'likelihood'"):
+    with pytest.raises(BundleError, match=r"states of a layer in its middle.*export it again.*or fit .* 'likelihood'"):
         fit_critic(sums(), rm, tmp_path, inputs="pooled")
     assert not list(tmp_path.iterdir())
-    assert rm.fast.follow([1, 2, 3], 1, 2).intermediate is None
+    with pytest.raises(BundleError, match="gives no intermediate states"):
+        rm.fast.follow([1, 2, 3], 1, 2, intermediate=True)
     reader_of(rm, "likelihood")
+
+
+def test_a_bad_trace_does_not_make_the_others_be_followed_twice(rm, monkeypatch):
+    followed, follow = [], rm.fast.follow
+    monkeypatch.setattr(rm.fast, "follow", lambda *a, **k: followed.append(a) or follow(*a, **k))
+    found = reader_of(rm, "pooled").read([("q", "5"), ("q", ""), ("q", "6"), ("q", "7")])
+    assert [one is None for one in found] == [False, True, False, False]
+    assert len(followed) == 3

@@ -60,7 +60,7 @@ class LlamaReader:
         readings = self._owner.submit(self._read, distinct).result()
         return each_as_given(given, distinct, readings)
 
-    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+    def follow(self, sequence: Sequence[int], start: int, end: int, *, intermediate: bool = False) -> FollowedText:
         """Refuse: what follows a text comes with its hidden state, which is read from ONNX fast files only."""
         raise BundleError(
             f"{self.opened.path} is a GGUF file, and a critic on hidden states needs an ONNX fast file; "

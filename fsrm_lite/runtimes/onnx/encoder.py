@@ -94,7 +94,7 @@ class EncoderReader:
         readings = [FastReading((r,), None, None, len(ids), 0) for r, ids in zip(rewards, distinct, strict=True)]
         return each_as_given(given, distinct, readings)
 
-    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+    def follow(self, sequence: Sequence[int], start: int, end: int, *, intermediate: bool = False) -> FollowedText:
         """Refuse: an encoder predicts no tokens."""
         raise BundleError(f"{self.path} is an encoder, which gives no likelihood of a text and no hidden states")
 

@@ -76,7 +76,7 @@ class FastModel:
         self._owner.submit(call.run).result()
         return each_as_given(given, distinct, [call.readings[i] for i in range(len(distinct))])
 
-    def follow(self, sequence: Sequence[int], start: int, end: int) -> FollowedText:
+    def follow(self, sequence: Sequence[int], start: int, end: int, *, intermediate: bool = False) -> FollowedText:
         """Read one sequence, and how likely the model finds its tokens from ``start`` to before ``end``.
 
         See ``Reader.follow``.
@@ -92,13 +92,15 @@ class FastModel:
                 f"{self.graph.path} does not give the logits of its vocabulary, which the likelihood of a text needs; "
                 "export it again, from a model that has a vocabulary head"
             )
-        return self._owner.submit(self._follow, ids, start, end).result()
+        if intermediate and not self.graph.gives_intermediate:
+            raise BundleError(f"{self.graph.path} gives no intermediate states; export its checkpoint again")
+        return self._owner.submit(self._follow, ids, start, end, intermediate).result()
 
-    def _follow(self, ids: Ids, start: int, end: int) -> FollowedText:
+    def _follow(self, ids: Ids, start: int, end: int, intermediate: bool) -> FollowedText:
         nothing = State(0, self.graph.empty)
         row = chunk_row(Prefix(), Prefix(ids, (len(ids),)))
         places = list(range(len(ids)))
-        asked = ["hidden", "intermediate"] if self.graph.gives_intermediate else ["hidden"]
+        asked = ["hidden", "intermediate"] if intermediate else ["hidden"]
         states, *middle = (v.numpy() for v in self._run(asked, row, nothing, places, self._no_carry(), range(0)))
         # Where the model stands before each token, and at last behind the whole text.
         before = np.concatenate([states[start - 1 : end - 1], states[-1:]])

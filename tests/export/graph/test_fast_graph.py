@@ -12,7 +12,7 @@ import torch
 from helpers.fast import LABELS, SHAPES, make_checkpoint, random_sequences, reference
 from transformers import AutoModelForCausalLM
 
-from fsrm_lite.errors import ExportError
+from fsrm_lite.errors import BundleError, ExportError
 from fsrm_lite.export.checkpoints.checkpoint import Checkpoint
 from fsrm_lite.export.graph.fast_graph import matmul_names, open_store, write_fast_graph
 from fsrm_lite.export.graph.writer import FSRM, _with_branches, drop_unused
@@ -53,24 +53,31 @@ def test_fp32_graph_equals_transformers(tmp_path, kind, overrides):
     assert max(gaps.values()) < 1e-4
 
 
-@pytest.mark.parametrize(("kind", "layers", "at"), [(kind, 10, 7) for kind in SHAPES] + [("qwen3", 2, 0)])
-def test_intermediate_states_are_the_residual_behind_the_attention_of_their_layer(tmp_path, kind, layers, at):
+@pytest.mark.parametrize(
+    ("kind", "layers", "at", "precision", "limit"),
+    [(kind, 10, 7, "fp32", 1e-4) for kind in SHAPES]
+    + [("qwen3", 2, 0, "fp32", 1e-4), ("llama", 3, 1, "int8", 0.3), ("qwen3", 3, 1, "int8x2", 0.1)],
+)
+def test_intermediate_states_are_the_residual_behind_the_attention_of_their_layer(
+    tmp_path, kind, layers, at, precision, limit
+):
     folder = make_checkpoint(tmp_path / "checkpoint", kind, layers=layers)
-    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, precision="fp32")
+    write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, precision=precision)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     seen = []
     model.model.layers[at].post_attention_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     (ids,) = random_sequences(4, 1)
     with torch.no_grad():
         model(torch.tensor([ids]))
-    found = FastModel(tmp_path / "fast.onnx", threads=1).follow(ids, 1, len(ids))
-    assert found.intermediate == pytest.approx(seen[0][0].numpy(), abs=1e-4)
+    found = FastModel(tmp_path / "fast.onnx", threads=1).follow(ids, 1, len(ids), intermediate=True)
+    assert np.abs(found.intermediate - seen[0][0].numpy()).max() < limit
 
 
 def test_a_graph_of_one_layer_gives_no_intermediate_states(tmp_path):
     folder = make_checkpoint(tmp_path / "checkpoint", layers=1)
     write_fast_graph(Checkpoint.open(folder), tmp_path / "fast.onnx", LABELS, precision="fp32")
-    assert FastModel(tmp_path / "fast.onnx", threads=1).follow([1, 2, 3], 1, 2).intermediate is None
+    with pytest.raises(BundleError, match="gives no intermediate states"):
+        FastModel(tmp_path / "fast.onnx", threads=1).follow([1, 2, 3], 1, 2, intermediate=True)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("int8", 0.25), ("int4", 2.0)])

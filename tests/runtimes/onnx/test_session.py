@@ -348,9 +348,12 @@ def test_a_followed_text_has_the_log_probabilities_of_its_tokens(rm):
     assert (whole.log_p <= whole.best).all()
     assert whole.reading.tokens_read == len(ids)
     assert whole.reading.label_logits == pytest.approx(reading.label_logits, abs=0.05)
-    part = rm.fast.follow(ids, 5, 9)
+    part = rm.fast.follow(ids, 5, 9, intermediate=True)
     assert part.log_p == pytest.approx(whole.log_p[4:8], abs=1e-5)
-    assert part.intermediate.shape == whole.intermediate.shape == (len(ids), rm.fast.opened.hidden_size)
+    assert whole.intermediate is None
+    assert part.intermediate.shape == (len(ids), rm.fast.opened.hidden_size)
+    again = rm.fast.follow(ids[:-3], 5, 9, intermediate=True)
+    assert part.intermediate[:-3] == pytest.approx(again.intermediate, abs=1e-4)  # later tokens change nothing
 
 
 def test_a_text_is_followed_in_as_many_runs_as_the_vocabulary_needs(rm, monkeypatch):
