@@ -2,7 +2,8 @@
 
 The traces are published solutions with labels, for example GSM8K's ``example_model_solutions.jsonl``: 1,319 questions
 with the solutions of four models each (https://github.com/openai/grade-school-math, MIT). The backbone, which reads
-them and is not trained, is any bundle of a model with a vocabulary head, for example SmolLM2-135M-Instruct:
+them and is not trained, is any bundle of a model that can write, exported by this version or a later one, for example
+SmolLM2-135M-Instruct:
 
     make real
     fsrm-lite export .bench/real/checkpoint -o .bench/smollm2 --slow none
@@ -10,7 +11,8 @@ them and is not trained, is any bundle of a model with a vocabulary head, for ex
 
 Questions are read in a random order, for as long as ``--minutes`` allows; those that were read whole are measured. Each
 question is held out once: its traces are scored by a head that was fitted and calibrated on other questions alone.
-All intervals are of 95 %, by bootstrap over questions. What the model reads is kept in the output folder, so that the
+Heads on all three kinds of inputs are compared by their AUROC; all other figures are of the head on ``pooled``. All
+intervals are of 95 %, by bootstrap over questions. What the model reads is kept in the output folder, so that the
 next run goes on where this one stopped.
 """
 
