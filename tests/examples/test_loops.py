@@ -200,7 +200,7 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     found = report["AUROC, critic on pooled states and likelihood"]
     assert 0.7 < found["low"] <= found["value"] <= found["high"]
     assert report["right among the 100% accepted"]["value"] == pytest.approx(report["pick, one at random"]["value"])
-    (cache,) = out.glob("features-*.jsonl")
+    (cache,) = out.glob("read-*.jsonl")
     whole = cache.read_bytes()
     cache.write_bytes(whole[:-40])  # a run that was cut off in the midst of a line
     example.main(common)

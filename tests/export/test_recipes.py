@@ -472,6 +472,8 @@ def test_a_scalar_head_gives_the_reward_of_transformers(rows, tmp_path):
             assert score.logit == pytest.approx(reward, abs=1e-4)
             assert score.distribution_confidence is None
             assert json.loads(json.dumps(score.to_dict()))["label_mass"] is None
+        assert not rm.fast.follows
+        assert not rm.fast.gives_intermediate
 
 
 @needs_tokenizers
