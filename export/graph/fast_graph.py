@@ -57,8 +57,8 @@ stay near and attention does little of the masked half. Measured in benchmarks/N
 INTERMEDIATE_DEPTH = 7, 10
 """Where the intermediate layer stands: seven tenths of all layers are before it.
 
-Of SmolLM2-135M's 30 layers, the states around this one say most about whether a solution is right. Measured in
-benchmarks/NOTES.md.
+Of SmolLM2-135M's 30 layers, the mean of the states around this one says most about whether a solution is right.
+Measured in benchmarks/NOTES.md.
 """
 
 FastPrecision = Literal["fp32", "int8x2", "int8", "int4"]

@@ -8,8 +8,7 @@ There are three kinds, the ``INPUTS``:
   written a right solution finds a wrong step unlikely.
 - ``pooled``: in place of the last hidden state, states of a layer at 0.7 of the model's depth: their mean from the
   question's first token up to the response, their mean over the response, and the one of the response's last token. The
-  same six numbers follow. What the model knows about a text is spread over its tokens, and its last layers are about
-  the next token.
+  same six numbers follow. It was the best of the three on published solutions with a real model (benchmarks/NOTES.md).
 
 For the last two each response is read by itself, and the model's vocabulary head is computed for each of its tokens.
 """

@@ -210,6 +210,18 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     assert json.loads((out / "real_traces.json").read_text())["figures"] == report
 
 
+def test_telling_the_writers_apart_orders_no_pair_once_they_are_balanced():
+    example, rng = load("real_traces"), random.Random(3)
+    counts = []
+    for _ in range(400):  # the first writer is right in 70 %, the second in 40 %
+        labels = [int(rng.random() < share) for share in (0.7, 0.4)]
+        group = [example.Trace("q", "5", k, "x", "5", label, 0) for k, label in enumerate(labels)]
+        counts.append(example.pairs_in_order(group, [0.9, 0.1], 2))  # the score knows the writer and nothing else
+    done, pairs = sum(counts)
+    assert done.sum() / pairs.sum() > 0.7
+    assert example.balanced(sum(counts)) == pytest.approx(0.5)
+
+
 def test_ties_of_a_pick_are_drawn_by_lot():
     example = load("real_traces")
     traces = [example.Trace("q", "5", k, "x" * n, a, int(a == "5"), 0) for k, (n, a) in enumerate(((3, "5"), (3, "6")))]
