@@ -32,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fsrm_lite import FastSlowRM
+from fsrm_lite.bundle.files import file_sha256
 from fsrm_lite.cli.progress import progress
 from fsrm_lite.export.critic_head import Part, fast_logit, fit_layers, logits_of
 from fsrm_lite.files import sole_writer
 from fsrm_lite.jsonl import complete_lines, dump_row, open_lines
-from fsrm_lite.loops.critic import backbone_hash
 from fsrm_lite.loops.critic_inputs import INPUTS, LIKELIHOOD_STATISTICS, FollowingReader
 from fsrm_lite.loops.distill import Trace, read_traces
 from fsrm_lite.measure.intervals import Interval, bootstrap
@@ -277,10 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("-o", "--output", type=Path, default=Path("results"))
     options = parser.parse_args(arguments)
+    if options.folds < 2:
+        parser.error(f"--folds is {options.folds}, expected at least 2")
     options.output.mkdir(parents=True, exist_ok=True)
     groups = chosen(options.traces, options.questions, options.seed)
     with FastSlowRM.from_pretrained(options.model, threads=options.threads) as rm:
-        cache = options.output / f"read-{backbone_hash(rm)[:12]}.jsonl"
+        # The manifest has the hashes of graph and tokenizer, and the prompt: all that decides what is read.
+        cache = options.output / f"read-{file_sha256(rm.bundle.root / 'fsrm.json')[:12]}.jsonl"
         known = read(rm, [trace for group in groups for trace in group], cache, options.minutes)
     groups = [group for group in groups if all(key_of(t) in known for t in group)]
     if len(groups) < LEAST_QUESTIONS:

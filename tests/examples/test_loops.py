@@ -189,6 +189,9 @@ def test_real_traces_are_read_once_and_measured_on_held_out_questions(tmp_path, 
     example = load("real_traces")
     path, out = published(tmp_path / "solutions.jsonl"), tmp_path / "out"
     common = [str(path), "-o", str(out), "--threads", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        example.main([*common, "--folds", "1"])
+    assert "--folds is 1, expected at least 2" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="20; give it more --minutes"):
         example.main([*common, "--minutes", "0"])
     example.main(common)

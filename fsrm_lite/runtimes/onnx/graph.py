@@ -74,12 +74,11 @@ class Graph:
         present_names: The outputs that have the same and the new tokens' behind them, in the same order.
         token_axes: The axis of each of these that counts tokens.
         empty: Pasts without a token, as ONNX Runtime's arrays.
-        can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Older graphs
-            do not.
+        can_write: Whether the graph gives the logits of the whole vocabulary, which writing needs. Older graphs do not.
         writes_in_place: Whether ``write`` can be called: the graph keeps keys and values in place, and the compiled
             operators are there, without which that would cost more than to join them anew.
-        gives_intermediate: Whether the graph gives the states of a layer in its middle. Older graphs do not,
-            nor do those with a scalar head or a single layer.
+        gives_intermediate: Whether the graph gives the states of a layer in its middle. Older graphs do not, nor do
+            those with a scalar head or a single layer.
         can_think: Whether it can write, and its verdicts were not out of tolerance when it was exported.
     """
 
